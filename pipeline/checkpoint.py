@@ -1,0 +1,161 @@
+"""A checkpoint folder: config.json, safetensors shards, tokenizer files. Read lazily, written whole, never unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pipeline.errors import TrimlineError
+from pipeline.geometry import Geometry
+
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHARD_BYTES = 4 * 2**30
+
+
+class Checkpoint:
+    """A Hugging Face folder opened for reading, one tensor at a time.
+
+    Raises:
+        TrimlineError: no such folder, no safetensors in it (pickles are refused), a config that is not JSON, or a
+            shard that is truncated, corrupt or missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise TrimlineError(f"There is no checkpoint folder {folder}.", "Give a folder that holds config.json and safetensors.")
+        self.config = read_json(self.folder / "config.json")
+        self._shards = {path.name: _open_shard(path) for path in self._shard_paths()}
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry.from_config(self.config)
+
+    @cached_property
+    def locations(self) -> dict[str, str]:
+        """Tensor name to shard file name."""
+        found: dict[str, str] = {}
+        for shard, handle in self._shards.items():
+            for name in handle.keys():
+                if name in found:
+                    raise TrimlineError(f"The tensor {name} stands in both {found[name]} and {shard}.", "Fetch the checkpoint again.")
+                found[name] = shard
+        return found
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor by its stored name.
+
+        Raises:
+            TrimlineError: the checkpoint holds no such tensor.
+        """
+        if name not in self.locations:
+            raise TrimlineError(f"{self.folder} holds no tensor {name}.", "Its config describes another model than its weights.")
+        return self._shards[self.locations[name]].get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._shards[self.locations[name]].get_slice(name).get_shape())
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor, in name order."""
+        for name in sorted(self.locations):
+            yield name, self.tensor(name)
+
+    def _shard_paths(self) -> list[Path]:
+        if (self.folder / INDEX).exists():
+            weight_map = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+                raise TrimlineError(f"{self.folder / INDEX} has no usable weight_map.", "Fetch the checkpoint again.")
+            return [_inside(self.folder, name) for name in sorted(set(weight_map.values()))]
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if paths:
+            return paths
+        pickles = [path.name for pattern in PICKLES for path in sorted(self.folder.glob(pattern))]
+        if pickles:
+            raise TrimlineError(
+                f"{self.folder} holds pickled weights ({pickles[0]}), which can run code when they are opened.",
+                "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder).",
+            )
+        raise TrimlineError(f"{self.folder} holds no safetensors file.", "Give a folder with model.safetensors or its shards.")
+
+    def check_finite(self) -> None:
+        """Reads every tensor once.
+
+        Raises:
+            TrimlineError: a tensor holds NaN or Inf; it is named.
+        """
+        for name, tensor in self.tensors():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                kind = "NaN" if torch.isnan(tensor).any() else "Inf"
+                raise TrimlineError(f"The tensor {name} of {self.folder} holds {kind}.", "Fetch the checkpoint again, or repair that tensor.")
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes config.json and safetensors (with an index above one shard) into ``folder``, same input same bytes."""
+    write_json(folder / "config.json", config)
+    shards = _split(tensors)
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        TrimlineError: the file is missing, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrimlineError(f"{path} does not exist.", "Check the folder you gave.") from None
+    except (ValueError, RecursionError) as error:
+        raise TrimlineError(f"{path} is not valid JSON ({error}).", "Fetch or write it again.") from None
+    if not isinstance(value, dict):
+        raise TrimlineError(f"{path} holds a JSON {type(value).__name__}, not an object.", "Fetch or write it again.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    filled = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        if shards[-1] and filled + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    return shards
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise TrimlineError(f"The index of {folder} names the shard {name!r}, which is not a file in it.", "Fetch the checkpoint again.")
+    return path
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Fetch the checkpoint again.") from None

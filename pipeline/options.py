@@ -1,0 +1,62 @@
+"""Run options: how to compute, as apart from what is wanted (the recipe)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pipeline.errors import TrimlineError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How every stage computes.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        dtype: of the forward passes that collect statistics; ``auto`` takes bf16 where the processor has
+            instructions for it and the checkpoint's own dtype elsewhere.
+        threads: for torch and ONNX Runtime.
+        trust_remote_code: run modelling code that a foreign checkpoint carries.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: DType = "auto"
+    threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    trust_remote_code: bool = False
+
+    def apply(self) -> None:
+        """Sets torch's thread count.
+
+        Raises:
+            TrimlineError: ``cuda`` is asked for and torch sees none.
+        """
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TrimlineError("This torch sees no CUDA device.", "Use --device cpu, or install a CUDA build of torch.")
+        torch.set_num_threads(self.threads)
+
+    def resolved_dtype(self) -> torch.dtype:
+        """The dtype that ``auto`` means on this machine."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        native = torch.cuda.is_bf16_supported() if self.device == "cuda" else processor_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+
+    def as_record(self) -> dict[str, Any]:
+        """What the manifest keeps and what a stage's key depends on."""
+        return asdict(self) | {"dtype": str(self.resolved_dtype()).removeprefix("torch.")}
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively (AVX512-BF16, AMX, or Arm's bf16 extension)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))

@@ -1,0 +1,168 @@
+"""The decision of the prune stage, on disk: what stays, in the original numbering, what was updated, and why.
+
+``plan.json`` is for people and for diffs; ``updates.safetensors`` holds every tensor whose values changed, in its
+final shape, under its original name; ``scores.safetensors`` holds each step's score per unit, so that another
+budget needs no new measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.checkpoint import read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.families import Axis, Family, Linear, Sublayer, family_named
+from pipeline.geometry import BlockShape, Geometry
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The units that stay.
+
+    Attributes:
+        blocks: original numbers of the blocks that stay, ascending.
+        ffn, kv_groups: for every *original* block, the ascending unit numbers that stay; () where the sublayer goes.
+    """
+
+    blocks: tuple[int, ...]
+    ffn: tuple[tuple[int, ...], ...]
+    kv_groups: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def everything(cls, geometry: Geometry) -> Selection:
+        return cls(
+            blocks=tuple(range(len(geometry.blocks))),
+            ffn=tuple(tuple(range(block.ffn)) for block in geometry.blocks),
+            kv_groups=tuple(tuple(range(block.kv_groups)) for block in geometry.blocks),
+        )
+
+    def units(self, sublayer: Sublayer) -> tuple[tuple[int, ...], ...]:
+        return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
+
+    def geometry(self, original: Geometry) -> Geometry:
+        """Sizes of the model that keeps this selection."""
+        return original.with_blocks(tuple(BlockShape(len(self.ffn[i]), len(self.kv_groups[i])) for i in self.blocks))
+
+    def axis_indices(self, axis: Axis, block: int, geometry: Geometry) -> torch.Tensor:
+        """Kept indices along ``axis`` of a tensor of original block ``block``, shape (kept × unit width,)."""
+        units = torch.tensor(self.ffn[block] if axis is Axis.FFN else self.kv_groups[block], dtype=torch.long)
+        width = geometry.unit_width(axis)
+        return (units[:, None] * width + torch.arange(width)).flatten()
+
+    def row_indices(self, linear: Linear, block: int, geometry: Geometry) -> torch.Tensor | None:
+        """Kept rows of a projection; None where all stay. Fused projections are cut section by section."""
+        if linear.rows == (Axis.RESIDUAL,):
+            return None
+        kept, start = [], 0
+        for axis in linear.rows:
+            kept.append(self.axis_indices(axis, block, geometry) + start)
+            start += geometry.axis_size(axis, geometry.blocks[block])
+        return torch.cat(kept)
+
+    def column_indices(self, linear: Linear, block: int, geometry: Geometry) -> torch.Tensor | None:
+        """Kept columns of a projection; None where all stay."""
+        return None if linear.columns is Axis.RESIDUAL else self.axis_indices(linear.columns, block, geometry)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of measure, score, allocate, compensate.
+
+    Attributes:
+        title: what a person calls it, such as ``cfsp on ffn``.
+        recipe: the slice of the recipe that asked for it.
+        kept: space name (``ffn.3``, ``kv_group.0``, ``layer``) to ascending kept units in the original numbering.
+        facts: why: block importances, requested fractions, thresholds, tokens seen; JSON-compatible.
+    """
+
+    title: str
+    recipe: Mapping[str, Any]
+    kept: Mapping[str, tuple[int, ...]]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the prune stage decided about one model."""
+
+    family: Family
+    selection: Selection
+    steps: tuple[Step, ...]
+    updates: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes plan.json, updates.safetensors and scores.safetensors; same plan, same bytes."""
+        document = {
+            "format": FORMAT,
+            "family": self.family.model_type,
+            "blocks": _ranges(self.selection.blocks),
+            "ffn": [_ranges(units) for units in self.selection.ffn],
+            "kv_groups": [_ranges(units) for units in self.selection.kv_groups],
+            "steps": [
+                {
+                    "title": step.title,
+                    "recipe": dict(step.recipe),
+                    "facts": dict(step.facts),
+                    "kept": {space: _ranges(units) for space, units in step.kept.items()},
+                }
+                for step in self.steps
+            ],
+        }
+        write_json(folder / "plan.json", document)
+        save_file({k: v.contiguous() for k, v in sorted(self.updates.items())}, folder / "updates.safetensors")
+        save_file({k: v.contiguous() for k, v in sorted(self.scores.items())}, folder / "scores.safetensors")
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """Reads what ``write`` wrote.
+
+        Raises:
+            TrimlineError: the folder holds no plan, or one of another format.
+        """
+        document = read_json(Path(folder) / "plan.json")
+        if document.get("format") != FORMAT:
+            raise TrimlineError(f"{folder}/plan.json has format {document.get('format')!r}, not {FORMAT}.", "Prune again with this version.")
+        selection = Selection(
+            blocks=_numbers(document["blocks"]),
+            ffn=tuple(_numbers(text) for text in document["ffn"]),
+            kv_groups=tuple(_numbers(text) for text in document["kv_groups"]),
+        )
+        steps = tuple(
+            Step(s["title"], s["recipe"], {space: _numbers(text) for space, text in s["kept"].items()}, s["facts"])
+            for s in document["steps"]
+        )
+        return cls(
+            family=family_named(document["family"]),
+            selection=selection,
+            steps=steps,
+            updates=load_file(Path(folder) / "updates.safetensors"),
+            scores=load_file(Path(folder) / "scores.safetensors"),
+        )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``(0, 1, 2, 5)`` to ``"0-2 5"``: long index lists stay readable and diffable."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for run in text.split():
+        first, _, last = run.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return tuple(numbers)
