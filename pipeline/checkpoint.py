@@ -44,7 +44,7 @@ class Checkpoint:
         """Tensor name to shard file name."""
         found: dict[str, str] = {}
         for shard, handle in self._shards.items():
-            for name in handle.keys():
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
                 if name in found:
                     raise TrimlineError(f"The tensor {name} stands in both {found[name]} and {shard}.", "Fetch the checkpoint again.")
                 found[name] = shard
@@ -94,7 +94,9 @@ class Checkpoint:
         for name, tensor in self.tensors():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 kind = "NaN" if torch.isnan(tensor).any() else "Inf"
-                raise TrimlineError(f"The tensor {name} of {self.folder} holds {kind}.", "Fetch the checkpoint again, or repair that tensor.")
+                raise TrimlineError(
+                    f"The tensor {name} of {self.folder} holds {kind}.", "Fetch the checkpoint again, or repair that tensor."
+                )
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -131,6 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes indented UTF-8 JSON with a final newline, keys in the order given."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

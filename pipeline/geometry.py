@@ -128,11 +128,7 @@ class Geometry:
 
     def _all_of_block(self, block: BlockShape) -> int:
         biases = sum(rows for linear, (rows, _) in self.linears(block) if self.has_bias(linear))
-        norms = sum(
-            self.axis_size(norm.axis, block) * (2 if norm.bias else 1)
-            for norm in self.family.norms
-            if block.units(norm.sublayer)
-        )
+        norms = sum(self.axis_size(norm.axis, block) * (2 if norm.bias else 1) for norm in self.family.norms if block.units(norm.sublayer))
         return self.block_parameters(block) + biases + norms
 
     def decoder_flops(self, context: int) -> int:

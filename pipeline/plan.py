@@ -130,7 +130,9 @@ class Plan:
         """
         document = read_json(Path(folder) / "plan.json")
         if document.get("format") != FORMAT:
-            raise TrimlineError(f"{folder}/plan.json has format {document.get('format')!r}, not {FORMAT}.", "Prune again with this version.")
+            raise TrimlineError(
+                f"{folder}/plan.json has format {document.get('format')!r}, not {FORMAT}.", "Prune again with this version."
+            )
         selection = Selection(
             blocks=_numbers(document["blocks"]),
             ffn=tuple(_numbers(text) for text in document["ffn"]),

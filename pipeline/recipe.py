@@ -69,9 +69,13 @@ class Budget(Slice):
     """How much of one space goes: a fraction of something, or the sizes that stay."""
 
     remove: Fraction | None = None
-    of: Literal["units", "parameters", "flops"] = Field("units", description="units of the space, or the decoder's linear parameters, or its FLOPs")
+    of: Literal["units", "parameters", "flops"] = Field(
+        "units", description="units of the space, or the decoder's linear parameters, or its FLOPs"
+    )
     context: Count = Field(512, description="tokens that a token sees, for FLOPs")
-    keep: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="units per block, or one number per block; for layer, how many")
+    keep: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="units per block, or one number per block; for layer, how many"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Budget:
@@ -85,11 +89,17 @@ class PruneStep(Slice):
 
     method: str = "cfsp"
     budget: dict[Space, Budget] = Field(min_length=1)
-    allocation: Literal["cfsp", "uniform", "global"] | None = Field(None, description="how a space's budget is spread over the blocks; the method's own by default")
+    allocation: Literal["cfsp", "uniform", "global"] | None = Field(
+        None, description="how a space's budget is spread over the blocks; the method's own by default"
+    )
     sharpness: float = Field(1.0, ge=0.0, le=1e6, description="CFSP's a: 0 is uniform")
-    score: Literal["published", "normalised"] = Field("published", description="CFSP's fine score as released, or with weight terms that do not cancel")
+    score: Literal["published", "normalised"] = Field(
+        "published", description="CFSP's fine score as released, or with weight terms that do not cancel"
+    )
     round_to: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="widths become multiples of this, the budget kept")
-    rounding: Literal["tile", "published"] = Field("tile", description="'published' is the system's own rounding, which may miss the budget")
+    rounding: Literal["tile", "published"] = Field(
+        "tile", description="'published' is the system's own rounding, which may miss the budget"
+    )
     compensation: Literal["none", "least_squares"] = "none"
     damping: float = Field(0.01, gt=0.0, le=1e3, description="of least squares, in units of the Gram matrix's mean diagonal")
 
