@@ -1,0 +1,55 @@
+"""The report: one dataclass in, a self-contained page, Markdown and a terminal table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trimline.report.data import (
+    FILE,
+    BlockRow,
+    ConsumerRow,
+    GateRow,
+    Measure,
+    ModelRow,
+    Removed,
+    ReportData,
+    SpeedPoint,
+    StageTime,
+    TextRow,
+    Workload,
+)
+from trimline.report.headline import headline
+from trimline.report.markdown import render_markdown
+from trimline.report.page import render_html
+from trimline.report.terminal import render_terminal
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+__all__ = [
+    "FILE",
+    "HTML",
+    "MARKDOWN",
+    "BlockRow",
+    "ConsumerRow",
+    "GateRow",
+    "Measure",
+    "ModelRow",
+    "Removed",
+    "ReportData",
+    "SpeedPoint",
+    "StageTime",
+    "TextRow",
+    "Workload",
+    "headline",
+    "render_html",
+    "render_markdown",
+    "render_terminal",
+    "write_report",
+]
+
+
+def write_report(data: ReportData, out: Path) -> None:
+    """Writes report.json, report.html and report.md into ``out``."""
+    data.write(out / FILE)
+    (out / HTML).write_text(render_html(data), encoding="utf-8", newline="\n")
+    (out / MARKDOWN).write_text(render_markdown(data), encoding="utf-8", newline="\n")

@@ -1,0 +1,252 @@
+"""What a report says, as plain values. The stages' outputs fill it; ``report.json`` holds it; every rendering reads only it.
+
+A part that was not run stays None or empty, and its section says so in one sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.errors import TrimlineError
+
+FILE = "report.json"
+STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+Role = Literal["dense", "pruned"]
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured value with what is known of its uncertainty.
+
+    Attributes:
+        value: in the unit of the field that holds it; a median for timings.
+        low, high: ends of its 95 % confidence interval, where one was computed.
+        error: its standard error, where one was computed.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One form of the model.
+
+    Attributes:
+        role: ``dense`` or ``pruned``; the report compares the first of each.
+        name: what people call it.
+        parameters: every number in the checkpoint, a tied head counted once.
+        decoder_parameters: weights of the linear projections inside the blocks.
+        decoder_flops: of the blocks, for one token that sees ``ReportData.flops_context`` tokens.
+        checkpoint_bytes, onnx_bytes: on disk, weights and graph.
+        perplexity: on ``ReportData.evaluation``.
+        peak_memory_bytes: largest resident size of the process that ran the model.
+        cold_start_seconds: load and first request.
+    """
+
+    role: Role
+    name: str
+    parameters: int
+    decoder_parameters: int
+    decoder_flops: int
+    checkpoint_bytes: int | None = None
+    onnx_bytes: int | None = None
+    perplexity: Measure | None = None
+    peak_memory_bytes: int | None = None
+    cold_start_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One timed task, dense and pruned interleaved.
+
+    Attributes:
+        name: such as ``512 tokens, nothing cached``.
+        phase: ``prefill`` or ``decode``; the first workload of each phase is the headline.
+        batch, tokens, past: sequences, new tokens per sequence and call, tokens already in the cache.
+        dense, pruned: latency of one call, seconds.
+        dense_samples, pruned_samples: raw seconds, in the order they were taken.
+        speedup: dense over pruned latency.
+        control: dense against itself in the same run (A/A), a ratio.
+        allowed: speed-up that the roofline allows for these shapes.
+        realised: speed-up over ``allowed``.
+        verdict: ``resolved``, or why not.
+    """
+
+    name: str
+    phase: Phase
+    tokens: int
+    dense: Measure
+    pruned: Measure
+    batch: int = 1
+    past: int = 0
+    dense_samples: tuple[float, ...] = ()
+    pruned_samples: tuple[float, ...] = ()
+    speedup: Measure | None = None
+    control: Measure | None = None
+    allowed: float | None = None
+    realised: Measure | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What share of the dense model went, 0 to 1, in every definition that people use."""
+
+    ffn_channels: float
+    kv_groups: float
+    blocks: float
+    decoder_parameters: float
+    decoder_flops: float
+    parameters: float
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One original block: units before and after (0: the sublayer is gone), and how much the block matters."""
+
+    number: int
+    dense_ffn: int
+    dense_kv_groups: int
+    ffn: int
+    kv_groups: int
+    importance: float | None = None
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """A check between two forms. ``passed`` None means that it was not run, and ``detail`` says why."""
+
+    name: str
+    passed: bool | None
+    figure: float | None = None
+    bar: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """One model in the plot of perplexity against speed (tokens/s)."""
+
+    name: str
+    perplexity: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A text and what it was used for."""
+
+    role: str
+    name: str
+    characters: int
+    sha256: str
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """How long a stage took; None where it was skipped because its artefact was there."""
+
+    stage: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ConsumerRow:
+    """Whether a program loads the result; ``checked`` says how that is known."""
+
+    consumer: str
+    loads: bool
+    why: str = ""
+    change: str = ""
+    checked: str = ""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows.
+
+    Attributes:
+        title: heading of the report.
+        command: what was typed, exactly.
+        model_source: where the dense model came from.
+        recipe: its YAML text.
+        models: dense and pruned; more rows of either role are shown in the plot of points only.
+        flops_context: tokens that a token sees, for FLOPs.
+        evaluation: text, window and stride behind the perplexities, in words.
+        decode_points: perplexity against decode speed.
+        overlap: share of the evaluation text's lines that also stand in the calibration text, 0 to 1.
+        importance_name: what ``BlockRow.importance`` is.
+    """
+
+    title: str
+    command: str
+    model_source: str
+    recipe: str
+    models: tuple[ModelRow, ...]
+    removed: Removed | None = None
+    blocks: tuple[BlockRow, ...] = ()
+    importance_name: str = "importance"
+    flops_context: int = 512
+    evaluation: str = ""
+    workloads: tuple[Workload, ...] = ()
+    decode_points: tuple[SpeedPoint, ...] = ()
+    gates: tuple[GateRow, ...] = ()
+    consumers: tuple[ConsumerRow, ...] = ()
+    texts: tuple[TextRow, ...] = ()
+    overlap: float | None = None
+    warnings: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    stages: tuple[StageTime, ...] = ()
+    format: Literal[1] = 1
+
+    def model(self, role: Role) -> ModelRow | None:
+        """The first model of that role."""
+        return next((model for model in self.models if model.role == role), None)
+
+    def workload(self, phase: Phase) -> Workload | None:
+        """The headline workload of that phase."""
+        return next((workload for workload in self.workloads if workload.phase == phase), None)
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Speed is only shown beside perplexity; this says whether both models have one."""
+        rows = self.model("dense"), self.model("pruned")
+        return all(row is not None and row.perplexity is not None for row in rows)
+
+    def write(self, path: Path) -> None:
+        """Writes ``report.json``; the same data gives the same bytes."""
+        path.write_bytes(_adapter().dump_json(self, indent=2) + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> ReportData:
+        """Reads what ``write`` wrote.
+
+        Raises:
+            TrimlineError: no such file, or not a report of this format; the first wrong field is named.
+        """
+        try:
+            return _adapter().validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise TrimlineError(f"{path} does not exist.", "Give a folder that holds a report.json.") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise TrimlineError(f"{path} is not a report: {place}: {first['msg']}.", "Run `trimline report` again.") from None
+
+
+for _part in (Measure, ModelRow, Workload, Removed, BlockRow, GateRow, SpeedPoint, TextRow, StageTime, ConsumerRow, ReportData):
+    setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass
+
+
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(ReportData)

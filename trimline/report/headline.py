@@ -1,0 +1,96 @@
+"""The result in one sentence, and the few figures that a reader wants first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimline.report import formats
+from trimline.report.content import Cell
+from trimline.report.data import Measure, Phase, Removed, ReportData, Workload
+
+RESOLVED = "resolved"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the header: ``before`` and ``after`` in its unit, and what that means."""
+
+    label: str
+    before: str
+    after: str
+    verdict: str
+
+
+def headline(data: ReportData) -> str:
+    """One sentence: what went, what it costs in perplexity, what it gains in speed."""
+    dense, pruned = data.model("dense"), data.model("pruned")
+    if dense is None or pruned is None:
+        return "There is no pruned model to compare with the dense one."
+    what = _what_went(data.removed) if data.removed else ""
+    parts = [f"{formats.count(dense.parameters)} → {formats.count(pruned.parameters)} parameters"]
+    if dense.perplexity and pruned.perplexity:
+        parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}")
+        headlines = [data.workload(phase) for phase in _phases()]
+        parts += [_gain(workload, workload.speedup) for workload in headlines if workload and workload.speedup]
+    return f"{dense.name}{what}: {', '.join(parts)}."
+
+
+def tiles(data: ReportData) -> tuple[Tile, ...]:
+    """Parameters, checkpoint size, perplexity, prefill and decode; those that were not measured are left out."""
+    dense, pruned = data.model("dense"), data.model("pruned")
+    if dense is None or pruned is None:
+        return ()
+    found = [_tile("Parameters", dense.parameters, pruned.parameters, formats.count)]
+    if dense.checkpoint_bytes and pruned.checkpoint_bytes:
+        found.append(_tile("Checkpoint", dense.checkpoint_bytes, pruned.checkpoint_bytes, formats.size))
+    if dense.perplexity and pruned.perplexity:
+        found.append(_tile("Perplexity", dense.perplexity.value, pruned.perplexity.value, formats.plain))
+        found += [_speed_tile(workload) for phase in _phases() if (workload := data.workload(phase))]
+    return tuple(found)
+
+
+def changed(measure: Measure) -> bool:
+    """Whether a speed-up's interval lies wholly on one side of 1. Without an interval nothing is claimed."""
+    if measure.low is None or measure.high is None:
+        return False
+    return measure.low > 1 or measure.high < 1
+
+
+def speedup_cell(speedup: Measure | None) -> Cell:
+    """The speed-up with its interval, or that there is no measurable one."""
+    if speedup is None:
+        return Cell(formats.NONE)
+    bounds = formats.interval(speedup)
+    if not changed(speedup):
+        return Cell("no measurable change", "quiet", detail=bounds)
+    return Cell(formats.ratio(speedup.value), "good" if speedup.value > 1 else "bad", detail=bounds)
+
+
+def _phases() -> tuple[Phase, Phase]:
+    return "prefill", "decode"
+
+
+def _tile(label: str, before: float, after: float, show: formats.Show) -> Tile:
+    return Tile(label, show(before), show(after), formats.change(before, after))
+
+
+def _speed_tile(workload: Workload) -> Tile:
+    before, after = formats.duration(workload.dense.value), formats.duration(workload.pruned.value)
+    return Tile(workload.phase.capitalize(), before, after, speedup_cell(workload.speedup).whole)
+
+
+def _gain(workload: Workload, speedup: Measure) -> str:
+    if not changed(speedup):
+        return f"{workload.phase} without measurable change"
+    unresolved = "" if workload.verdict in ("", RESOLVED) else f" ({workload.verdict})"
+    return f"{workload.phase} {formats.ratio(speedup.value)} as fast {formats.interval(speedup)}{unresolved}"
+
+
+def _what_went(removed: Removed) -> str:
+    named = (
+        (removed.ffn_channels, "its FFN channels"),
+        (removed.kv_groups, "its KV groups"),
+        (removed.blocks, "its blocks"),
+    )
+    went = [f"{formats.percent(share, 0)} of {what}" for share, what in named if share > 0]
+    return f" without {' and '.join(went)}" if went else ""

@@ -1,0 +1,72 @@
+"""The report as Markdown: the same sections without plots, readable as plain text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trimline.report.content import Code, Item, Note, Plot, Section, Table
+from trimline.report.data import ReportData
+from trimline.report.headline import headline
+from trimline.report.sections import sections
+
+SPECIAL = re.compile(r"([\\`*_|~]|\](?=[(\[:])|^[#>+-])")  # brackets only where they would make a link: intervals stay readable
+
+
+def render_markdown(data: ReportData) -> str:
+    """GitHub-flavoured Markdown; the same data gives the same text. Markup in the data stays text."""
+    lines = [f"# {escape(data.title)}", "", escape(headline(data)), ""]
+    for warning in data.warnings:
+        lines += [f"> **Warning:** {escape(warning)}", ""]
+    for section in sections(data):
+        lines += _section(section)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def escape(text: str) -> str:
+    """Text with no character left that Markdown, or HTML inside it, would interpret; on one line."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return SPECIAL.sub(r"\\\1", text).replace("\r", " ").replace("\n", " ")
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield from (f"## {escape(section.title)}", "")
+    for item in section.items:
+        yield from _item(item)
+
+
+def _item(item: Item) -> Iterator[str]:
+    match item:
+        case Note():
+            yield from (escape(item.text), "")
+        case Code():
+            yield from _code(item)
+        case Table():
+            yield from _table(item)
+        case Plot():
+            pass  # its figures stand in a table
+
+
+def _code(code: Code) -> Iterator[str]:
+    longest = max((len(run) for run in re.findall("`+", code.text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    if code.caption:
+        yield from (f"**{escape(code.caption)}**", "")
+    yield from (f"{fence}{code.language}", code.text, fence, "")
+
+
+def _table(table: Table) -> Iterator[str]:
+    if table.caption:
+        yield from (f"**{escape(table.caption)}**", "")
+    yield _line(column.title for column in table.columns)
+    yield "|" + "|".join(" ---: " if column.numeric else " --- " for column in table.columns) + "|"
+    for row in table.rows:
+        yield _line(cell.whole for cell in row)
+    yield ""
+    formulas = [f"- {escape(name)}: {escape(formula)}" for name, formula in table.formulas()]
+    if formulas:
+        yield from (*formulas, "")
+
+
+def _line(texts: Iterator[str] | list[str]) -> str:
+    return "| " + " | ".join(escape(text) for text in texts) + " |"

@@ -1,0 +1,26 @@
+"""What each figure means. Names differ between tools, so the formula is printed beside every name."""
+
+from __future__ import annotations
+
+PARAMETERS = "every number in the checkpoint; an output head tied to the token table counts once"
+DECODER_PARAMETERS = "weights of the linear projections inside the blocks; no biases, norms, embeddings or output head"
+FLOPS = "2 × decoder linear parameters + 4 × context × query channels, per token that sees {context} tokens; output head not counted"
+CHECKPOINT = "bytes of the safetensors files"
+ONNX = "bytes of the ONNX graph and its weights"
+PERPLEXITY = "exp(mean negative log-likelihood per predicted token); ± is one standard error over windows"
+PEAK_MEMORY = "largest resident set of the process that ran the ONNX model"
+COLD_START = "load of the model and first request, before any warm-up"
+LATENCY = "median over all timed calls; brackets: 95 % confidence interval"
+TOKENS = "batch × new tokens per call / median latency"
+SPEEDUP = "dense median latency / pruned median latency, interleaved in one run; brackets: 95 % confidence interval"
+CONTROL = "the same ratio for dense against itself; a timing counts where this lies within 1 ± 0.02"
+ALLOWED = (
+    "speed-up of the sum over operators of max(bytes / measured bandwidth, FLOPs / measured rate), "
+    "output head, attention and KV cache included"
+)
+REALISED = "measured speed-up / speed-up that the roofline allows"
+ROUNDS = "timed calls per model, warm-up excluded"
+FFN_CHANNELS = "intermediate channels removed / all intermediate channels of all blocks"
+KV_GROUPS = "key/value heads (each with the query heads that read it) removed / all of them"
+BLOCKS = "blocks with neither attention nor FFN left / all blocks"
+OVERLAP = "share of the evaluation text's lines that also stand in the calibration text"

@@ -1,0 +1,139 @@
+"""The plots, as plotly figures. Colours are names of the page's CSS variables, so that light and dark both suit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from trimline.report.data import BlockRow, ReportData, Workload
+
+DENSE, PRUNED, GHOST = "var(--dense)", "var(--pruned)", "var(--ghost)"
+TEXT, GRID = "var(--text)", "var(--line)"
+LOG_RATIO = 5.0  # a perplexity axis that spans more than this is logarithmic
+
+
+def figure(key: str, data: ReportData) -> go.Figure:
+    """The figure for a ``content.Plot`` of that key."""
+    draw = {"widths": _widths, "importance": _importance, "latency": _latency, "tradeoff": _tradeoff}[key]
+    return draw(data)
+
+
+def _widths(data: ReportData) -> go.Figure:
+    plot = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.09)
+    panels = (("FFN channels", "dense_ffn", "ffn"), ("KV groups", "dense_kv_groups", "kv_groups"))
+    for row, (title, dense, kept) in enumerate(panels, 1):
+        plot.add_trace(_bars(data.blocks, dense, "dense", GHOST, shown=row == 1), row, 1)
+        plot.add_trace(_bars(data.blocks, kept, "kept", PRUNED, shown=row == 1), row, 1)
+        plot.add_trace(_absences(data.blocks, kept, shown=row == 1), row, 1)
+        plot.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+    plot.update_xaxes(title_text="Block", row=2, col=1)
+    largest = max(block.dense_kv_groups for block in data.blocks)
+    plot.update_yaxes(dtick=max(1, largest // 4), row=2, col=1)
+    return _styled(plot, 440, barmode="overlay")
+
+
+def _bars(blocks: tuple[BlockRow, ...], field: str, name: str, colour: str, shown: bool) -> go.Bar:
+    numbers = [block.number for block in blocks]
+    values = [getattr(block, field) for block in blocks]
+    hover = "block %{x}: %{y:,}<extra>" + name + "</extra>"
+    return go.Bar(x=numbers, y=values, name=name, marker_color=colour, legendgroup=name, showlegend=shown, hovertemplate=hover)
+
+
+def _absences(blocks: tuple[BlockRow, ...], field: str, shown: bool) -> go.Scatter:
+    gone = [block.number for block in blocks if not getattr(block, field)]
+    return go.Scatter(
+        x=gone,
+        y=[0] * len(gone),
+        name="absent",
+        mode="markers",
+        marker={"symbol": "x", "size": 9, "color": "var(--bad)"},
+        legendgroup="absent",
+        showlegend=shown and bool(gone),
+        cliponaxis=False,
+        hovertemplate="block %{x}: absent<extra></extra>",
+    )
+
+
+def _importance(data: ReportData) -> go.Figure:
+    blocks = [block for block in data.blocks if block.importance is not None]
+    bar = go.Bar(
+        x=[block.number for block in blocks],
+        y=[block.importance for block in blocks],
+        marker_color=PRUNED,
+        hovertemplate="block %{x}: %{y:.4g}<extra></extra>",
+    )
+    plot = go.Figure(bar)
+    plot.update_xaxes(title_text="Block")
+    plot.update_yaxes(title_text="Importance", rangemode="tozero")
+    return _styled(plot, 300, showlegend=False)
+
+
+def _latency(data: ReportData) -> go.Figure:
+    timed = [workload for workload in data.workloads if workload.dense_samples and workload.pruned_samples]
+    titles = [f"{workload.phase.capitalize()}: {workload.name}" for workload in timed]
+    gap = 0.45 / len(timed)
+    plot = make_subplots(rows=len(timed), cols=1, subplot_titles=titles, vertical_spacing=gap if len(timed) > 1 else 0)
+    for row, workload in enumerate(timed, 1):
+        for trace in _boxes(workload):
+            plot.add_trace(trace, row, 1)
+        plot.update_xaxes(title_text="Latency of one call (ms)", row=row, col=1)
+    plot.update_yaxes(showgrid=False)
+    plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
+    return _styled(plot, 60 + 190 * len(timed), showlegend=False, boxgap=0.35)
+
+
+def _boxes(workload: Workload) -> tuple[go.Box, go.Box]:
+    def box(name: str, samples: tuple[float, ...], colour: str) -> go.Box:
+        values = [seconds * 1e3 for seconds in samples]
+        points: dict[str, Any] = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0, "marker": {"size": 3, "opacity": 0.45}}
+        return go.Box(x=values, name=name, line={"width": 1.5, "color": colour}, fillcolor="rgba(0,0,0,0)", hoverinfo="x", **points)
+
+    # The first trace is drawn at the bottom, and people read dense first.
+    return box("pruned", workload.pruned_samples, PRUNED), box("dense", workload.dense_samples, DENSE)
+
+
+def _tradeoff(data: ReportData) -> go.Figure:
+    points = sorted(data.decode_points, key=lambda point: point.tokens_per_second)
+    dense = data.model("dense")
+    scatter = go.Scatter(
+        x=[point.tokens_per_second for point in points],
+        y=[point.perplexity for point in points],
+        text=[point.name for point in points],
+        mode="markers+text",
+        textposition=[_side(place, len(points)) for place in range(len(points))],
+        marker={"size": 13, "color": [DENSE if dense and point.name == dense.name else PRUNED for point in points]},
+        cliponaxis=False,
+        hovertemplate="%{text}<br>%{x:.1f} tokens/s, perplexity %{y:.2f}<extra></extra>",
+    )
+    plot = go.Figure(scatter)
+    values = [point.perplexity for point in points]
+    plot.update_xaxes(title_text="Decode tokens/s (right is better)")
+    plot.update_yaxes(title_text="Perplexity (lower is better)", type="log" if max(values) > LOG_RATIO * min(values) else "linear")
+    return _styled(plot, 340, showlegend=False)
+
+
+def _side(place: int, points: int) -> str:
+    """Labels of the outermost points turn inwards, or a phone would cut them off."""
+    if place == 0:
+        return "top right"
+    return "top left" if place == points - 1 else "top center"
+
+
+def _styled(plot: go.Figure, height: int, **layout: Any) -> go.Figure:
+    plot.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 28, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": TEXT, "size": 12},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        hoverlabel={"font_size": 12},
+        bargap=0.25,
+        **layout,
+    )
+    plot.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID)
+    plot.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID)
+    return plot

@@ -1,0 +1,151 @@
+"""From report data to sections, in the order of a reader's questions: what came out, what went, is it faster, is it right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trimline.report import formats, metrics
+from trimline.report.content import Cell, Code, Column, Item, Note, Plot, Section, Table, text_row
+from trimline.report.data import ReportData, Role
+from trimline.report.speed import speed_section
+from trimline.report.tables import comparison_table
+
+ROLES: tuple[Role, Role] = ("dense", "pruned")
+
+
+def sections(data: ReportData) -> tuple[Section, ...]:
+    """Every section, in order; a part that was not run says so instead of showing nothing."""
+    return (
+        Section("result", "Dense against pruned", _result(data)),
+        Section("removed", "What was removed", tuple(_removed(data))),
+        speed_section(data),
+        Section("gates", "Is it the same model?", _gates(data)),
+        Section("consumers", "What loads it", _consumers(data)),
+        Section("texts", "Texts", tuple(_texts(data))),
+        Section("made", "How it was made", _made(data)),
+        Section("machine", "Machine and time", tuple(_machine(data))),
+    )
+
+
+def _result(data: ReportData) -> tuple[Item, ...]:
+    table = comparison_table(data)
+    if table is None:
+        return (Note("There is no pruned model beside a dense one, so nothing is compared.", "quiet"),)
+    names = [f"{role}: {row.name}" for role in ROLES if (row := data.model(role))]
+    evaluated = Note("; ".join([*names, *([f"perplexity: {data.evaluation}"] if data.evaluation else [])]) + ".", "quiet")
+    missing = None if data.has_accuracy else Note("Perplexity was not evaluated for both models.", "quiet")
+    return tuple(item for item in (table, evaluated, missing) if item)
+
+
+def _removed(data: ReportData) -> Iterator[Item]:
+    if data.removed is None:
+        yield Note("Nothing was removed yet: the prune stage was not run.", "quiet")
+    else:
+        flops = metrics.FLOPS.format(context=data.flops_context)
+        parts = (
+            ("FFN channels", data.removed.ffn_channels, metrics.FFN_CHANNELS),
+            ("KV groups", data.removed.kv_groups, metrics.KV_GROUPS),
+            ("Blocks", data.removed.blocks, metrics.BLOCKS),
+            ("Decoder linear parameters", data.removed.decoder_parameters, metrics.DECODER_PARAMETERS),
+            ("Decoder FLOPs", data.removed.decoder_flops, flops),
+            ("All parameters", data.removed.parameters, metrics.PARAMETERS),
+        )
+        rows = tuple((Cell(name, formula=formula), Cell(formats.percent(share))) for name, share, formula in parts)
+        yield Table((Column("Share of"), Column("Removed", numeric=True)), rows)
+    if data.blocks:
+        yield Plot("widths", "Kept width per block")
+        yield from _importance(data)
+        yield _block_table(data)
+
+
+def _importance(data: ReportData) -> Iterator[Item]:
+    if any(block.importance is not None for block in data.blocks):
+        yield Plot("importance", f"Block importance: {data.importance_name}")
+    else:
+        yield Note("Block importance was not measured by this recipe's method.", "quiet")
+
+
+def _block_table(data: ReportData) -> Table:
+    columns = [Column("Block", numeric=True), Column("FFN channels", numeric=True), Column("KV groups", numeric=True)]
+    rows = [
+        text_row(str(block.number), _kept(block.dense_ffn, block.ffn), _kept(block.dense_kv_groups, block.kv_groups))
+        + (Cell(formats.NONE if block.importance is None else f"{block.importance:.4g}"),)
+        for block in data.blocks
+    ]
+    columns.append(Column(data.importance_name.capitalize(), numeric=True))
+    return Table(tuple(columns), tuple(rows), "Every block", folded=True)
+
+
+def _kept(before: int, after: int) -> str:
+    if before and not after:
+        return f"absent (was {before:,})"
+    return f"{before:,} → {after:,}" if before != after else f"{before:,}"
+
+
+def _gates(data: ReportData) -> tuple[Item, ...]:
+    if not data.gates:
+        return (Note("No gate was run.", "quiet"),)
+    columns = (Column("Gate"), Column("Figure", numeric=True), Column("Bar", numeric=True), Column("Outcome"), Column("Detail"))
+    outcome = {True: Cell("passed", "good"), False: Cell("failed", "bad"), None: Cell("not run", "quiet")}
+    rows = tuple(
+        (*text_row(gate.name, formats.figure(gate.figure), formats.figure(gate.bar)), outcome[gate.passed], Cell(gate.detail))
+        for gate in data.gates
+    )
+    return (Table(columns, rows),)
+
+
+def _consumers(data: ReportData) -> tuple[Item, ...]:
+    if not data.consumers:
+        return (Note("It was not judged which programs load the result.", "quiet"),)
+    columns = (Column("Program"), Column("Loads it"), Column("Why"), Column("What to change"), Column("Known from"))
+    rows = tuple(
+        (Cell(row.consumer), Cell("yes", "good") if row.loads else Cell("no", "bad"), *text_row(row.why, row.change, row.checked))
+        for row in data.consumers
+    )
+    return (Table(columns, rows),)
+
+
+def _texts(data: ReportData) -> Iterator[Item]:
+    if not data.texts:
+        yield Note("No text was used.", "quiet")
+        return
+    columns = (
+        Column("Role"),
+        Column("Text"),
+        Column("Characters", numeric=True),
+        Column("Tokens used", numeric=True),
+        Column("SHA-256"),
+    )
+    rows = tuple(
+        text_row(
+            text.role, text.name, f"{text.characters:,}", formats.NONE if text.tokens is None else f"{text.tokens:,}", text.sha256[:16]
+        )
+        for text in data.texts
+    )
+    yield Table(columns, rows)
+    if data.overlap is not None:
+        yield Note(f"Shared between calibration and evaluation: {formats.percent(data.overlap, 2)} ({metrics.OVERLAP}).", "quiet")
+
+
+def _made(data: ReportData) -> tuple[Item, ...]:
+    return (
+        Note(f"Dense model: {data.model_source}"),
+        Code(data.command, "console", "Command"),
+        Code(data.recipe.rstrip("\n"), "yaml", "Recipe"),
+    )
+
+
+def _machine(data: ReportData) -> Iterator[Item]:
+    if data.environment:
+        rows = tuple(text_row(name, value) for name, value in data.environment.items())
+        yield Table((Column("Environment"), Column("")), rows)
+    else:
+        yield Note("The environment was not recorded.", "quiet")
+    if data.stages:
+        times = [stage.seconds for stage in data.stages if stage.seconds is not None]
+        rows = tuple(
+            text_row(stage.stage, "was there already" if stage.seconds is None else formats.duration(stage.seconds))
+            for stage in data.stages
+        )
+        total = (Cell("together"), Cell(formats.duration(sum(times)) if times else formats.NONE))
+        yield Table((Column("Stage"), Column("Time", numeric=True)), (*rows, total))

@@ -1,0 +1,38 @@
+"""The table that ends a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from trimline.report.content import Cell
+from trimline.report.data import ReportData
+from trimline.report.headline import headline
+from trimline.report.tables import comparison_table
+
+STYLES = {"good": "green", "bad": "red", "quiet": "dim", "plain": ""}
+
+
+def render_terminal(data: ReportData, console: Console, page: Path | None = None) -> None:
+    """Prints the result: one sentence, dense against pruned, warnings, and where ``page`` (the HTML report) lies."""
+    table = comparison_table(data)
+    if table is not None:
+        shown = RichTable(box=box.SIMPLE_HEAD, title=Text(data.title), title_style="bold", title_justify="left")
+        for column in table.columns:
+            shown.add_column(Text(column.title), justify="right" if column.numeric else "left", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(_text(cell) for cell in row))
+        console.print(shown)
+    console.print(Text(headline(data)))
+    for warning in data.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    if page is not None:
+        console.print(Text(f"Report: {page}"), soft_wrap=True)
+
+
+def _text(cell: Cell) -> Text:
+    return Text(cell.whole, style=STYLES[cell.tone])
