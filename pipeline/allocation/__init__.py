@@ -1,0 +1,1 @@
+"""A budget into how many units each block keeps."""

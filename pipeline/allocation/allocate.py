@@ -1,0 +1,102 @@
+"""Scores and a step's budgets into the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.allocation.budget import removed_fraction
+from pipeline.allocation.cfsp import retained_fractions
+from pipeline.allocation.counts import PUBLISHED_TILE, nearest_tile, pooled_counts, published_count, tiled_counts
+from pipeline.errors import TrimlineError
+from pipeline.geometry import Geometry
+from pipeline.recipe import Budget, PruneStep, Space
+
+FEASIBLE = 0.05  # a budget of few, coarse units counts as met within this fraction of them
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many units of a space each block keeps, and the numbers behind it."""
+
+    counts: tuple[int, ...]
+    facts: dict[str, Any]
+
+
+def allocate(
+    step: PruneStep, space: Space, rule: str, geometry: Geometry, scores: Sequence[torch.Tensor], mean_distance: torch.Tensor | None
+) -> Allocation:
+    """Kept units per block of ``geometry`` (the model as it is now).
+
+    Args:
+        step: the recipe's step.
+        space: FFN or KV_GROUP.
+        rule: ``cfsp``, ``uniform`` or ``global``.
+        geometry: sizes before this step.
+        scores: per block, over the units that are still there.
+        mean_distance: per block, for CFSP's rule.
+
+    Raises:
+        TrimlineError: the budget cannot be met; says what could.
+    """
+    budget = step.budget[space]
+    widths = [block.ffn if space is Space.FFN else block.kv_groups for block in geometry.blocks]
+    if budget.keep is not None:
+        return Allocation(_given_counts(budget, space, widths), {})
+    remove = removed_fraction(budget, space, geometry)
+    if rule == "global":
+        keep = round((1 - remove) * sum(widths))
+        minimum = step.round_to if space is Space.FFN else 1
+        counts = pooled_counts(scores, keep, min(minimum, min(widths)))
+        fractions = [count / width for count, width in zip(counts, widths, strict=True)]
+    elif rule == "cfsp" and space is Space.FFN:
+        assert mean_distance is not None
+        fractions = retained_fractions(mean_distance, remove, step.sharpness).tolist()
+    else:
+        fractions = [1 - remove] * len(widths)
+    counts = _whole(step, space, rule, widths, fractions, remove)
+    return Allocation(tuple(counts), {"removed fraction of units asked for": remove, "retained fractions": fractions})
+
+
+def keep_best(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending indices of the ``count`` highest scores; among equals the lower index stays."""
+    return score.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _whole(step: PruneStep, space: Space, rule: str, widths: list[int], fractions: list[float], remove: float) -> list[int]:
+    if space is Space.KV_GROUP:
+        counts = [max(1, round(width * fraction)) for width, fraction in zip(widths, fractions, strict=True)]
+        _demand_met(space, widths, counts, remove)
+        return counts
+    if step.rounding == "published":
+        if step.round_to not in (1, PUBLISHED_TILE):
+            raise TrimlineError(f"The published rounding knows no tile of {step.round_to}.", f"Set round_to to 1 or {PUBLISHED_TILE}.")
+        return [published_count(width, fraction, step.round_to) for width, fraction in zip(widths, fractions, strict=True)]
+    if rule == "uniform":
+        return [nearest_tile(width, fraction, step.round_to) for width, fraction in zip(widths, fractions, strict=True)]
+    return tiled_counts(widths, fractions, step.round_to)
+
+
+def _demand_met(space: Space, widths: list[int], counts: list[int], remove: float) -> None:
+    got = 1 - sum(counts) / sum(widths)
+    if abs(got - remove) > FEASIBLE:
+        width = max(widths)
+        steps = ", ".join(f"{1 - left / width:.3f}" for left in range(width, 0, -1))
+        raise TrimlineError(
+            f"Removing {remove:.0%} of the {space}s is not possible with {width} per block; the nearest is {got:.0%}.",
+            f"Ask for one of {steps}.",
+        )
+
+
+def _given_counts(budget: Budget, space: Space, widths: list[int]) -> tuple[int, ...]:
+    counts = (budget.keep,) * len(widths) if isinstance(budget.keep, int) else budget.keep
+    assert counts is not None
+    if len(counts) != len(widths):
+        raise TrimlineError(f"The budget keeps sizes for {len(counts)} blocks; the model has {len(widths)}.", "Give one number per block.")
+    for number, (count, width) in enumerate(zip(counts, widths, strict=True)):
+        if count > width:
+            raise TrimlineError(f"Block {number} cannot keep {count} units of {space}: it has {width}.", f"Keep at most {width}.")
+    return tuple(counts)

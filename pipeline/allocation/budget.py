@@ -1,0 +1,67 @@
+"""What a budget means: every definition turned into a fraction of one space's units."""
+
+from __future__ import annotations
+
+from pipeline.errors import TrimlineError
+from pipeline.families import Axis
+from pipeline.geometry import BlockShape, Geometry
+from pipeline.recipe import Budget, Space
+
+
+def removed_fraction(budget: Budget, space: Space, geometry: Geometry) -> float:
+    """The fraction of the space's units that ``budget.remove`` asks for.
+
+    Args:
+        budget: with ``remove`` set.
+        space: what it is about.
+        geometry: the model as it is now.
+
+    Raises:
+        TrimlineError: even the whole space is less than that; says what could be met.
+    """
+    assert budget.remove is not None
+    if budget.of == "units":
+        return budget.remove
+    share = _share_of_space(budget, space, geometry)
+    fraction = budget.remove / share
+    if fraction >= 1:
+        raise TrimlineError(
+            f"Removing {budget.remove:.0%} of the decoder's {budget.of} from {space} alone cannot be met: "
+            f"all of it is {share:.1%} of them.",
+            f"Ask for less than {share:.3f}, or spread the budget over several spaces.",
+        )
+    return fraction
+
+
+def _share_of_space(budget: Budget, space: Space, geometry: Geometry) -> float:
+    """What part of the decoder's parameters or FLOPs the space holds."""
+
+    def cost(block: BlockShape) -> int:
+        return geometry.block_parameters(block) if budget.of == "parameters" else geometry.block_flops(block, budget.context)
+
+    def without(block: BlockShape) -> BlockShape:
+        if space is Space.LAYER:
+            return BlockShape(0, 0)
+        return BlockShape(0, block.kv_groups) if space is Space.FFN else BlockShape(block.ffn, 0)
+
+    whole = sum(cost(block) for block in geometry.blocks)
+    return 1 - sum(cost(without(block)) for block in geometry.blocks) / whole
+
+
+def removed_in_every_definition(original: Geometry, result: Geometry, context: int = 512) -> dict[str, float]:
+    """What was removed, as a fraction of everything that people call 'sparsity'; what reports print side by side."""
+
+    def units(geometry: Geometry, axis: Axis) -> int:
+        return sum(block.ffn if axis is Axis.FFN else block.kv_groups for block in geometry.blocks)
+
+    def gone(before: int, after: int) -> float:
+        return 1 - after / before
+
+    return {
+        "FFN channels": gone(units(original, Axis.FFN), units(result, Axis.FFN)),
+        "KV groups": gone(units(original, Axis.KV), units(result, Axis.KV)),
+        "blocks": gone(len(original.blocks), len(result.blocks)),
+        "decoder linear parameters": gone(original.decoder_parameters(), result.decoder_parameters()),
+        f"decoder FLOPs at {context} tokens": gone(original.decoder_flops(context), result.decoder_flops(context)),
+        "all parameters": gone(original.total_parameters(), result.total_parameters()),
+    }

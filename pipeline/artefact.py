@@ -1,0 +1,126 @@
+"""Artefact folders: named by the hash of everything they depend on, written beside their place, renamed at the end.
+
+A killed run leaves either nothing or a whole artefact; running again goes on from what is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.checkpoint import write_json
+from pipeline.events import Events
+
+RECORD = "artefact.json"
+PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A whole artefact.
+
+    Attributes:
+        stage: its stage's name.
+        key: hash of inputs, recipe slice, code and settings.
+        folder: where it lies.
+        seconds: how long it took, None where it was there already.
+    """
+
+    stage: str
+    key: str
+    folder: Path
+    seconds: float | None
+
+
+def make_artefact(
+    store: Path, stage: str, depends: Mapping[str, Any], work: Callable[[Path], None], events: Events, *, lane: str = ""
+) -> Artefact:
+    """Runs ``work`` on an empty folder unless an artefact with the same key is there.
+
+    Args:
+        store: folder of artefacts.
+        stage: name of the stage.
+        depends: everything that the result depends on, JSON-compatible; hashed into the key.
+        work: writes into the folder it is given.
+        events: told about start, end and skipping.
+        lane: which of several models this is about, for people.
+    """
+    key = digest({"stage": stage, **depends})
+    folder = store / f"{stage}-{key[:12]}"
+    events.stage = f"{stage} ({lane})" if lane else stage
+    if (folder / RECORD).exists():
+        events.emit("stage_skipped", f"already in {folder.name}")
+        return Artefact(stage, key, folder, None)
+    events.emit("stage_started")
+    started = time.monotonic()
+    partial = store / f"{PARTIAL}{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        work(partial)
+        write_json(partial / RECORD, {"stage": stage, "key": key, "depends": dict(depends)})
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    seconds = time.monotonic() - started
+    events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
+    return Artefact(stage, key, folder, seconds)
+
+
+@contextmanager
+def exclusive(store: Path, events: Events) -> Iterator[None]:
+    """Holds the store; a second run into the same folder says so and waits."""
+    store.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        events.note(f"another run works in {store}; waiting for it")
+        lock.acquire()
+    try:
+        for leftover in store.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-compatible value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all files directly in a folder, hidden ones left out."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return digest({path.name: file_digest(path) for path in files})
+
+
+@cache
+def code_version(*rooms: ModuleType) -> str:
+    """Hash of the source files of whole packages: another version of the code gives another key."""
+    sources = {}
+    for room in rooms:
+        root = Path(str(room.__file__)).parent
+        files = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".jinja"})
+        sources |= {f"{room.__name__}/{path.relative_to(root)}": file_digest(path) for path in files}
+    return digest(sources)

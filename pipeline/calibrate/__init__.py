@@ -1,0 +1,1 @@
+"""Statistics of a model's activations, collected in one sweep over its blocks."""

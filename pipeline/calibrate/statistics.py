@@ -1,0 +1,112 @@
+"""What a sweep accumulates for one block, in fp32 whatever the model's dtype."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.families import Sublayer
+
+# Rows of one bf16 product: its result is rounded to bf16 before it is added in fp32, so the rounding errors of
+# many short products average out. Measured against fp32 in benchmarks/gram_precision.py.
+GRAM_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a recipe's step needs, so that a sweep collects that and nothing else.
+
+    Attributes:
+        distance: angular distance between a block's input and output.
+        squares: sublayers whose reader's inputs are squared and summed per channel.
+        gram: sublayers whose reader's inputs are multiplied into a Gram matrix.
+    """
+
+    distance: bool = False
+    squares: frozenset[Sublayer] = frozenset()
+    gram: frozenset[Sublayer] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.distance or other.distance, self.squares | other.squares, self.gram | other.gram)
+
+    @property
+    def readers(self) -> frozenset[Sublayer]:
+        return self.squares | self.gram
+
+
+@dataclass
+class ReaderStatistics:
+    """Sums over tokens of a reader's inputs x, C channels wide.
+
+    Attributes:
+        squares: Σ x², shape (C,), fp32.
+        total: Σ x, shape (C,), fp32; collected with the Gram matrix.
+        gram: Σ x xᵀ, shape (C, C), fp32, or None.
+    """
+
+    squares: torch.Tensor
+    total: torch.Tensor
+    gram: torch.Tensor | None
+
+    @classmethod
+    def zeros(cls, channels: int, with_gram: bool, device: torch.device) -> ReaderStatistics:
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        return cls(empty(channels), empty(channels), empty(channels, channels) if with_gram else None)
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Adds a batch of inputs, shape (..., C)."""
+        rows = inputs.flatten(0, -2)
+        self.squares += column_squares(rows)
+        if self.gram is not None:
+            self.total += rows.sum(0, dtype=torch.float32)
+            add_gram(self.gram, rows)
+
+
+@dataclass
+class BlockStatistics:
+    """What a sweep knows about one block.
+
+    Attributes:
+        tokens, sequences: how many were seen.
+        distance: Σ over tokens of arccos(cos(block input, block output)) / π.
+        readers: per sublayer that was asked for.
+    """
+
+    tokens: int = 0
+    sequences: int = 0
+    distance: float = 0.0
+    readers: dict[Sublayer, ReaderStatistics] = field(default_factory=dict)
+
+    @property
+    def mean_distance(self) -> float:
+        """Mean angular distance per token, in [0, 1] (CFSP's coarse importance, free of the token count)."""
+        return self.distance / self.tokens
+
+
+def angular_distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """arccos(cos(before, after)) / π per token, in fp32; inputs (..., H), result (...).
+
+    The cosine is clamped: rounding lifts it above 1 where a token's norm dwarfs what a block adds, and the arccos
+    of that is NaN (the released CFSP code fails on SmolLM2 for that reason).
+    """
+    before, after = before.float(), after.float()
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+    return cosine.clamp(-1.0, 1.0).arccos() / math.pi
+
+
+def column_squares(rows: torch.Tensor) -> torch.Tensor:
+    """Σ over rows of x², shape (C,), accumulated in fp32; ``rows`` is (N, C)."""
+    return torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+
+
+def add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
+    """gram += rowsᵀ rows, in place; ``rows`` (N, C) in any floating dtype, ``gram`` (C, C) fp32."""
+    if rows.dtype == torch.float32:
+        gram.addmm_(rows.T, rows)
+        return
+    for part in rows.split(GRAM_ROWS):
+        gram += part.T @ part

@@ -1,0 +1,116 @@
+"""One pass over the blocks of a model, one block at a time, with every calibration window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.calibrate.statistics import BlockStatistics, Needs, ReaderStatistics, angular_distances
+from pipeline.events import Events
+from pipeline.families import Family
+
+BATCH_TOKENS = 2048
+Arguments = dict[str, Any]
+
+
+def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The list of decoder blocks of a causal language model."""
+    found = model.get_submodule(family.blocks)
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def batches_of(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Windows (N, S) in batches of about ``BATCH_TOKENS`` tokens."""
+    return windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+
+
+@torch.inference_mode()
+def sweep(model: nn.Module, family: Family, windows: torch.Tensor, needs: Needs, events: Events) -> Iterator[tuple[int, BlockStatistics]]:
+    """Yields (block number, its statistics) as the hidden states of all windows move from block to block.
+
+    Every block is called with all the arguments that the model itself would give it, mask and rotary embeddings
+    included, and sees the outputs of the blocks before it.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        family: its description.
+        windows: token ids, shape (N, S).
+        needs: what to collect.
+        events: gets one progress step per block.
+    """
+    states, arguments = _enter(model, family, batches_of(windows))
+    blocks = blocks_of(model, family)
+    with events.progress(f"calibrating on {windows.numel():,} tokens", len(blocks)) as advance:
+        for number, block in enumerate(blocks):
+            statistics = BlockStatistics(tokens=windows.numel(), sequences=len(windows))
+            with _collecting(block, family, needs, statistics):
+                for index, before in enumerate(states):
+                    after = block(before, **arguments[index][number])
+                    if needs.distance:
+                        statistics.distance += angular_distances(before, after).sum(dtype=torch.float64).item()
+                    states[index] = after
+            advance(1)
+            yield number, statistics
+
+
+def _enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
+    """Hidden states that enter block 0, per batch, and the arguments that each block gets, per batch and block.
+
+    The blocks only note their arguments and hand their input on, so nothing is computed twice. Batches of one shape
+    share one copy of the arguments: masks and rotary tables depend on nothing else.
+    """
+    blocks = blocks_of(model, family)
+    states: list[torch.Tensor] = []
+    arguments: list[list[Arguments]] = []
+    by_shape: dict[torch.Size, list[Arguments]] = {}
+    body = model.get_submodule(family.blocks.split(".")[0])
+    device = next(model.parameters()).device
+    for batch in batches:
+        noted: list[tuple[torch.Tensor, Arguments]] = []
+        with _noting(blocks, noted):
+            body(input_ids=batch.to(device), use_cache=False)
+        states.append(noted[0][0])
+        arguments.append(by_shape.setdefault(batch.shape, [kept for _, kept in noted]))
+    return states, arguments
+
+
+@contextmanager
+def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) -> Iterator[None]:
+    def note(hidden: torch.Tensor, **kept: Any) -> torch.Tensor:
+        noted.append((hidden, kept))
+        return hidden
+
+    originals = [block.forward for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = note
+        yield
+    finally:
+        for block, original in zip(blocks, originals, strict=True):
+            block.forward = original
+
+
+@contextmanager
+def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: BlockStatistics) -> Iterator[None]:
+    """Hooks on the readers of a block, for as long as it is measured."""
+    with ExitStack() as hooks:
+        for sublayer in needs.readers:
+            reader = block.get_submodule(family.reader(sublayer).name)
+            assert isinstance(reader, nn.Linear)
+            zeros = ReaderStatistics.zeros(reader.in_features, sublayer in needs.gram, reader.weight.device)
+            statistics.readers[sublayer] = zeros
+            handle = reader.register_forward_pre_hook(_adder(zeros))
+            hooks.callback(handle.remove)
+        yield
+
+
+def _adder(target: ReaderStatistics) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        target.add(inputs[0])
+
+    return add

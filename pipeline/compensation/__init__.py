@@ -1,0 +1,1 @@
+"""Updates of the projections that read what was removed."""

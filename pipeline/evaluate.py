@@ -1,0 +1,68 @@
+"""The evaluate stage: perplexity over non-overlapping windows, kept per window so that two models can be paired."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.calibrate.windows import consecutive_windows
+from pipeline.checkpoint import read_json, write_json
+from pipeline.events import Events
+from pipeline.loading import load_model, load_tokenizer
+from pipeline.options import RunOptions
+from pipeline.recipe import EvaluateSlice
+from pipeline.sources.model import checkpoint_folder
+
+RESULT = "perplexity.json"
+
+
+def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events) -> None:
+    """Stage: writes perplexity.json.
+
+    Args:
+        checkpoint: a source artefact, a checkpoint folder or a rebuild artefact.
+        texts: folder with evaluation.txt.
+        recipe: windows.
+        options: device and threads; the dtype is the checkpoint's own.
+        out: empty folder.
+        events: progress.
+
+    Raises:
+        TrimlineError: the text is shorter than the recipe asks for, or the checkpoint does not load.
+    """
+    options.apply()
+    folder = checkpoint_folder(checkpoint)
+    windows = consecutive_windows(
+        load_tokenizer(folder), (texts / "evaluation.txt").read_text(encoding="utf-8"), recipe.windows, recipe.window
+    )
+    model = load_model(folder, device=options.device, trust_remote_code=options.trust_remote_code)
+    losses = window_losses(model, windows, events)
+    name = read_json(texts / "text.json")["evaluation"]["name"] if (texts / "text.json").exists() else "evaluation.txt"
+    result = perplexity_record(losses) | {"text": name, "window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
+    write_json(out / RESULT, result)
+    events.note(f"perplexity {result['perplexity']:.2f} on {name}")
+
+
+@torch.inference_mode()
+def window_losses(model: nn.Module, windows: torch.Tensor, events: Events) -> list[float]:
+    """Mean cross-entropy of each window, nats per predicted token; ``windows`` is (N, S), S − 1 targets each."""
+    losses = []
+    device = next(model.parameters()).device
+    with events.progress(f"perplexity over {windows.numel():,} tokens", len(windows)) as advance:
+        for window in windows.to(device):
+            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+            losses.append(torch.nn.functional.cross_entropy(logits.float(), window[1:]).item())
+            advance(1)
+    return losses
+
+
+def perplexity_record(losses: list[float]) -> dict[str, Any]:
+    """exp(mean loss) with a standard error by the delta method over windows."""
+    tensor = torch.tensor(losses, dtype=torch.float64)
+    perplexity = math.exp(tensor.mean().item()) if tensor.mean() < 700 else math.inf
+    error = perplexity * tensor.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
+    return {"perplexity": perplexity, "standard_error": error, "window_losses": losses}

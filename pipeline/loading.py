@@ -1,0 +1,161 @@
+"""A checkpoint folder into a transformers model, running only modelling files that are byte for byte ours.
+
+transformers copies a folder's Python files into a module cache before importing them; here that cache is a private
+temporary folder, so that nothing is written into the user's home.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers.utils import logging
+
+from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.errors import TrimlineError
+from pipeline.families import family_named
+from pipeline.rebuild.modelling import expected_files, names_for, profile_of
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a folder's tensors and its model's parameters matched, by name."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Opens a folder with transformers' real loader, in eval mode.
+
+    Args:
+        folder: config.json and safetensors.
+        dtype: of the loaded weights; the checkpoint's own by default.
+        device: where the weights go.
+        trust_remote_code: run modelling files even where they are not ours.
+
+    Raises:
+        TrimlineError: pickled, corrupt, missing or misshapen tensors, or modelling files that are not ours.
+    """
+    model, report = load_with_report(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if report.missing:
+        raise TrimlineError(
+            f"{folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.", "Fetch or rebuild the checkpoint."
+        )
+    return model
+
+
+def load_with_report(
+    folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, LoadReport]:
+    """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
+    config = Checkpoint(folder).config  # opens every shard: refuses pickles and names a truncated file
+    trust = trusts(folder, config, trust_remote_code)
+    options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
+    with _quiet(), _as_trimline_error(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, **options
+        )
+        model, info = loaded
+    report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
+    return model.to(device).eval(), report
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        TrimlineError: there is none, it cannot be read, or it needs code that is not ours.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in read_json(settings) and not trust_remote_code:
+        raise TrimlineError(f"The tokenizer of {folder} needs Python code from that folder ({settings.name}).", _TRUST)
+    trust = trusts(folder, config, trust_remote_code)
+    with _quiet(), _as_trimline_error(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+
+
+_TRUST = "If you trust it, read it first and pass --trust-remote-code."
+
+
+def trusts(folder: Path, config: dict[str, Any], trust_remote_code: bool = False) -> bool:
+    """Whether transformers may run Python files of the folder; False where it needs none.
+
+    Raises:
+        TrimlineError: it needs some, and a file differs from what ``pipeline.rebuild`` ships; the file is named.
+    """
+    if "auto_map" not in config:
+        return False
+    _use_private_module_cache()
+    if trust_remote_code:
+        return True
+    expected = expected_files(config)
+    if not expected or config["auto_map"] != _expected_map(config):
+        raise TrimlineError(f"config.json of {folder} names modelling code of its own (auto_map: {config['auto_map']}).", _TRUST)
+    # Every Python file counts: transformers also runs some that no auto_map names (custom_generate).
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.py"))}
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            raise TrimlineError(f"{folder} lacks {name}, which its config.json names.", "Rebuild the checkpoint.")
+        if name not in expected or found[name].read_bytes() != expected[name].encode():
+            raise TrimlineError(f"{found[name]} is not the file that this version of Trimline ships.", f"Rebuild the checkpoint. {_TRUST}")
+    return True
+
+
+def _expected_map(config: dict[str, Any]) -> dict[str, str]:
+    names = names_for(family_named(config["base_model_type"]), profile_of(config))
+    return names.auto_map if names else {}
+
+
+@cache
+def _use_private_module_cache() -> None:
+    # The constant is read from the environment when transformers is imported, which has happened by now.
+    folder = tempfile.mkdtemp(prefix="trimline-modules-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    dynamic_module_utils.HF_MODULES_CACHE = folder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings; what they would say becomes an error here, or is expected."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _as_trimline_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        json.JSONDecodeError,
+        SafetensorError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise TrimlineError(f"transformers cannot open {folder}: {reason}", "Fetch or rebuild the checkpoint.") from error

@@ -1,0 +1,67 @@
+"""CFSP: coarse-to-fine activation information for structured pruning (arXiv 2409.13199), FFN channels.
+
+The coarse part, block importance and its sigmoid allocation, is in ``pipeline.allocation.cfsp``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.calibrate.statistics import Needs
+from pipeline.families import Sublayer
+from pipeline.methods.method import BlockView
+from pipeline.recipe import PruneStep, Space
+
+
+def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
+    """√(Σ x² / sequences) per channel: the mean over sequences of the squared norm over tokens, rooted; shape (C,)."""
+    return (squares / sequences).sqrt()
+
+
+def published_score(norm: torch.Tensor, hidden: int, matrices: int) -> torch.Tensor:
+    """The fine score as the authors' code computes it, shape (I,).
+
+    Each weight term is divided by its own sum over the hidden features of the *same* channel and then averaged over
+    them, so that every term is 1/hidden whatever the weights: only the activation norm is left.
+    """
+    return norm * (matrices / hidden)
+
+
+def normalised_score(norm: torch.Tensor, reader: torch.Tensor, writers: list[torch.Tensor]) -> torch.Tensor:
+    """The fine score with weight terms that do not cancel, shape (I,); presumably what was meant.
+
+    Every |weight| is divided by its sum over *channels* for the same hidden feature, so that a term says how much of
+    a feature this channel carries; the reader's term is weighted by the activation norm within the sum.
+
+    Args:
+        norm: activation norm per channel, shape (I,).
+        reader: weight of the projection that reads the channels, shape (H, I).
+        writers: weights of those that write them, shape (I, H) each.
+    """
+    carried = reader.abs() * norm
+    share = (carried / carried.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)).mean(dim=0)
+    for writer in writers:
+        share = share + (writer.abs() / writer.abs().sum(dim=0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)).mean(dim=1)
+    return norm * share
+
+
+class CFSP:
+    """Exactly what was published: FFN channels, activation-norm score, allocation by block importance."""
+
+    name = "cfsp"
+    spaces = frozenset({Space.FFN})
+    allocation = "cfsp"
+
+    def needs(self, step: PruneStep) -> Needs:
+        """Angular distance for the allocation, squared channel activations for the score."""
+        return Needs(distance=True, squares=frozenset({Sublayer.FFN}))
+
+    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+        """Fine importance per FFN channel."""
+        norm = activation_norm(view.reader(Sublayer.FFN).squares, view.statistics.sequences)
+        family = view.geometry.family
+        writers = family.writers(Sublayer.FFN)
+        if step.score == "published":
+            return published_score(norm, view.geometry.hidden, 1 + len(writers))
+        reader = view.weight(family.reader(Sublayer.FFN).name)
+        return normalised_score(norm, reader, [view.weight(writer.name) for writer in writers])

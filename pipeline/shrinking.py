@@ -1,0 +1,132 @@
+"""A model while it is being pruned: live weights for measuring, exact weights for updating, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pipeline.calibrate.sweep import blocks_of
+from pipeline.checkpoint import Checkpoint
+from pipeline.families import Axis, Linear, Sublayer
+from pipeline.geometry import Geometry
+from pipeline.plan import Selection
+
+
+class ShrinkingModel:
+    """Removed units are zeros in the live model, so that numbering stays the original one in every step.
+
+    Attributes:
+        model: the live model, in the dtype that measures.
+        checkpoint: the dense weights, in their own dtype.
+        geometry: sizes of the dense model.
+        selection: what is left.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.geometry = checkpoint.geometry
+        self.selection = Selection.everything(self.geometry)
+        self._changed: dict[str, torch.Tensor] = {}
+
+    @property
+    def current(self) -> Geometry:
+        """Sizes of what is left."""
+        return self.selection.geometry(self.geometry)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A dense-shaped tensor by its full name, fp32, with the updates so far; removed columns hold old values."""
+        return self._changed.get(name, self.checkpoint.tensor(name)).float()
+
+    def weight(self, block: int, linear: str) -> torch.Tensor:
+        """A projection's weight, fp32, shape (rows, columns) in the original numbering."""
+        return self.tensor(self.geometry.family.module(block, linear) + ".weight")
+
+    def keep_units(self, sublayer: Sublayer, block: int, kept: Sequence[int]) -> None:
+        """Removes all other units of a sublayer: their rows and columns become zeros in the live model."""
+        units = list(self.selection.units(sublayer))
+        units[block] = tuple(kept)
+        if sublayer is Sublayer.FFN:
+            self.selection = replace(self.selection, ffn=tuple(units))
+        else:
+            self.selection = replace(self.selection, kv_groups=tuple(units))
+        for linear in self.geometry.family.linears:
+            if linear.sublayer is sublayer:
+                self._silence(block, linear)
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
+        for block in set(self.selection.blocks) - set(kept):
+            for sublayer in Sublayer:
+                reader = self._live(block, self.geometry.family.reader(sublayer))
+                reader.weight.data.zero_()
+                if reader.bias is not None:
+                    reader.bias.data.zero_()
+        self.selection = replace(self.selection, blocks=tuple(kept))
+
+    def update_reader(
+        self, sublayer: Sublayer, block: int, columns: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None
+    ) -> None:
+        """Replaces the columns of a reader.
+
+        Args:
+            sublayer, block: whose reader.
+            columns: original indices, shape (K,).
+            weight: new values, shape (R, K), fp32.
+            shift: added to the bias, shape (R,), or None.
+        """
+        linear = self.geometry.family.reader(sublayer)
+        name = self.geometry.family.module(block, linear.name)
+        full = self.tensor(name + ".weight").clone()
+        full[:, columns] = weight.to(full.device)
+        self._store(name + ".weight", full)
+        live = self._live(block, linear)
+        live.weight.data[:, columns.to(live.weight.device)] = weight.to(live.weight)
+        if shift is not None:
+            bias = self.tensor(name + ".bias") + shift.cpu()
+            self._store(name + ".bias", bias)
+            live.bias.data.copy_(bias)
+
+    def updates(self) -> dict[str, torch.Tensor]:
+        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for blocks that stay."""
+        kept: dict[str, torch.Tensor] = {}
+        for block in self.selection.blocks:
+            for sublayer in Sublayer:
+                linear = self.geometry.family.reader(sublayer)
+                name = self.geometry.family.module(block, linear.name)
+                if name + ".weight" in self._changed and self.selection.units(sublayer)[block]:
+                    columns = self.selection.column_indices(linear, block, self.geometry)
+                    kept[name + ".weight"] = self._changed[name + ".weight"][:, columns]
+                if name + ".bias" in self._changed:
+                    kept[name + ".bias"] = self._changed[name + ".bias"]
+        return kept
+
+    def _store(self, name: str, value: torch.Tensor) -> None:
+        self._changed[name] = value.to(self.checkpoint.tensor(name).dtype)
+
+    def _silence(self, block: int, linear: Linear) -> None:
+        """Zeros in the live projection where its rows or columns are gone."""
+        live = self._live(block, linear)
+        if linear.columns is not Axis.RESIDUAL:
+            columns = self.selection.column_indices(linear, block, self.geometry)
+            live.weight.data[:, _others(columns, live.weight.shape[1])] = 0
+        rows = self.selection.row_indices(linear, block, self.geometry)
+        if rows is not None:
+            gone = _others(rows, live.weight.shape[0])
+            live.weight.data[gone] = 0
+            if live.bias is not None:
+                live.bias.data[gone] = 0
+
+    def _live(self, block: int, linear: Linear) -> nn.Linear:
+        found = blocks_of(self.model, self.geometry.family)[block].get_submodule(linear.name)
+        assert isinstance(found, nn.Linear)
+        return found
+
+
+def _others(kept: torch.Tensor | None, size: int) -> torch.Tensor:
+    gone = torch.ones(size, dtype=torch.bool)
+    gone[kept] = False
+    return gone

