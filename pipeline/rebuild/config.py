@@ -1,0 +1,111 @@
+"""The smaller model's config.json, in the shape profile that the recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.families import Sublayer
+from pipeline.families.mistral import MISTRAL
+from pipeline.geometry import BlockShape, Geometry
+from pipeline.plan import Plan, Selection
+from pipeline.rebuild.modelling import names_for
+from pipeline.rebuild.stock import accepts_heads
+from pipeline.recipe import Profile
+
+# Written by loaders, quantisers or an earlier rebuild, and no longer true of the result.
+STALE = ("_name_or_path", "quantization_config", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias")
+
+
+def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> dict[str, Any]:
+    """The config.json of the model that keeps the plan's selection.
+
+    ``check_profile`` says beforehand whether the profile can express it; this function takes that as given.
+    """
+    original = Geometry.from_config(config)
+    result = plan.selection.geometry(original)
+    base = {key: value for key, value in config.items() if key not in STALE} | {original.family.layers_key: len(result.blocks)}
+    base |= _attention_types(config, plan.selection, len(original.blocks))
+    writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
+    return writers[profile](base, result)
+
+
+def _uniform(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
+    family, shape = result.family, result.blocks[0]
+    written = base | {family.ffn_key: shape.ffn} | _heads(result, shape.kv_groups)
+    if accepts_heads(family, base, written[family.heads_key]):
+        return written | {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
+    # The stock class ties the number of heads to the hidden size; Mistral's has the same tensors and does not.
+    foreign = {"pretraining_tp"} | set(result.switches)
+    kept = {key: value for key, value in written.items() if key not in foreign}
+    return kept | {
+        "model_type": MISTRAL.model_type,
+        "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"],
+        "sliding_window": None,
+    }
+
+
+def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
+    blocks = [_block_config(block, result.queries_per_group) for block in result.blocks]
+    biases = {"qkv_bias": True} if result.family.decilm == "qkv_bias" else {}
+    groups = max(block.kv_groups for block in result.blocks)
+    return base | _uneven(result, Profile.DECILM) | _heads(result, groups) | biases | {"block_configs": blocks}
+
+
+def _free(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
+    blocks = [_block_config(block, result.queries_per_group) for block in result.blocks]
+    for entry, block in zip(blocks, result.blocks, strict=True):
+        if block.kv_groups:
+            entry["attention"] |= {
+                "num_key_value_heads": block.kv_groups,
+                "num_attention_heads": block.kv_groups * result.queries_per_group,
+            }
+    head_dim = {} if result.family.square_attention else {"head_dim": result.head_dim}
+    return base | _uneven(result, Profile.FREE) | head_dim | {"block_configs": blocks}
+
+
+def _uneven(result: Geometry, profile: Profile) -> dict[str, Any]:
+    """What every config with ``block_configs`` says at its top."""
+    family, names = result.family, names_for(result.family, profile)
+    assert names is not None
+    return {
+        "model_type": names.model_type,
+        "architectures": [names.model_class],
+        "auto_map": names.auto_map,
+        "base_model_type": family.model_type,
+        # Readers that know one width only get one that no block exceeds.
+        family.ffn_key: max(1, *(block.ffn for block in result.blocks)),
+    }
+
+
+def _heads(result: Geometry, groups: int) -> dict[str, Any]:
+    family = result.family
+    heads = {family.heads_key: groups * result.queries_per_group}
+    if family.kv_heads_key is not None:
+        heads[family.kv_heads_key] = groups
+    return heads if family.square_attention else heads | {"head_dim": result.head_dim}
+
+
+def _block_config(block: BlockShape, queries_per_group: int) -> dict[str, dict[str, Any]]:
+    attention, ffn = block.units(Sublayer.ATTENTION), block.units(Sublayer.FFN)
+    return {
+        "attention": {"no_op": not attention, "n_heads_in_group": queries_per_group if attention else None},
+        "ffn": {"no_op": not ffn, "intermediate_size": ffn or None},
+    }
+
+
+def _attention_types(config: Mapping[str, Any], selection: Selection, blocks: int) -> dict[str, Any]:
+    """Per-block lists and thresholds, restricted to the kept blocks."""
+    changed: dict[str, Any] = {}
+    if isinstance(config.get("layer_types"), list):
+        changed["layer_types"] = _kept_types(config["layer_types"], selection)
+    threshold = config.get("max_window_layers")
+    if isinstance(threshold, int) and threshold < blocks:
+        changed["max_window_layers"] = sum(block < threshold for block in selection.blocks)
+    return changed
+
+
+def _kept_types(types: list[str], selection: Selection) -> list[str]:
+    # A block without attention takes a type that is in use, so that the first cache layer of every type is in use.
+    in_use = next((types[block] for block in selection.blocks if selection.kv_groups[block]), None)
+    return [types[block] if selection.kv_groups[block] or in_use is None else in_use for block in selection.blocks]

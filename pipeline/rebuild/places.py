@@ -1,0 +1,102 @@
+"""Where a stored tensor stands in a family's description. Surgery and masking walk checkpoints through this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.families import Axis, Family, Linear, Norm
+from pipeline.geometry import Geometry
+from pipeline.plan import Plan, Selection
+
+# Old Llama checkpoints store this buffer; every current loader computes it.
+STALE_BUFFER = "rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor inside a block.
+
+    Attributes:
+        block: number of its block in the checkpoint.
+        part: the projection or norm it belongs to.
+        kind: ``weight`` or ``bias``.
+    """
+
+    block: int
+    part: Linear | Norm
+    kind: str
+
+    def stays(self, selection: Selection) -> bool:
+        """Whether its block and its sublayer are both kept."""
+        return self.block in selection.blocks and bool(selection.units(self.part.sublayer)[self.block])
+
+    def name(self, family: Family, block: int) -> str:
+        """Its stored name in block ``block``."""
+        return f"{family.module(block, self.part.name)}.{self.kind}"
+
+    def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Kept indices along dimension 0 and along dimension 1; None where all stay."""
+        if isinstance(self.part, Norm):
+            whole = self.part.axis in (Axis.RESIDUAL, Axis.HEAD)
+            return (None if whole else selection.axis_indices(self.part.axis, self.block, geometry)), None
+        rows = selection.row_indices(self.part, self.block, geometry)
+        columns = selection.column_indices(self.part, self.block, geometry) if self.kind == "weight" else None
+        return rows, columns
+
+
+def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Place | None]]:
+    """Every tensor that a model consists of, in name order; None stands for "outside the blocks".
+
+    Raises:
+        TrimlineError: the plan is for another model, or a block holds a tensor that the family does not describe.
+    """
+    check_same_model(checkpoint, plan)
+    family = plan.family
+    tied_head = f"{family.head}.weight" if checkpoint.geometry.tied else ""
+    for name in sorted(checkpoint.locations):
+        if name.endswith(STALE_BUFFER) or name == tied_head:
+            continue
+        yield name, _place(family, name)
+
+
+def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Refuses a plan that was made for another model.
+
+    Raises:
+        TrimlineError: family or number of blocks differ, the plan keeps units that are not there, or it updates a
+            tensor that the checkpoint does not hold.
+    """
+    geometry, selection = checkpoint.geometry, plan.selection
+    remedy = "Prune this checkpoint again, or give the one the plan was made for."
+    if plan.family is not geometry.family:
+        raise TrimlineError(f"The plan is for {plan.family.model_type}, and {checkpoint.folder} is {geometry.family.model_type}.", remedy)
+    if len(selection.ffn) != len(geometry.blocks) or len(selection.kv_groups) != len(geometry.blocks):
+        raise TrimlineError(f"The plan is for {len(selection.ffn)} blocks, and {checkpoint.folder} has {len(geometry.blocks)}.", remedy)
+    for number, block in enumerate(geometry.blocks):
+        for units, size in ((selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)):
+            if units and units[-1] >= size:
+                raise TrimlineError(f"The plan keeps unit {units[-1]} of block {number}, which has {size}.", remedy)
+    unknown = sorted(set(plan.updates) - set(checkpoint.locations))
+    if unknown:
+        raise TrimlineError(f"The plan updates {unknown[0]}, which {checkpoint.folder} does not hold.", remedy)
+
+
+def _place(family: Family, name: str) -> Place | None:
+    prefix = family.blocks + "."
+    if not name.startswith(prefix):
+        return None
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    module, _, kind = rest.rpartition(".")
+    parts: tuple[Linear | Norm, ...] = (*family.linears, *family.norms)
+    for part in parts:
+        if part.name == module and number.isdigit() and kind in ("weight", "bias"):
+            return Place(int(number), part, kind)
+    raise TrimlineError(
+        f"The tensor {name} has no place in the description of {family.model_type}.",
+        "It would be lost without notice; describe it in the family's file (docs/add-an-architecture.md), or remove it.",
+    )

@@ -1,0 +1,121 @@
+"""Whether a shape profile can express a result, said before an hour of pruning; see docs/shape-profiles.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import TrimlineError
+from pipeline.families import Family
+from pipeline.geometry import Geometry
+from pipeline.rebuild.consumers import Verdict, consumers
+from pipeline.rebuild.stock import accepts_heads, has_sliding_window, is_mistral_shaped
+from pipeline.recipe import Profile
+
+__all__ = ["Verdict", "check_profile", "check_request", "consumers"]
+
+USE_FREE = "Use profile 'free', which any block shapes fit."
+
+
+def check_request(
+    profile: Profile, family: Family, uneven_ffn: bool, uneven_kv: bool, fewer_heads: bool, config: Mapping[str, Any]
+) -> None:
+    """What a recipe alone already rules out, before calibration.
+
+    Args:
+        profile: the shape profile asked for.
+        family: the model's architecture.
+        uneven_ffn, uneven_kv: the allocation may keep another width, or another number of KV groups, in every block.
+        fewer_heads: some KV groups go.
+        config: the dense model's config.json.
+
+    Raises:
+        TrimlineError: the profile cannot express what the recipe may produce; says what to change.
+    """
+    if profile is Profile.UNIFORM and (uneven_ffn or uneven_kv):
+        what = "FFN widths" if uneven_ffn else "KV groups"
+        raise TrimlineError(
+            f"The allocation gives every block its own {what}, and profile 'uniform' needs all blocks alike.",
+            "Use allocation 'uniform', or profile 'decilm' or 'free'." if uneven_ffn else "Use allocation 'uniform', or profile 'free'.",
+        )
+    if profile is Profile.DECILM:
+        _check_decilm_family(family, config)
+        if uneven_kv:
+            raise TrimlineError("Profile 'decilm' needs the same number of KV groups in every block.", f"{_UNIFORM_KV} {USE_FREE}")
+    if fewer_heads:
+        _check_square(family, profile)
+
+
+def check_profile(family: Family, original: Geometry, result: Geometry, profile: Profile, config: Mapping[str, Any]) -> None:
+    """Whether ``profile`` can express ``result``; needs the plan and the dense config.json, no weights.
+
+    Raises:
+        TrimlineError: names the block or size that does not fit and what to change.
+    """
+    if not any(block.kv_groups for block in result.blocks):
+        raise TrimlineError("No block keeps its attention, so no token would see another.", "Keep the attention of at least one block.")
+    if profile is Profile.UNIFORM:
+        _check_uniform(family, original, result, config)
+    elif profile is Profile.DECILM:
+        _check_decilm_family(family, config)
+        _check_decilm_blocks(result)
+
+
+_UNIFORM_KV = "Use allocation 'uniform' for kv_group."
+
+
+def _check_uniform(family: Family, original: Geometry, result: Geometry, config: Mapping[str, Any]) -> None:
+    first = result.blocks[0]
+    for number, block in enumerate(result.blocks):
+        if block != first:
+            raise TrimlineError(
+                f"Profile 'uniform' needs all blocks alike: block 0 keeps {first.ffn} FFN channels and {first.kv_groups} KV groups, "
+                f"block {number} keeps {block.ffn} and {block.kv_groups}.",
+                "Use allocation 'uniform', or profile 'decilm' or 'free'.",
+            )
+    if not first.ffn:
+        raise TrimlineError(
+            "Profile 'uniform' cannot express blocks without FFN.", "Keep some channels, or use profile 'decilm' or 'free'."
+        )
+    if first.kv_groups == _most_groups(original):
+        return
+    _check_square(family, Profile.UNIFORM)
+    heads = first.kv_groups * result.queries_per_group
+    if not accepts_heads(family, config, heads) and not is_mistral_shaped(result):
+        raise TrimlineError(
+            f"{heads} query heads do not divide the hidden size {result.hidden}, which stock {family.model_type} insists on, "
+            "and its biases keep it from being written as mistral.",
+            f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}",
+        )
+
+
+def _check_square(family: Family, profile: Profile) -> None:
+    if family.square_attention and profile is not Profile.FREE:
+        raise TrimlineError(f"Stock {family.model_type} derives head_dim from the number of heads, so no head can go.", USE_FREE)
+
+
+def _check_decilm_family(family: Family, config: Mapping[str, Any]) -> None:
+    if family.decilm is None:
+        raise TrimlineError(f"Profile 'decilm' computes as Llama does and cannot express {family.model_type}.", USE_FREE)
+    if has_sliding_window(family, config):
+        raise TrimlineError("Profile 'decilm' has no sliding window, and this model attends through one.", USE_FREE)
+
+
+def _check_decilm_blocks(result: Geometry) -> None:
+    if not result.blocks[0].kv_groups:
+        raise TrimlineError(
+            "The first block loses its attention, and neither vLLM's DeciLM nor llama.cpp's deci loads that.",
+            f"Keep the attention of the first block that stays. {USE_FREE}",
+        )
+    groups = _most_groups(result)
+    for number, block in enumerate(result.blocks):
+        if block.kv_groups not in (0, groups):
+            raise TrimlineError(
+                f"Profile 'decilm' has one number of query heads for all blocks: some keep {groups} KV groups, "
+                f"block {number} keeps {block.kv_groups}.",
+                f"{_UNIFORM_KV} {USE_FREE}",
+            )
+
+
+def _most_groups(geometry: Geometry) -> int:
+    return max(block.kv_groups for block in geometry.blocks)

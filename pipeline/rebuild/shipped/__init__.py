@@ -1,0 +1,1 @@
+"""Templates of the modelling files that ship inside a checkpoint whose blocks differ."""
