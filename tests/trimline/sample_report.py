@@ -76,8 +76,8 @@ def sample() -> ReportData:
         importance_name="angular distance between a block's input and output",
         evaluation="invented prose, evaluation half; 16 windows of 1024 tokens, stride 1024",
         workloads=(
-            timed("512 tokens, nothing cached", "prefill", 512, 0, 0.482, 1.31, "resolved"),
-            timed("1 token after 128", "decode", 1, 128, 0.0142, 1.38, "resolved"),
+            timed("512 tokens, nothing cached", "prefill", 512, 0, 0.482, 1.31, "faster"),
+            timed("1 token after 128", "decode", 1, 128, 0.0142, 1.38, "faster"),
             timed("1 token after 1024", "decode", 1, 1024, 0.0171, 1.01, "not resolved: the control left 1 ± 0.02"),
         ),
         decode_points=(

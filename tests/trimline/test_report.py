@@ -11,9 +11,9 @@ import re
 
 import pytest
 from rich.console import Console
-from sample_report import blocks, sample
 
 from pipeline.errors import TrimlineError
+from tests.trimline.sample_report import blocks, sample
 from trimline.report import (
     GateRow,
     Measure,
@@ -115,6 +115,14 @@ def test_a_difference_inside_the_interval_is_no_gain():
     data = dataclasses.replace(data, workloads=(flat,))
     assert "decode without measurable change" in headline(data)
     assert "no measurable change [0.97, 1.11]" in render_markdown(data)
+
+
+def test_a_speedup_whose_control_failed_is_marked_everywhere():
+    data = sample()
+    doubtful = dataclasses.replace(data.workloads[1], speedup=Measure(1.38, 1.3, 1.46), verdict="not resolved")
+    data = dataclasses.replace(data, workloads=(doubtful,))
+    assert "decode 1.38× as fast [1.30, 1.46], not resolved" in headline(data)
+    assert render_markdown(data).count("1.38× [1.30, 1.46] not resolved") == 2  # in both tables that show it
 
 
 def test_a_speedup_without_interval_claims_nothing():

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-from sample_report import sample
 
+from tests.trimline.sample_report import sample
 from trimline.report import render_html
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)

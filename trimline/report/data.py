@@ -78,7 +78,8 @@ class Workload:
         control: dense against itself in the same run (A/A), a ratio.
         allowed: speed-up that the roofline allows for these shapes.
         realised: speed-up over ``allowed``.
-        verdict: ``resolved``, or why not.
+        verdict: what the comparison shows, as the benchmark words it; starts with ``not resolved`` where its control
+            did not hold.
     """
 
     name: str

@@ -8,7 +8,7 @@ from trimline.report import formats
 from trimline.report.content import Cell
 from trimline.report.data import Measure, Phase, Removed, ReportData, Workload
 
-RESOLVED = "resolved"
+UNRESOLVED = "not resolved"  # as the benchmark words it
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,22 @@ def changed(measure: Measure) -> bool:
     return measure.low > 1 or measure.high < 1
 
 
-def speedup_cell(speedup: Measure | None) -> Cell:
-    """The speed-up with its interval, or that there is no measurable one."""
+def speedup_cell(workload: Workload) -> Cell:
+    """The speed-up with its interval, or that there is no measurable one; coloured only where the run resolved it."""
+    speedup = workload.speedup
     if speedup is None:
         return Cell(formats.NONE)
     bounds = formats.interval(speedup)
     if not changed(speedup):
         return Cell("no measurable change", "quiet", detail=bounds)
+    if unresolved(workload):
+        return Cell(formats.ratio(speedup.value), "quiet", detail=f"{bounds} {UNRESOLVED}")
     return Cell(formats.ratio(speedup.value), "good" if speedup.value > 1 else "bad", detail=bounds)
+
+
+def unresolved(workload: Workload) -> bool:
+    """Whether the run's control did not hold, so that its speed-up proves nothing."""
+    return workload.verdict.startswith(UNRESOLVED)
 
 
 def _phases() -> tuple[Phase, Phase]:
@@ -76,14 +84,14 @@ def _tile(label: str, before: float, after: float, show: formats.Show) -> Tile:
 
 def _speed_tile(workload: Workload) -> Tile:
     before, after = formats.duration(workload.dense.value), formats.duration(workload.pruned.value)
-    return Tile(workload.phase.capitalize(), before, after, speedup_cell(workload.speedup).whole)
+    return Tile(workload.phase.capitalize(), before, after, speedup_cell(workload).whole)
 
 
 def _gain(workload: Workload, speedup: Measure) -> str:
     if not changed(speedup):
         return f"{workload.phase} without measurable change"
-    unresolved = "" if workload.verdict in ("", RESOLVED) else f" ({workload.verdict})"
-    return f"{workload.phase} {formats.ratio(speedup.value)} as fast {formats.interval(speedup)}{unresolved}"
+    doubt = f", {UNRESOLVED}" if unresolved(workload) else ""
+    return f"{workload.phase} {formats.ratio(speedup.value)} as fast {formats.interval(speedup)}{doubt}"
 
 
 def _what_went(removed: Removed) -> str:

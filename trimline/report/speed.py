@@ -9,7 +9,7 @@ import numpy as np
 from trimline.report import formats, metrics
 from trimline.report.content import Cell, Column, Item, Note, Plot, Section, Table
 from trimline.report.data import Measure, ReportData, Workload
-from trimline.report.headline import RESOLVED, speedup_cell
+from trimline.report.headline import speedup_cell, unresolved
 from trimline.report.tables import latency_cell, tokens_per_second
 
 P99_SAMPLES = 100  # with fewer, the 99th percentile is one or two outliers
@@ -65,7 +65,7 @@ def _speedup_row(data: ReportData, workload: Workload) -> tuple[Cell, ...]:
         Cell(_name(workload)),
         latency_cell(workload.dense),
         latency_cell(workload.pruned),
-        speedup_cell(workload.speedup),
+        speedup_cell(workload),
         Cell(formats.plain(tokens_per_second(workload, workload.dense), 1)),
         Cell(formats.plain(tokens_per_second(workload, workload.pruned), 1)),
         Cell(" → ".join(formats.plain(measure.value) for measure in perplexities if measure)),
@@ -93,7 +93,7 @@ def _gain_row(workload: Workload) -> tuple[Cell, ...]:
         _with_interval(workload.realised, 2),
         _with_interval(workload.control, 3),
         Cell(str(len(workload.pruned_samples)) if workload.pruned_samples else formats.NONE),
-        Cell(workload.verdict or formats.NONE, "good" if workload.verdict == RESOLVED else "quiet"),
+        Cell(workload.verdict or formats.NONE, "quiet" if unresolved(workload) else "plain"),
     )
 
 

@@ -80,7 +80,7 @@ def _speed_rows(workload: Workload) -> list[Row]:
         Cell(f"{phase} latency", formula=f"{workload.name}: {metrics.LATENCY}"),
         latency_cell(workload.dense),
         latency_cell(workload.pruned),
-        speedup_cell(workload.speedup),
+        speedup_cell(workload),
     )
     throughput = (
         Cell(f"{phase} tokens/s", formula=metrics.TOKENS),

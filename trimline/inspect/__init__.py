@@ -1,0 +1,8 @@
+"""``trimline inspect``: what a checkpoint, a plan, an ONNX export or a package holds, and what loads it."""
+
+from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
+from trimline.inspect.graph import Graph
+from trimline.inspect.read import inspect_folder
+from trimline.inspect.view import render_inspection
+
+__all__ = ["BlockWidth", "Graph", "Inspection", "Loading", "TensorPattern", "inspect_folder", "render_inspection"]

@@ -1,0 +1,71 @@
+"""What an inspection finds, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from trimline.inspect.graph import Graph
+
+Kind = Literal["checkpoint", "plan", "onnx"]
+
+
+@dataclass(frozen=True)
+class BlockWidth:
+    """Units left in one block, under its number in this folder (a plan's numbers are the dense model's)."""
+
+    number: int
+    ffn: int
+    kv_groups: int
+
+
+@dataclass(frozen=True)
+class TensorPattern:
+    """Share of groups of four of a weight, along the axis that its product sums over, with two zeros or more."""
+
+    name: str
+    two_four: float
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Whether a program loads the folder's shapes."""
+
+    consumer: str
+    loads: bool
+    why: str
+    change: str
+    checked: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder holds.
+
+    Attributes:
+        kind: ``checkpoint``, ``plan`` or ``onnx``.
+        folder: the folder that was read, which may lie inside the one that was named.
+        title: one line for people.
+        blocks: widths per block; of a plan, every original block, removed ones with zeros.
+        parameters, decoder_parameters: None where the folder alone does not say (a plan, a graph).
+        bytes: of the weight files.
+        patterns: one per projection.
+        consumers: empty where shapes are not known.
+        graph: only for ``onnx``.
+    """
+
+    kind: Kind
+    folder: str
+    title: str
+    blocks: tuple[BlockWidth, ...] = ()
+    parameters: int | None = None
+    decoder_parameters: int | None = None
+    bytes: int | None = None
+    patterns: tuple[TensorPattern, ...] = ()
+    consumers: tuple[Loading, ...] = ()
+    graph: Graph | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return asdict(self)

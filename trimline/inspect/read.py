@@ -1,0 +1,135 @@
+"""Reads a folder without running what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.geometry import BlockShape, Geometry
+from pipeline.plan import Plan
+from pipeline.rebuild.profiles import consumers
+from pipeline.recipe import Profile
+from pipeline.sparsity import two_four_fraction
+from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
+from trimline.inspect.graph import inspect_graph
+
+PACKAGED = ("model", "checkpoint")  # where a package and a source artefact keep their checkpoint
+
+
+def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
+    """Reads a checkpoint folder, a plan folder, an ONNX folder or a package.
+
+    Args:
+        folder: what to look at.
+        source: the dense checkpoint that a plan is for; with it a plan's parameters and consumers are known.
+
+    Raises:
+        TrimlineError: the folder is none of these, or what it holds is corrupt.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TrimlineError(f"There is no folder {folder}.", "Give a checkpoint, plan, ONNX or package folder.")
+    if graph := _graph_file(folder):
+        return _inspect_onnx(graph)
+    if place := _checkpoint_place(folder):
+        return _inspect_checkpoint(place)
+    if (folder / "plan.json").exists():
+        return _inspect_plan(folder, source)
+    raise TrimlineError(
+        f"{folder} holds neither config.json, nor plan.json, nor an .onnx file.", "Give a checkpoint, plan, ONNX or package folder."
+    )
+
+
+def _graph_file(folder: Path) -> Path | None:
+    return next(iter(sorted(folder.glob("*.onnx"))), None)
+
+
+def _checkpoint_place(folder: Path) -> Path | None:
+    places = (folder, *(folder / name for name in PACKAGED))
+    return next((place for place in places if (place / "config.json").exists()), None)
+
+
+def _inspect_checkpoint(folder: Path) -> Inspection:
+    checkpoint = Checkpoint(folder)
+    geometry = checkpoint.geometry
+    profile = profile_of(checkpoint.config)
+    return Inspection(
+        kind="checkpoint",
+        folder=str(folder),
+        title=f"{geometry.family.model_type}, {len(geometry.blocks)} blocks, hidden size {geometry.hidden}, profile {profile.value}",
+        blocks=_widths(geometry.blocks),
+        parameters=geometry.total_parameters(),
+        decoder_parameters=geometry.decoder_parameters(),
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        patterns=_patterns(checkpoint),
+        consumers=_loadings(geometry, profile, checkpoint.config),
+    )
+
+
+def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
+    plan = Plan.read(folder)
+    selection = plan.selection
+    kept = set(selection.blocks)
+    pairs = enumerate(zip(selection.ffn, selection.kv_groups, strict=True))
+    blocks = tuple(BlockWidth(i, len(ffn) if i in kept else 0, len(kv) if i in kept else 0) for i, (ffn, kv) in pairs)
+    title = f"plan for {plan.family.model_type}: " + "; ".join(step.title for step in plan.steps)
+    if source is None:
+        note = "Name the dense checkpoint as well to see parameters and what loads the result."
+        return Inspection("plan", str(folder), title, blocks, notes=(note,))
+    config = Checkpoint(source).config
+    result = selection.geometry(Geometry.from_config(config))
+    return Inspection(
+        kind="plan",
+        folder=str(folder),
+        title=title,
+        blocks=blocks,
+        parameters=result.total_parameters(),
+        decoder_parameters=result.decoder_parameters(),
+        consumers=_loadings(result, narrowest_profile(result), config),
+    )
+
+
+def _inspect_onnx(graph: Path) -> Inspection:
+    found = inspect_graph(graph)
+    patterns = tuple(TensorPattern(name, fraction) for name, fraction in found.two_four.items())
+    title = f"ONNX graph {graph.name}, opset {found.opset}, {found.nodes} nodes"
+    return Inspection("onnx", str(graph.parent), title, bytes=found.file_bytes, patterns=patterns, graph=found)
+
+
+def profile_of(config: Mapping[str, Any]) -> Profile:
+    """The shape profile that a checkpoint's config is written in."""
+    if "block_configs" not in config:
+        return Profile.UNIFORM
+    deci = any("DeciLM" in str(name) for name in config.get("architectures") or ())
+    return Profile.DECILM if deci else Profile.FREE
+
+
+def narrowest_profile(result: Geometry) -> Profile:
+    """The profile that most programs load among those whose block shapes fit ``result``."""
+    if result.is_uniform:
+        return Profile.UNIFORM
+    groups = {block.kv_groups for block in result.blocks if block.kv_groups}
+    fits = result.family.decilm is not None and len(groups) == 1 and result.blocks[0].kv_groups > 0
+    return Profile.DECILM if fits else Profile.FREE
+
+
+def _widths(blocks: tuple[BlockShape, ...]) -> tuple[BlockWidth, ...]:
+    return tuple(BlockWidth(number, block.ffn, block.kv_groups) for number, block in enumerate(blocks))
+
+
+def _patterns(checkpoint: Checkpoint) -> tuple[TensorPattern, ...]:
+    geometry = checkpoint.geometry
+    names = [
+        geometry.family.module(number, linear.name) + ".weight"
+        for number, block in enumerate(geometry.blocks)
+        for linear, _ in geometry.linears(block)
+    ]
+    return tuple(TensorPattern(name, two_four_fraction(checkpoint.tensor(name), axis=-1)) for name in names)
+
+
+def _loadings(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> tuple[Loading, ...]:
+    verdicts = consumers(result, profile, config)
+    return tuple(Loading(v.consumer, v.loads, v.why, v.change, v.checked) for v in verdicts)
