@@ -1,1 +1,1 @@
-"""exporters/onnx."""
+"""ONNX: two lowerings of a checkpoint, the session that runs them, and their gate."""

@@ -1,0 +1,64 @@
+"""What an ONNX folder holds, written so that the same checkpoint gives the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from pipeline.errors import TrimlineError
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+LOWERING_KEY = "trimline.lowering"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+INLINE_BYTES = 1024
+
+
+def save_graph(model: ir.Model, folder: Path, lowering: str) -> None:
+    """Writes model.onnx and, beside it, its weights; whatever could differ between two runs is dropped.
+
+    Raises:
+        TrimlineError: the disk is full or the folder cannot be written.
+    """
+    _strip(model, lowering)
+    try:
+        ir.save(model, folder / GRAPH, external_data=WEIGHTS, size_threshold_bytes=INLINE_BYTES)
+    except OSError as error:
+        raise TrimlineError(f"{folder / GRAPH} could not be written: {error}.", "Free some space and run it again.") from error
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies what a checkpoint folder has of a tokenizer, a chat template and generation settings, byte for byte."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _strip(model: ir.Model, lowering: str) -> None:
+    # Exporters record stack traces, module paths and file names of this machine in doc strings and metadata.
+    model.producer_name, model.producer_version = "trimline", None
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.metadata_props[LOWERING_KEY] = lowering
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for node in graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()

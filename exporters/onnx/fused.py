@@ -1,0 +1,181 @@
+"""The fused lowering: GroupQueryAttention and friends, which ONNX Runtime runs fastest.
+
+onnxruntime-genai's model builder emits these operators one block at a time, but assumes that all blocks are alike
+and loads a whole transformers model first. Here its family class is given each block's own sizes before it emits
+that block, skips sublayers that are absent, and is handed tensors straight from the checkpoint's memory map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import tempfile
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+from transformers import PretrainedConfig
+
+from exporters.onnx.config import stock_config
+from exporters.onnx.runtime import needs_builder
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.geometry import BlockShape, Geometry
+
+ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"}
+ROPE_TYPES = {"LlamaModel": {"default", "llama3"}}  # every other builder class: default only
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def fused_obstacle(checkpoint: Checkpoint) -> str | None:
+    """Why the fused lowering would not compute what this checkpoint computes; None where it does."""
+    family = checkpoint.geometry.family
+    if family.onnx_builder is None:
+        return f"onnxruntime-genai's builder knows no {family.model_type}"
+    config = stock_config(checkpoint)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES.get(family.onnx_builder, {"default"}):
+        return f"its rotary embedding is of type {rope!r}"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"its activation is {config.hidden_act!r}"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
+        # The builder reads windows from layer_types only, and would quietly attend to everything.
+        return f"it attends through a sliding window of {window} tokens"
+    return None
+
+
+def lower_fused(checkpoint: Checkpoint, logits: str, events: Events) -> ir.Model:
+    """The graph of a checkpoint, fp32, for ONNX Runtime; weights are read when the graph is saved.
+
+    Inputs ``input_ids`` and ``attention_mask`` (batch, past + sequence), int64; per block with attention
+    ``past_key_values.{i}.key``/``.value`` (batch, KV heads of that block, past, head_dim); outputs ``logits`` (batch,
+    sequence or 1, vocabulary) and ``present.{i}.key``/``.value``. Rows are padded on the right only.
+
+    Args:
+        logits: ``all`` positions or only the ``last``.
+
+    Raises:
+        TrimlineError: the lowering cannot express this checkpoint; onnxruntime-genai is not installed.
+    """
+    if (obstacle := fused_obstacle(checkpoint)) is not None:
+        raise TrimlineError(f"The fused lowering cannot express {checkpoint.folder}: {obstacle}.", "Use lowering: portable (or auto).")
+    needs_builder()
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard), tempfile.TemporaryDirectory() as cache:
+        graph = _builder(checkpoint, logits, cache).build(checkpoint)
+    events.note("built the fused graph", builder=heard.getvalue().splitlines())
+    return graph
+
+
+def _builder(checkpoint: Checkpoint, logits: str, cache: str) -> Any:
+    importlib.import_module("onnxruntime_genai.models")  # puts the builder's own helpers on the import path
+    builders = importlib.import_module("onnxruntime_genai.models.builders")
+    geometry = checkpoint.geometry
+    base = getattr(builders, str(geometry.family.onnx_builder))
+    kind = type("PerBlockBuilder", (_PerBlock, base), {"geometry": geometry})
+    options = {"prune_lm_head": logits == "last", "hf_token": False, "hf_remote": False}
+    return kind(_builder_config(checkpoint), ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", cache, options)
+
+
+def _builder_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    geometry, config = checkpoint.geometry, stock_config(checkpoint)
+    config.architectures = [f"{geometry.family.class_prefix}ForCausalLM"]
+    config.layer_types = ["full_attention"] * len(geometry.blocks)
+    config.sliding_window = None
+    config.intermediate_size = max(1, *(block.ffn for block in geometry.blocks))
+    return config
+
+
+class _PerBlock:
+    """Overrides for one of the builder's family classes."""
+
+    geometry: Geometry
+
+    def build(self: Any, checkpoint: Checkpoint) -> ir.Model:
+        geometry, family = self.geometry, self.geometry.family
+        self.make_inputs_and_outputs()
+        self.make_preprocessing_nodes()
+        table = checkpoint.tensor(f"{family.embeddings[0]}.weight")
+        self.make_embedding(table)
+        for number in range(len(geometry.blocks)):
+            self.make_layer(number, _block_modules(checkpoint, number))
+        self.layernorm_attrs["last_layernorm"] = True
+        self._normalise(len(geometry.blocks), SimpleNamespace(weight=checkpoint.tensor(f"{family.final_norms[0]}.weight")), "final_norm")
+        head = table if geometry.tied else checkpoint.tensor(f"{family.head}.weight")
+        self.make_lm_head(SimpleNamespace(weight=head, bias=None))
+        _forget_products(self.model.graph)
+        self.model.graph.sort()
+        return self.model
+
+    def make_cache_names(self: Any, kinds: list[str], template: str) -> dict[int, str]:
+        names = super().make_cache_names(kinds, template)  # type: ignore[misc]
+        return {number: name for number, name in names.items() if self.geometry.blocks[number].kv_groups}
+
+    def make_key_value_cache_shape(self: Any, number: int, shape: list[Any]) -> list[Any]:
+        return [shape[0], self.geometry.blocks[number].kv_groups, shape[2], self.geometry.head_dim]
+
+    def make_layer(self: Any, number: int, block: SimpleNamespace) -> None:
+        shape = self.geometry.blocks[number]
+        self._take_sizes(shape)
+        if shape.kv_groups:
+            self._normalise(number, block.input_layernorm, "input")
+            self.make_attention(number, block.self_attn, root_input=self.layernorm_attrs["output_0"])
+        if shape.ffn:
+            self._normalise(number, block.post_attention_layernorm, "post_attention")
+            self.make_mlp(number, block.mlp, root_input=self.layernorm_attrs["output_0"])
+
+    def _take_sizes(self: Any, shape: BlockShape) -> None:
+        self.num_kv_heads = shape.kv_groups
+        self.num_attn_heads = shape.kv_groups * self.geometry.queries_per_group
+        self.q_size, self.kv_size = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
+        self.intermediate_size = shape.ffn
+
+    def _normalise(self: Any, number: int, norm: SimpleNamespace, location: str) -> None:
+        # The residual sum is folded into every norm but the first one of the model, wherever that one stands.
+        first = self.layernorm_attrs["first_layernorm"]
+        self.make_layernorm(number, norm, skip=not first, simple=True, location=location)
+        self.layernorm_attrs["first_layernorm"] = False
+
+    def make_matmul_float(self: Any, matmul: Any, name: str, root_input: str, **options: Any) -> str:
+        if name != "/lm_head/MatMul" or not self.geometry.tied:
+            return super().make_matmul_float(matmul, name, root_input, **options)  # type: ignore[misc]
+        # A tied head reads the embedding table itself; the builder would store a transposed second copy of it.
+        self.make_node("FusedMatMul", [root_input, EMBEDDING], ["logits"], name=name, domain="com.microsoft", transB=1)
+        self.make_value("logits", self.io_dtype, shape=["batch_size", options["seq_dim"], self.vocab_size])
+        return name
+
+
+def _forget_products(graph: ir.Graph) -> None:
+    """Drops dimensions named after a product, such as "sequence_length * num_attention_heads".
+
+    One name says one size to ONNX Runtime, which then reuses a buffer of one block for another with more heads.
+    """
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([None if "*" in str(size) else size for size in value.shape])
+
+
+def _block_modules(checkpoint: Checkpoint, number: int) -> SimpleNamespace:
+    """One block's tensors under the attribute names that the builder reads them by."""
+    geometry = checkpoint.geometry
+    family, shape = geometry.family, geometry.blocks[number]
+    block = SimpleNamespace(self_attn=SimpleNamespace(), mlp=SimpleNamespace())
+    for linear, _ in geometry.linears(shape):
+        path = family.module(number, linear.name)
+        bias = checkpoint.tensor(f"{path}.bias") if geometry.has_bias(linear) else None
+        _attach(block, linear.name, SimpleNamespace(weight=checkpoint.tensor(f"{path}.weight"), bias=bias))
+    for norm in family.norms:
+        if shape.units(norm.sublayer):
+            _attach(block, norm.name, SimpleNamespace(weight=checkpoint.tensor(f"{family.module(number, norm.name)}.weight")))
+    return block
+
+
+def _attach(block: SimpleNamespace, path: str, module: SimpleNamespace) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        block = getattr(block, parent)
+    setattr(block, name, module)

@@ -1,0 +1,108 @@
+"""onnxruntime-genai: the config file that it opens a folder by, and a thin runner for the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.onnx.config import context_length
+from exporters.onnx.files import GRAPH
+from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.errors import TrimlineError
+
+CONFIG = "genai_config.json"
+# What genai calls its plain decoder runner; it reads every size from the graph and the config, none from this name.
+KNOWN_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+GENERIC_TYPE = "llama"
+
+
+def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> None:
+    """Writes genai_config.json for a graph of this checkpoint.
+
+    Head counts are stated as the largest of any block; the runtime takes each block's own from the graph's inputs.
+    """
+    geometry = checkpoint.geometry
+    generation = checkpoint.folder / "generation_config.json"
+    settings = checkpoint.config | (read_json(generation) if generation.is_file() else {})
+    groups = max(block.kv_groups for block in geometry.blocks)
+    fused = lowering == "fused"
+    inputs = ["input_ids", "attention_mask", *([] if fused else ["position_ids"])]
+    caches = [(side, kind) for side in ("past_key_values", "present") for kind in ("key", "value")]
+    names = {f"{side.removesuffix('_key_values')}_{kind}_names": f"{side}.%d.{kind}" for side, kind in caches}
+    family, context = geometry.family.model_type, context_length(checkpoint)
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH,
+        "head_size": geometry.head_dim,
+        "hidden_size": geometry.hidden,
+        "inputs": {name: name for name in inputs} | {key: name for key, name in names.items() if key.startswith("past")},
+        "outputs": {"logits": "logits"} | {key: name for key, name in names.items() if key.startswith("present")},
+        "num_attention_heads": groups * geometry.queries_per_group,
+        "num_hidden_layers": len(geometry.blocks),
+        "num_key_value_heads": groups,
+    }
+    model = {
+        "type": family if family in KNOWN_TYPES else GENERIC_TYPE,
+        "context_length": context,
+        "vocab_size": geometry.vocab,
+        "decoder": decoder,
+        **_special_tokens(settings),
+    }
+    search = {"max_length": context, "do_sample": False, "num_beams": 1, "past_present_share_buffer": fused}
+    search |= {key: settings[key] for key in ("temperature", "top_k", "top_p", "repetition_penalty") if settings.get(key) is not None}
+    write_json(folder / CONFIG, {"model": model, "search": search})
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    end = settings.get("eos_token_id")
+    first_end = end[0] if isinstance(end, list) else end
+    found = {"bos_token_id": settings.get("bos_token_id"), "eos_token_id": end, "pad_token_id": settings.get("pad_token_id", first_end)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+class GenaiDecoder:
+    """An exported folder in onnxruntime-genai.
+
+    Raises:
+        TrimlineError: onnxruntime-genai cannot open the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime_genai as genai
+
+        self._genai = genai
+        try:
+            self._model = genai.Model(str(folder))
+        except Exception as error:  # its exceptions are plain RuntimeErrors
+            raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {error}.", "Export it again.") from error
+
+    def forced(self, prompt: Sequence[int], following: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after the prompt and after each following token, whatever the model would have said itself.
+
+        Returns:
+            Shape (1 + following, vocabulary).
+        """
+        generator = self._generator(len(prompt) + len(following) + 1)
+        generator.append_tokens(np.asarray(prompt, np.int32))
+        rows = [generator.get_logits()[0, -1].copy()]
+        for token in following:
+            generator.append_tokens(np.asarray([token], np.int32))
+            rows.append(generator.get_logits()[0, -1].copy())
+        return np.stack(rows)
+
+    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """Its own greedy continuation; shorter than ``tokens`` where an end-of-text token comes."""
+        generator = self._generator(len(prompt) + tokens)
+        generator.append_tokens(np.asarray(prompt, np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+
+    def _generator(self, length: int) -> Any:
+        params = self._genai.GeneratorParams(self._model)
+        params.set_search_options(max_length=length, do_sample=False, batch_size=1)
+        return self._genai.Generator(self._model, params)

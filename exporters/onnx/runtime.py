@@ -1,0 +1,57 @@
+"""Which ONNX Runtime is installed. Two of its distributions in one environment overwrite each other's files."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+from pipeline.errors import TrimlineError
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+def distributions() -> dict[str, str]:
+    """Installed ONNX Runtime distributions and their versions."""
+    found = {}
+    for name in RUNTIMES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def needs_runtime() -> None:
+    """Demands exactly one ONNX Runtime.
+
+    Raises:
+        TrimlineError: none is installed, or both are: they share one folder, so what runs is whichever came last.
+    """
+    found = distributions()
+    if not found:
+        raise TrimlineError("ONNX Runtime is not installed.", "pip install 'trimline[cpu]' (or 'trimline[gpu]').")
+    if len(found) > 1:
+        listed = " and ".join(f"{name} {number}" for name, number in found.items())
+        raise TrimlineError(
+            f"{listed} are both installed, and overwrite each other's files.",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them.",
+        )
+
+
+def has_genai() -> bool:
+    """Whether onnxruntime-genai can be imported."""
+    return importlib.util.find_spec("onnxruntime_genai") is not None
+
+
+def needs_builder() -> None:
+    """Demands what the fused lowering is built with.
+
+    Raises:
+        TrimlineError: onnxruntime-genai or ONNX Runtime is missing.
+    """
+    needs_runtime()
+    if not has_genai():
+        raise TrimlineError(
+            "The fused lowering is built by onnxruntime-genai, which is not installed.",
+            "pip install onnxruntime-genai, or use lowering: portable.",
+        )

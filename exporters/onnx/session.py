@@ -1,0 +1,240 @@
+"""Running an exported graph in ONNX Runtime: prefill, steps with the cache, greedy decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.onnx.files import GRAPH, LOWERING_KEY
+from exporters.onnx.runtime import needs_runtime
+from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
+
+CPU = "CPUExecutionProvider"
+PAST, PRESENT = "past_key_values.", "present."
+SPARE_TOKENS = 64
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the model has seen.
+
+    Attributes:
+        mask: 1 for a token, 0 for padding, shape (batch, tokens seen).
+        values: per cache input the tensor that the next run reads.
+        buffers: where fused graphs keep the cache (batch, KV heads, capacity, head_dim), shared by all pasts of one
+            sequence: continuing from an older past overwrites what newer ones had.
+    """
+
+    mask: Ids
+    values: dict[str, Any] = field(default_factory=dict)
+    buffers: _Buffers | None = None
+
+    @property
+    def length(self) -> int:
+        return self.mask.shape[1]
+
+
+class OnnxDecoder:
+    """A decoder graph of either lowering.
+
+    Args:
+        folder: holds model.onnx.
+        threads: of ONNX Runtime inside an operator; by default all that this process may use.
+        providers: execution providers, best first. Asking for one is demanding it.
+
+    Raises:
+        TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this
+            machine cannot give (ONNX Runtime itself would quietly compute on the processor).
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> None:
+        needs_runtime()
+        self.folder = Path(folder)
+        self.session = _open(self.folder / GRAPH, threads or RunOptions().threads, tuple(providers))
+        inputs = self.session.get_inputs()
+        self._cache_shapes = {i.name: (i.shape[1], i.shape[3]) for i in inputs if i.name.startswith(PAST)}
+        self._wants_positions = any(i.name == "position_ids" for i in inputs)
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self.lowering = self.session.get_modelmeta().custom_metadata_map.get(LOWERING_KEY, "portable")
+        logits = self.session.get_outputs()[0]
+        self.last_logits_only = logits.shape[1] == 1
+        self.vocab: int = logits.shape[2]
+
+    def empty(self, batch: int = 1, capacity: int = 0) -> Past:
+        """A past without tokens; ``capacity`` tokens fit before a fused graph's buffers have to grow."""
+        mask = np.zeros((batch, 0), np.int64)
+        if self.lowering == "fused":
+            return Past(mask, buffers=_Buffers(self.session, self._cache_shapes, batch, capacity))
+        empty = {name: np.zeros((batch, heads, 0, width), np.float32) for name, (heads, width) in self._cache_shapes.items()}
+        return Past(mask, values={name: _value(array) for name, array in empty.items()})
+
+    def run(self, ids: Ids, past: Past, mask: Ids | None = None) -> tuple[Any, Past]:
+        """One call of the graph, nothing copied out: what a benchmark times.
+
+        Args:
+            ids: token ids, (batch, sequence).
+            past: of the same batch.
+            mask: (batch, sequence), 0 where ``ids`` is padding on the right; all ones by default.
+
+        Returns:
+            Logits as an ``OrtValue`` of shape (batch, sequence or 1, vocabulary), and the present.
+
+        Raises:
+            TrimlineError: several tokens for several rows after a past, which fused graphs cannot take.
+        """
+        seen = np.concatenate([past.mask, np.ones_like(ids) if mask is None else mask], axis=1)
+        feeds = {"input_ids": ids, "attention_mask": seen}
+        if self._wants_positions:
+            feeds["position_ids"] = np.maximum(seen.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        if past.buffers is not None:
+            if past.length and len(ids) > 1 and ids.shape[1] > 1:
+                raise TrimlineError("A fused graph continues several rows by one token at a time.", "Feed one row, or one token.")
+            past.buffers.reserve(seen.shape[1], past.length)
+            return past.buffers.run(feeds), Past(seen, buffers=past.buffers)
+        values = {name: _value(array) for name, array in feeds.items()} | past.values
+        with _as_trimline_error():
+            logits, *present = self.session.run_with_ort_values(self._outputs, values)
+        names = (name.replace(PRESENT, PAST) for name in self._outputs[1:])
+        return logits, Past(seen, values=dict(zip(names, present, strict=True)))
+
+    def step(self, ids: Ids, past: Past, mask: Ids | None = None) -> tuple[Logits, Past]:
+        """As ``run``, with the logits as an array of the caller's own."""
+        logits, present = self.run(np.ascontiguousarray(ids, np.int64), past, mask)
+        return logits.numpy(), present
+
+    def logits(self, ids: Ids) -> Logits:
+        """Logits of shape (batch, sequence or 1, vocabulary), computed without a past."""
+        return self.step(ids, self.empty(len(ids), ids.shape[1]))[0]
+
+    def greedy(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> Ids:
+        """The ``tokens`` most likely next tokens per prompt, with the cache; an end-of-text token does not stop it.
+
+        Prompts of unequal length are padded on the right.
+
+        Returns:
+            Token ids, (prompts, tokens).
+
+        Raises:
+            TrimlineError: unequal prompts and a graph that gives logits of the last position only.
+        """
+        ids, mask = _pad(prompts)
+        lengths = mask.sum(axis=1)
+        if self.last_logits_only and lengths.min() != lengths.max():
+            raise TrimlineError("This graph gives no logits where the shorter prompts end.", "Export it with logits: all.")
+        logits, past = self.step(ids, self.empty(len(ids), ids.shape[1] + tokens), mask)
+        ends = np.zeros_like(lengths) if self.last_logits_only else lengths - 1
+        chosen = [logits[np.arange(len(ids)), ends].argmax(-1)]
+        while len(chosen) < tokens:
+            logits, past = self.step(chosen[-1][:, None], past)
+            chosen.append(logits[:, -1].argmax(-1))
+        return np.stack(chosen, axis=1)
+
+    def greedy_without_cache(self, ids: Ids, tokens: int) -> Ids:
+        """As ``greedy``, reading the whole text anew for each token: slow, and a check on the cache."""
+        text = np.asarray(ids, np.int64)
+        for _ in range(tokens):
+            text = np.concatenate([text, self.logits(text)[:, -1:].argmax(-1)], axis=1)
+        return text[:, -tokens:]
+
+
+class _Buffers:
+    """The cache of a fused graph, which reads and writes it in place, as onnxruntime-genai has it do.
+
+    A plain run would allocate and copy the whole cache for every token: 60 tensors for a model of 30 blocks.
+    """
+
+    def __init__(self, session: Any, shapes: dict[str, tuple[int, int]], batch: int, capacity: int) -> None:
+        self._session, self._shapes, self._batch = session, shapes, batch
+        self._arrays: dict[str, NDArray[np.float32]] = {}
+        self.capacity = -1
+        self.reserve(capacity, 0)
+
+    def reserve(self, needed: int, length: int) -> None:
+        """Makes room for ``needed`` tokens; the first ``length`` of what is there are kept."""
+        if needed <= self.capacity:
+            return
+        self.capacity = max(needed + SPARE_TOKENS, 2 * self.capacity)
+        old, self._arrays = self._arrays, {}
+        self._binding = self._session.io_binding()
+        for name, (heads, width) in self._shapes.items():
+            array = np.zeros((self._batch, heads, self.capacity, width), np.float32)
+            if length:
+                array[:, :, :length] = old[name][:, :, :length]
+            value = _value(array)  # shares the array's memory
+            self._arrays[name] = array
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
+
+    def run(self, feeds: dict[str, Ids]) -> Any:
+        for name, array in feeds.items():
+            self._binding.bind_ortvalue_input(name, _value(array))
+        self._binding.bind_output("logits", "cpu")
+        with _as_trimline_error():
+            self._session.run_with_iobinding(self._binding)
+        return self._binding.get_outputs()[-1]  # bound last
+
+
+def _open(graph: Path, threads: int, providers: tuple[str, ...]) -> Any:
+    import onnxruntime
+
+    if not graph.is_file():
+        raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
+    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise _refusal(missing[0], "this build of ONNX Runtime does not have it")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    if CPU not in providers:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise TrimlineError(
+            f"ONNX Runtime cannot open {graph}: {str(error).strip()}", "Export it again, or ask for fewer providers."
+        ) from error
+    lost = [name for name in providers if name not in session.get_providers()]
+    if lost:
+        raise _refusal(lost[0], "it did not start (a library or a device is missing)")
+    return session
+
+
+def _refusal(provider: str, why: str) -> TrimlineError:
+    return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")
+
+
+@contextmanager
+def _as_trimline_error() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # as in _open
+        raise TrimlineError(
+            f"ONNX Runtime failed on the graph: {str(error).strip()}", "Check the input's shape; else export again."
+        ) from error
+
+
+def _value(array: NDArray[Any]) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _pad(prompts: Ids | Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+    """(ids, mask), both (prompts, longest), padded with zeros on the right."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+        mask[row, : len(prompt)] = 1
+    return ids, mask
