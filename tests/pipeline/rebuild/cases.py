@@ -1,0 +1,93 @@
+"""Plans for tiny models, and the folder that the rebuild stage makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.events import Event, Events
+from pipeline.geometry import Geometry
+from pipeline.options import RunOptions
+from pipeline.plan import Plan, Selection, Step
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import Profile, RebuildSlice
+from tests.tiny import tiny_model
+
+Units = list[tuple[int, ...]]
+OPTIONS = RunOptions(dtype="float32", threads=1)
+
+
+@dataclass
+class Choice:
+    """A selection being made: change the lists in place."""
+
+    blocks: list[int]
+    ffn: Units
+    kv: Units
+    geometry: Geometry = field(repr=False)
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> Choice:
+        everything = Selection.everything(geometry)
+        return cls(list(everything.blocks), list(everything.ffn), list(everything.kv_groups), geometry)
+
+    def selection(self) -> Selection:
+        return Selection(tuple(self.blocks), tuple(self.ffn), tuple(self.kv))
+
+
+def plan_for(source: Path, choose: Callable[[Choice], None], updates: dict[str, torch.Tensor] | None = None) -> Plan:
+    checkpoint = Checkpoint(source)
+    choice = Choice.of(checkpoint.geometry)
+    choose(choice)
+    return Plan(checkpoint.geometry.family, choice.selection(), (Step("by hand", {}, {}, {}),), updates or {})
+
+
+def rebuilt(tmp: Path, source: Path, plan: Plan, profile: Profile, events: list[Event] | None = None) -> Path:
+    """Writes the plan and runs the stage; returns its folder."""
+    folder, out = tmp / "plan", tmp / "out"
+    folder.mkdir()
+    out.mkdir()
+    plan.write(folder)
+    rebuild(source, folder, RebuildSlice(profile=profile), OPTIONS, out, Events((events if events is not None else []).append))
+    return out
+
+
+def rebuilt_tiny(tmp: Path, family: str, choose: Callable[[Choice], None], profile: Profile, **overrides: Any) -> Path:
+    source = tiny_model(family, tmp / "dense", **overrides)
+    return rebuilt(tmp, source, plan_for(source, choose), profile)
+
+
+def same_width(choice: Choice) -> None:
+    """64 of 96 channels, other ones in every block."""
+    choice.ffn = [tuple(range(i, 3 * i + 64, 1))[:64] for i in range(len(choice.ffn))]
+
+
+def fewer_groups(choice: Choice) -> None:
+    """Half of the KV groups, other ones in every block."""
+    groups = choice.geometry.blocks[0].kv_groups
+    choice.kv = [tuple(range(i % 2, groups, 2)) for i in range(len(choice.kv))]
+
+
+def fewer_blocks(choice: Choice) -> None:
+    choice.blocks.remove(1)
+
+
+def absent_parts(choice: Choice) -> None:
+    """Uneven widths; block 1 without attention, block 3 without FFN, block 2 gone: what decilm can express."""
+    choice.ffn[0] = tuple(range(0, 96, 2))
+    choice.kv[1] = ()
+    choice.ffn[3] = ()
+    choice.blocks.remove(2)
+
+
+def anything(choice: Choice) -> None:
+    """What only free can express: KV groups that differ, no attention in the first block."""
+    choice.ffn[1] = tuple(range(5, 37))
+    choice.ffn[3] = ()
+    choice.kv[0] = ()
+    choice.kv[2] = (1,)

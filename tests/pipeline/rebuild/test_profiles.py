@@ -1,0 +1,151 @@
+"""What each shape profile refuses, and what the consumers are said to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.families import FAMILIES
+from pipeline.rebuild.profiles import Verdict, check_profile, check_request, consumers
+from pipeline.recipe import Profile
+from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_groups, plan_for, rebuilt, same_width
+from tests.tiny import tiny_model
+
+
+def no_first_attention(choice: Choice) -> None:
+    choice.kv[0] = ()
+
+
+def no_ffn(choice: Choice) -> None:
+    choice.ffn = [()] * 4
+
+
+def no_attention(choice: Choice) -> None:
+    choice.kv = [()] * 4
+
+
+def three_groups(choice: Choice) -> None:
+    choice.kv = [(0, 1, 2)] * 4
+
+
+WIDE: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4}
+WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+REFUSED: list[tuple[str, dict[str, Any], Profile, Callable[[Choice], None], str]] = [
+    (
+        "llama",
+        {},
+        Profile.UNIFORM,
+        absent_parts,
+        "needs all blocks alike: block 0 keeps 48 FFN channels and 2 KV groups, block 1 keeps 96 and 0",
+    ),
+    ("llama", {}, Profile.UNIFORM, no_ffn, "blocks without FFN"),
+    ("llama", {}, Profile.FREE, no_attention, "No block keeps its attention"),
+    ("llama", {}, Profile.DECILM, no_first_attention, "first block loses its attention"),
+    ("qwen2", {}, Profile.DECILM, anything, "first block loses its attention"),
+    ("llama", WIDE, Profile.DECILM, lambda choice: choice.kv.__setitem__(2, (1,)), "block 2 keeps 1"),
+    ("llama", WIDE | {"attention_bias": True}, Profile.UNIFORM, three_groups, "6 query heads do not divide the hidden size 64"),
+    ("qwen3", {}, Profile.DECILM, same_width, "cannot express qwen3"),
+    ("opt", {}, Profile.DECILM, same_width, "cannot express opt"),
+    ("opt", {}, Profile.UNIFORM, fewer_groups, "no head can go"),
+    ("mistral", {"sliding_window": 32}, Profile.DECILM, same_width, "no sliding window"),
+    ("qwen2", WINDOW, Profile.DECILM, same_width, "no sliding window"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "profile", "choose", "message"), REFUSED, ids=[f"{r[0]}-{r[2]}-{r[4][:20]}" for r in REFUSED]
+)
+def test_refused_before_anything_is_written(
+    tmp_path: Path, family: str, overrides: dict[str, Any], profile: Profile, choose: Callable[[Choice], None], message: str
+) -> None:
+    source = tiny_model(family, tmp_path / "dense", **overrides)
+    with pytest.raises(TrimlineError, match=message) as caught:
+        rebuilt(tmp_path, source, plan_for(source, choose), profile)
+    assert caught.value.remedy
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_mistral_without_the_key_has_the_stock_window(tmp_path: Path) -> None:
+    source = tiny_model("mistral", tmp_path / "dense")
+    config = Checkpoint(source).config
+    check_request(Profile.DECILM, FAMILIES["mistral"], True, False, False, config)
+    del config["sliding_window"]
+    with pytest.raises(TrimlineError, match="no sliding window"):
+        check_request(Profile.DECILM, FAMILIES["mistral"], True, False, False, config)
+
+
+@pytest.mark.parametrize(
+    ("profile", "family", "asks", "message"),
+    [
+        (Profile.UNIFORM, "llama", (True, False, False), "its own FFN widths"),
+        (Profile.UNIFORM, "llama", (False, True, True), "its own KV groups"),
+        (Profile.UNIFORM, "opt", (False, False, True), "no head can go"),
+        (Profile.DECILM, "llama", (True, True, True), "same number of KV groups"),
+        (Profile.DECILM, "qwen3", (True, False, False), "cannot express qwen3"),
+    ],
+)
+def test_requests_refused_from_the_recipe_alone(profile: Profile, family: str, asks: tuple[bool, bool, bool], message: str) -> None:
+    with pytest.raises(TrimlineError, match=message):
+        check_request(profile, FAMILIES[family], *asks, {"hidden_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("profile", "family", "asks"),
+    [
+        (Profile.UNIFORM, "llama", (False, False, True)),
+        (Profile.DECILM, "llama", (True, False, True)),
+        (Profile.DECILM, "qwen2", (True, False, False)),
+        (Profile.FREE, "opt", (True, True, True)),
+    ],
+)
+def test_requests_allowed_from_the_recipe_alone(profile: Profile, family: str, asks: tuple[bool, bool, bool]) -> None:
+    check_request(profile, FAMILIES[family], *asks, {"hidden_size": 64})
+
+
+def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: Profile) -> dict[str, Verdict]:
+    source = tiny_model(family, tmp / "dense")
+    checkpoint = Checkpoint(source)
+    result = plan_for(source, choose).selection.geometry(checkpoint.geometry)
+    check_profile(result.family, checkpoint.geometry, result, profile, checkpoint.config)
+    table = {verdict.consumer: verdict for verdict in consumers(result, profile, checkpoint.config)}
+    assert len(table) == 8
+    assert all(bool(verdict.change) is not verdict.loads for verdict in table.values())
+    return table
+
+
+def refusing(table: dict[str, Verdict]) -> set[str]:
+    return {name for name, verdict in table.items() if not verdict.loads}
+
+
+def test_uniform_llama_loads_everywhere(tmp_path: Path) -> None:
+    assert refusing(verdicts(tmp_path, "llama", same_width, Profile.UNIFORM)) == set()
+
+
+def test_uniform_qwen2_with_fewer_heads_does_not_load_in_vllm(tmp_path: Path) -> None:
+    assert refusing(verdicts(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)) == {"vLLM"}
+
+
+def test_decilm(tmp_path: Path) -> None:
+    table = verdicts(tmp_path, "llama", absent_parts, Profile.DECILM)
+    assert refusing(table) == {"transformers (stock)", "optimum-onnx", "llama.cpp"}
+    assert "block 2" in table["llama.cpp"].change  # its FFN is absent and its attention is not
+
+    def uneven(choice: Choice) -> None:
+        choice.ffn[2] = (1, 2, 3)
+
+    table = verdicts(tmp_path / "uneven", "llama", uneven, Profile.DECILM)
+    assert refusing(table) == {"transformers (stock)", "optimum-onnx"}
+
+
+def test_free_says_what_stands_in_the_way_of_decilm(tmp_path: Path) -> None:
+    table = verdicts(tmp_path, "llama", anything, Profile.FREE)
+    assert refusing(table) == {"transformers (stock)", "optimum-onnx", "llama.cpp", "vLLM"}
+    assert table["vLLM"].change == "use profile 'decilm', with the same KV groups in every block and attention in the first block"
+    table = verdicts(tmp_path / "opt", "opt", anything, Profile.FREE)
+    assert "uniform" in table["vLLM"].change
+    assert "opt" in table["llama.cpp"].why
