@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +21,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.checkpoint import write_json
+from pipeline.checkpoint import read_json, write_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 
 RECORD = "artefact.json"
+MEASURED = "run.json"
 PARTIAL = ".partial-"
 
 
@@ -35,13 +38,15 @@ class Artefact:
         stage: its stage's name.
         key: hash of inputs, recipe slice, code and settings.
         folder: where it lies.
-        seconds: how long it took, None where it was there already.
+        seconds: how long it took, now or when it was made.
+        skipped: it was there already.
     """
 
     stage: str
     key: str
     folder: Path
-    seconds: float | None
+    seconds: float
+    skipped: bool = False
 
 
 def make_artefact(
@@ -62,22 +67,36 @@ def make_artefact(
     events.stage = f"{stage} ({lane})" if lane else stage
     if (folder / RECORD).exists():
         events.emit("stage_skipped", f"already in {folder.name}")
-        return Artefact(stage, key, folder, None)
+        return Artefact(stage, key, folder, float(read_json(folder / MEASURED)["seconds"]), skipped=True)
     events.emit("stage_started")
-    started = time.monotonic()
-    partial = store / f"{PARTIAL}{folder.name}"
+    with whole_folder(folder) as partial:
+        started = time.monotonic()
+        work(partial)
+        seconds = time.monotonic() - started
+        # What is measured stands apart, so that everything else is the same byte for byte when made again.
+        write_json(partial / MEASURED, {"seconds": seconds, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        write_json(partial / RECORD, {"stage": stage, "key": key, "depends": dict(depends)})
+    events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
+    return Artefact(stage, key, folder, seconds)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside ``folder`` and renames it at the end; whatever fails leaves nothing.
+
+    Raises:
+        TrimlineError: something is at that place already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TrimlineError(f"{folder} exists already.", "Name an output folder that is new or empty.")
+    partial = folder.parent / f"{PARTIAL}{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        work(partial)
-        write_json(partial / RECORD, {"stage": stage, "key": key, "depends": dict(depends)})
-        os.rename(partial, folder)
-    except BaseException:
+        yield partial
+        os.replace(partial, folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    seconds = time.monotonic() - started
-    events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
-    return Artefact(stage, key, folder, seconds)
 
 
 @contextmanager
@@ -118,7 +137,7 @@ def folder_digest(folder: Path) -> str:
 @cache
 def code_version(*rooms: ModuleType) -> str:
     """Hash of the source files of whole packages: another version of the code gives another key."""
-    sources = {}
+    sources: dict[str, str] = {}
     for room in rooms:
         root = Path(str(room.__file__)).parent
         files = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".jinja"})

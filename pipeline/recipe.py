@@ -7,7 +7,7 @@ validation errors into sentences.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,7 +22,18 @@ class Slice(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSlice(Slice):
+class Source(Slice):
+    """Something with a name; a bare string in the recipe is its ``source``."""
+
+    source: str = DEFAULT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class ModelSlice(Source):
     """Where the dense model comes from."""
 
     source: str = Field(DEFAULT, description="'default', a local Hugging Face folder, a local .gguf file, or a hub id")
@@ -30,7 +41,7 @@ class ModelSlice(Slice):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the weights that are written")
 
 
-class TextSource(Slice):
+class TextSource(Source):
     """One text: the built-in prose, a local file, or a hub data set."""
 
     source: str = Field(DEFAULT, description="'default', a .txt/.jsonl/.parquet file, or the id of a hub data set")

@@ -1,1 +1,57 @@
-"""trimline."""
+"""Trimline makes a decoder-only language model smaller, proves that it computes the right thing, and measures that it is faster.
+
+>>> import trimline
+>>> result = trimline.run("recipes/quickstart.yaml", "runs/quickstart")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.errors import GateError, TrimlineError
+    from pipeline.events import Event, Events
+    from pipeline.options import RunOptions
+    from trimline.api import bench, evaluate, export, package, prune, rebuild, report, run
+    from trimline.graph import RunResult
+    from trimline.inspect import inspect_folder
+    from trimline.recipe import Recipe, read_recipe
+
+_PLACES = {
+    "trimline.api": ("bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"),
+    "trimline.graph": ("RunResult",),
+    "trimline.inspect": ("inspect_folder",),
+    "trimline.recipe": ("Recipe", "read_recipe"),
+    "pipeline.options": ("RunOptions",),
+    "pipeline.events": ("Event", "Events"),
+    "pipeline.errors": ("GateError", "TrimlineError"),
+}
+_HOME = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "Event",
+    "Events",
+    "GateError",
+    "Recipe",
+    "RunOptions",
+    "RunResult",
+    "TrimlineError",
+    "bench",
+    "evaluate",
+    "export",
+    "inspect_folder",
+    "package",
+    "prune",
+    "read_recipe",
+    "rebuild",
+    "report",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `trimline --help` should not wait for torch.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'trimline' has no attribute {name!r}")

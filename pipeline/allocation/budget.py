@@ -58,10 +58,10 @@ def removed_in_every_definition(original: Geometry, result: Geometry, context: i
         return 1 - after / before
 
     return {
-        "FFN channels": gone(units(original, Axis.FFN), units(result, Axis.FFN)),
-        "KV groups": gone(units(original, Axis.KV), units(result, Axis.KV)),
+        "ffn_channels": gone(units(original, Axis.FFN), units(result, Axis.FFN)),
+        "kv_groups": gone(units(original, Axis.KV), units(result, Axis.KV)),
         "blocks": gone(len(original.blocks), len(result.blocks)),
-        "decoder linear parameters": gone(original.decoder_parameters(), result.decoder_parameters()),
-        f"decoder FLOPs at {context} tokens": gone(original.decoder_flops(context), result.decoder_flops(context)),
-        "all parameters": gone(original.total_parameters(), result.total_parameters()),
+        "decoder_parameters": gone(original.decoder_parameters(), result.decoder_parameters()),
+        "decoder_flops": gone(original.decoder_flops(context), result.decoder_flops(context)),
+        "parameters": gone(original.total_parameters(), result.total_parameters()),
     }

@@ -55,10 +55,6 @@ class Case:
         return self.profile is Profile.DECILM
 
     @property
-    def attention_free(self) -> list[int]:
-        return [number for number, block in enumerate(self.result.blocks) if not block.kv_groups]
-
-    @property
     def heads_fill_hidden(self) -> bool:
         """Whether hidden size = heads × head_dim, as some consumers assume."""
         result = self.result
@@ -98,13 +94,8 @@ def _onnx(case: Case) -> Verdict:
 
 
 def _genai(case: Case) -> Verdict:
-    name = "onnxruntime-genai"
-    if case.result.family.onnx_builder is None:
-        why = "as the portable graph; its builder has no class for this family, so not as the fused one"
-        return Verdict(name, True, why, "", READ)
-    if case.attention_free:
-        return Verdict(name, True, "its config then counts the blocks that have attention", "", READ)
-    return Verdict(name, True, "as the fused graph; it takes each block's KV heads from the graph's inputs", "", RAN)
+    graph = "portable graph (its builder has no class for this family)" if case.result.family.onnx_builder is None else "fused graph"
+    return Verdict("onnxruntime-genai", True, f"as the {graph}, whose inputs tell it each block's KV heads", "", RAN)
 
 
 def _tensorrt(case: Case) -> Verdict:
@@ -150,7 +141,8 @@ def _deci(case: Case, name: str) -> Verdict:
 def _optimum(case: Case) -> Verdict:
     name = "optimum-onnx"
     if case.uniform:
-        return Verdict(name, True, "in an environment of its own: it needs transformers below 4.58", "", RAN)
+        why = "in an environment of its own: it needs transformers below 4.58"
+        return Verdict(name, True, why, "", RAN if case.result.family.model_type == "llama" else READ)
     why = "it needs transformers below 4.58, which cannot read the config class in the folder"
     return Verdict(name, False, why, "use profile 'uniform', or run the ONNX with ONNX Runtime itself", RAN)
 

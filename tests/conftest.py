@@ -1,0 +1,51 @@
+"""What several test rooms share: reference data that may be absent, and the built-in model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.recipe import ModelSlice
+from pipeline.sources.model import checkpoint_folder, default_gguf, source
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _torch_threads() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of values computed with the authors' own code."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the reference values (shared/golden) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    """Folder of the WikiText-2 texts."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("the WikiText-2 texts (shared/data) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint folder of the built-in model."""
+    try:
+        default_gguf()
+    except TrimlineError as error:
+        pytest.skip(str(error))
+    out = tmp_path_factory.mktemp("smollm2")
+    source(ModelSlice(), RunOptions(), out, Events())
+    return checkpoint_folder(out)

@@ -1,0 +1,114 @@
+"""The sweep against hooks on the model's own forward, for every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.calibrate.statistics import Needs, add_gram, angular_distances, column_squares
+from pipeline.calibrate.sweep import sweep
+from pipeline.checkpoint import Checkpoint
+from pipeline.events import Event, Events
+from pipeline.families import Sublayer
+from pipeline.loading import load_model
+from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
+
+BOTH = frozenset(Sublayer)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_statistics_are_those_of_the_models_own_forward(family: str, tmp_path: Path) -> None:
+    folder = tiny_model(family, tmp_path)
+    model, description = load_model(folder), Checkpoint(folder).geometry.family
+    windows = torch.randint(4, VOCAB, (5, 20))
+    seen: dict[str, torch.Tensor] = {}
+    readers = {s: description.module(1, description.reader(s).name) for s in BOTH}
+    for sublayer, name in readers.items():
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, sublayer=sublayer: seen.__setitem__(sublayer, inputs[0].flatten(0, -2))
+        )
+    block = model.get_submodule(f"{description.blocks}.1")
+    block.register_forward_hook(
+        lambda _, args, kwargs, output: seen.update(before=args[0] if args else kwargs["hidden_states"], after=output), with_kwargs=True
+    )
+    with torch.inference_mode():
+        model(windows, use_cache=False)
+    expected = dict(seen)
+    for module in (block, *(model.get_submodule(name) for name in readers.values())):
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+
+    statistics = dict(sweep(model, description, windows, Needs(distance=True, squares=BOTH, gram=BOTH), Events()))[1]
+    assert (statistics.tokens, statistics.sequences) == (100, 5)
+    for sublayer in BOTH:
+        rows = expected[sublayer]
+        found = statistics.readers[sublayer]
+        torch.testing.assert_close(found.squares, rows.square().sum(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.total, rows.sum(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.gram, rows.T @ rows, rtol=1e-4, atol=1e-4)
+    assert statistics.distance == pytest.approx(angular_distances(expected["before"], expected["after"]).sum().item(), rel=1e-4)
+
+
+def test_only_what_is_needed_is_collected(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    model, description = load_model(folder), Checkpoint(folder).geometry.family
+    needs = Needs(squares=frozenset({Sublayer.FFN}))
+    for _, statistics in sweep(model, description, torch.randint(4, VOCAB, (2, 8)), needs, Events()):
+        assert statistics.distance == 0
+        assert set(statistics.readers) == {Sublayer.FFN}
+        assert statistics.readers[Sublayer.FFN].gram is None
+
+
+def test_the_model_is_as_before_after_a_sweep(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    model, description = load_model(folder), Checkpoint(folder).geometry.family
+    windows = torch.randint(4, VOCAB, (2, 8))
+    with torch.inference_mode():
+        before = model(windows).logits
+    list(sweep(model, description, windows, Needs(distance=True, gram=BOTH), Events()))
+    with torch.inference_mode():
+        assert torch.equal(model(windows).logits, before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_batches_of_unlike_shape_get_their_own_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model("opt", tmp_path)
+    model, description = load_model(folder), Checkpoint(folder).geometry.family
+    windows = torch.randint(4, VOCAB, (5, 10))
+    needs = Needs(distance=True, squares=BOTH)
+    whole = list(sweep(model, description, windows, needs, Events()))
+    monkeypatch.setattr("pipeline.calibrate.sweep.BATCH_TOKENS", 20)  # batches of 2, 2 and 1 windows
+    parts = list(sweep(model, description, windows, needs, Events()))
+    for (_, a), (_, b) in zip(whole, parts, strict=True):
+        assert a.distance == pytest.approx(b.distance, rel=1e-4)
+        torch.testing.assert_close(a.readers[Sublayer.FFN].squares, b.readers[Sublayer.FFN].squares, rtol=1e-4, atol=1e-6)
+
+
+def test_progress_counts_blocks(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    heard: list[Event] = []
+    list(sweep(load_model(folder), Checkpoint(folder).geometry.family, torch.ones(1, 8, dtype=torch.long), Needs(), Events(heard.append)))
+    assert [event.done for event in heard if event.kind == "progress"] == [0, 1, 2, 3, 4]
+
+
+def test_a_cosine_above_one_is_no_nan() -> None:
+    # A token whose norm dwarfs what the block adds: rounding lifts its cosine above 1.
+    before = torch.full((200, 576), 24_000.0 / 24) * (1 + torch.rand(200, 576) * 1e-3)
+    distances = angular_distances(before, before * (1 + 1e-7))
+    assert torch.isfinite(distances).all()
+    assert distances.max() < 1e-3
+    right_angle = angular_distances(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    assert right_angle.item() == pytest.approx(0.5)
+    assert angular_distances(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 0.0]])).item() == pytest.approx(1.0)
+
+
+def test_bf16_inputs_are_accumulated_in_fp32() -> None:
+    rows = torch.randn(6000, 32).to(torch.bfloat16)
+    exact = rows.double().T @ rows.double()
+    gram = torch.zeros(32, 32)
+    add_gram(gram, rows)
+    scale = exact.diagonal().sqrt()
+    assert ((gram.double() - exact) / scale[:, None] / scale).abs().max() < 2e-3
+    torch.testing.assert_close(column_squares(rows).double(), exact.diagonal(), rtol=1e-5, atol=0)

@@ -1,0 +1,238 @@
+"""The Python API: one typed function per verb. Each raises ``TrimlineError`` for anything a caller can mend."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmarks.recipe import BenchmarkSlice
+from benchmarks.stage import benchmark
+
+from deploy.package import package as write_package
+from exporters.onnx.stage import export as write_export
+from exporters.recipe import ExportSlice
+from pipeline.artefact import whole_folder
+from pipeline.checkpoint import read_json
+from pipeline.errors import TrimlineError
+from pipeline.evaluate import RESULT
+from pipeline.evaluate import evaluate as write_evaluation
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.plan import Plan
+from pipeline.prune import check_steps
+from pipeline.prune import prune as write_plan
+from pipeline.rebuild.stage import rebuild as write_rebuild
+from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, TextSource
+from pipeline.sources.model import checkpoint_folder
+from pipeline.sources.model import source as write_source
+from pipeline.sources.text import load_text
+from pipeline.sources.text import texts as write_texts
+from trimline.graph import Run, RunResult
+from trimline.recipe import Recipe, checked_recipe, read_recipe
+from trimline.report import ReportData, write_report
+
+QUIET = Events()
+HERE = RunOptions()
+
+
+def run(
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    output: Path | str,
+    *,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+    command: str | None = None,
+) -> RunResult:
+    """Runs every stage of a recipe; stages whose result is there are skipped.
+
+    Args:
+        recipe: a YAML file, a ``Recipe``, or the same as plain values.
+        output: folder for everything that is written.
+        options: device, dtype, threads.
+        events: who is told what happens.
+        command: what the report says was typed.
+    """
+    wanted = as_recipe(recipe)
+    typed = command or f"trimline run {recipe if isinstance(recipe, (str, Path)) else 'recipe.yaml'} --output {output}"
+    return Run(wanted, options, Path(output), events, typed).all()
+
+
+def prune(
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    output: Path | str,
+    *,
+    model: Path | str | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> Plan:
+    """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's."""
+    wanted = as_recipe(recipe)
+    named = wanted.model if model is None else ModelSlice(source=str(model))
+    check_steps(wanted.prune)
+    with _checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
+        if wanted.prune.calibration.token_ids is None:
+            write_texts(wanted.text, options, Path(scratch), events)
+        write_plan(folder, Path(scratch), wanted.prune, options, out, events)
+    return Plan.read(Path(output))
+
+
+def rebuild(
+    model: Path | str,
+    plan: Path | str,
+    output: Path | str,
+    *,
+    profile: Profile | str = Profile.UNIFORM,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> Path:
+    """Applies a plan to a model; writes and gates a smaller checkpoint folder."""
+    if profile not in list(Profile):
+        raise TrimlineError(f"There is no shape profile {str(profile)!r}.", f"Use one of {', '.join(Profile)}.")
+    with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, whole_folder(Path(output)) as out:
+        write_rebuild(folder, Path(plan), RebuildSlice(profile=Profile(profile)), options, out, events)
+    return Path(output)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean cross-entropy per predicted token, with its standard error over windows."""
+
+    value: float
+    standard_error: float | None
+    text: str
+    window_losses: tuple[float, ...]
+
+
+def evaluate(
+    model: Path | str,
+    *,
+    text: str = "default",
+    windows: int = 16,
+    window: int = 1024,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> Perplexity:
+    """Perplexity of a model on non-overlapping windows of a text."""
+    named = TextSource(source=text)
+    with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        (out / "evaluation.txt").write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
+        write_evaluation(folder, out, EvaluateSlice(windows=windows, window=window), options, out, events)
+        found = read_json(out / RESULT)
+    return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
+
+
+def export(
+    model: Path | str, output: Path | str, *, recipe: ExportSlice | None = None, options: RunOptions = HERE, events: Events = QUIET
+) -> Path:
+    """Writes and gates an ONNX folder that ONNX Runtime and onnxruntime-genai open."""
+    with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, whole_folder(Path(output)) as out:
+        write_export(folder, recipe or ExportSlice(), options, out, events)
+    return Path(output)
+
+
+def bench(
+    dense: Path | str,
+    candidates: Mapping[str, Path | str],
+    output: Path | str,
+    *,
+    accuracy: Mapping[str, float] | None = None,
+    recipe: BenchmarkSlice | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> dict[str, Any]:
+    """Times ONNX folders side by side; returns what results.json holds.
+
+    Args:
+        dense: ONNX folder that the others are compared with.
+        candidates: name to ONNX folder.
+        output: folder for results.json and results.md.
+        accuracy: perplexity by name (``dense`` included); a row without one is not printed in results.md.
+        recipe: workloads and rounds.
+        options: threads.
+        events: progress.
+    """
+    folders = {name: Path(folder) for name, folder in candidates.items()}
+    with whole_folder(Path(output)) as out:
+        benchmark(Path(dense), folders, recipe or BenchmarkSlice(), options, out, events, accuracy or {})
+    return read_json(Path(output) / "results.json")
+
+
+def report(folder: Path | str, output: Path | str) -> Path:
+    """Draws the report of a run again from its report.json; returns the page."""
+    data = ReportData.read(_report_of(Path(folder)) / "report.json")
+    with whole_folder(Path(output)) as out:
+        write_report(data, out)
+    return Path(output) / "report.html"
+
+
+def package(
+    recipe: Path | str | Recipe | Mapping[str, Any], output: Path | str, *, options: RunOptions = HERE, events: Events = QUIET
+) -> Path:
+    """The folder to ship, of a recipe's run in ``output``; what is missing is run first."""
+    return run(recipe, output, options=options, events=events).package
+
+
+def export_slice(**values: str) -> ExportSlice:
+    """An export slice from plain values.
+
+    Raises:
+        TrimlineError: a value that it does not know.
+    """
+    try:
+        return ExportSlice.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrimlineError(f"{first['loc'][0]} cannot be {first['input']!r}: {first['msg']}.", "See `trimline export --help`.") from None
+
+
+def parse_accuracy(pairs: list[str]) -> dict[str, float]:
+    """``["dense=25.9"]`` to ``{"dense": 25.9}``.
+
+    Raises:
+        TrimlineError: something else.
+    """
+    found = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise TrimlineError(f"{pair!r} is not NAME=VALUE with a number.", "Write --perplexity dense=25.9.") from None
+    return found
+
+
+def as_recipe(recipe: Path | str | Recipe | Mapping[str, Any]) -> Recipe:
+    """A recipe from a file, from plain values, or as it is."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return checked_recipe(dict(recipe)) if isinstance(recipe, Mapping) else read_recipe(Path(recipe))
+
+
+@contextmanager
+def _checkpoint(named: ModelSlice, options: RunOptions, events: Events) -> Iterator[Path]:
+    """The checkpoint folder of a named model; converted or downloaded ones live as long as the call."""
+    path = Path(named.source).expanduser()
+    if path.is_dir():
+        yield checkpoint_folder(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="trimline-source-") as scratch:
+        write_source(named, options, Path(scratch), events)
+        yield checkpoint_folder(Path(scratch))
+
+
+def _report_of(folder: Path) -> Path:
+    if (folder / "report.json").exists():
+        return folder
+    if (folder / "report.html").is_symlink():
+        return (folder / "report.html").resolve().parent
+    raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
+
+
+__all__ = ["Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"]

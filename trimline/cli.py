@@ -1,0 +1,326 @@
+"""The command line: one verb per stage. What each does is in ``trimline.api``; this module only reads and prints."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimline.session import Session, session
+
+if TYPE_CHECKING:
+    from pipeline.options import RunOptions
+    from trimline.graph import RunResult
+
+app = typer.Typer(
+    name="trimline",
+    help="Makes a decoder-only language model smaller, proves that it computes the right thing, and measures that it is faster.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DTypeName(StrEnum):
+    """In what to measure."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/quickstart.yaml.")]
+Model = Annotated[str, typer.Argument(help="'default', a Hugging Face folder, a .gguf file or a hub id.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that is written; nothing is written outside it.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+DTypeOption = Annotated[DTypeName, typer.Option(help="Of the passes that measure activations; auto takes bf16 where the processor has it.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="For torch and ONNX Runtime; default: every core this process may use.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a foreign checkpoint carries.")]
+Json = Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    output: Output = Path("runs/run"),
+    device: DeviceOption = Device.CPU,
+    dtype: DTypeOption = DTypeName.AUTO,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe from model to package; finished stages are skipped."""
+    with session(as_json, debug) as here:
+        from trimline import api
+        from trimline.report import render_terminal
+
+        command = shlex.join(["trimline", *sys.argv[1:]])
+        result = api.run(recipe, output, options=_options(device, dtype, threads, trust), events=here.events, command=command)
+        render_terminal(result.report, here.out, result.page)
+        here.out.print(f"Package: {result.package}", soft_wrap=True, highlight=False)
+        here.answer(_run_answer(result))
+
+
+@app.command()
+def prune(
+    recipe: RecipeFile,
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="Instead of the recipe's model.")] = None,
+    device: DeviceOption = Device.CPU,
+    dtype: DTypeOption = DTypeName.AUTO,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Calibrate and decide what goes; writes a plan."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        plan = api.prune(recipe, output, model=model, options=_options(device, dtype, threads, trust), events=here.events)
+        blocks = plan.selection.blocks
+        kept = {"blocks": len(blocks), "ffn": [len(plan.selection.ffn[b]) for b in blocks]}
+        kept["kv_groups"] = [len(plan.selection.kv_groups[b]) for b in blocks]
+        here.out.print(
+            f"Plan in {output}: {kept['blocks']} blocks, {sum(kept['ffn'])} FFN channels, {sum(kept['kv_groups'])} KV groups stay."
+        )
+        here.answer({"plan": str(output), "kept": kept})
+
+
+@app.command()
+def rebuild(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(help="A plan folder, as `trimline prune` writes it.")],
+    output: Output,
+    profile: Annotated[str, typer.Option(help="uniform, decilm or free: what shapes the consumer accepts.")] = "uniform",
+    device: DeviceOption = Device.CPU,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a plan: cut the tensors, write the smaller checkpoint, reopen it and prove it."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        options = _options(device, DTypeName.AUTO, threads, trust)
+        folder = api.rebuild(model, plan, output, profile=profile, options=options, events=here.events)
+        _show_folder(here, folder)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    text: Annotated[str, typer.Option(help="'default', a .txt/.jsonl/.parquet file, or a hub data set.")] = "default",
+    windows: Annotated[int, typer.Option(min=1, help="How many windows.")] = 16,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window; they do not overlap.")] = 1024,
+    device: DeviceOption = Device.CPU,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure perplexity."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        options = _options(device, DTypeName.AUTO, threads, trust)
+        found = api.evaluate(model, text=text, windows=windows, window=window, options=options, events=here.events)
+        error = "" if found.standard_error is None else f" ± {found.standard_error:.2f}"
+        here.out.print(f"Perplexity {found.value:.2f}{error} ({windows} windows of {window} tokens).", highlight=False)
+        here.answer(asdict(found))
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Output,
+    lowering: Annotated[str, typer.Option(help="auto, fused (fastest in ONNX Runtime) or portable (standard operators).")] = "auto",
+    logits: Annotated[str, typer.Option(help="all positions, or only the last.")] = "all",
+    device: DeviceOption = Device.CPU,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write ONNX with a KV cache and prove it against the checkpoint."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        recipe = api.export_slice(lowering=lowering, logits=logits)
+        options = _options(device, DTypeName.AUTO, threads, trust)
+        _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
+
+
+@app.command()
+def bench(
+    dense: Annotated[Path, typer.Argument(help="ONNX folder that the others are compared with.")],
+    candidates: Annotated[list[Path], typer.Argument(help="ONNX folders.")],
+    output: Output,
+    perplexity: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, once per model and once for dense.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; fewer than 25 resolve nothing.")] = 25,
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time ONNX folders side by side, next to what the hardware allows."""
+    with session(as_json, debug) as here:
+        from benchmarks.recipe import BenchmarkSlice
+        from trimline import api
+
+        named = {folder.resolve().name: folder for folder in candidates}
+        accuracy = api.parse_accuracy(perplexity or [])
+        options = _options(Device.CPU, DTypeName.AUTO, threads, False)
+        recipe = BenchmarkSlice(rounds=rounds)
+        results = api.bench(dense, named, output, accuracy=accuracy, recipe=recipe, options=options, events=here.events)
+        here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        here.answer({"folder": str(output), "comparisons": results["comparisons"]})
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of `trimline run`, or a folder with report.json.")],
+    output: Output,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw the report again: report.html, report.md, report.json."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        page = api.report(folder, output)
+        here.out.print(f"Report: {page}", soft_wrap=True, highlight=False)
+        here.answer({"report": str(page)})
+
+
+@app.command()
+def package(
+    recipe: RecipeFile,
+    output: Output = Path("runs/run"),
+    device: DeviceOption = Device.CPU,
+    dtype: DTypeOption = DTypeName.AUTO,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the folder to ship, from a recipe's run; what is missing is run first."""
+    with session(as_json, debug) as here:
+        from trimline import api
+
+        folder = api.package(recipe, output, options=_options(device, dtype, threads, trust), events=here.events)
+        here.out.print(f"Package: {folder}", soft_wrap=True, highlight=False)
+        here.answer({"package": str(folder)})
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, a plan or an ONNX folder.")],
+    source: Annotated[Path | None, typer.Option(help="The dense checkpoint that a plan is for.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show widths per block, parameters, 2:4 compliance, and which consumers load it."""
+    with session(as_json, debug) as here:
+        from trimline.inspect import inspect_folder, render_inspection
+
+        inspection = inspect_folder(folder, source)
+        render_inspection(inspection, here.out)
+        here.answer(asdict(inspection))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A package folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of a package against its SHA-256."""
+    with session(as_json, debug) as here:
+        from deploy.verify import verify as find_problems
+
+        problems = find_problems(folder)
+        for problem in problems:
+            here.out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        if not problems:
+            here.out.print(f"{folder}: every file is as its manifest says.", markup=False, highlight=False, soft_wrap=True)
+        here.answer({"folder": str(folder), "problems": [str(problem) for problem in problems]})
+        if problems:
+            raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Say what this machine has: runtimes, providers, GPU, and what clashes."""
+    with session(as_json, debug) as here:
+        from trimline.doctor import examine, render_findings
+
+        findings = examine()
+        render_findings(findings, here.out)
+        here.answer({"findings": [asdict(finding) for finding in findings]})
+
+
+def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool) -> RunOptions:
+    from pipeline.options import RunOptions
+
+    given: dict[str, Any] = {"device": device.value, "dtype": dtype.value, "trust_remote_code": trust}
+    return RunOptions(**given, **({"threads": threads} if threads else {}))
+
+
+def _show_folder(here: Session, folder: Path) -> None:
+    from trimline.inspect import inspect_folder, render_inspection
+
+    render_inspection(inspect_folder(folder), here.out)
+    here.out.print(f"Written to {folder}", soft_wrap=True, highlight=False)
+    here.answer({"folder": str(folder)})
+
+
+def _run_answer(result: RunResult) -> dict[str, Any]:
+    """What a script wants of a run: numbers that were measured, and where things are."""
+    data = result.report
+    return {
+        "package": str(result.package),
+        "report": str(result.page),
+        "models": {row.name: {f.name: _plain(getattr(row, f.name)) for f in fields(row)} for row in data.models},
+        "speedups": {
+            f"{w.phase}: {w.name}": {
+                "speedup": _plain(w.speedup),
+                "allowed": w.allowed,
+                "realised": _plain(w.realised),
+                "verdict": w.verdict,
+            }
+            for w in data.workloads
+        },
+        "removed": _plain(data.removed),
+        "skipped": [name for name, artefact in result.artefacts.items() if artefact.skipped],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

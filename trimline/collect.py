@@ -1,0 +1,236 @@
+"""What the stages wrote, put together into what a report says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.allocation.budget import removed_in_every_definition
+from pipeline.artefact import Artefact
+from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.evaluate import RESULT
+from pipeline.plan import Plan
+from pipeline.rebuild.profiles import consumers
+from pipeline.sources.model import describe
+from trimline.recipe import Recipe, recipe_text
+from trimline.report import (
+    BlockRow,
+    ConsumerRow,
+    GateRow,
+    Measure,
+    ModelRow,
+    Removed,
+    ReportData,
+    SpeedPoint,
+    StageTime,
+    TextRow,
+    Workload,
+)
+from trimline.report.data import Phase, Role
+
+FLOPS_CONTEXT = 512
+NORMAL = 1.96  # standard errors in half of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The folders of one model: its checkpoint, its ONNX, its perplexity."""
+
+    checkpoint: Path
+    onnx: Path
+    evaluation: Path
+
+
+def collect(
+    recipe: Recipe, command: str, texts: Path, plan: Path, lanes: Mapping[Role, Lane], timings: Path, done: Mapping[str, Artefact]
+) -> ReportData:
+    """Everything that the report of a run shows.
+
+    Args:
+        recipe: what was asked for.
+        command: what was typed.
+        texts, plan, timings: artefacts of the text, prune and benchmark stages.
+        lanes: folders of the dense and the pruned model.
+        done: every artefact, for the times.
+    """
+    decision = Plan.read(plan)
+    results = read_json(timings / "results.json")
+    original, result = (Checkpoint(lanes[role].checkpoint).geometry for role in ("dense", "pruned"))
+    text = read_json(texts / "text.json")
+    models = tuple(_model_row(role, lane, results["models"].get(role, {})) for role, lane in lanes.items())
+    return ReportData(
+        title=f"{recipe.name}: {describe(recipe.model)}",
+        command=command,
+        model_source=describe(recipe.model),
+        recipe=recipe_text(recipe),
+        models=models,
+        removed=Removed(**removed_in_every_definition(original, result, FLOPS_CONTEXT)),
+        blocks=tuple(_block_rows(decision, original.blocks)),
+        importance_name="mean angular distance between a block's input and output",
+        flops_context=FLOPS_CONTEXT,
+        evaluation=f"{text['evaluation']['name']}, {recipe.evaluate.windows} windows of {recipe.evaluate.window} tokens, not overlapping",
+        workloads=tuple(_workloads(results)),
+        decode_points=tuple(_points(models, results)),
+        gates=tuple(_gates(lanes)),
+        consumers=tuple(_consumers(recipe, lanes["pruned"].checkpoint)),
+        texts=tuple(_texts(text, decision)),
+        overlap=text["overlap"],
+        warnings=tuple(_warnings(recipe, text, original, result)),
+        environment=_environment(results["environment"]),
+        stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
+    )
+
+
+def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
+    checkpoint = Checkpoint(lane.checkpoint)
+    geometry = checkpoint.geometry
+    found = read_json(lane.evaluation / RESULT)
+    cold = measured.get("cold_start")
+    return ModelRow(
+        role=role,
+        name=role,
+        parameters=geometry.total_parameters(),
+        decoder_parameters=geometry.decoder_parameters(),
+        decoder_flops=geometry.decoder_flops(FLOPS_CONTEXT),
+        checkpoint_bytes=_bytes(lane.checkpoint, "*.safetensors"),
+        onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
+        perplexity=_perplexity(found),
+        peak_memory_bytes=(measured.get("memory") or {}).get("peak"),
+        cold_start_seconds=sum(cold.values()) if cold else None,
+    )
+
+
+def _perplexity(found: Mapping[str, Any]) -> Measure:
+    value, error = found["perplexity"], found["standard_error"]
+    if error is None:
+        return Measure(value)
+    return Measure(value, low=value - NORMAL * error, high=value + NORMAL * error, error=error)
+
+
+def _block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
+    importance = plan.steps[0].facts.get("block importance", {})
+    selection = plan.selection
+    for number, block in enumerate(original):
+        stays = number in selection.blocks
+        yield BlockRow(
+            number=number,
+            dense_ffn=block.ffn,
+            dense_kv_groups=block.kv_groups,
+            ffn=len(selection.ffn[number]) if stays else 0,
+            kv_groups=len(selection.kv_groups[number]) if stays else 0,
+            importance=importance.get(str(number)),
+        )
+
+
+def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
+    timings = {(row["model"], row["workload"], row["metric"]): row for row in results["timings"]}
+    for row in results["comparisons"]:
+        if row["model"] != "pruned":
+            continue
+        name, phase = row["workload"], row["metric"]
+        wanted = next(w for w in results["recipe"]["workloads"] if _workload_name(w) == name)
+        prompt = wanted["prompt"]
+        samples = results["samples"][name]
+        yield Workload(
+            name=f"{prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {prompt} cached",
+            phase=phase,
+            tokens=prompt if phase == "prefill" else 1,
+            past=0 if phase == "prefill" else prompt,
+            batch=wanted["batch"],
+            dense=Measure(timings["dense", name, phase]["seconds"]["p50"]),
+            pruned=Measure(timings["pruned", name, phase]["seconds"]["p50"]),
+            dense_samples=_samples(samples["dense"], phase),
+            pruned_samples=_samples(samples["pruned"], phase),
+            speedup=_ratio(row["speed_up"]),
+            control=_ratio(row["control"]),
+            allowed=row["allowed"],
+            realised=_ratio(row["realised_gain"]),
+            verdict="resolved" if row["control_holds"] else f"not resolved: {row['verdict']}",
+        )
+
+
+def _workload_name(workload: Mapping[str, Any]) -> str:
+    return f"{workload['prompt']}/{workload['output']}" + (f" ×{workload['batch']}" if workload["batch"] > 1 else "")
+
+
+def _samples(raw: Mapping[str, Any], phase: Phase) -> tuple[float, ...]:
+    """One number per round: the prompt pass, or the mean step after it."""
+    if phase == "prefill":
+        return tuple(raw["prefill"])
+    return tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
+
+
+def _ratio(record: Mapping[str, float]) -> Measure:
+    return Measure(record["value"], low=record["low"], high=record["high"])
+
+
+def _points(models: tuple[ModelRow, ...], results: Mapping[str, Any]) -> Iterator[SpeedPoint]:
+    for model in models:
+        rows = [row for row in results["timings"] if row["model"] == model.name and row["metric"] == "decode"]
+        if rows and model.perplexity is not None:
+            yield SpeedPoint(model.name, model.perplexity.value, rows[0]["tokens_per_second"])
+
+
+def _gates(lanes: Mapping[Role, Lane]) -> Iterator[GateRow]:
+    rebuilt = read_json(lanes["pruned"].checkpoint / "gate.json")["attempts"][-1]
+    yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
+    yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
+    for role, lane in lanes.items():
+        record = read_json(lane.onnx / "gate.json")
+        for name, comparison in record["checks"].items():
+            yield _gate(f"{role} checkpoint → ONNX, {name}", comparison, "ONNX Runtime against torch in fp32")
+        genai = record["genai"]
+        yield (
+            _gate(f"{role} checkpoint → onnxruntime-genai", genai, "teacher-forced")
+            if genai["run"]
+            else GateRow(f"{role} checkpoint → onnxruntime-genai", None, detail=genai["why"])
+        )
+
+
+def _gate(name: str, comparison: Mapping[str, Any], detail: str) -> GateRow:
+    return GateRow(name, comparison["passed"], comparison["difference"], comparison["bar"], detail)
+
+
+def _consumers(recipe: Recipe, pruned: Path) -> Iterator[ConsumerRow]:
+    checkpoint = Checkpoint(pruned)
+    for verdict in consumers(checkpoint.geometry, recipe.rebuild.profile, checkpoint.config):
+        yield ConsumerRow(verdict.consumer, verdict.loads, verdict.why, verdict.change, verdict.checked)
+
+
+def _texts(text: Mapping[str, Any], plan: Plan) -> Iterator[TextRow]:
+    tokens = {"calibration": plan.steps[0].facts["tokens"], "evaluation": None}
+    for role in ("calibration", "evaluation"):
+        found = text[role]
+        yield TextRow(role, found["name"], found["characters"], found["sha256"], tokens[role])
+
+
+def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Any, result: Any) -> Iterator[str]:
+    if recipe.text.allow_overlap:
+        yield (
+            f"{text['overlap']:.0%} of the evaluation text also stands in the calibration text; this was allowed by the recipe, "
+            "and the perplexity of the pruned model is flattered by it."
+        )
+    for number, step in enumerate(recipe.prune.steps):
+        asked = {space: budget.remove for space, budget in step.budget.items() if budget.remove is not None and budget.of != "units"}
+        got = removed_in_every_definition(original, result)["decoder_parameters"]
+        if len(recipe.prune.steps) == 1 and len(step.budget) == 1 and asked and abs(got - next(iter(asked.values()))) > 0.01:
+            yield f"Step {number} asked for {next(iter(asked.values())):.1%} of the decoder; rounding left {got:.1%}."
+
+
+def _environment(block: Mapping[str, Any]) -> dict[str, str]:
+    flat = {
+        "processor": block["processor"],
+        "threads": block["threads"],
+        "memory": f"{block['memory_bytes'] / 2**30:.1f} GiB",
+        "load average before and after": f"{block['load_average']['before']:.2f} and {block['load_average']['after']:.2f}",
+        "GPU": ", ".join(block["gpu"] or []) or "none",
+        "system": block["system"],
+        "python": block["python"],
+    }
+    return {name: str(value) for name, value in (flat | block["versions"]).items() if value is not None}
+
+
+def _bytes(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))

@@ -1,0 +1,229 @@
+"""Which stage needs which artefact. The dense model runs beside the pruned one, through the same stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import benchmarks
+import deploy
+import exporters
+import pipeline
+import trimline
+from benchmarks.environment import fingerprint
+from benchmarks.stage import benchmark
+from deploy.package import PackageParts, package
+from exporters.onnx.stage import export
+from pipeline.artefact import Artefact, code_version, digest, exclusive, make_artefact
+from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.evaluate import RESULT, evaluate
+from pipeline.events import Events
+from pipeline.methods import method_named
+from pipeline.options import RunOptions
+from pipeline.prune import check_steps, prune
+from pipeline.rebuild.profiles import check_request
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import Space
+from pipeline.sources import model as model_source
+from pipeline.sources import text as text_source
+from pipeline.sources.model import checkpoint_folder
+from trimline.collect import Lane, collect
+from trimline.recipe import Recipe, recipe_text
+from trimline.report import write_report
+from trimline.report.data import ReportData
+
+DENSE, PRUNED = "dense", "pruned"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: the output folder.
+        artefacts: stage (and lane) to artefact, in the order they were needed.
+        report: everything the report shows.
+    """
+
+    folder: Path
+    artefacts: dict[str, Artefact]
+    report: ReportData
+
+    @property
+    def package(self) -> Path:
+        """The folder to ship."""
+        return self.folder / "package"
+
+    @property
+    def page(self) -> Path:
+        """The report to look at."""
+        return self.folder / "report.html"
+
+
+class Run:
+    """One recipe in one output folder; every method is a stage that runs or is skipped."""
+
+    def __init__(self, recipe: Recipe, options: RunOptions, output: Path, events: Events, command: str) -> None:
+        self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
+        self.store = output / "store"
+        self.done: dict[str, Artefact] = {}
+
+    def all(self) -> RunResult:
+        """Every stage, in order.
+
+        Raises:
+            TrimlineError: a stage failed; the stages before it are kept.
+        """
+        check_steps(self.recipe.prune)
+        with exclusive(self.store, self.events):
+            self.source()
+            self.texts()
+            self.preflight()
+            self.prune()
+            self.rebuild()
+            for lane in (DENSE, PRUNED):
+                self.evaluate(lane)
+                self.export(lane)
+            self.benchmark()
+            report = self.report()
+            self.package()
+            self._show()
+        return RunResult(self.output, self.done, report)
+
+    def source(self) -> None:
+        """The dense checkpoint."""
+        named = self.recipe.model
+        depends = {"model": model_source.identify(named), "dtype": named.dtype}
+        self._make("source", depends, (pipeline,), lambda out: model_source.source(named, self.options, out, self.events))
+
+    def texts(self) -> None:
+        """The two texts."""
+        named = self.recipe.text
+        depends = {"texts": text_source.identify(named), "recipe": named.model_dump(mode="json")}
+        self._make("text", depends, (pipeline,), lambda out: text_source.texts(named, self.options, out, self.events))
+
+    def preflight(self) -> None:
+        """Whether the shape profile can hold what the steps may produce, before anything is measured."""
+        checkpoint = Checkpoint(self._dense)
+        uneven_ffn, uneven_kv, fewer_heads = _shapes_asked_for(self.recipe)
+        profile = self.recipe.rebuild.profile
+        check_request(profile, checkpoint.geometry.family, uneven_ffn, uneven_kv, fewer_heads, checkpoint.config)
+
+    def prune(self) -> None:
+        """The plan."""
+        source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
+        depends = self._from("source", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events))
+
+    def rebuild(self) -> None:
+        """The smaller checkpoint."""
+        plan, slice_ = self._folder("prune"), self.recipe.rebuild
+        depends = self._from("source", "prune") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        self._make("rebuild", depends, (pipeline,), lambda out: rebuild(self._dense, plan, slice_, self.options, out, self.events))
+
+    def evaluate(self, lane: str) -> None:
+        """Perplexity of one lane."""
+        texts, slice_ = self._folder("text"), self.recipe.evaluate
+        depends = self._from(self._origin(lane), "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        checkpoint = self._checkpoint(lane)
+        self._make("evaluate", depends, (pipeline,), lambda out: evaluate(checkpoint, texts, slice_, self.options, out, self.events), lane)
+
+    def export(self, lane: str) -> None:
+        """ONNX of one lane."""
+        slice_ = self.recipe.export
+        depends = self._from(self._origin(lane)) | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        checkpoint = self._checkpoint(lane)
+        self._make("export", depends, (pipeline, exporters), lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
+
+    def benchmark(self) -> None:
+        """Both lanes timed side by side."""
+        slice_ = self.recipe.benchmark
+        dense, pruned = self._folder("export", DENSE), self._folder("export", PRUNED)
+        accuracy = {lane: read_json(self._folder("evaluate", lane) / RESULT)["perplexity"] for lane in (DENSE, PRUNED)}
+        depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
+            "recipe": slice_.model_dump(mode="json"),
+            "options": self.options.as_record(),
+            "machine": fingerprint(self.options.threads),
+            "accuracy": accuracy,
+        }
+        self._make(
+            "benchmark",
+            depends,
+            (pipeline, exporters, benchmarks),
+            lambda out: benchmark(dense, {PRUNED: pruned}, slice_, self.options, out, self.events, accuracy),
+        )
+
+    def report(self) -> ReportData:
+        """The page, its Markdown and its data."""
+        depends = self._from(*self.done) | {"recipe": self.recipe.model_dump(mode="json"), "command": self.command}
+        self._make("report", depends, (pipeline, benchmarks, trimline), self._write_report)
+        return ReportData.read(self._folder("report") / "report.json")
+
+    def package(self) -> None:
+        """The folder to ship."""
+        depends = self._from("report", "rebuild", f"export {PRUNED}", "benchmark") | {"recipe": self.recipe.package.model_dump(mode="json")}
+        parts = PackageParts(
+            model=self._folder("rebuild"),
+            onnx=self._folder("export", PRUNED),
+            plan=self._folder("prune"),
+            report=self._folder("report"),
+            recipe=recipe_text(self.recipe),
+            command=self.command,
+            options=self.options,
+        )
+        self._make("package", depends, (pipeline, deploy), lambda out: package(parts, self.recipe.package, out, self.events))
+
+    def _write_report(self, out: Path) -> None:
+        lanes = {
+            lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._folder("evaluate", lane)) for lane in (DENSE, PRUNED)
+        }
+        data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
+        write_report(data, out)
+
+    def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
+        name = f"{stage} {lane}".strip()
+        self.done[name] = make_artefact(self.store, stage, depends | {"code": code_version(*rooms)}, work, self.events, lane=lane)
+
+    def _from(self, *names: str) -> dict[str, Any]:
+        return {"inputs": {name: self.done[name].key for name in names}}
+
+    def _folder(self, stage: str, lane: str = "") -> Path:
+        return self.done[f"{stage} {lane}".strip()].folder
+
+    @staticmethod
+    def _origin(lane: str) -> str:
+        return "source" if lane == DENSE else "rebuild"
+
+    @property
+    def _dense(self) -> Path:
+        return checkpoint_folder(self._folder("source"))
+
+    def _checkpoint(self, lane: str) -> Path:
+        return self._dense if lane == DENSE else self._folder("rebuild")
+
+    def _show(self) -> None:
+        """Links with stable names to what people look for."""
+        for name, target in (("package", self._folder("package")), ("report.html", self._folder("report") / "report.html")):
+            link, beside = self.output / name, self.output / f".{name}-{digest(str(target))[:8]}"
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(target.relative_to(self.output))
+            beside.replace(link)
+
+
+def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
+    """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
+    uneven = {Space.FFN: False, Space.KV_GROUP: False}
+    fewer_heads = False
+    for step in recipe.prune.steps:
+        for space, budget in step.budget.items():
+            if space is Space.LAYER:
+                continue
+            fewer_heads |= space is Space.KV_GROUP
+            rule = step.allocation or method_named(step.method).allocation
+            spread = (
+                isinstance(budget.keep, tuple) if budget.keep is not None else rule == "global" or (rule == "cfsp" and space is Space.FFN)
+            )
+            uneven[space] |= spread
+    return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
