@@ -1,0 +1,145 @@
+"""``results.md``: the tables of a benchmark, from the document that ``results.json`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def render(results: Record) -> str:
+    """Markdown. A model without a perplexity is named, not printed: speed alone says little about a pruned model."""
+    models = results["models"]
+    shown = [name for name, model in models.items() if model.get("perplexity") is not None]
+    hidden = [name for name in models if name not in shown]
+    sections = [
+        "# Benchmark",
+        *([f"Not printed, for want of a perplexity: {', '.join(hidden)}."] if hidden else []),
+        "## Against dense",
+        comparisons([row for row in results["comparisons"] if row["model"] in shown], models),
+        "## Times",
+        timings([row for row in results["timings"] if row["model"] in shown], models),
+        "## Memory and cold start",
+        memory({name: models[name] for name in shown}),
+        "## This machine",
+        machine(results),
+        "## What the names mean",
+        "\n".join(f"- **{name}**: {formula}" for name, formula in results["formulas"].items()),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def comparisons(rows: Sequence[Record], models: Record) -> str:
+    """Speed-up, control, verdict and realised gain of every model on every workload."""
+    columns: dict[str, Callable[[Record], str]] = {
+        "workload": lambda row: row["workload"],
+        "metric": lambda row: row["metric"],
+        "model": lambda row: row["model"],
+        "perplexity": lambda row: perplexity(models[row["model"]]),
+        "speed-up": lambda row: interval(row["speed_up"]),
+        "of medians": lambda row: ratio(*(row["speed_up"][key] for key in ("of_medians", "of_medians_low", "of_medians_high"))),
+        "dense again": lambda row: interval(row["control"]),
+        "rounds": lambda row: str(row["speed_up"]["rounds"]),
+        "verdict": lambda row: row["verdict"],
+        "allowed": lambda row: f"{row['allowed']:.3f}",
+        "realised gain": lambda row: interval(row["realised_gain"]),
+    }
+    return table(columns, rows)
+
+
+def timings(rows: Sequence[Record], models: Record) -> str:
+    """Raw statistics in milliseconds, throughput, and how near to the ceilings."""
+    statistics = {"mean": "mean", "min": "minimum", "max": "maximum", "std": "deviation"}
+    percentiles = {name: name for name in ("p50", "p75", "p90", "p95", "p99")}
+    columns: dict[str, Callable[[Record], str]] = {
+        "workload": lambda row: row["workload"],
+        "metric": lambda row: row["metric"],
+        "model": lambda row: row["model"],
+        "perplexity": lambda row: perplexity(models[row["model"]]),
+        "n": lambda row: str(row["seconds"]["n"]),
+        **{f"{title} ms": _milliseconds(key) for title, key in (statistics | percentiles).items()},
+        "tokens/s": lambda row: f"{row['tokens_per_second']:.1f}",
+        "MBU": lambda row: f"{row['mbu']:.2f}",
+        "MFU": lambda row: f"{row['mfu']:.2f}",
+        "others' cores": lambda row: f"{row['others']['p50']:.2f}",
+    }
+    return table(columns, [row for found in rows for row in _with_gaps(found)])
+
+
+def memory(models: Record) -> str:
+    """What a process of each model holds, and how long it takes to its first answer."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "model": lambda item: item[0],
+        "perplexity": lambda item: perplexity(item[1]),
+        "parameters": lambda item: f"{item[1]['parameters']:,}",
+        "weights MiB": lambda item: mebibytes(item[1]["weight_file_bytes"]),
+        "KV bytes per token": lambda item: f"{item[1]['kv_bytes_per_token']:,}",
+        "peak MiB": lambda item: mebibytes(item[1]["memory"]["peak"]),
+        "anonymous MiB": lambda item: mebibytes(item[1]["memory"]["anonymous"]),
+        "load s": lambda item: f"{item[1]['cold_start']['load']:.2f}",
+        "first request s": lambda item: f"{item[1]['cold_start']['first_request']:.2f}",
+    }
+    return table(columns, models.items())
+
+
+def machine(results: Record) -> str:
+    """The environment block and the two measured ceilings."""
+    surroundings, ceilings = results["environment"], results["ceilings"]
+    load = surroundings["load_average"]
+    facts = {
+        "processor": f"{surroundings['processor']} ({', '.join(surroundings['flags'])})",
+        "cores": f"{surroundings['cores']['logical']} logical, threads used {surroundings['threads']}",
+        "memory": f"{mebibytes(surroundings['memory_bytes'])} MiB",
+        "load average before and after": f"{load['before']:.2f}, {load['after']:.2f}",
+        "reads from memory": f"{ceilings['bandwidth'] / 1e9:.1f} GB/s measured",
+        "multiplies fp32": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
+        "governor": surroundings["governor"],
+        "GPU": "; ".join(surroundings["gpu"] or []) or None,
+        "system": surroundings["system"],
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in {"python": surroundings["python"], **surroundings["versions"]}.items()
+        ),
+        "commit": surroundings["commit"],
+    }
+    return "\n".join(f"- {name}: {fact or 'not told by this system'}" for name, fact in facts.items())
+
+
+def table(columns: Mapping[str, Callable[[Any], str]], rows: Iterable[Any]) -> str:
+    """Columns, each a title and what it shows of a row."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def interval(record: Record) -> str:
+    """A ratio and its confidence interval."""
+    return ratio(record["value"], record["low"], record["high"])
+
+
+def ratio(value: float, low: float, high: float) -> str:
+    """As ``interval``, from numbers."""
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def perplexity(model: Record) -> str:
+    """Of a model that has one."""
+    return f"{model['perplexity']:.2f}"
+
+
+def mebibytes(size: float | None) -> str:
+    """Whole MiB."""
+    return "n/a" if size is None else f"{size / 2**20:.0f}"
+
+
+def _milliseconds(key: str) -> Callable[[Record], str]:
+    def cell(row: Record) -> str:
+        value = row["seconds"][key]
+        return f"n/a (n={row['seconds']['n']})" if value is None else f"{value * 1e3:.2f}"
+
+    return cell
+
+
+def _with_gaps(row: Record) -> list[Record]:
+    """A decode row is followed by the statistics of its pooled gaps, which are many enough for a p99."""
+    return [row] if "gaps" not in row else [row, {**row, "metric": "gaps", "seconds": row["gaps"]}]

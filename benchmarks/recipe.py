@@ -1,0 +1,42 @@
+"""This room's slice of the recipe: which requests are timed, and for how long."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.recipe import Count, Slice
+
+LEAST_ROUNDS = 25  # below this a comparison is printed as not resolved
+
+
+class Workload(Slice):
+    """One request shape: a prompt pass, then single-token steps until ``output`` tokens are made; EOS is ignored."""
+
+    prompt: Count
+    output: Count = 1
+    batch: Count = 1
+
+    @property
+    def name(self) -> str:
+        """``512/128``, or ``512/128 ×4`` for a batch of four."""
+        return f"{self.prompt}/{self.output}" + (f" ×{self.batch}" if self.batch > 1 else "")
+
+    @property
+    def steps(self) -> int:
+        """Decode steps: the first token comes out of the prompt pass."""
+        return self.output - 1
+
+
+class BenchmarkSlice(Slice):
+    """What is measured. The default times a 512-token prompt pass, and decoding after a past of 128 tokens."""
+
+    workloads: tuple[Workload, ...] = Field((Workload(prompt=512), Workload(prompt=128, output=17)), min_length=1)
+    rounds: Count = Field(LEAST_ROUNDS, description=f"in each, every model is timed once; fewer than {LEAST_ROUNDS} resolve nothing")
+    warm_up: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="rounds that are thrown away")
+    minimum_seconds: float = Field(3.0, ge=0.0, le=1e5, description="of measured time per model and workload")
+    most_seconds: float = Field(
+        60.0, gt=0.0, le=1e6, description="per workload: rounds are added while dense against itself is not 1 ± 0.02, up to here"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of prompts, order within a round, and resampling")

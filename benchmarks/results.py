@@ -1,0 +1,129 @@
+"""From samples to the document that ``results.json`` holds; units are seconds, bytes and FLOPs throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import roofline
+from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.roofline import Ceilings
+from benchmarks.statistics import Ratio, control_holds, paired_ratio, summarise, verdict
+from benchmarks.subject import Subject
+from benchmarks.timing import CONTROL, DENSE, Samples
+
+FORMULAS = {
+    "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
+    "decode": "seconds per step after the prompt: (time of the request − prefill) / (output tokens − 1)",
+    "gaps": "every time between two tokens, pooled over the rounds",
+    "tokens_per_second (prefill)": "batch × prompt tokens / median prefill",
+    "tokens_per_second (decode)": "batch / median decode",
+    "speed_up": "median over rounds of (time of dense / time of the other in that round); 95 % interval from order statistics",
+    "of_medians": "median time of dense / median time of the other; 95 % interval by a bootstrap over rounds, pairs kept together",
+    "control": "the speed-up of dense over itself in a second process; timings count if it is within 1 ± 0.02 over at least 25 rounds",
+    "time_bound": "Σ over operators of max(bytes / measured bandwidth, FLOPs / measured rate)",
+    "allowed": "time bound of dense / time bound of the other",
+    "realised_gain": "speed-up / allowed",
+    "mbu": "(weight bytes + KV bytes read per step) / median time / measured memory bandwidth",
+    "mfu": "FLOPs of the step / median time / measured matrix-multiply rate",
+    "others": "cores that other processes kept busy while the sample was taken",
+}
+
+Timed = Mapping[str, Mapping[str, Samples]]  # workload name, then model name
+
+
+def document(
+    subjects: Mapping[str, Subject],
+    timed: Timed,
+    recipe: BenchmarkSlice,
+    ceilings: Sequence[Mapping[str, list[float]]],
+    children: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that was measured and what follows from it, JSON-compatible.
+
+    Args:
+        subjects: by name, ``dense`` among them.
+        timed: samples of every subject and of ``dense again``.
+        ceilings: rates of every repeat, measured before and after the timing so that a busy moment does not lower them.
+        children: cold start and memory by model name, ``dense again`` included.
+    """
+    rates = {kind: [rate for measured in ceilings for rate in measured[kind]] for kind in ("bandwidth", "rate")}
+    limit = Ceilings(max(rates["bandwidth"]), max(rates["rate"]))
+    return {
+        "formulas": FORMULAS,
+        "recipe": recipe.model_dump(mode="json"),
+        "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "samples": rates},
+        "models": {name: subject.as_record() | dict(children[name]) for name, subject in subjects.items()},
+        "control_process": dict(children[CONTROL]),
+        "timings": [
+            timing(subjects[name], workload, metric, timed[workload.name][name], limit)
+            for workload in recipe.workloads
+            for name in subjects
+            for metric in timed[workload.name][name].metrics()
+        ],
+        "comparisons": [
+            comparison(subjects[DENSE], subjects[name], workload, metric, timed[workload.name], limit, recipe.seed)
+            for workload in recipe.workloads
+            for name in subjects
+            if name != DENSE
+            for metric in timed[workload.name][name].metrics()
+        ],
+        "samples": {
+            workload.name: {name: _raw(samples) for name, samples in timed[workload.name].items()} for workload in recipe.workloads
+        },
+    }
+
+
+def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, limit: Ceilings) -> dict[str, Any]:
+    """One model on one workload: statistics, throughput, and how near to the ceilings it ran."""
+    times = summarise(samples.metrics()[metric])
+    call = subject.call(workload, metric)
+    record = {
+        "workload": workload.name,
+        "metric": metric,
+        "model": subject.name,
+        "seconds": times.as_record(),
+        "tokens_per_second": call.rows / times.p50,
+        "time_bound": roofline.time_bound(_work(subject, workload, metric), limit),
+        "mbu": roofline.mbu(subject.geometry, call, times.p50, limit, subject.widths),
+        "mfu": roofline.mfu(subject.geometry, call, times.p50, limit),
+        "others": summarise([sample.others for sample in samples.rounds]).as_record(),
+    }
+    return record | ({"gaps": summarise(samples.gaps()).as_record()} if metric == "decode" else {})
+
+
+def comparison(
+    dense: Subject, other: Subject, workload: Workload, metric: str, timed: Mapping[str, Samples], limit: Ceilings, seed: int
+) -> dict[str, Any]:
+    """Dense against another model on one workload: speed-up, control, verdict, and the share of what is allowed."""
+    times = {name: timed[name].metrics()[metric] for name in (DENSE, CONTROL, other.name)}
+    speed_up = paired_ratio(times[DENSE], times[other.name], seed=seed)
+    control = paired_ratio(times[DENSE], times[CONTROL], seed=seed)
+    allowed = roofline.allowed_speedup(_work(dense, workload, metric), _work(other, workload, metric), limit)
+    return {
+        "workload": workload.name,
+        "metric": metric,
+        "model": other.name,
+        "speed_up": speed_up.as_record(),
+        "control": control.as_record(),
+        "control_holds": control_holds(control),
+        "verdict": verdict(speed_up, control).value,
+        "allowed": allowed,
+        "realised_gain": _share(speed_up, allowed),
+    }
+
+
+def _share(speed_up: Ratio, allowed: float) -> dict[str, float]:
+    return {"value": speed_up.value / allowed, "low": speed_up.low / allowed, "high": speed_up.high / allowed}
+
+
+def _work(subject: Subject, workload: Workload, metric: str) -> list[roofline.Operator]:
+    return roofline.operators(subject.geometry, subject.call(workload, metric), subject.widths)
+
+
+def _raw(samples: Samples) -> dict[str, Any]:
+    return {
+        "prefill": [sample.prefill for sample in samples.rounds],
+        "gaps": [list(sample.gaps) for sample in samples.rounds],
+        "others": [sample.others for sample in samples.rounds],
+    }

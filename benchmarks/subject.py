@@ -1,0 +1,67 @@
+"""A model that is measured: an exported folder, its geometry, and what its graph computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipe import Workload
+from benchmarks.roofline import FP32, Call, Widths
+from pipeline.checkpoint import read_json
+from pipeline.errors import TrimlineError
+from pipeline.geometry import Geometry
+
+CONFIG = "checkpoint_config.json"
+EXPORT = "export.json"
+BYTES = {"fp32": Widths(), "fp16": Widths(2, 2), "bf16": Widths(2, 2), "int8": Widths(FP32, 1), "int4": Widths(FP32, 0.5)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One exported model.
+
+    Attributes:
+        logits: ``all`` positions or only the ``last``.
+    """
+
+    name: str
+    folder: Path
+    geometry: Geometry
+    precision: str
+    logits: str
+    lowering: str
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Subject:
+        """Opens an exported folder.
+
+        Raises:
+            TrimlineError: it was not written by an export stage, or in a precision that is not known here.
+        """
+        geometry = Geometry.from_config(read_json(folder / CONFIG))
+        export = read_json(folder / EXPORT)
+        precision = str(export.get("precision"))
+        if precision not in BYTES:
+            raise TrimlineError(f"{folder / EXPORT} states the precision {precision!r}.", f"Known are {', '.join(BYTES)}.")
+        return cls(name, folder, geometry, precision, str(export.get("logits", "all")), str(export.get("lowering")))
+
+    @property
+    def widths(self) -> Widths:
+        return BYTES[self.precision]
+
+    def call(self, workload: Workload, metric: str) -> Call:
+        """The call that a metric times: the whole prompt pass, or the decode step in the middle of the request."""
+        if metric == "decode":
+            return Call(1, workload.prompt + (workload.steps - 1) // 2, workload.batch, 1)
+        return Call(workload.prompt, 0, workload.batch, workload.prompt if self.logits == "all" else 1)
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "precision": self.precision,
+            "lowering": self.lowering,
+            "logits": self.logits,
+            "parameters": self.geometry.total_parameters(),
+            "weight_file_bytes": sum(path.stat().st_size for path in self.folder.glob("*.onnx*")),
+            "kv_bytes_per_token": self.geometry.kv_bytes_per_token(1) * self.widths.activation,
+        }

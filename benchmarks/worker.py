@@ -1,0 +1,129 @@
+"""The process that a measurement runs in: one model, fresh memory, told what to do by JSON lines.
+
+``python -m benchmarks.worker`` reads one request per line from stdin and writes one reply per line to stdout. A fresh
+process per model keeps peak memory apart and lets no model inherit another's warm allocator or thread pool.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import psutil
+
+from benchmarks.memory import process_memory
+from benchmarks.pinning import pin
+from exporters.onnx.runtime import needs_runtime
+from pipeline.errors import TrimlineError
+
+SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed
+
+
+class Decoder(Protocol):
+    """What is timed."""
+
+    def empty(self, batch: int, capacity: int) -> Any:
+        """A cache with room for ``capacity`` tokens."""
+
+    def run(self, ids: Any, past: Any) -> tuple[Any, Any]:
+        """Token ids (batch, tokens) and the cache so far into logits and the longer cache."""
+
+
+def open_decoder(folder: Path, threads: int) -> Decoder:
+    """ONNX Runtime on an exported folder."""
+    # Loading is timed as a user meets it, the runtime's own import included.
+    from exporters.onnx.session import OnnxDecoder
+
+    return OnnxDecoder(folder, threads=threads)
+
+
+class Worker:
+    """Answers requests; every public method is one, its keyword arguments the request's other keys."""
+
+    def __init__(self, opener: Callable[[Path, int], Decoder] = open_decoder) -> None:
+        self._open = opener
+        self._decoder: Decoder | None = None
+        self._cores = list(range(psutil.cpu_count() or 1))
+        self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.ceilings)}
+
+    def pin(self, threads: int) -> dict[str, Any]:
+        """Keeps this process, and the threads that it will start, on ``threads`` cores."""
+        self._cores = pin(threads)
+        return {"cores": self._cores}
+
+    def load(self, folder: str, threads: int) -> dict[str, Any]:
+        """Opens a model; its seconds are the first half of the cold start."""
+        start = time.perf_counter()
+        self._decoder = self._open(Path(folder), threads)
+        return {"seconds": time.perf_counter() - start}
+
+    def run(self, prompt: int, output: int, batch: int, vocab: int, seed: int) -> dict[str, Any]:
+        """One request of random tokens: seconds of the prompt pass, and of every step after it."""
+        if self._decoder is None:
+            raise TrimlineError("The worker was asked to run before it was given a model.")
+        ids = np.random.default_rng(seed).integers(0, vocab, (batch, prompt + output - 1))
+        pieces = [ids[:, :prompt], *(ids[:, i : i + 1] for i in range(prompt, prompt + output - 1))]
+        pieces = [np.ascontiguousarray(piece, np.int64) for piece in pieces]
+        past = self._decoder.empty(batch, prompt + output)
+        busy, marks = self._busy_elsewhere(), [time.perf_counter()]
+        for piece in pieces:
+            _, past = self._decoder.run(piece, past)
+            marks.append(time.perf_counter())
+        others = (self._busy_elsewhere() - busy) / (marks[-1] - marks[0])
+        seconds = np.diff(marks).tolist()
+        return {"prefill": seconds[0], "gaps": seconds[1:], "others": max(0.0, others)}
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes that this process has held at most, and holds now."""
+        return process_memory()
+
+    def ceilings(self, threads: int) -> dict[str, Any]:
+        """What memory and the matrix units of this machine can do."""
+        needs_runtime()
+        from benchmarks.ceilings import measure_ceilings
+
+        return measure_ceilings(threads)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Reply to one request; a user's error becomes a reply, a fault of ours ends the process."""
+        arguments = {key: value for key, value in request.items() if key != "do"}
+        try:
+            return self._requests[request["do"]](**arguments)
+        except TrimlineError as error:
+            return {"problem": error.problem, "remedy": error.remedy}
+
+    def _busy_elsewhere(self) -> float:
+        """Processor seconds that everybody else has spent on our cores so far, stolen time included."""
+        per_core = psutil.cpu_times(percpu=True)
+        busy = sum(sum(per_core[core]) - per_core[core].idle - getattr(per_core[core], "iowait", 0.0) for core in self._cores)
+        own = psutil.Process().cpu_times()
+        return busy - own.user - own.system
+
+
+def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
+    """Answers until the requests end, so that a parent that dies takes its workers with it."""
+    for line in requests:
+        reply = worker.answer(json.loads(line))
+        gc.collect()
+        time.sleep(SETTLE)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def main() -> None:
+    """Serves stdin to stdout."""
+    # Libraries print to descriptor 1; replies keep it to themselves.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    gc.disable()
+    serve(Worker(), sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

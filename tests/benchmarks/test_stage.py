@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.realised_gain import BARS, _named, outcome, table
+from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.stage import benchmark
+from pipeline.errors import TrimlineError
+from pipeline.events import Event, Events
+from pipeline.options import RunOptions
+
+RECIPE = BenchmarkSlice(
+    workloads=(Workload(prompt=12), Workload(prompt=8, output=6, batch=2)), rounds=3, warm_up=1, minimum_seconds=0.0, most_seconds=20.0
+)
+ACCURACY = {"dense": 10.0, "pruned": 12.5}
+
+
+@pytest.fixture(scope="module")
+def results(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, list[Event]]:
+    out, seen = tmp_path_factory.mktemp("benchmark"), []
+    candidates = {"pruned": exported["pruned"], "unjudged": exported["pruned"]}
+    benchmark(exported["dense"], candidates, RECIPE, RunOptions(threads=1), out, Events(seen.append), ACCURACY)
+    assert sorted(path.name for path in out.iterdir()) == ["results.json", "results.md"]
+    return json.loads((out / "results.json").read_text(encoding="utf-8")), (out / "results.md").read_text(encoding="utf-8"), seen
+
+
+def test_raw_samples_are_kept_for_every_model_and_the_control(results: tuple[dict[str, Any], str, list[Event]]):
+    samples = results[0]["samples"]
+    assert set(samples) == {"12/1", "8/6 ×2"}
+    assert set(samples["12/1"]) == {"dense", "dense again", "pruned", "unjudged"}
+    assert all(len(one["prefill"]) == 3 for one in samples["12/1"].values())
+    assert all([len(gaps) for gaps in one["gaps"]] == [5, 5, 5] for one in samples["8/6 ×2"].values())
+
+
+def test_figures_follow_from_the_samples(results: tuple[dict[str, Any], str, list[Event]]):
+    document = results[0]
+    row = next(row for row in document["comparisons"] if (row["model"], row["metric"]) == ("pruned", "decode"))
+    gaps = {name: [sum(g) / len(g) for g in document["samples"]["8/6 ×2"][name]["gaps"]] for name in ("dense", "pruned")}
+    quotients = sorted(a / b for a, b in zip(gaps["dense"], gaps["pruned"], strict=True))
+    assert row["speed_up"]["value"] == pytest.approx(quotients[1])
+    assert row["realised_gain"]["value"] == pytest.approx(quotients[1] / row["allowed"])
+    timing = next(row for row in document["timings"] if (row["model"], row["metric"]) == ("pruned", "decode"))
+    assert timing["tokens_per_second"] == pytest.approx(2 / sorted(gaps["pruned"])[1])
+    assert timing["gaps"]["n"] == 15
+
+
+def test_three_rounds_resolve_nothing(results: tuple[dict[str, Any], str, list[Event]]):
+    document, page, _ = results
+    assert {row["verdict"] for row in document["comparisons"]} == {"not resolved"}
+    assert "not resolved" in page
+
+
+def test_the_smaller_model_is_allowed_to_be_faster(results: tuple[dict[str, Any], str, list[Event]]):
+    assert all(row["allowed"] > 1 for row in results[0]["comparisons"])
+
+
+def test_models_carry_memory_cold_start_sizes_and_perplexity(results: tuple[dict[str, Any], str, list[Event]]):
+    document = results[0]
+    dense, pruned = document["models"]["dense"], document["models"]["pruned"]
+    assert dense["parameters"] > pruned["parameters"]
+    assert dense["weight_file_bytes"] > pruned["weight_file_bytes"]
+    assert (dense["perplexity"], document["models"]["unjudged"]["perplexity"]) == (10.0, None)
+    assert pruned["memory"]["peak"] > 0
+    assert set(pruned["cold_start"]) == {"load", "first_request"}
+    assert document["ceilings"]["bandwidth"] == max(document["ceilings"]["samples"]["bandwidth"]) > 1e8
+
+
+def test_a_model_without_perplexity_is_named_and_not_printed(results: tuple[dict[str, Any], str, list[Event]]):
+    page = results[1]
+    assert "Not printed, for want of a perplexity: unjudged." in page
+    assert "| unjudged |" not in page
+    assert "| pruned | 12.50 |" in page
+
+
+def test_p99_is_printed_as_not_available(results: tuple[dict[str, Any], str, list[Event]]):
+    assert "n/a (n=3)" in results[1]
+
+
+def test_no_path_of_this_machine_is_written(results: tuple[dict[str, Any], str, list[Event]], exported: dict[str, Path]):
+    assert str(exported["dense"].parent) not in json.dumps(results[0]) + results[1]
+
+
+def test_progress_is_told_per_workload(results: tuple[dict[str, Any], str, list[Event]]):
+    last = {event.text: event for event in results[2] if event.kind == "progress"}
+    assert {(event.done, event.total) for event in last.values()} == {(3, 3)}
+
+
+def test_a_reserved_name_and_a_folder_that_is_no_export_are_refused(exported: dict[str, Path], tmp_path: Path):
+    for name, folder in (("dense again", exported["pruned"]), ("pruned", tmp_path)):
+        with pytest.raises(TrimlineError):
+            benchmark(exported["dense"], {name: folder}, RECIPE, RunOptions(threads=1), tmp_path, Events(), ACCURACY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_precision_is_refused(exported: dict[str, Path], tmp_path: Path):
+    (tmp_path / "checkpoint_config.json").write_bytes((exported["dense"] / "checkpoint_config.json").read_bytes())
+    (tmp_path / "export.json").write_text('{"precision": "fp3"}', encoding="utf-8")
+    with pytest.raises(TrimlineError, match="fp3"):
+        benchmark(tmp_path, {}, RECIPE, RunOptions(threads=1), tmp_path, Events(), ACCURACY)
+
+
+def _comparison(low: float, high: float, *, holds: bool = True) -> dict[str, Any]:
+    ratio = {"value": low, "low": low, "high": high, "rounds": 25, "of_medians": low, "of_medians_low": low, "of_medians_high": high}
+    return {
+        "model": "pruned",
+        "workload": "512/1",
+        "metric": "prefill",
+        "allowed": 1.4,
+        "speed_up": ratio,
+        "control": ratio,
+        "control_holds": holds,
+        "realised_gain": {"value": low / 1.4, "low": low / 1.4, "high": high / 1.4},
+    }
+
+
+def test_a_realised_gain_is_reached_missed_or_not_resolved():
+    assert outcome(_comparison(1.2, 1.27)) == "reached"
+    assert outcome(_comparison(1.2, 1.25)) == "missed"
+    assert outcome(_comparison(1.2, 1.27, holds=False)) == "not resolved"
+    assert table([_comparison(1.2, 1.27)]).row_count == 1
+
+
+def test_the_bars_are_of_the_default_workloads():
+    default = BenchmarkSlice()
+    assert {name for name, _ in BARS} == {workload.name for workload in default.workloads}
+
+
+def test_folders_of_one_name_stay_apart(tmp_path: Path):
+    assert set(_named([tmp_path / "a" / "onnx", tmp_path / "b" / "onnx", tmp_path / "c"])) == {
+        str(tmp_path / "a" / "onnx"),
+        str(tmp_path / "b" / "onnx"),
+        "c",
+    }
