@@ -1,1 +1,1 @@
-"""deploy."""
+"""An artefact into a folder that a server or a user opens."""

@@ -68,7 +68,7 @@ def sample() -> ReportData:
     return ReportData(
         title="Invented-135M at half of its FFN channels",
         command="trimline run recipes/quickstart.yaml --threads 2",
-        model_source="Invented-135M-Instruct, as a GGUF file (Q4_1, dequantised to float32)",
+        model_source="Invented-135M-Instruct",
         recipe=RECIPE,
         models=(dense, pruned),
         removed=Removed(0.5, 0.011, 0.0, 0.375, 0.336, 0.296),

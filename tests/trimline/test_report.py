@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import TrimlineError
+from pipeline.markdown import escape
 from tests.trimline.sample_report import blocks, sample
 from trimline.report import (
     GateRow,
@@ -27,7 +28,6 @@ from trimline.report import (
 )
 from trimline.report import formats as shown
 from trimline.report.content import Table
-from trimline.report.markdown import escape
 from trimline.report.sections import sections
 from trimline.report.speed import summary
 
@@ -104,7 +104,7 @@ def test_figures_that_a_reader_looks_for():
 
 def test_headline_states_what_went_and_the_gain():
     line = headline(sample())
-    assert line.startswith("Invented-135M without 50 % of its FFN channels and 1 % of its KV groups: 134.5 M → 94.7 M parameters")
+    assert line.startswith("Invented-135M-Instruct without 50 % of its FFN channels and 1 % of its KV groups: 134.5 M → 94.7 M parameters")
     assert "perplexity 25.94 → 54.02" in line
     assert re.search(r"decode 1\.\d\d× as fast \[1\.\d\d, 1\.\d\d\]", line)
 

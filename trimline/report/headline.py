@@ -32,7 +32,7 @@ def headline(data: ReportData) -> str:
         parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}")
         headlines = [data.workload(phase) for phase in _phases()]
         parts += [_gain(workload, workload.speedup) for workload in headlines if workload and workload.speedup]
-    return f"{dense.name}{what}: {', '.join(parts)}."
+    return f"{data.model_source}{what}: {', '.join(parts)}."
 
 
 def tiles(data: ReportData) -> tuple[Tile, ...]:

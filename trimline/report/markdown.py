@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from pipeline.markdown import escape, fence
 from trimline.report.content import Code, Item, Note, Plot, Section, Table
 from trimline.report.data import ReportData
 from trimline.report.headline import headline
 from trimline.report.sections import sections
-
-SPECIAL = re.compile(r"([\\`*_|~]|\](?=[(\[:])|^[#>+-])")  # brackets only where they would make a link: intervals stay readable
 
 
 def render_markdown(data: ReportData) -> str:
@@ -21,12 +19,6 @@ def render_markdown(data: ReportData) -> str:
     for section in sections(data):
         lines += _section(section)
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def escape(text: str) -> str:
-    """Text with no character left that Markdown, or HTML inside it, would interpret; on one line."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return SPECIAL.sub(r"\\\1", text).replace("\r", " ").replace("\n", " ")
 
 
 def _section(section: Section) -> Iterator[str]:
@@ -48,11 +40,10 @@ def _item(item: Item) -> Iterator[str]:
 
 
 def _code(code: Code) -> Iterator[str]:
-    longest = max((len(run) for run in re.findall("`+", code.text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    marks = fence(code.text)
     if code.caption:
         yield from (f"**{escape(code.caption)}**", "")
-    yield from (f"{fence}{code.language}", code.text, fence, "")
+    yield from (f"{marks}{code.language}", code.text, marks, "")
 
 
 def _table(table: Table) -> Iterator[str]:

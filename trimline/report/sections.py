@@ -31,8 +31,9 @@ def _result(data: ReportData) -> tuple[Item, ...]:
     table = comparison_table(data)
     if table is None:
         return (Note("There is no pruned model beside a dense one, so nothing is compared.", "quiet"),)
-    names = [f"{role}: {row.name}" for role in ROLES if (row := data.model(role))]
-    evaluated = Note("; ".join([*names, *([f"perplexity: {data.evaluation}"] if data.evaluation else [])]) + ".", "quiet")
+    names = [f"{role}: {row.name}" for role in ROLES if (row := data.model(role)) and row.name != role]
+    about = [*names, *([f"perplexity: {data.evaluation}"] if data.evaluation else [])]
+    evaluated = Note(f"{'; '.join(about)}.", "quiet") if about else None
     missing = None if data.has_accuracy else Note("Perplexity was not evaluated for both models.", "quiet")
     return tuple(item for item in (table, evaluated, missing) if item)
 
@@ -72,7 +73,7 @@ def _block_table(data: ReportData) -> Table:
         + (Cell(formats.NONE if block.importance is None else f"{block.importance:.4g}"),)
         for block in data.blocks
     ]
-    columns.append(Column(data.importance_name.capitalize(), numeric=True))
+    columns.append(Column("Importance", True, data.importance_name))
     return Table(tuple(columns), tuple(rows), "Every block", folded=True)
 
 

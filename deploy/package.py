@@ -1,0 +1,153 @@
+"""The package: the folder that a user ships, with a sum of every file in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from deploy.card import model_card
+from deploy.recipe import PackageSlice
+from pipeline.artefact import RECORD, file_digest
+from pipeline.checkpoint import read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+
+MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
+FORMAT = 1
+LINKED_FROM = 64 * 2**10  # bytes; smaller files are copied, so that editing a config here does not reach the store
+REPORTS = ("report.html", "report.md")
+MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
+NOT_SHIPPED = {RECORD, "gate.json", "plan.json"}  # records of stages; the plan stands at the top of the package
+MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
+
+
+@dataclass(frozen=True)
+class PackageParts:
+    """What goes into a package.
+
+    Attributes:
+        model: folder of the smaller checkpoint.
+        onnx: folder of its ONNX export, None without one.
+        plan: folder with plan.json.
+        report: folder with report.json, report.html and report.md.
+        recipe: the recipe's YAML.
+        command: what was typed.
+        options: device, dtype and threads that everything was computed with.
+    """
+
+    model: Path
+    onnx: Path | None
+    plan: Path
+    report: Path
+    recipe: str
+    command: str
+    options: RunOptions
+
+
+def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events) -> None:
+    """Stage: writes the folder to ship into ``out``.
+
+    Large files are hard links where the file system allows it, so that a package costs no second copy. Everything but
+    ``MEASURED`` and the sums of those files is the same byte for byte for the same parts.
+
+    Raises:
+        TrimlineError: a part is missing, or the disk is full.
+    """
+    report = read_json(parts.report / "report.json")
+    with_onnx = recipe.onnx and parts.onnx is not None
+    try:
+        _place(parts.model, out / "model")
+        if with_onnx and parts.onnx is not None:
+            _place(parts.onnx, out / "onnx")
+        for name in REPORTS:
+            link_or_copy(parts.report / name, out / name)
+        link_or_copy(parts.plan / "plan.json", out / "plan.json")
+        (out / "recipe.yaml").write_text(parts.recipe, encoding="utf-8", newline="\n")
+        (out / CARD).write_text(_card(parts, recipe, report, out, with_onnx), encoding="utf-8", newline="\n")
+        write_json(out / RUN, run_record(report))
+        write_json(out / MANIFEST, manifest(parts, report, out, events))
+    except OSError as error:
+        raise TrimlineError(f"The package could not be written: {error}.", "Free some space, or run the missing stage again.") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link for a large file; a copy for a small one, and where links between the two places are not possible."""
+    source = source.resolve()  # a link to a symbolic link would break when that link's target moves
+    if source.stat().st_size < LINKED_FROM:
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def run_record(report: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, with raw samples, and when the package was made."""
+    models = {row["name"]: {key: row[key] for key in ("peak_memory_bytes", "cold_start_seconds")} for row in report["models"]}
+    return {
+        "packaged": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stages": report["stages"],
+        "environment": report["environment"],
+        "models": models,
+        "workloads": report["workloads"],
+    }
+
+
+def manifest(parts: PackageParts, report: dict[str, Any], out: Path, events: Events) -> dict[str, Any]:
+    """What made the package, and SHA-256 and bytes of every file in it but the manifest itself."""
+    return {
+        "format": FORMAT,
+        "title": report["title"],
+        "command": parts.command,
+        "made_with": dict(_versions()),
+        "settings": parts.options.as_record(),
+        "files": _sums(out, events),
+    }
+
+
+def packaged_files(folder: Path) -> list[Path]:
+    """Every file below ``folder`` but the manifest, in path order."""
+    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted((path for path in found if path != folder / MANIFEST), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _place(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in NOT_SHIPPED and not path.name.startswith("."):
+            link_or_copy(path, target / path.name)
+
+
+def _card(parts: PackageParts, recipe: PackageSlice, report: dict[str, Any], out: Path, with_onnx: bool) -> str:
+    licences = sorted(path.relative_to(out).as_posix() for path in (out / "model").glob("LICENSE*"))
+    config, plan = read_json(parts.model / "config.json"), read_json(parts.plan / "plan.json")
+    return model_card(
+        report | {"command": parts.command}, config, plan, parts.recipe, recipe, onnx=with_onnx, licence_files=tuple(licences)
+    )
+
+
+def _sums(out: Path, events: Events) -> dict[str, Any]:
+    files = packaged_files(out)
+    sums: dict[str, Any] = {}
+    with events.progress("summing files", len(files)) as advance:
+        for path in files:
+            name = path.relative_to(out).as_posix()
+            sums[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size, "measured": name in MEASURED}
+            advance(1)
+    return sums
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in MADE_WITH:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
