@@ -21,7 +21,7 @@ from pipeline.options import RunOptions
 
 MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
 FORMAT = 1
-LINKED_FROM = 64 * 2**10  # bytes; smaller files are copied, so that editing a config here does not reach the store
+LINKED = ".safetensors"  # onnx refuses weights with several hard links; configs are copied, since people edit them
 REPORTS = ("report.html", "report.md")
 MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
 NOT_SHIPPED = {RECORD, "gate.json", "plan.json"}  # records of stages; the plan stands at the top of the package
@@ -54,7 +54,7 @@ class PackageParts:
 def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events) -> None:
     """Stage: writes the folder to ship into ``out``.
 
-    Large files are hard links where the file system allows it, so that a package costs no second copy. Everything but
+    The checkpoint's weights are hard links where the file system allows it and cost no second copy. Everything but
     ``MEASURED`` and the sums of those files is the same byte for byte for the same parts.
 
     Raises:
@@ -78,9 +78,9 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link for a large file; a copy for a small one, and where links between the two places are not possible."""
+    """A hard link for safetensors; a copy for other files, and where links between the two places are not possible."""
     source = source.resolve()  # a link to a symbolic link would break when that link's target moves
-    if source.stat().st_size < LINKED_FROM:
+    if source.suffix != LINKED:
         shutil.copyfile(source, target)
         return
     try:

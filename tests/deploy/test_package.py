@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 
@@ -31,6 +32,7 @@ from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import Profile, RebuildSlice
 from tests.tiny import tiny_model
 from tests.trimline.sample_report import sample
+from trimline.inspect import inspect_folder
 from trimline.report import write_report
 
 pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai, whose snippet the card prints, is not installed")
@@ -134,9 +136,17 @@ def test_packaging_again_changes_only_what_was_measured(parts, shipped, tmp_path
     assert {name for name in sums[0] if sums[0][name] != sums[1][name]} == set(MEASURED)
 
 
-def test_large_files_cost_no_second_copy(parts, shipped):
+def test_the_checkpoint_costs_no_second_copy(parts, shipped):
     assert (shipped / "model" / "model.safetensors").samefile(parts.model / "model.safetensors")
     assert not (shipped / "model" / "config.json").samefile(parts.model / "config.json")  # people edit these
+
+
+def test_onnx_opens_the_shipped_graph_with_its_weights(shipped):
+    # It refuses weights with more than one hard link.
+    model = onnx.load(shipped / "onnx" / "model.onnx")
+    assert all(tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    assert [pattern for pattern in inspect_folder(shipped / "onnx").patterns if "down_proj" in pattern.name]
+    assert inspect_folder(shipped).blocks[1].ffn == 32
 
 
 def test_files_are_copied_where_links_are_not_possible(parts, tmp_path, monkeypatch):

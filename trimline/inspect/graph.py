@@ -129,6 +129,8 @@ def _values(tensor: TensorProto, folder: Path) -> torch.Tensor:
             external_data_helper.load_external_data_for_tensor(filled, str(folder))
         values = numpy_helper.to_array(filled)
     except Exception as error:  # noqa: BLE001 - onnx raises ValueError, OSError and its own checker's errors here
-        raise TrimlineError(f"The weight {tensor.name} cannot be read from {folder} ({error}).", "Export it again.") from None
+        raise TrimlineError(
+            f"The weight {tensor.name} cannot be read from {folder} ({error}).", "Export it again, or copy it without links."
+        ) from None
     # Only zeros matter, and torch has no view of every ONNX type.
     return torch.from_numpy(values != 0)

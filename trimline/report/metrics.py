@@ -8,9 +8,12 @@ FLOPS = "2 × decoder linear parameters + 4 × context × query channels, per to
 CHECKPOINT = "bytes of the safetensors files"
 ONNX = "bytes of the ONNX graph and its weights"
 PERPLEXITY = "exp(mean negative log-likelihood per predicted token); ± is one standard error over windows"
-PEAK_MEMORY = "largest resident set of the process that ran the ONNX model"
+PEAK_MEMORY = "largest resident set of the process that ran the ONNX model; weights read in place count"
 COLD_START = "load of the model and first request, before any warm-up"
-LATENCY = "median over all timed calls; brackets: 95 % confidence interval"
+LATENCY = (
+    "median over the timed rounds; prefill: one pass over the prompt with an empty cache, no tokenising and no queue; "
+    "decode: (time of the request − prefill) / (output tokens − 1); brackets: 95 % confidence interval"
+)
 TOKENS = "batch × new tokens per call / median latency"
 SPEEDUP = "dense median latency / pruned median latency, interleaved in one run; brackets: 95 % confidence interval"
 CONTROL = "the same ratio for dense against itself; a timing counts where this lies within 1 ± 0.02"
@@ -19,7 +22,7 @@ ALLOWED = (
     "output head, attention and KV cache included"
 )
 REALISED = "measured speed-up / speed-up that the roofline allows"
-ROUNDS = "timed calls per model, warm-up excluded"
+ROUNDS = "timed rounds per model, warm-up excluded"
 FFN_CHANNELS = "intermediate channels removed / all intermediate channels of all blocks"
 KV_GROUPS = "key/value heads (each with the query heads that read it) removed / all of them"
 BLOCKS = "blocks with neither attention nor FFN left / all blocks"

@@ -78,7 +78,7 @@ def _latency(data: ReportData) -> go.Figure:
     for row, workload in enumerate(timed, 1):
         for trace in _boxes(workload):
             plot.add_trace(trace, row, 1)
-        plot.update_xaxes(title_text="Latency of one call (ms)", row=row, col=1)
+        plot.update_xaxes(title_text="Latency per call (ms)", row=row, col=1)
     plot.update_yaxes(showgrid=False)
     plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
     return _styled(plot, 60 + 190 * len(timed), showlegend=False, boxgap=0.35)

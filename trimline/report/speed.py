@@ -40,7 +40,7 @@ def _items(data: ReportData) -> Iterator[Item]:
     yield _speedups(data)
     yield _gains(data)
     if any(workload.dense_samples and workload.pruned_samples for workload in data.workloads):
-        yield Plot("latency", "Latency of every timed call, dense against pruned")
+        yield Plot("latency", "Latency in every timed round, dense against pruned")
         yield _statistics(data)
     if data.decode_points:
         yield Plot("tradeoff", "Perplexity against decode speed")
