@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 READ_BYTES = 512 * 2**20
 SIDE = 2048
 ROWS = 1024
-REPEATS = 30
+REPEATS = 15
 
 
 def measure_ceilings(threads: int, repeats: int = REPEATS) -> dict[str, list[float]]:

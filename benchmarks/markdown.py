@@ -76,6 +76,7 @@ def memory(models: Record) -> str:
         "weights MiB": lambda item: mebibytes(item[1]["weight_file_bytes"]),
         "KV bytes per token": lambda item: f"{item[1]['kv_bytes_per_token']:,}",
         "peak MiB": lambda item: mebibytes(item[1]["memory"]["peak"]),
+        "before loading MiB": lambda item: mebibytes(item[1]["memory"]["before_load"]),
         "anonymous MiB": lambda item: mebibytes(item[1]["memory"]["anonymous"]),
         "load s": lambda item: f"{item[1]['cold_start']['load']:.2f}",
         "first request s": lambda item: f"{item[1]['cold_start']['first_request']:.2f}",

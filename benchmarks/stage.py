@@ -62,7 +62,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
         for workload in recipe.workloads:
             with events.progress(f"timing {workload.name} (prompt/output)", recipe.rounds) as advance:
                 timed[workload.name] = time_workload(runners, workload, recipe, advance)
-        facts = {name: {"cold_start": cold[name], "memory": child.ask("memory")} for name, child in children.items()}
+        facts = {name: cold[name] | {"memory": child.ask("memory") | cold[name]["memory"]} for name, child in children.items()}
     ceilings.append(_ceilings(options))
     surroundings = environment(options.threads) | {"load_average": {"before": before, "after": load_average()}}
     return document(subjects, timed, recipe, ceilings, facts) | {"environment": surroundings}
@@ -84,8 +84,8 @@ def _ceilings(options: RunOptions) -> dict[str, list[float]]:
         return child.ask("ceilings", threads=options.threads)
 
 
-def _cold_start(child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, float]:
-    """Seconds to load, and of the first request (the first workload's prompt)."""
-    load = child.ask("load", folder=str(subject.folder.resolve()), threads=options.threads)["seconds"]
+def _cold_start(child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, dict[str, Any]]:
+    """Seconds to load, and of the first request (the first workload's prompt); bytes that the process held before."""
+    load = child.ask("load", folder=str(subject.folder.resolve()), threads=options.threads)
     first = runner(child, subject.geometry.vocab)(recipe.workloads[0].model_copy(update={"output": 1}), recipe.seed)
-    return {"load": load, "first_request": first.prefill}
+    return {"cold_start": {"load": load["seconds"], "first_request": first.prefill}, "memory": {"before_load": load["before"]}}

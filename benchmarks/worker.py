@@ -36,19 +36,24 @@ class Decoder(Protocol):
         """Token ids (batch, tokens) and the cache so far into logits and the longer cache."""
 
 
-def open_decoder(folder: Path, threads: int) -> Decoder:
-    """ONNX Runtime on an exported folder."""
-    # Loading is timed as a user meets it, the runtime's own import included.
+Opener = Callable[[Path, int], Decoder]
+
+
+def onnx_opener() -> Opener:
+    """What opens an exported folder in ONNX Runtime; everything that has to be imported is, before any clock runs."""
+    needs_runtime()
+    import onnxruntime  # noqa: F401
+
     from exporters.onnx.session import OnnxDecoder
 
-    return OnnxDecoder(folder, threads=threads)
+    return OnnxDecoder
 
 
 class Worker:
     """Answers requests; every public method is one, its keyword arguments the request's other keys."""
 
-    def __init__(self, opener: Callable[[Path, int], Decoder] = open_decoder) -> None:
-        self._open = opener
+    def __init__(self, opener: Opener | None = None) -> None:
+        self._opener = opener
         self._decoder: Decoder | None = None
         self._cores = list(range(psutil.cpu_count() or 1))
         self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.ceilings)}
@@ -59,10 +64,12 @@ class Worker:
         return {"cores": self._cores}
 
     def load(self, folder: str, threads: int) -> dict[str, Any]:
-        """Opens a model; its seconds are the first half of the cold start."""
+        """Opens a model: seconds that it took, the first half of the cold start, and bytes held just before."""
+        opener = self._opener or onnx_opener()
+        before = process_memory()["anonymous"]
         start = time.perf_counter()
-        self._decoder = self._open(Path(folder), threads)
-        return {"seconds": time.perf_counter() - start}
+        self._decoder = opener(Path(folder), threads)
+        return {"seconds": time.perf_counter() - start, "before": before}
 
     def run(self, prompt: int, output: int, batch: int, vocab: int, seed: int) -> dict[str, Any]:
         """One request of random tokens: seconds of the prompt pass, and of every step after it."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.markdown import render
 from benchmarks.realised_gain import BARS, _named, outcome, table
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.stage import benchmark
@@ -22,8 +23,7 @@ ACCURACY = {"dense": 10.0, "pruned": 12.5}
 @pytest.fixture(scope="module")
 def results(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, list[Event]]:
     out, seen = tmp_path_factory.mktemp("benchmark"), []
-    candidates = {"pruned": exported["pruned"], "unjudged": exported["pruned"]}
-    benchmark(exported["dense"], candidates, RECIPE, RunOptions(threads=1), out, Events(seen.append), ACCURACY)
+    benchmark(exported["dense"], {"pruned": exported["pruned"]}, RECIPE, RunOptions(threads=1), out, Events(seen.append), ACCURACY)
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "results.md"]
     return json.loads((out / "results.json").read_text(encoding="utf-8")), (out / "results.md").read_text(encoding="utf-8"), seen
 
@@ -31,7 +31,7 @@ def results(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_raw_samples_are_kept_for_every_model_and_the_control(results: tuple[dict[str, Any], str, list[Event]]):
     samples = results[0]["samples"]
     assert set(samples) == {"12/1", "8/6 ×2"}
-    assert set(samples["12/1"]) == {"dense", "dense again", "pruned", "unjudged"}
+    assert set(samples["12/1"]) == {"dense", "dense again", "pruned"}
     assert all(len(one["prefill"]) == 3 for one in samples["12/1"].values())
     assert all([len(gaps) for gaps in one["gaps"]] == [5, 5, 5] for one in samples["8/6 ×2"].values())
 
@@ -63,17 +63,20 @@ def test_models_carry_memory_cold_start_sizes_and_perplexity(results: tuple[dict
     dense, pruned = document["models"]["dense"], document["models"]["pruned"]
     assert dense["parameters"] > pruned["parameters"]
     assert dense["weight_file_bytes"] > pruned["weight_file_bytes"]
-    assert (dense["perplexity"], document["models"]["unjudged"]["perplexity"]) == (10.0, None)
+    assert (dense["perplexity"], pruned["perplexity"]) == (10.0, 12.5)
     assert pruned["memory"]["peak"] > 0
     assert set(pruned["cold_start"]) == {"load", "first_request"}
     assert document["ceilings"]["bandwidth"] == max(document["ceilings"]["samples"]["bandwidth"]) > 1e8
 
 
 def test_a_model_without_perplexity_is_named_and_not_printed(results: tuple[dict[str, Any], str, list[Event]]):
-    page = results[1]
-    assert "Not printed, for want of a perplexity: unjudged." in page
-    assert "| unjudged |" not in page
+    document, page, _ = results
     assert "| pruned | 12.50 |" in page
+    models = document["models"] | {"pruned": document["models"]["pruned"] | {"perplexity": None}}
+    page = render(document | {"models": models})
+    assert "Not printed, for want of a perplexity: pruned." in page
+    assert "| pruned |" not in page
+    assert "| dense | 10.00 |" in page
 
 
 def test_p99_is_printed_as_not_available(results: tuple[dict[str, Any], str, list[Event]]):
