@@ -45,10 +45,12 @@ def gate_onnx(checkpoint: Path, folder: Path, options: RunOptions, events: Event
     length = min(48, context_length(source) // 4)
     ids = gate_tokens(source.geometry.vocab, rows=2, length=length)
     record: dict[str, Any] = {"lowering": decoder.lowering, "reference": "torch, float32", "checks": {}}
-    for name, comparison in _checks(model, decoder, ids, _prompt(source, ids)):
-        record["checks"][name] = comparison.as_record()
-        events.gate(f"ONNX, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
-        demand(comparison, f"{checkpoint} (torch)", f"{folder} ({name})")
+    with events.progress("gating the ONNX graph", 4 if decoder.last_logits_only else 5) as advance:
+        for name, comparison in _checks(model, decoder, ids, _prompt(source, ids)):
+            record["checks"][name] = comparison.as_record()
+            events.gate(f"ONNX, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
+            demand(comparison, f"{checkpoint} (torch)", f"{folder} ({name})")
+            advance(1)
     del decoder  # its packed weights, before another runtime packs its own
     record["genai"] = _genai(model, folder, ids[0], events)
     write_json(folder / RECORD, record)
@@ -102,9 +104,10 @@ def _greedy(model: PreTrainedModel, decoder: OnnxDecoder, prompt: torch.Tensor) 
     """
     text = torch.from_numpy(np.concatenate([prompt.numpy(), decoder.greedy(prompt.numpy(), GREEDY_TOKENS)], 1))
     seen, said = text[:, :-1], text[:, prompt.shape[1] :]
-    reference = _reference(model, seen)[:, -said.shape[1] :]
-    gap = reference.max(-1).values - reference.gather(-1, said[..., None])[..., 0]
-    found = _compare(decoder, seen, [(0, seen.shape[1])], _reference(model, seen))
+    reference = _reference(model, seen)
+    verdicts = reference[:, -said.shape[1] :]
+    gap = verdicts.max(-1).values - verdicts.gather(-1, said[..., None])[..., 0]
+    found = _compare(decoder, seen, [(0, seen.shape[1])], reference)
     agreed = int((gap < 2 * BAR).sum())
     return Comparison(found.difference, BAR, found.kl_divergence, found.first_difference, agreed, said.numel())
 
@@ -132,4 +135,4 @@ def _prompt(source: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 
 def _reference(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(ids).logits
+        return model(ids, use_cache=False).logits

@@ -79,7 +79,7 @@ class _Flat(nn.Module):
             cache.update(past[2 * place], past[2 * place + 1], slot)
         out = self.model(
             input_ids=input_ids,
-            attention_mask=self._mask(input_ids, attention_mask),
+            attention_mask=self._mask(input_ids, attention_mask, position_ids),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
@@ -87,14 +87,15 @@ class _Flat(nn.Module):
         present = [t for slot in self.slots for t in (cache.layers[slot].keys, cache.layers[slot].values)]
         return (out.logits, *present)
 
-    def _mask(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def _mask(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
         sequence, total = input_ids.shape[1], attention_mask.shape[1]
-        keys = torch.arange(total)[None, :]
         queries = (torch.arange(sequence) + (total - sequence))[:, None]
-        full = keys <= queries
-        masks = {"full_attention": _additive(full, attention_mask)}
+        seen = (torch.arange(total)[None, :] <= queries)[None] & attention_mask.bool()[:, None, :]
+        masks = {"full_attention": _additive(seen)}
         if self.window is not None:
-            masks["sliding_attention"] = _additive(full & (keys > queries - self.window), attention_mask)
+            # A window counts tokens, and padding may stand between them: places in the cache will not do.
+            places = attention_mask.cumsum(1) - 1
+            masks["sliding_attention"] = _additive(seen & (places[:, None, :] > position_ids[:, :, None] - self.window))
         if "sliding_attention" in self.kinds:
             return masks
         return masks["sliding_attention" if self.window is not None else "full_attention"]
@@ -107,13 +108,12 @@ def _cache_slots(model: PreTrainedModel, geometry: Geometry, with_attention: lis
     return [module.layer_idx for module in modules]
 
 
-def _additive(allowed: Tensor, attention_mask: Tensor) -> Tensor:
-    """0 where a query may look and a large negative number elsewhere, (batch, 1, sequence, total).
+def _additive(seen: Tensor) -> Tensor:
+    """0 where a query may look and a large negative number elsewhere: (batch, sequence, total) to (batch, 1, sequence, total).
 
     Not -inf: a query that may look nowhere (padding) would become NaN and spread through the cache.
     """
-    seen = allowed[None, None] & attention_mask.bool()[:, None, None, :]
-    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    return torch.where(seen[:, None], 0.0, torch.finfo(torch.float32).min)
 
 
 def _sample(geometry: Geometry, with_attention: list[int]) -> tuple[Any, ...]:

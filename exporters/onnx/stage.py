@@ -31,15 +31,14 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     source = Checkpoint(checkpoint)
     _check(source)
     lowering = choose_lowering(source, recipe, events)
-    with events.progress("exporting to ONNX", 3) as advance:
+    with events.progress("exporting to ONNX", 2) as advance:
         graph = lower_fused(source, recipe.logits, events) if lowering == "fused" else lower_portable(source, events)
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
         write_genai_config(source, lowering, out)
         advance(1)
-        gate_onnx(checkpoint, out, options, events)
-        advance(1)
+    gate_onnx(checkpoint, out, options, events)
 
 
 def choose_lowering(source: Checkpoint, recipe: ExportSlice, events: Events) -> str:
