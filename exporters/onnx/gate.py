@@ -40,7 +40,7 @@ def gate_onnx(checkpoint: Path, folder: Path, options: RunOptions, events: Event
         GateError: a check failed; which one, and where first, is said.
     """
     source = Checkpoint(checkpoint)
-    model = load_model(source.folder, dtype=torch.float32, device="cpu")
+    model = load_model(source.folder, dtype=torch.float32, device="cpu", trust_remote_code=options.trust_remote_code)
     decoder = OnnxDecoder(folder, options.threads)
     length = min(48, context_length(source) // 4)
     ids = gate_tokens(source.geometry.vocab, rows=2, length=length)

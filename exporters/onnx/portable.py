@@ -25,7 +25,7 @@ OPSET = 20
 STANDARD = {"", "ai.onnx"}
 
 
-def lower_portable(checkpoint: Checkpoint, events: Events) -> ir.Model:
+def lower_portable(checkpoint: Checkpoint, events: Events, *, trust_remote_code: bool = False) -> ir.Model:
     """The graph of a checkpoint, fp32, of standard operators.
 
     As the fused graph, with ``position_ids`` (batch, sequence) as a further input; batch, sequence and past are
@@ -35,7 +35,7 @@ def lower_portable(checkpoint: Checkpoint, events: Events) -> ir.Model:
         TrimlineError: a node outside the standard domain came out.
     """
     geometry = checkpoint.geometry
-    model = load_model(checkpoint.folder, dtype=torch.float32, device="cpu")
+    model = load_model(checkpoint.folder, dtype=torch.float32, device="cpu", trust_remote_code=trust_remote_code)
     with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
     names = [f"{number}.{kind}" for number in with_attention for kind in ("key", "value")]
     with _quietly() as heard, torch.no_grad():

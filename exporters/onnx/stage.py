@@ -32,7 +32,10 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     _check(source)
     lowering = choose_lowering(source, recipe, events)
     with events.progress("exporting to ONNX", 2) as advance:
-        graph = lower_fused(source, recipe.logits, events) if lowering == "fused" else lower_portable(source, events)
+        if lowering == "fused":
+            graph = lower_fused(source, recipe.logits, events)
+        else:
+            graph = lower_portable(source, events, trust_remote_code=options.trust_remote_code)
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
