@@ -13,6 +13,7 @@ from typing import Any
 
 from deploy.card import model_card
 from deploy.recipe import PackageSlice
+from pipeline.artefact import MEASURED as MEASURED_RECORD
 from pipeline.artefact import RECORD, file_digest
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
@@ -24,7 +25,7 @@ FORMAT = 1
 LINKED = ".safetensors"  # onnx refuses weights with several hard links; configs are copied, since people edit them
 REPORTS = ("report.html", "report.md")
 MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
-NOT_SHIPPED = {RECORD, "gate.json", "plan.json"}  # records of stages; the plan stands at the top of the package
+NOT_SHIPPED = {RECORD, MEASURED_RECORD, "gate.json", "plan.json"}  # records of stages; the plan stands at the top of the package
 MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
 
 

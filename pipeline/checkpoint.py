@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -104,15 +105,23 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     write_json(folder / "config.json", config)
     shards = _split(tensors)
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(folder / "model.safetensors", shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_tensors(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     size = sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes one safetensors file that others may read as the process's umask allows; the writer itself says 0600."""
+    save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def _split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
     shards: list[dict[str, torch.Tensor]] = [{}]
     filled = 0
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name]
         if shards[-1] and filled + tensor.nbytes > SHARD_BYTES:
             shards.append({})
             filled = 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from pipeline.checkpoint import read_json, write_json
+from pipeline.checkpoint import read_json, save_tensors, write_json
 from pipeline.errors import TrimlineError
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 from pipeline.geometry import BlockShape, Geometry
@@ -118,8 +118,8 @@ class Plan:
             ],
         }
         write_json(folder / "plan.json", document)
-        save_file({k: v.contiguous() for k, v in sorted(self.updates.items())}, folder / "updates.safetensors")
-        save_file({k: v.contiguous() for k, v in sorted(self.scores.items())}, folder / "scores.safetensors")
+        save_tensors(folder / "updates.safetensors", self.updates)
+        save_tensors(folder / "scores.safetensors", self.scores)
 
     @classmethod
     def read(cls, folder: Path) -> Plan:

@@ -95,13 +95,11 @@ def prune(
         from trimline import api
 
         plan = api.prune(recipe, output, model=model, options=_options(device, dtype, threads, trust), events=here.events)
-        blocks = plan.selection.blocks
-        kept = {"blocks": len(blocks), "ffn": [len(plan.selection.ffn[b]) for b in blocks]}
-        kept["kv_groups"] = [len(plan.selection.kv_groups[b]) for b in blocks]
-        here.out.print(
-            f"Plan in {output}: {kept['blocks']} blocks, {sum(kept['ffn'])} FFN channels, {sum(kept['kv_groups'])} KV groups stay."
-        )
-        here.answer({"plan": str(output), "kept": kept})
+        selection = plan.selection
+        ffn = [len(selection.ffn[block]) for block in selection.blocks]
+        kv_groups = [len(selection.kv_groups[block]) for block in selection.blocks]
+        here.out.print(f"Plan in {output}: {len(ffn)} blocks, {sum(ffn)} FFN channels and {sum(kv_groups)} KV groups stay.", soft_wrap=True)
+        here.answer({"plan": str(output), "blocks": selection.blocks, "ffn": ffn, "kv_groups": kv_groups})
 
 
 @app.command()
@@ -281,7 +279,9 @@ def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool)
     from pipeline.options import RunOptions
 
     given: dict[str, Any] = {"device": device.value, "dtype": dtype.value, "trust_remote_code": trust}
-    return RunOptions(**given, **({"threads": threads} if threads else {}))
+    if threads is not None:
+        given["threads"] = threads
+    return RunOptions(**given)
 
 
 def _show_folder(here: Session, folder: Path) -> None:

@@ -147,7 +147,7 @@ def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
             control=_ratio(row["control"]),
             allowed=row["allowed"],
             realised=_ratio(row["realised_gain"]),
-            verdict="resolved" if row["control_holds"] else f"not resolved: {row['verdict']}",
+            verdict=row["verdict"],
         )
 
 

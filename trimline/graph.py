@@ -12,7 +12,7 @@ import deploy
 import exporters
 import pipeline
 import trimline
-from benchmarks.environment import fingerprint
+from benchmarks.environment import processor_model, usable_cores, versions
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
@@ -32,9 +32,11 @@ from pipeline.sources.model import checkpoint_folder
 from trimline.collect import Lane, collect
 from trimline.recipe import Recipe, recipe_text
 from trimline.report import write_report
-from trimline.report.data import ReportData
+from trimline.report.data import ReportData, Role
 
-DENSE, PRUNED = "dense", "pruned"
+DENSE: Role = "dense"
+PRUNED: Role = "pruned"
+LANES = (DENSE, PRUNED)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Run:
             self.preflight()
             self.prune()
             self.rebuild()
-            for lane in (DENSE, PRUNED):
+            for lane in LANES:
                 self.evaluate(lane)
                 self.export(lane)
             self.benchmark()
@@ -123,14 +125,14 @@ class Run:
         depends = self._from("source", "prune") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
         self._make("rebuild", depends, (pipeline,), lambda out: rebuild(self._dense, plan, slice_, self.options, out, self.events))
 
-    def evaluate(self, lane: str) -> None:
+    def evaluate(self, lane: Role) -> None:
         """Perplexity of one lane."""
         texts, slice_ = self._folder("text"), self.recipe.evaluate
         depends = self._from(self._origin(lane), "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
         checkpoint = self._checkpoint(lane)
         self._make("evaluate", depends, (pipeline,), lambda out: evaluate(checkpoint, texts, slice_, self.options, out, self.events), lane)
 
-    def export(self, lane: str) -> None:
+    def export(self, lane: Role) -> None:
         """ONNX of one lane."""
         slice_ = self.recipe.export
         depends = self._from(self._origin(lane)) | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
@@ -141,11 +143,11 @@ class Run:
         """Both lanes timed side by side."""
         slice_ = self.recipe.benchmark
         dense, pruned = self._folder("export", DENSE), self._folder("export", PRUNED)
-        accuracy = {lane: read_json(self._folder("evaluate", lane) / RESULT)["perplexity"] for lane in (DENSE, PRUNED)}
+        accuracy: dict[str, float] = {lane: read_json(self._folder("evaluate", lane) / RESULT)["perplexity"] for lane in LANES}
         depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
-            "machine": fingerprint(self.options.threads),
+            "machine": {"processor": processor_model(), "cores": usable_cores(), "versions": versions()},
             "accuracy": accuracy,
         }
         self._make(
@@ -176,8 +178,8 @@ class Run:
         self._make("package", depends, (pipeline, deploy), lambda out: package(parts, self.recipe.package, out, self.events))
 
     def _write_report(self, out: Path) -> None:
-        lanes = {
-            lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._folder("evaluate", lane)) for lane in (DENSE, PRUNED)
+        lanes: dict[Role, Lane] = {
+            lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._folder("evaluate", lane)) for lane in LANES
         }
         data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
         write_report(data, out)
@@ -193,14 +195,14 @@ class Run:
         return self.done[f"{stage} {lane}".strip()].folder
 
     @staticmethod
-    def _origin(lane: str) -> str:
+    def _origin(lane: Role) -> str:
         return "source" if lane == DENSE else "rebuild"
 
     @property
     def _dense(self) -> Path:
         return checkpoint_folder(self._folder("source"))
 
-    def _checkpoint(self, lane: str) -> Path:
+    def _checkpoint(self, lane: Role) -> Path:
         return self._dense if lane == DENSE else self._folder("rebuild")
 
     def _show(self) -> None:

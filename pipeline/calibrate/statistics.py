@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from pipeline.families import Sublayer
-
-# Rows of one bf16 product: its result is rounded to bf16 before it is added in fp32, so the rounding errors of
-# many short products average out. Measured against fp32 in benchmarks/gram_precision.py.
-GRAM_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,27 @@ def column_squares(rows: torch.Tensor) -> torch.Tensor:
 
 
 def add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
-    """gram += rowsᵀ rows, in place; ``rows`` (N, C) in any floating dtype, ``gram`` (C, C) fp32."""
-    if rows.dtype == torch.float32:
-        gram.addmm_(rows.T, rows)
+    """gram += rowsᵀ rows, in place; ``rows`` (N, C) in any floating dtype, ``gram`` (C, C) fp32.
+
+    A product of bf16 matrices comes back rounded to bf16 on a CPU. With a massive activation in it that rounding is
+    larger than the ridge of a least-squares solve, and the Gram matrix is no longer positive definite (SmolLM2, block
+    20-odd). So the rows go in as fp32, of which the processor multiplies the (exact) bf16 part and adds up in fp32.
+    """
+    if rows.dtype == torch.bfloat16 and rows.is_cuda:
+        gram += torch.mm(rows.T, rows, out_dtype=torch.float32)
         return
-    for part in rows.split(GRAM_ROWS):
-        gram += part.T @ part
+    exact = rows.float()
+    with _bf16_products() if rows.dtype == torch.bfloat16 else nullcontext():
+        gram.addmm_(exact.T, exact)
+
+
+@contextmanager
+def _bf16_products() -> Iterator[None]:
+    """fp32 products on the CPU may round their *inputs* to bf16: no loss for inputs that come from bf16."""
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # typed as absent, documented
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before

