@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
-
-from deploy.package import package as write_package
 from exporters.onnx.stage import export as write_export
 from exporters.recipe import ExportSlice
 from pipeline.artefact import whole_folder

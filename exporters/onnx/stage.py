@@ -11,7 +11,7 @@ from exporters.onnx.genai import write_genai_config
 from exporters.onnx.portable import lower_portable
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
@@ -39,6 +39,8 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
+        write_json(out / "checkpoint_config.json", source.config)  # sizes per block, for whoever measures the graph
+        write_json(out / "export.json", {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits})
         write_genai_config(source, lowering, out)
         advance(1)
     gate_onnx(checkpoint, out, options, events)
