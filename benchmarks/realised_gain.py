@@ -28,7 +28,7 @@ def realised_gain(
     dense: Annotated[Path, typer.Argument(help="Exported folder of the dense model.")],
     pruned: Annotated[list[Path], typer.Argument(help="Exported folders of smaller models.")],
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 40,
-    most_seconds: Annotated[float, typer.Option(help="Per workload, to go on for while dense against itself is not 1 ± 0.02.")] = 180.0,
+    most_seconds: Annotated[float, typer.Option(help="In all, to go on for while dense against itself is not 1 ± 0.02.")] = 300.0,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write everything that was measured to this JSON file.")] = None,
 ) -> None:

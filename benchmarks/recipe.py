@@ -34,9 +34,10 @@ class BenchmarkSlice(Slice):
 
     workloads: tuple[Workload, ...] = Field((Workload(prompt=512), Workload(prompt=128, output=17)), min_length=1)
     rounds: Count = Field(LEAST_ROUNDS, description=f"in each, every model is timed once; fewer than {LEAST_ROUNDS} resolve nothing")
-    warm_up: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="rounds that are thrown away")
+    rounds_per_opening: Count = Field(5, description="then every model is opened anew, since where memory lies changes its speed")
+    warm_up: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="rounds that are thrown away after every opening")
     minimum_seconds: float = Field(3.0, ge=0.0, le=1e5, description="of measured time per model and workload")
     most_seconds: float = Field(
-        60.0, gt=0.0, le=1e6, description="per workload: rounds are added while dense against itself is not 1 ± 0.02, up to here"
+        120.0, gt=0.0, le=1e6, description="in all: rounds are added while dense against itself is not 1 ± 0.02, up to here"
     )
     seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of prompts, order within a round, and resampling")

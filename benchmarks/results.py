@@ -10,7 +10,7 @@ from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.roofline import Ceilings
 from benchmarks.statistics import Ratio, control_holds, paired_ratio, summarise, verdict
 from benchmarks.subject import Subject
-from benchmarks.timing import CONTROL, DENSE, Samples
+from benchmarks.timing import CONTROL, DENSE, Samples, Timed
 
 FORMULAS = {
     "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
@@ -28,8 +28,6 @@ FORMULAS = {
     "mfu": "FLOPs of the step / median time / measured matrix-multiply rate",
     "others": "cores that other processes kept busy while the sample was taken",
 }
-
-Timed = Mapping[str, Mapping[str, Samples]]  # workload name, then model name
 
 
 def document(

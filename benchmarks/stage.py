@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks.markdown import render
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.results import document
 from benchmarks.subject import Subject
-from benchmarks.timing import CONTROL, DENSE, Runner, Sample, time_workload
+from benchmarks.timing import CONTROL, DENSE, Sample, time_workloads
 from pipeline.checkpoint import write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -53,28 +54,50 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     subjects = {DENSE: Subject.read(DENSE, dense)} | {name: Subject.read(name, folder) for name, folder in candidates.items()}
     before, ceilings = load_average(), [_ceilings(options)]
     with ExitStack() as running:
-        children = {name: running.enter_context(Child(name)) for name in (*subjects, CONTROL)}
-        for child in children.values():
-            child.ask("pin", threads=options.threads)
-        cold = {name: _cold_start(child, subjects.get(name, subjects[DENSE]), recipe, options) for name, child in children.items()}
-        runners = {name: runner(child, subjects[DENSE].geometry.vocab) for name, child in children.items()}
-        timed = {}
-        for workload in recipe.workloads:
-            with events.progress(f"timing {workload.name} (prompt/output)", recipe.rounds) as advance:
-                timed[workload.name] = time_workload(runners, workload, recipe, advance)
-        facts = {name: cold[name] | {"memory": child.ask("memory") | cold[name]["memory"]} for name, child in children.items()}
+        models = {
+            name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
+            for name in (*subjects, CONTROL)
+        }
+        with events.progress("timing dense and smaller, in turns", recipe.rounds * len(recipe.workloads)) as advance:
+            timed = time_workloads(models, recipe, advance)
+        facts = {name: model.facts() for name, model in models.items()}
     ceilings.append(_ceilings(options))
     surroundings = environment(options.threads) | {"load_average": {"before": before, "after": load_average()}}
     return document(subjects, timed, recipe, ceilings, facts) | {"environment": surroundings}
 
 
-def runner(child: Child, vocab: int) -> Runner:
-    """What asks a child for one request."""
+class MeasuredModel:
+    """A model in a process of its own, and what it took to open it."""
 
-    def run(workload: Workload, seed: int) -> Sample:
-        return Sample(**child.ask("run", prompt=workload.prompt, output=workload.output, batch=workload.batch, vocab=vocab, seed=seed))
+    def __init__(self, child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
+        self._child, self._subject, self._first_workload, self._threads = child, subject, recipe.workloads[0], options.threads
+        self._before: list[int | None] = []
+        self._load: list[float] = []
+        self._first_request: list[float] = []
+        child.ask("pin", threads=options.threads)
 
-    return run
+    def open(self) -> None:
+        """Loads the model, letting go of what was loaded before."""
+        reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), threads=self._threads)
+        self._load.append(reply["seconds"])
+        self._before.append(reply["before"])
+
+    def run(self, workload: Workload, seed: int) -> Sample:
+        """One request; the first after an opening is kept as a cold start's too."""
+        sizes = {"prompt": workload.prompt, "output": workload.output, "batch": workload.batch}
+        sample = Sample(**self._child.ask("run", **sizes, vocab=self._subject.geometry.vocab, seed=seed))
+        if workload == self._first_workload and len(self._first_request) < len(self._load):
+            self._first_request.append(sample.prefill)
+        return sample
+
+    def facts(self) -> dict[str, Any]:
+        """Cold start (medians in seconds, and every opening's) and memory (bytes)."""
+        cold = {"load": self._load, "first_request": self._first_request}
+        return {
+            "cold_start": {name: statistics.median(samples) for name, samples in cold.items()},
+            "cold_start_samples": cold,
+            "memory": self._child.ask("memory") | {"before_load": self._before[0]},
+        }
 
 
 def _ceilings(options: RunOptions) -> dict[str, list[float]]:
@@ -82,10 +105,3 @@ def _ceilings(options: RunOptions) -> dict[str, list[float]]:
     with Child("the machine") as child:
         child.ask("pin", threads=options.threads)
         return child.ask("ceilings", threads=options.threads)
-
-
-def _cold_start(child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, dict[str, Any]]:
-    """Seconds to load, and of the first request (the first workload's prompt); bytes that the process held before."""
-    load = child.ask("load", folder=str(subject.folder.resolve()), threads=options.threads)
-    first = runner(child, subject.geometry.vocab)(recipe.workloads[0].model_copy(update={"output": 1}), recipe.seed)
-    return {"cold_start": {"load": load["seconds"], "first_request": first.prefill}, "memory": {"before_load": load["before"]}}

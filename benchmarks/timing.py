@@ -33,10 +33,14 @@ class Sample:
         return self.prefill + sum(self.gaps)
 
 
-class Runner(Protocol):
-    """Runs one request of a model."""
+class Model(Protocol):
+    """A model that can be opened and run."""
 
-    def __call__(self, workload: Workload, seed: int) -> Sample: ...
+    def open(self) -> None:
+        """Loads it, in new memory if it was open already."""
+
+    def run(self, workload: Workload, seed: int) -> Sample:
+        """One request."""
 
 
 @dataclass
@@ -57,36 +61,66 @@ class Samples:
         return [gap for sample in self.rounds for gap in sample.gaps]
 
 
-def time_workload(
-    runners: Mapping[str, Runner],
-    workload: Workload,
+Timed = dict[str, dict[str, Samples]]  # workload name, then model name
+
+
+def time_workloads(
+    models: Mapping[str, Model],
     recipe: BenchmarkSlice,
     advance: Callable[[int], None] = lambda count: None,
     clock: Callable[[], float] = time.monotonic,
-) -> dict[str, Samples]:
-    """Times every model on one workload.
+) -> Timed:
+    """Times every model on every workload.
+
+    All models are opened anew, in random order, every ``rounds_per_opening`` rounds: two processes of the same model
+    differ by some per cent for as long as they live, depending on which pages of memory they were given.
 
     Args:
-        runners: by name; ``dense`` and ``dense again`` among them.
-        advance: told of each of the first ``recipe.rounds`` rounds.
+        models: by name; ``dense`` and ``dense again`` among them.
+        advance: told of each of a workload's first ``recipe.rounds`` rounds.
 
     Returns:
-        Samples by name, as many rounds for each: ``recipe.rounds``, more where they add up to less than
-        ``minimum_seconds`` or while dense does not agree with itself; but none is begun after ``most_seconds``.
+        Samples by workload and model, as many rounds for each model: ``recipe.rounds``, more where they add up to less
+        than ``minimum_seconds`` or while dense does not agree with itself; none but the first two are begun after
+        ``most_seconds``.
     """
-    end = clock() + recipe.most_seconds
-    chance = random.Random(f"{recipe.seed} {workload.name}")
+    chance, end = random.Random(recipe.seed), clock() + recipe.most_seconds
+    timed: Timed = {workload.name: {name: Samples() for name in models} for workload in recipe.workloads}
+    active = recipe.workloads
+    while active:
+        for name in _shuffled(models, chance):
+            models[name].open()
+        for workload in active:
+            _sitting(models, workload, timed[workload.name], recipe, chance, lambda: clock() >= end, advance)
+        active = tuple(workload for workload in active if not _finished(timed[workload.name], recipe, clock() >= end))
+    return timed
+
+
+def _sitting(
+    models: Mapping[str, Model],
+    workload: Workload,
+    samples: Mapping[str, Samples],
+    recipe: BenchmarkSlice,
+    chance: random.Random,
+    late: Callable[[], bool],
+    advance: Callable[[int], None],
+) -> None:
+    """The rounds of one workload between two openings."""
     for _ in range(recipe.warm_up):
-        _one_round(runners, workload, chance)
-    samples = {name: Samples() for name in runners}
-    while True:
-        for name, sample in _one_round(runners, workload, chance).items():
-            samples[name].rounds.append(sample)
+        _one_round(models, workload, chance)
+    for _ in range(recipe.rounds_per_opening):
         made = len(samples[DENSE].rounds)
-        advance(int(made <= recipe.rounds))
-        enough = made >= recipe.rounds and shortest(samples) >= recipe.minimum_seconds
-        if (enough and agrees_with_itself(samples)) or (made >= FEWEST and clock() >= end):
-            return samples
+        if (late() and made >= FEWEST) or _finished(samples, recipe, late=False):
+            return
+        for name, sample in _one_round(models, workload, chance).items():
+            samples[name].rounds.append(sample)
+        advance(int(made < recipe.rounds))
+
+
+def _finished(samples: Mapping[str, Samples], recipe: BenchmarkSlice, late: bool) -> bool:
+    made = len(samples[DENSE].rounds)
+    enough = made >= recipe.rounds and shortest(samples) >= recipe.minimum_seconds
+    return (enough and agrees_with_itself(samples)) or (late and made >= FEWEST)
 
 
 def shortest(samples: Mapping[str, Samples]) -> float:
@@ -105,9 +139,11 @@ def agrees_with_itself(samples: Mapping[str, Samples]) -> bool:
     return all(within_band(typical_ratio(dense[metric], again[metric])) for metric in dense)
 
 
-def _one_round(runners: Mapping[str, Runner], workload: Workload, chance: random.Random) -> dict[str, Sample]:
+def _one_round(models: Mapping[str, Model], workload: Workload, chance: random.Random) -> dict[str, Sample]:
     """Every model once, in random order, on the same prompt, which no other round has."""
-    order = list(runners)
-    chance.shuffle(order)
     seed = chance.getrandbits(31)
-    return {name: runners[name](workload, seed) for name in order}
+    return {name: models[name].run(workload, seed) for name in _shuffled(models, chance)}
+
+
+def _shuffled(models: Mapping[str, Model], chance: random.Random) -> list[str]:
+    return chance.sample(list(models), len(models))
