@@ -192,13 +192,13 @@ def _compensate(
     left = _channels(model.selection.units(sublayer)[block], width)
     stay = _channels(units, width)
     statistics = seen.readers[sublayer]
-    assert statistics.gram is not None
-    device = statistics.gram.device
+    gram = statistics.gram()
+    device = gram.device
     columns = left.to(device)
     biased = model.geometry.has_bias(reader)
     weight, shift = least_squares(
         model.weight(block, reader.name)[:, left].to(device),
-        statistics.gram[columns][:, columns],
+        gram[columns][:, columns],
         torch.isin(left, stay).nonzero().flatten().to(device),
         damping,
         total=statistics.total[columns] if biased else None,

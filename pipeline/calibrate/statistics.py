@@ -11,6 +11,8 @@ import torch
 
 from pipeline.families import Sublayer
 
+STRIP = 256  # rows of a strip; from 192 to 384 the cost is the same
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -41,12 +43,12 @@ class ReaderStatistics:
     Attributes:
         squares: Σ x², shape (C,), fp32.
         total: Σ x, shape (C,), fp32; collected with the Gram matrix.
-        gram: Σ x xᵀ, shape (C, C), fp32, or None.
+        upper: upper triangle of Σ x xᵀ (below it: partly filled), shape (C, C), fp32, or None.
     """
 
     squares: torch.Tensor
     total: torch.Tensor
-    gram: torch.Tensor | None
+    upper: torch.Tensor | None
 
     @classmethod
     def zeros(cls, channels: int, with_gram: bool, device: torch.device) -> ReaderStatistics:
@@ -59,9 +61,14 @@ class ReaderStatistics:
         """Adds a batch of inputs, shape (..., C)."""
         rows = inputs.flatten(0, -2)
         self.squares += column_squares(rows)
-        if self.gram is not None:
+        if self.upper is not None:
             self.total += rows.sum(0, dtype=torch.float32)
-            add_gram(self.gram, rows)
+            add_upper_gram(self.upper, rows)
+
+    def gram(self) -> torch.Tensor:
+        """Σ x xᵀ, shape (C, C), fp32; only where it was collected."""
+        assert self.upper is not None
+        return self.upper.triu() + self.upper.triu(1).T
 
 
 @dataclass
@@ -98,22 +105,22 @@ def angular_distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor
 
 def column_squares(rows: torch.Tensor) -> torch.Tensor:
     """Σ over rows of x², shape (C,), accumulated in fp32; ``rows`` is (N, C)."""
-    return torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+    return rows.float().square().sum(0)
 
 
-def add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
-    """gram += rowsᵀ rows, in place; ``rows`` (N, C) in any floating dtype, ``gram`` (C, C) fp32.
+def add_upper_gram(upper: torch.Tensor, rows: torch.Tensor) -> None:
+    """Adds rowsᵀ rows to the upper triangle of ``upper`` (C, C) fp32, in place; ``rows`` (N, C) in any float dtype.
+
+    By strips of rows from the diagonal rightwards: five eighths of the work of the whole product.
 
     A product of bf16 matrices comes back rounded to bf16 on a CPU. With a massive activation in it that rounding is
-    larger than the ridge of a least-squares solve, and the Gram matrix is no longer positive definite (SmolLM2, block
-    20-odd). So the rows go in as fp32, of which the processor multiplies the (exact) bf16 part and adds up in fp32.
+    larger than the ridge of a least-squares solve, and the Gram matrix is no longer positive definite (seen on
+    SmolLM2). So the rows go in as fp32, of which the processor multiplies the (exact) bf16 part and adds up in fp32.
     """
-    if rows.dtype == torch.bfloat16 and rows.is_cuda:
-        gram += torch.mm(rows.T, rows, out_dtype=torch.float32)
-        return
     exact = rows.float()
     with _bf16_products() if rows.dtype == torch.bfloat16 else nullcontext():
-        gram.addmm_(exact.T, exact)
+        for start in range(0, len(upper), STRIP):
+            upper[start : start + STRIP, start:].addmm_(exact[:, start : start + STRIP].T, exact[:, start:])
 
 
 @contextmanager

@@ -31,12 +31,11 @@ def least_squares(
     """
     removed = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
     removed[kept] = False
-    gram = gram.double()
     mean = total.double() / tokens if total is not None else None
     if mean is not None:
-        gram = gram - tokens * torch.outer(mean, mean)
+        gram = gram.double() - tokens * torch.outer(mean, mean)
     weight = weight.double()
-    correction = _ridge(gram[kept][:, kept], gram[removed][:, kept], weight[:, removed], damping)
+    correction = _ridge(gram[kept][:, kept].double(), gram[removed][:, kept].double(), weight[:, removed], damping)
     updated = weight[:, kept] + correction
     if mean is None:
         return updated.float(), None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.calibrate.statistics import Needs, add_gram, angular_distances, column_squares
+from pipeline.calibrate.statistics import Needs, ReaderStatistics, angular_distances
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Event, Events
@@ -47,7 +47,7 @@ def test_statistics_are_those_of_the_models_own_forward(family: str, tmp_path: P
         found = statistics.readers[sublayer]
         torch.testing.assert_close(found.squares, rows.square().sum(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.total, rows.sum(0), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.gram, rows.T @ rows, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.gram(), rows.T @ rows, rtol=1e-4, atol=1e-4)
     assert statistics.distance == pytest.approx(angular_distances(expected["before"], expected["after"]).sum().item(), rel=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_only_what_is_needed_is_collected(tmp_path: Path) -> None:
     for _, statistics in sweep(model, description, torch.randint(4, VOCAB, (2, 8)), needs, Events()):
         assert statistics.distance == 0
         assert set(statistics.readers) == {Sublayer.FFN}
-        assert statistics.readers[Sublayer.FFN].gram is None
+        assert statistics.readers[Sublayer.FFN].upper is None
 
 
 def test_the_model_is_as_before_after_a_sweep(tmp_path: Path) -> None:
@@ -104,11 +104,22 @@ def test_a_cosine_above_one_is_no_nan() -> None:
     assert angular_distances(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 0.0]])).item() == pytest.approx(1.0)
 
 
-def test_bf16_inputs_are_accumulated_in_fp32() -> None:
-    rows = torch.randn(6000, 32).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gram_matrix_is_exact_to_fp32_whatever_the_dtype(dtype: torch.dtype) -> None:
+    rows = torch.randn(3000, 600).to(dtype)
+    rows[0] *= 3000  # a massive token: one rounding of its products to bf16 would drown the other channels
     exact = rows.double().T @ rows.double()
-    gram = torch.zeros(32, 32)
-    add_gram(gram, rows)
+    seen = ReaderStatistics.zeros(600, True, torch.device("cpu"))
+    for part in rows.split(1024):
+        seen.add(part)
     scale = exact.diagonal().sqrt()
-    assert ((gram.double() - exact) / scale[:, None] / scale).abs().max() < 2e-3
-    torch.testing.assert_close(column_squares(rows).double(), exact.diagonal(), rtol=1e-5, atol=0)
+    assert ((seen.gram().double() - exact) / scale[:, None] / scale).abs().max() < 1e-5
+    torch.testing.assert_close(seen.squares.double(), exact.diagonal(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(seen.total.double(), rows.double().sum(0), rtol=1e-4, atol=1e-2)
+    torch.linalg.cholesky(seen.gram().double() + 1e-2 * exact.diagonal().mean() / 3000 * torch.eye(600))
+
+
+def test_the_precision_of_other_products_is_left_alone() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    ReaderStatistics.zeros(8, True, torch.device("cpu")).add(torch.randn(16, 8).to(torch.bfloat16))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
