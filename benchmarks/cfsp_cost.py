@@ -19,6 +19,7 @@ import typer
 from torch import nn
 
 from benchmarks.environment import environment
+from benchmarks.pages import fill, markdown_table
 from pipeline.calibrate.sweep import batches_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
@@ -82,16 +83,18 @@ def main(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
     threads: Annotated[int, typer.Option(help="Of torch.")] = RunOptions().threads,
     output: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-cost.")] = None,
 ) -> None:
     """Print the cost of calibrate + prune in plain forwards, in fp32 and bf16."""
     RunOptions(threads=threads).apply()
     checkpoint = Checkpoint(model)
     tokens = torch.randint(0, checkpoint.geometry.vocab, (windows, window), generator=torch.Generator().manual_seed(0))
     results = [cost(checkpoint, tokens, dtype, rounds) for dtype in (torch.float32, torch.bfloat16)]
-    print(f"| dtype | tokens | {' | '.join(results[0]['ratios'])} |")
-    print("|---" * (2 + len(results[0]["ratios"])) + "|")
-    for row in results:
-        print(f"| {row['dtype']} | {row['tokens']} | " + " | ".join(f"{ratio:.2f}" for ratio in row["ratios"].values()) + " |")
+    rows = [[row["dtype"], str(row["tokens"]), *(f"{ratio:.2f}" for ratio in row["ratios"].values())] for row in results]
+    table = markdown_table(["dtype", "tokens", *results[0]["ratios"]], rows)
+    typer.echo(table)
+    if page is not None:
+        fill(page, "cfsp-cost", table)
     if output is not None:
         output.write_text(json.dumps({"results": results, "environment": environment(threads)}, indent=2) + "\n", encoding="utf-8")
 

@@ -64,7 +64,7 @@ class TerminalEvents:
 
     def _line(self, mark: str, style: str, name: str, text: str) -> None:
         # Text, not markup: names and messages may hold brackets.
-        self._console.print(Text.assemble((f"{mark} ", style), (f"{name}  " if name else ""), (text, "dim")))
+        self._console.print(Text.assemble((f"{mark} ", style), (f"{name}  " if name else ""), (text, "dim")), soft_wrap=True)
 
     def _clear(self) -> None:
         for task in (self._part, self._stage):

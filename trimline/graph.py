@@ -12,7 +12,7 @@ import deploy
 import exporters
 import pipeline
 import trimline
-from benchmarks.environment import processor_model, usable_cores, versions
+from benchmarks.environment import fingerprint
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
@@ -37,6 +37,7 @@ from trimline.report.data import ReportData, Role
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
+SHIPPED = "package"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class RunResult:
     @property
     def package(self) -> Path:
         """The folder to ship."""
-        return self.folder / "package"
+        return self.folder / SHIPPED
 
     @property
     def page(self) -> Path:
@@ -147,7 +148,7 @@ class Run:
         depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
-            "machine": {"processor": processor_model(), "cores": usable_cores(), "versions": versions()},
+            "machine": fingerprint(self.options.threads),
             "accuracy": accuracy,
         }
         self._make(
@@ -175,7 +176,10 @@ class Run:
             command=self.command,
             options=self.options,
         )
-        self._make("package", depends, (pipeline, deploy), lambda out: package(parts, self.recipe.package, out, self.events))
+        # A level below the artefact: its records have no place among the files that a manifest sums.
+        self._make(
+            "package", depends, (pipeline, deploy), lambda out: package(parts, self.recipe.package, _new(out / SHIPPED), self.events)
+        )
 
     def _write_report(self, out: Path) -> None:
         lanes: dict[Role, Lane] = {
@@ -207,11 +211,16 @@ class Run:
 
     def _show(self) -> None:
         """Links with stable names to what people look for."""
-        for name, target in (("package", self._folder("package")), ("report.html", self._folder("report") / "report.html")):
+        for name, target in ((SHIPPED, self._folder("package") / SHIPPED), ("report.html", self._folder("report") / "report.html")):
             link, beside = self.output / name, self.output / f".{name}-{digest(str(target))[:8]}"
             beside.unlink(missing_ok=True)
             beside.symlink_to(target.relative_to(self.output))
             beside.replace(link)
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:

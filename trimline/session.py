@@ -17,6 +17,9 @@ from rich.text import Text
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 
+# Libraries draw bars of their own with tqdm, which reads this when it is imported; the events here say the same.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 INTERRUPTED, INTERNAL = 130, 70
 
 

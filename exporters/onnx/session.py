@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from exporters.onnx.files import GRAPH, LOWERING_KEY
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
-from pipeline.options import RunOptions
 
 CPU = "CPUExecutionProvider"
 PAST, PRESENT = "past_key_values.", "present."
@@ -60,7 +59,7 @@ class OnnxDecoder:
     def __init__(self, folder: Path, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> None:
         needs_runtime()
         self.folder = Path(folder)
-        self.session = _open(self.folder / GRAPH, threads or RunOptions().threads, tuple(providers))
+        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers))
         inputs = self.session.get_inputs()
         self._cache_shapes = {i.name: (i.shape[1], i.shape[3]) for i in inputs if i.name.startswith(PAST)}
         self._wants_positions = any(i.name == "position_ids" for i in inputs)

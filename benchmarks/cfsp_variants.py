@@ -1,0 +1,101 @@
+"""CFSP's options side by side: ``python -m benchmarks.cfsp_variants MODEL --calibration FILE --evaluation FILE``.
+
+Perplexity only, of the dense model with each plan applied as zeros and updates, which the rebuild gate proves equal to
+the smaller checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.pages import fill, markdown_table
+from pipeline.calibrate.windows import consecutive_windows, draw_windows
+from pipeline.checkpoint import Checkpoint
+from pipeline.evaluate import perplexity_record, window_losses
+from pipeline.events import Events
+from pipeline.loading import load_model, load_tokenizer
+from pipeline.options import RunOptions
+from pipeline.plan import Plan
+from pipeline.prune import make_plan
+from pipeline.rebuild.masked import load_masked
+from pipeline.recipe import Budget, CalibrationWindows, EvaluateSlice, PruneSlice, PruneStep, Space, TextSource
+from pipeline.shrinking import ShrinkingModel
+from pipeline.sources.text import load_text
+
+REMOVE = (0.3, 0.5)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published score, uniform": {"allocation": "uniform"},
+    "published score, CFSP's allocation": {},
+    "normalised score, CFSP's allocation": {"score": "normalised"},
+    "published score, CFSP's allocation, least squares": {"compensation": "least_squares"},
+    "normalised score, CFSP's allocation, least squares": {"score": "normalised", "compensation": "least_squares"},
+}
+
+
+def step_of(variant: str, remove: float) -> PruneStep:
+    """The recipe step of a variant."""
+    return PruneStep(budget={Space.FFN: Budget(remove=remove)}, **VARIANTS[variant])
+
+
+def perplexity_of(checkpoint: Checkpoint, plan: Plan | None, windows: torch.Tensor) -> dict[str, Any]:
+    """Of the dense model, or of the dense model with a plan applied, in the checkpoint's dtype."""
+    model = load_model(checkpoint.folder)
+    if plan is not None:
+        load_masked(model, checkpoint, plan)
+    return perplexity_record(window_losses(model, windows, Events()))
+
+
+def compare(checkpoint: Checkpoint, calibration: torch.Tensor, evaluation: torch.Tensor, options: RunOptions) -> list[dict[str, Any]]:
+    """One row per variant and budget, the dense model first."""
+    rows = [{"variant": "dense", "remove": 0.0, "seconds": None} | perplexity_of(checkpoint, None, evaluation)]
+    for remove in REMOVE:
+        for variant in VARIANTS:
+            started = time.monotonic()
+            model = ShrinkingModel(load_model(checkpoint.folder, dtype=options.resolved_dtype()), checkpoint)
+            plan = make_plan(model, calibration, PruneSlice(steps=(step_of(variant, remove),)), Events())
+            seconds = time.monotonic() - started
+            rows.append({"variant": variant, "remove": remove, "seconds": seconds} | perplexity_of(checkpoint, plan, evaluation))
+            typer.echo(f"{variant}, {remove:.0%}: {rows[-1]['perplexity']:.2f}", err=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Variants down, budgets across."""
+    dense = rows[0]
+    found = {(row["variant"], row["remove"]): f"{row['perplexity']:.1f} ± {row['standard_error']:.1f}" for row in rows}
+    lines = [["dense", *[f"{dense['perplexity']:.1f} ± {dense['standard_error']:.1f}"] * len(REMOVE)]]
+    lines += [[variant, *(found[variant, remove] for remove in REMOVE)] for variant in VARIANTS]
+    return markdown_table(["FFN channels removed", *(f"{remove:.0%}" for remove in REMOVE)], lines)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    calibration: Annotated[str, typer.Option(help="Text.")] = "default",
+    evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
+    windows: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 32,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-table.")] = None,
+) -> None:
+    """Print perplexity of CFSP's options at 30 and 50 % of the FFN channels."""
+    options, wanted = RunOptions(), EvaluateSlice(windows=12, window=1024)
+    options.apply()
+    tokenizer = load_tokenizer(model)
+    text = load_text(TextSource(source=calibration), "calibration")
+    drawn = draw_windows(tokenizer, text, CalibrationWindows(windows=windows, window=512))
+    held_out = load_text(TextSource(source=evaluation), "evaluation")
+    rows = compare(Checkpoint(model), drawn, consecutive_windows(tokenizer, held_out, wanted.windows, wanted.window), options)
+    typer.echo(table(rows))
+    if output is not None:
+        output.write_text(json.dumps({"rows": rows, "options": options.as_record()}, indent=2) + "\n", encoding="utf-8")
+    if page is not None:
+        fill(page, "cfsp-table", table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,27 @@
+"""Figures into the docs: text between two HTML comments is replaced, so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import TrimlineError
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        TrimlineError: the page has no such place.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise TrimlineError(f"{page} has no place for {name}.", f"Write {begin} and {end} where the figures belong.")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
