@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import read_json, save_tensors, write_json
@@ -21,6 +22,7 @@ from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 from pipeline.geometry import BlockShape, Geometry
 
 FORMAT = 1
+MOST_UNITS = 2**24  # of one space; a plan that somebody wrote by hand must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,20 @@ class Plan:
         """Reads what ``write`` wrote.
 
         Raises:
-            TrimlineError: the folder holds no plan, or one of another format.
+            TrimlineError: the folder holds no plan, a damaged one, or one of another format.
         """
         document = read_json(Path(folder) / "plan.json")
         if document.get("format") != FORMAT:
             raise TrimlineError(
                 f"{folder}/plan.json has format {document.get('format')!r}, not {FORMAT}.", "Prune again with this version."
             )
+        try:
+            return cls._from_document(document, _tensors(folder, "updates"), _tensors(folder, "scores"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrimlineError(f"{folder}/plan.json is no plan ({type(error).__name__}: {error}).", "Prune again.") from None
+
+    @classmethod
+    def _from_document(cls, document: Mapping[str, Any], updates: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> Plan:
         selection = Selection(
             blocks=_numbers(document["blocks"]),
             ffn=tuple(_numbers(text) for text in document["ffn"]),
@@ -146,9 +155,19 @@ class Plan:
             family=family_named(document["family"]),
             selection=selection,
             steps=steps,
-            updates=load_file(Path(folder) / "updates.safetensors"),
-            scores=load_file(Path(folder) / "scores.safetensors"),
+            updates=updates,
+            scores=scores,
         )
+
+
+def _tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.is_file():  # a rebuilt checkpoint and a package carry plan.json alone, to be read by people
+        raise TrimlineError(f"{folder} holds plan.json and no {path.name}.", "Give the folder that `trimline prune` wrote.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Prune again.") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -166,5 +185,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for run in text.split():
         first, _, last = run.partition("-")
-        numbers.extend(range(int(first), int(last or first) + 1))
+        start, stop = int(first), int(last or first) + 1
+        if not 0 <= start < stop <= MOST_UNITS:
+            raise ValueError(f"{run!r} is no range of units")
+        numbers.extend(range(start, stop))
     return tuple(numbers)
