@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.calibrate.windows import consecutive_windows
-from pipeline.checkpoint import read_json, write_json
+from pipeline.calibrate.windows import check_windows, consecutive_windows
+from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.options import RunOptions
@@ -18,6 +19,7 @@ from pipeline.recipe import EvaluateSlice
 from pipeline.sources.model import checkpoint_folder
 
 RESULT = "perplexity.json"
+LARGEST_LOSS = 700.0  # nats; exp of more is beyond a double
 
 
 def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events) -> None:
@@ -39,6 +41,7 @@ def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunO
     windows = consecutive_windows(
         load_tokenizer(folder), (texts / "evaluation.txt").read_text(encoding="utf-8"), recipe.windows, recipe.window
     )
+    check_windows(windows, Checkpoint(folder).geometry)
     model = load_model(folder, device=options.device, trust_remote_code=options.trust_remote_code)
     losses = window_losses(model, windows, events)
     name = read_json(texts / "text.json")["evaluation"]["name"] if (texts / "text.json").exists() else "evaluation.txt"
@@ -61,8 +64,16 @@ def window_losses(model: nn.Module, windows: torch.Tensor, events: Events) -> li
 
 
 def perplexity_record(losses: list[float]) -> dict[str, Any]:
-    """exp(mean loss) with a standard error by the delta method over windows."""
+    """exp(mean loss) with a standard error by the delta method over windows.
+
+    Raises:
+        TrimlineError: a loss is no number, or so large that its exponential is none.
+    """
     tensor = torch.tensor(losses, dtype=torch.float64)
-    perplexity = math.exp(tensor.mean().item()) if tensor.mean() < 700 else math.inf
+    if not tensor.mean() < LARGEST_LOSS:
+        raise TrimlineError(
+            f"The model predicts nothing: its loss is {tensor.mean():.3g} nats per token.", "Remove less, or repair the checkpoint."
+        )
+    perplexity = math.exp(tensor.mean().item())
     error = perplexity * tensor.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
     return {"perplexity": perplexity, "standard_error": error, "window_losses": losses}

@@ -13,6 +13,9 @@ from typing import Any
 from pipeline.errors import TrimlineError
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 
+MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
+MOST_BLOCKS = 2**16
+
 
 @dataclass(frozen=True)
 class BlockShape:
@@ -56,7 +59,7 @@ class Geometry:
         """Reads a ``config.json``.
 
         Raises:
-            TrimlineError: unsupported architecture, or a size that is missing, not an integer or not positive.
+            TrimlineError: unsupported architecture, or a size that is missing, not an integer, not positive or absurd.
         """
         family = family_named(str(config.get("base_model_type") or config.get("model_type")))
         config = {**family.defaults, **config}
@@ -142,6 +145,11 @@ class Geometry:
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         return sum(2 * self.axis_size(Axis.KV, block) * bytes_per_value for block in self.blocks)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a learned position table has room for; 0 without one."""
+        return self.positions - (self.family.position_offset or 0)
+
     def with_blocks(self, blocks: tuple[BlockShape, ...]) -> Geometry:
         return replace(self, blocks=blocks)
 
@@ -153,8 +161,15 @@ class Geometry:
 def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tuple[BlockShape, ...]:
     if "block_configs" not in config:
         shape = BlockShape(_size(config, family.ffn_key), groups)
-        return (shape,) * _size(config, family.layers_key)
-    return tuple(_block_shape(entry, _size(config, family.heads_key)) for entry in config["block_configs"])
+        return (shape,) * _size(config, family.layers_key, most=MOST_BLOCKS)
+    heads = _size(config, family.heads_key)
+    try:
+        shapes = tuple(_block_shape(entry, heads) for entry in config["block_configs"])
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise _bad("block_configs", f"an entry cannot be read ({type(error).__name__}: {error})") from None
+    if not shapes or any(not 0 <= size <= MOST for shape in shapes for size in (shape.ffn, shape.kv_groups)):
+        raise _bad("block_configs", "it is empty or holds sizes that no model has")
+    return shapes
 
 
 def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:
@@ -169,12 +184,14 @@ def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:
     )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = MOST) -> int:
     value = config.get(key)
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise _bad(key, f"it is {value!r}, not a positive integer")
+    if value > most:
+        raise _bad(key, f"it is {value}, more than any model has")
     return value
 
 

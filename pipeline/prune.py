@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pipeline.allocation.allocate import allocate, keep_best
+from pipeline.allocation.allocate import FEASIBLE, Allocation, allocate, keep_best
 from pipeline.allocation.budget import removed_fraction
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
-from pipeline.calibrate.windows import draw_windows
+from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.compensation.least_squares import least_squares
 from pipeline.errors import TrimlineError
@@ -51,6 +51,7 @@ def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, ou
     check_steps(recipe)
     text = "" if recipe.calibration.token_ids is not None else (texts / "calibration.txt").read_text(encoding="utf-8")
     windows = draw_windows(load_tokenizer(folder), text, recipe.calibration)
+    check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
     model = load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
     make_plan(ShrinkingModel(model, checkpoint), windows, recipe, events).write(out)
@@ -125,9 +126,18 @@ def measure(
         view = BlockView(seen, partial(model.weight, block), model.geometry, block)
         for space, by_block in scores.items():
             score = method.score(view, space, step).cpu()
+            _demand_finite(score, block, model.model)
             left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
             by_block[block] = score[list(left)]
     return scores, measured
+
+
+def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
+    if not torch.isfinite(score).all():
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise TrimlineError(
+            f"The scores of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
+        )
 
 
 def _decide(
@@ -143,11 +153,23 @@ def _decide(
     rule = step.allocation or method.allocation
     distance = torch.tensor(list(importance.values()))
     allocation = allocate(step, space, rule, model.current, list(scores.values()), distance)
+    if space is Space.FFN and step.rounding == "tile" and step.budget[space].remove is not None:
+        _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
     kept: dict[str, tuple[int, ...]] = {}
     for (block, score), count in zip(scores.items(), allocation.counts, strict=True):
         left = model.selection.units(SUBLAYERS[space])[block]
         kept[f"{space}.{block}"] = tuple(left[i] for i in keep_best(score, count).tolist())
     return kept, {"allocation": rule, "kept": list(allocation.counts)} | allocation.facts
+
+
+def _demand_tiles_met(step: PruneStep, widths: list[int], allocation: Allocation) -> None:
+    """Widths within half a tile per block of what was asked for: a block never goes below one tile."""
+    asked, got = allocation.facts["removed fraction of units asked for"], 1 - sum(allocation.counts) / sum(widths)
+    if abs(asked - got) * sum(widths) > step.round_to / 2 * len(widths) + 1e-6:
+        raise TrimlineError(
+            f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {step.round_to}; the nearest is {got:.1%}.",
+            f"Ask for {got:.3f}, or give a smaller round_to.",
+        )
 
 
 def _blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
@@ -159,9 +181,16 @@ def _blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
     blocks = len(geometry.blocks)
     if isinstance(budget.keep, tuple):
         raise TrimlineError("The budget of space layer keeps a list of sizes.", "Give one number: how many blocks stay.")
-    count = budget.keep if budget.keep is not None else round((1 - removed_fraction(budget, Space.LAYER, geometry)) * blocks)
+    remove = None if budget.keep is not None else removed_fraction(budget, Space.LAYER, geometry)
+    count = round((1 - remove) * blocks) if remove is not None else budget.keep
+    assert count is not None
     if not 1 <= count <= blocks:
         raise TrimlineError(f"The budget keeps {count} of {blocks} blocks.", f"Keep between 1 and {blocks}.")
+    if remove is not None and abs(1 - count / blocks - remove) > FEASIBLE:
+        raise TrimlineError(
+            f"Removing {remove:.0%} of the space layer is not possible with {blocks} blocks.",
+            f"Ask for one of {', '.join(f'{gone / blocks:.3f}' for gone in range(blocks))}.",
+        )
     return count
 
 

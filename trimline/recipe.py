@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -57,10 +58,9 @@ def parse_recipe(text: str, name: str = "the recipe") -> Recipe:
         TrimlineError: as ``read_recipe``.
     """
     try:
-        # Aliases can grow a small file without bound, and no recipe needs them.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise TrimlineError(f"{name} uses YAML aliases, which are not read.", "Write the value out where it is used.")
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader
+    except _NotRead as error:
+        raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", "Mend that place.") from None
     if not isinstance(value, dict):
@@ -75,9 +75,12 @@ def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:
         TrimlineError: the first thing that is wrong, with its place.
     """
     try:
-        return Recipe.model_validate(value)
+        recipe = Recipe.model_validate(value)
     except ValidationError as error:
-        raise _sentence(error, name) from None
+        raise _sentence(error, value, name) from None
+    for place, given in _truths_read_as_numbers(value, recipe.model_dump()):
+        raise TrimlineError(f"{name} has a wrong value at {place!r}: a number is wanted (given {given}).", "Mend that value.")
+    return recipe
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -85,19 +88,95 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
-def _sentence(error: ValidationError, name: str) -> TrimlineError:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        valid = sorted(_keys_at(Recipe, first["loc"][:-1]))
-        near = get_close_matches(str(first["loc"][-1]), valid, n=1, cutoff=0.5)
+class _NotRead(yaml.YAMLError):
+    """Valid YAML that no recipe needs."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Plain values only, every key once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # Aliases can grow a small file without bound.
+        if self.check_event(yaml.AliasEvent):
+            raise _NotRead("uses YAML aliases, which are not read", "Write the value out where it is used.")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "…"
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _NotRead(f"has the key {shown!r} in {line}, which is no word", "Name a key of the recipe.")
+            if key.value in seen:
+                raise _NotRead(f"names {key.value!r} twice ({line})", "Leave one of the two.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> TrimlineError:
+    first = _deepest(error.errors(), value)
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden" or first["loc"][-1] == _KEY:
+        loc = first["loc"] if kind == "extra_forbidden" else first["loc"][:-1]
+        valid = sorted(_keys_at(Recipe, loc[:-1])) if kind == "extra_forbidden" else re.findall(r"'(.+?)'", first["msg"])
+        near = get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
-        return TrimlineError(f"{name} has an unknown key {place!r}.", hint)
-    if first["type"] == "missing":
-        return TrimlineError(f"{name} lacks {place!r}.", "Add it; recipes/quickstart.yaml shows how.")
-    given = repr(first["input"])
-    shown = given if len(given) <= 60 else given[:57] + "…"
-    return TrimlineError(f"{name} has a wrong value at {place!r}: {first['msg']} (given {shown}).", "Mend that value.")
+        return TrimlineError(f"{name} has an unknown key {_dotted(loc)!r}.", hint)
+    if kind == "missing":
+        return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; recipes/quickstart.yaml shows how.")
+    shown = repr(given) if len(repr(given)) <= 60 else repr(given)[:57] + "…"
+    why = _WANTED.get(kind, first["msg"].removeprefix("Value error, "))
+    place = _dotted(_real_parts(first["loc"], value))
+    return TrimlineError(f"{name} has a wrong value at {place!r}: {why} (given {shown}).", "Mend that value.")
+
+
+_KEY = "[key]"  # how pydantic points at a key instead of its value
+_WANTED = {
+    "model_type": "keys and values are wanted",
+    "dict_type": "keys and values are wanted",
+    "tuple_type": "a list is wanted",
+    "too_short": "at least one entry is wanted",
+}
+
+
+def _deepest(errors: list[Any], value: dict[Any, Any]) -> Any:
+    """The first error, or of the alternatives that were tried for the same value the one that got furthest."""
+    start = _real_parts(errors[0]["loc"], value)
+    alternatives = [error for error in errors if _real_parts(error["loc"], value)[: len(start)] == start]
+    return max(alternatives, key=lambda error: len(_real_parts(error["loc"], value)))
+
+
+def _real_parts(loc: Iterable[int | str], value: Any) -> list[int | str]:
+    """A pydantic place without the names of the types that were tried."""
+    parts: list[int | str] = []
+    for part in loc:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        parts.append(part)
+    return parts
+
+
+def _dotted(parts: Iterable[int | str]) -> str:
+    return ".".join(map(str, parts))
+
+
+def _truths_read_as_numbers(given: Any, read: Any, place: str = "") -> Iterator[tuple[str, bool]]:
+    """Places of ``true`` and ``false`` that were read as 1 and 0."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        yield place, given
+    elif isinstance(given, Mapping) and isinstance(read, Mapping):
+        for key, part in given.items():
+            yield from _truths_read_as_numbers(part, read.get(key), f"{place}.{key}".lstrip("."))
+    elif isinstance(given, (list, tuple)) and isinstance(read, (list, tuple)):
+        for number, (part, other) in enumerate(zip(given, read, strict=False)):
+            yield from _truths_read_as_numbers(part, other, f"{place}.{number}")
 
 
 def _keys_at(model: type[BaseModel], place: Iterable[int | str]) -> set[str]:

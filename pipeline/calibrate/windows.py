@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import TrimlineError
+from pipeline.geometry import Geometry
 from pipeline.recipe import CalibrationWindows
 
 
@@ -26,6 +27,8 @@ def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows) -> torch
     length = recipe.window
     if recipe.starts is not None:
         starts = list(recipe.starts)
+        if not starts:
+            raise TrimlineError("The list of calibration starts is empty.", "Name a start per window, or leave starts out.")
         outside = [start for start in starts if not 0 <= start <= len(stream) - length]
         if outside:
             raise TrimlineError(
@@ -68,7 +71,27 @@ def _given_tokens(rows: tuple[tuple[int, ...], ...], vocabulary: int) -> torch.T
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or 0 in lengths:
         raise TrimlineError("The token_ids of the calibration are empty or of different lengths.", "Give windows of one length.")
-    windows = torch.tensor(rows, dtype=torch.long)
-    if windows.min() < 0 or windows.max() >= vocabulary:
-        raise TrimlineError(f"A calibration token id lies outside 0 to {vocabulary - 1}.", "Use the ids of this model's own tokenizer.")
-    return windows
+    outside = [number for row in rows for number in row if not 0 <= number < vocabulary]
+    if outside:
+        raise TrimlineError(
+            f"The calibration token id {outside[0]} lies outside 0 to {vocabulary - 1}.", "Use the ids of this model's own tokenizer."
+        )
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def check_windows(windows: torch.Tensor, geometry: Geometry) -> None:
+    """Whether a model can read the windows (N, S) at all.
+
+    Raises:
+        TrimlineError: the tokenizer makes an id that the token table lacks, or a window is longer than the position table.
+    """
+    if windows.max() >= geometry.vocab:
+        raise TrimlineError(
+            f"The tokenizer makes the token id {int(windows.max())}, and the model's token table has {geometry.vocab} rows.",
+            "Its tokenizer belongs to another model.",
+        )
+    if geometry.positions and windows.shape[1] > geometry.most_tokens:
+        raise TrimlineError(
+            f"A window of {windows.shape[1]} tokens is longer than the model's {geometry.most_tokens} learned positions.",
+            f"Set window to at most {geometry.most_tokens}.",
+        )
