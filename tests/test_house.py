@@ -20,7 +20,7 @@ MAY_IMPORT = {
 LONGEST_FUNCTION = 80
 # Modules whose readers run code that stands in the file, and calls that do so by way of another module.
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNPICKLING_CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle", "yaml.load", "yaml.unsafe_load"}
+UNPICKLING_CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle", "yaml.unsafe_load", "yaml.full_load"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/\w")
 
 
@@ -72,6 +72,20 @@ def test_nothing_is_unpickled(room: str) -> None:
         wrong += [
             f"{path.relative_to(ROOT)}:{call.lineno} {name}" for call in calls if (name := ast.unparse(call.func)) in UNPICKLING_CALLS
         ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", [*MAY_IMPORT, "tests"])
+def test_yaml_makes_plain_values_only(room: str) -> None:
+    wrong: list[str] = []
+    for path in sources(room):
+        tree = tree_of(path)
+        safe = {"yaml.SafeLoader"} | {
+            node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "yaml.SafeLoader" in map(ast.unparse, node.bases)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "yaml.load"):
+            loaders = {ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "Loader"}
+            wrong += [] if loaders and loaders <= safe else [f"{path.relative_to(ROOT)}:{call.lineno}"]
     assert wrong == []
 
 
