@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.markdown import interval
+from benchmarks.pages import markdown_table
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
 from benchmarks.statistics import Ratio
@@ -21,6 +22,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 
+TITLES = ("model", "workload", "metric", "rounds", "speed-up", "dense again", "allowed", "realised gain", "bar", "outcome")
 BARS = {("512/1", "prefill"): 0.90, ("128/17", "decode"): 0.95}
 
 
@@ -57,13 +59,22 @@ def outcome(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> Table:
     """One row per model and metric."""
     found = Table(title="Realised gain = measured speed-up / speed-up that the roofline allows")
-    for title in ("model", "workload", "metric", "rounds", "speed-up", "dense again", "allowed", "realised gain", "bar", ""):
+    for title in TITLES:
         found.add_column(title)
     for row in rows:
-        bar = BARS[row["workload"], row["metric"]]
-        cells = (interval(row["speed_up"]), interval(row["control"]), f"{row['allowed']:.3f}", interval(row["realised_gain"]))
-        found.add_row(row["model"], row["workload"], row["metric"], str(row["speed_up"]["rounds"]), *cells, f"{bar:.2f}", outcome(row))
+        found.add_row(*_cells(row))
     return found
+
+
+def markdown_rows(rows: list[dict[str, Any]]) -> str:
+    """The same as ``table``, in Markdown."""
+    return markdown_table(list(TITLES), [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    figures = (interval(row["speed_up"]), interval(row["control"]), f"{row['allowed']:.3f}", interval(row["realised_gain"]))
+    bar = BARS[row["workload"], row["metric"]]
+    return [row["model"], row["workload"], row["metric"], str(row["speed_up"]["rounds"]), *figures, f"{bar:.2f}", outcome(row)]
 
 
 def _named(folders: list[Path]) -> dict[str, Path]:

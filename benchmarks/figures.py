@@ -1,0 +1,117 @@
+"""Every figure that README and docs quote: ``python -m benchmarks.figures`` (``make bench``), about 40 quiet minutes.
+
+Needs a finished quickstart run for README's table (``make demo``), and two texts for the perplexities; the built-in
+halves serve, the published figures are on WikiText-2 (validation to calibrate, test to evaluate).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import cfsp_cost, cfsp_variants
+from benchmarks.markdown import machine
+from benchmarks.pages import fill
+from benchmarks.realised_gain import BARS, markdown_rows
+from benchmarks.recipe import BenchmarkSlice
+from benchmarks.stage import measure
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.artefact import whole_folder
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.prune import prune
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import Budget, CalibrationWindows, ModelSlice, Profile, PruneSlice, PruneStep, RebuildSlice, Space, TextSlice
+from pipeline.sources.model import checkpoint_folder, source
+from pipeline.sources.text import texts
+
+DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
+REMOVE = {"30 % of the FFN": 0.3, "50 % of the FFN": 0.5}
+QUIET = Events()
+
+
+def prepare(folder: Path, options: RunOptions) -> tuple[Path, dict[str, Path]]:
+    """ONNX of the dense default model, and of CFSP with least squares at each budget; what is there is not made again."""
+    model = checkpoint_folder(_made(folder / "source", lambda out: source(ModelSlice(), options, out, QUIET)))
+    text = _made(folder / "text", lambda out: texts(TextSlice(), options, out, QUIET))
+    dense = _made(folder / "onnx-dense", lambda out: export(model, ExportSlice(), options, out, QUIET))
+    smaller = {name: _smaller(folder, model, text, remove, options) for name, remove in REMOVE.items()}
+    return model, smaller | {"dense": dense}
+
+
+def _smaller(folder: Path, model: Path, text: Path, remove: float, options: RunOptions) -> Path:
+    step = PruneStep(budget={Space.FFN: Budget(remove=remove)}, compensation="least_squares")
+    wanted = PruneSlice(calibration=CalibrationWindows(windows=32, window=512), steps=(step,))
+    shape = RebuildSlice(profile=Profile.DECILM)
+    plan = _made(folder / f"plan-{remove}", lambda out: prune(model, text, wanted, options, out, QUIET))
+    cut = _made(folder / f"model-{remove}", lambda out: rebuild(model, plan, shape, options, out, QUIET))
+    return _made(folder / f"onnx-{remove}", lambda out: export(cut, ExportSlice(), options, out, QUIET))
+
+
+def gains(folders: dict[str, Path], options: RunOptions, output: Path, rounds: int, most_seconds: float) -> None:
+    """Realised gain of prefill and decode at each budget, into docs/results.md."""
+    smaller = {name: folder for name, folder in folders.items() if name != "dense"}
+    found = measure(folders["dense"], smaller, BenchmarkSlice(rounds=rounds, most_seconds=most_seconds), options, QUIET)
+    output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    rows = [row for row in found["comparisons"] if (row["workload"], row["metric"]) in BARS]
+    fill(DOCS / "results.md", "realised-gain", markdown_rows(rows) + "\n\n" + machine(found))
+
+
+def quickstart_table(run: Path) -> str:
+    """The table of a finished run's report.
+
+    Raises:
+        TrimlineError: there is no such run.
+    """
+    report = run / "package" / "report.md"
+    if not report.is_file():
+        raise TrimlineError(f"{run} holds no finished run.", "Run `make demo` first.")
+    lines = report.read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    end = next(number for number in range(start, len(lines)) if not lines[number].startswith("|"))
+    return "\n".join(lines[start:end])
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for models and raw figures.")] = Path("runs/figures"),
+    quickstart: Annotated[Path, typer.Option(help="A finished quickstart run.")] = Path("runs/quickstart"),
+    calibration: Annotated[str, typer.Option(help="Text, for the perplexities.")] = "default",
+    evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
+    rounds: Annotated[int, typer.Option(help="Of the speed comparison.")] = 40,
+    most_seconds: Annotated[float, typer.Option(help="Of the speed comparison, in all.")] = 600.0,
+    part: Annotated[list[str] | None, typer.Option(help="Only these: readme, gain, cost, variants.")] = None,
+) -> None:
+    """Measure, and write the figures into README and docs."""
+    parts, options = set(part or ("readme", "gain", "cost", "variants")), RunOptions()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        if "readme" in parts:
+            fill(README, "quickstart", quickstart_table(quickstart))
+        model, folders = prepare(output, options)
+        if "gain" in parts:
+            gains(folders, options, output / "gain.json", rounds, most_seconds)
+        if "cost" in parts:
+            cfsp_cost.main(model, threads=options.threads, output=output / "cost.json", page=DOCS / "cfsp.md")
+        if "variants" in parts:
+            cfsp_variants.main(model, calibration, evaluation, output=output / "variants.json", page=DOCS / "cfsp.md")
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _made(folder: Path, work: Callable[[Path], None]) -> Path:
+    if not folder.exists():
+        with whole_folder(folder) as out:
+            work(out)
+    return folder
+
+
+if __name__ == "__main__":
+    typer.run(main)

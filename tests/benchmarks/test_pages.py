@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cfsp_cost import cost
+from benchmarks.cfsp_variants import VARIANTS, compare, step_of, table
+from benchmarks.figures import quickstart_table
+from benchmarks.pages import fill, markdown_table
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
+from pipeline.recipe import PruneStep
+from tests.tiny import VOCAB, tiny_model
+
+
+def test_fill_replaces_only_its_place_and_can_be_repeated(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n<!-- y:begin --><!-- y:end -->\n")
+    for text in ("new", "newer"):
+        fill(page, "x", text)
+    assert page.read_text() == "a\n<!-- x:begin -->\nnewer\n<!-- x:end -->\nb\n<!-- y:begin --><!-- y:end -->\n"
+    with pytest.raises(TrimlineError, match="no place for z"):
+        fill(page, "z", "text")
+
+
+def test_markdown_table() -> None:
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+def test_the_quickstart_table_is_the_first_of_the_report(tmp_path: Path) -> None:
+    with pytest.raises(TrimlineError, match="no finished run"):
+        quickstart_table(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "report.md").write_text("# t\n\n| a |\n| --- |\n| 1 |\n\n| other |\n")
+    assert quickstart_table(tmp_path) == "| a |\n| --- |\n| 1 |"
+
+
+def test_cost_is_a_ratio_of_processor_times(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_model("llama", tmp_path, intermediate_size=256))
+    found = cost(checkpoint, torch.randint(4, VOCAB, (4, 64)), torch.float32, rounds=1)
+    assert found["tokens"] == 256
+    for name, ratio in found["ratios"].items():
+        assert ratio == pytest.approx(found["seconds"][name][0] / found["seconds"]["plain forward"][0])
+        assert ratio > 0
+
+
+def test_variants_are_all_valid_steps_and_each_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tiny_model("llama", tmp_path, intermediate_size=256))
+    monkeypatch.setattr("benchmarks.cfsp_variants.REMOVE", (0.5,))
+    tokens = torch.randint(4, VOCAB, (4, 64))
+    rows = compare(checkpoint, tokens, tokens, RunOptions(dtype="float32"))
+    assert [row["variant"] for row in rows] == ["dense", *VARIANTS]
+    assert len({round(row["perplexity"], 6) for row in rows}) > 3
+    assert "least squares" in table(rows)
+    assert all(isinstance(step_of(variant, 0.3), PruneStep) for variant in VARIANTS)
