@@ -95,8 +95,10 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
 def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> tuple[Step, dict[Space, Scores]]:
     """One round of measure, score, allocate, compensate."""
     scores, measured = measure(model, windows, step, events)
-    importance = {block: seen.mean_distance for block, seen in measured.items()}
-    facts: dict[str, Any] = {"tokens": windows.numel(), "block importance": {str(b): d for b, d in importance.items()}}
+    importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
+    facts: dict[str, Any] = {"tokens": windows.numel()}
+    if importance:
+        facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     kept: dict[str, tuple[int, ...]] = {}
     for space, by_block in scores.items():
         decided, facts[space.value] = _decide(model, step, space, by_block, importance)
@@ -113,10 +115,7 @@ def measure(
     model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events
 ) -> tuple[dict[Space, Scores], dict[int, BlockStatistics]]:
     """One sweep: scores over the units that are left, per space and original block, and the statistics themselves."""
-    method = method_named(step.method)
-    needs = method.needs(step)
-    if step.compensation == "least_squares":
-        needs |= Needs(gram=frozenset(SUBLAYERS[space] for space in step.budget if space in SUBLAYERS))
+    method, needs = method_named(step.method), needs_of(step)
     scores: dict[Space, Scores] = {space: {} for space in step.budget}
     measured: dict[int, BlockStatistics] = {}
     for block, seen in sweep(model.model, model.geometry.family, windows, needs, events):
@@ -140,6 +139,22 @@ def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> N
         )
 
 
+def needs_of(step: PruneStep) -> Needs:
+    """What the step's method, allocation and compensation read."""
+    method = method_named(step.method)
+    needs = method.needs(step)
+    if rule_of(step) == "cfsp":
+        needs |= Needs(distance=True)
+    if step.compensation == "least_squares":
+        needs |= Needs(gram=frozenset(SUBLAYERS[space] for space in step.budget if space in SUBLAYERS))
+    return needs
+
+
+def rule_of(step: PruneStep) -> str:
+    """How the step spreads a budget over blocks: as the recipe says, or as its method does."""
+    return step.allocation or method_named(step.method).allocation
+
+
 def _decide(
     model: ShrinkingModel, step: PruneStep, space: Space, scores: Scores, importance: dict[int, float]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
@@ -149,8 +164,7 @@ def _decide(
         ranking = torch.cat(list(scores.values()))
         blocks = list(scores)
         return {space.value: tuple(blocks[i] for i in keep_best(ranking, count).tolist())}, {"kept": count}
-    method = method_named(step.method)
-    rule = step.allocation or method.allocation
+    rule = rule_of(step)
     distance = torch.tensor(list(importance.values()))
     allocation = allocate(step, space, rule, model.current, list(scores.values()), distance)
     if space is Space.FFN and step.rounding == "tile" and step.budget[space].remove is not None:

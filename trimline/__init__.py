@@ -10,29 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks.recipe import BenchmarkSlice
+    from exporters.recipe import ExportSlice
     from pipeline.errors import GateError, TrimlineError
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
-    from trimline.api import bench, evaluate, export, package, prune, rebuild, report, run
+    from pipeline.plan import Plan
+    from trimline.api import Perplexity, bench, evaluate, export, package, prune, rebuild, report, run
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
 
 _PLACES = {
-    "trimline.api": ("bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"),
+    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"),
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.options": ("RunOptions",),
+    "pipeline.plan": ("Plan",),
+    "exporters.recipe": ("ExportSlice",),
+    "benchmarks.recipe": ("BenchmarkSlice",),
     "pipeline.events": ("Event", "Events"),
     "pipeline.errors": ("GateError", "TrimlineError"),
 }
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "BenchmarkSlice",
     "Event",
     "Events",
+    "ExportSlice",
     "GateError",
+    "Perplexity",
+    "Plan",
     "Recipe",
     "RunOptions",
     "RunResult",

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
 from exporters.onnx.stage import export as write_export
 from exporters.recipe import ExportSlice
 from pipeline.artefact import whole_folder
-from pipeline.checkpoint import read_json
+from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT
 from pipeline.evaluate import evaluate as write_evaluation
@@ -29,7 +27,7 @@ from pipeline.rebuild.stage import rebuild as write_rebuild
 from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, TextSource
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
-from pipeline.sources.text import load_text
+from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
 from trimline.graph import Run, RunResult
 from trimline.recipe import Recipe, checked_recipe, read_recipe
@@ -121,6 +119,7 @@ def evaluate(
     with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         (out / "evaluation.txt").write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
+        write_json(out / "text.json", {"evaluation": {"name": describe(named, "evaluation")}})
         write_evaluation(folder, out, EvaluateSlice(windows=windows, window=window), options, out, events)
         found = read_json(out / RESULT)
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
@@ -177,24 +176,11 @@ def package(
     return run(recipe, output, options=options, events=events).package
 
 
-def export_slice(**values: str) -> ExportSlice:
-    """An export slice from plain values.
-
-    Raises:
-        TrimlineError: a value that it does not know.
-    """
-    try:
-        return ExportSlice.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TrimlineError(f"{first['loc'][0]} cannot be {first['input']!r}: {first['msg']}.", "See `trimline export --help`.") from None
-
-
-def parse_accuracy(pairs: list[str]) -> dict[str, float]:
+def parse_accuracy(pairs: list[str], needed: list[str]) -> dict[str, float]:
     """``["dense=25.9"]`` to ``{"dense": 25.9}``.
 
     Raises:
-        TrimlineError: something else.
+        TrimlineError: something else, or one of ``needed`` lacks its perplexity.
     """
     found = {}
     for pair in pairs:
@@ -203,6 +189,12 @@ def parse_accuracy(pairs: list[str]) -> dict[str, float]:
             found[name] = float(value)
         except ValueError:
             raise TrimlineError(f"{pair!r} is not NAME=VALUE with a number.", "Write --perplexity dense=25.9.") from None
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        example = " ".join(f"--perplexity {name}=…" for name in lacking)
+        raise TrimlineError(
+            "No speed is shown without the accuracy that it cost.", f"Measure it with `trimline evaluate` and add {example}"
+        )
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,7 +46,9 @@ class DTypeName(StrEnum):
 
 RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/quickstart.yaml.")]
 Model = Annotated[str, typer.Argument(help="'default', a Hugging Face folder, a .gguf file or a hub id.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that is written; nothing is written outside it.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for everything that is written: new or empty, or that of the run to go on with.")
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 DTypeOption = Annotated[DTypeName, typer.Option(help="Of the passes that measure activations; auto takes bf16 where the processor has it.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="For torch and ONNX Runtime; default: every core this process may use.")]
@@ -66,7 +68,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe from model to package; finished stages are skipped."""
+    """Run a recipe from model to package."""
     with session(as_json, debug) as here:
         from trimline import api
         from trimline.report import render_terminal
@@ -107,14 +109,14 @@ def rebuild(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="A plan folder, as `trimline prune` writes it.")],
     output: Output,
-    profile: Annotated[str, typer.Option(help="uniform, decilm or free: what shapes the consumer accepts.")] = "uniform",
+    profile: Annotated[Literal["uniform", "decilm", "free"], typer.Option(help="What shapes the consumer accepts.")] = "uniform",
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a plan: cut the tensors, write the smaller checkpoint, reopen it and prove it."""
+    """Apply a plan and prove the result."""
     with session(as_json, debug) as here:
         from trimline import api
 
@@ -150,19 +152,22 @@ def evaluate(
 def export(
     model: Model,
     output: Output,
-    lowering: Annotated[str, typer.Option(help="auto, fused (fastest in ONNX Runtime) or portable (standard operators).")] = "auto",
-    logits: Annotated[str, typer.Option(help="all positions, or only the last.")] = "all",
+    lowering: Annotated[
+        Literal["auto", "fused", "portable"], typer.Option(help="fused: fastest in ONNX Runtime; portable: standard operators.")
+    ] = "auto",
+    logits: Annotated[Literal["all", "last"], typer.Option(help="Of all positions, or only of the last.")] = "all",
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write ONNX with a KV cache and prove it against the checkpoint."""
+    """Write ONNX and prove it."""
     with session(as_json, debug) as here:
+        from exporters.recipe import ExportSlice
         from trimline import api
 
-        recipe = api.export_slice(lowering=lowering, logits=logits)
+        recipe = ExportSlice(lowering=lowering, logits=logits)
         options = _options(device, DTypeName.AUTO, threads, trust)
         _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 
@@ -170,21 +175,23 @@ def export(
 @app.command()
 def bench(
     dense: Annotated[Path, typer.Argument(help="ONNX folder that the others are compared with.")],
-    candidates: Annotated[list[Path], typer.Argument(help="ONNX folders.")],
+    candidates: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="ONNX folders.")],
     output: Output,
-    perplexity: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, once per model and once for dense.")] = None,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Once for dense, once per folder by its name; no speed without one.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; fewer than 25 resolve nothing.")] = 25,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time ONNX folders side by side, next to what the hardware allows."""
+    """Time ONNX folders side by side."""
     with session(as_json, debug) as here:
         from benchmarks.recipe import BenchmarkSlice
         from trimline import api
 
         named = {folder.resolve().name: folder for folder in candidates}
-        accuracy = api.parse_accuracy(perplexity or [])
+        accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
         options = _options(Device.CPU, DTypeName.AUTO, threads, False)
         recipe = BenchmarkSlice(rounds=rounds)
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=recipe, options=options, events=here.events)
@@ -199,7 +206,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw the report again: report.html, report.md, report.json."""
+    """Draw a report again."""
     with session(as_json, debug) as here:
         from trimline import api
 
@@ -219,7 +226,7 @@ def package(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the folder to ship, from a recipe's run; what is missing is run first."""
+    """Write the folder to ship."""
     with session(as_json, debug) as here:
         from trimline import api
 
@@ -235,7 +242,7 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show widths per block, parameters, 2:4 compliance, and which consumers load it."""
+    """Show widths, sizes, 2:4, and who loads it."""
     with session(as_json, debug) as here:
         from trimline.inspect import inspect_folder, render_inspection
 
@@ -250,7 +257,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every file of a package against its SHA-256."""
+    """Check a package against its SHA-256 sums."""
     with session(as_json, debug) as here:
         from deploy.verify import verify as find_problems
 
@@ -266,7 +273,7 @@ def verify(
 
 @app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say what this machine has: runtimes, providers, GPU, and what clashes."""
+    """Say what this machine has and what clashes."""
     with session(as_json, debug) as here:
         from trimline.doctor import examine, render_findings
 

@@ -11,8 +11,10 @@ from pipeline.allocation.budget import removed_in_every_definition
 from pipeline.artefact import Artefact
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT
+from pipeline.geometry import Geometry
 from pipeline.plan import Plan
 from pipeline.rebuild.profiles import consumers
+from pipeline.recipe import Space
 from pipeline.sources.model import describe
 from trimline.recipe import Recipe, recipe_text
 from trimline.report import (
@@ -31,6 +33,7 @@ from trimline.report import (
 from trimline.report.data import Phase, Role
 
 FLOPS_CONTEXT = 512
+MISSED = 0.01  # of a budget; a smaller difference is not worth a warning
 NORMAL = 1.96  # standard errors in half of a 95 % interval
 
 
@@ -206,17 +209,26 @@ def _texts(text: Mapping[str, Any], plan: Plan) -> Iterator[TextRow]:
         yield TextRow(role, found["name"], found["characters"], found["sha256"], tokens[role])
 
 
-def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Any, result: Any) -> Iterator[str]:
+def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Geometry, result: Geometry) -> Iterator[str]:
     if recipe.text.allow_overlap:
         yield (
             f"{text['overlap']:.0%} of the evaluation text also stands in the calibration text; this was allowed by the recipe, "
             "and the perplexity of the pruned model is flattered by it."
         )
-    for number, step in enumerate(recipe.prune.steps):
-        asked = {space: budget.remove for space, budget in step.budget.items() if budget.remove is not None and budget.of != "units"}
-        got = removed_in_every_definition(original, result)["decoder_parameters"]
-        if len(recipe.prune.steps) == 1 and len(step.budget) == 1 and asked and abs(got - next(iter(asked.values()))) > 0.01:
-            yield f"Step {number} asked for {next(iter(asked.values())):.1%} of the decoder; rounding left {got:.1%}."
+    yield from _missed_budget(recipe, original, result)
+
+
+def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iterator[str]:
+    """Where one budget was asked for and rounding left something else; several budgets cannot be told apart here."""
+    budgets = [(space, budget) for step in recipe.prune.steps for space, budget in step.budget.items()]
+    if len(budgets) != 1 or budgets[0][1].remove is None:
+        return
+    space, budget = budgets[0]
+    of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks"}
+    definition = of_units[space] if budget.of == "units" else f"decoder_{budget.of}"
+    got, asked = removed_in_every_definition(original, result, budget.context)[definition], budgets[0][1].remove
+    if asked is not None and abs(got - asked) > MISSED:
+        yield f"The recipe asks for {asked:.1%} of {definition.replace('_', ' ')}; whole units and rounding made it {got:.1%}."
 
 
 def _environment(block: Mapping[str, Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ class TerminalEvents:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._stage: TaskID | None = None
         self._part: TaskID | None = None

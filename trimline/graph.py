@@ -20,9 +20,8 @@ from pipeline.artefact import Artefact, code_version, digest, exclusive, make_ar
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
-from pipeline.methods import method_named
 from pipeline.options import RunOptions
-from pipeline.prune import check_steps, prune
+from pipeline.prune import check_steps, prune, rule_of
 from pipeline.rebuild.profiles import check_request
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import Space
@@ -160,7 +159,7 @@ class Run:
 
     def report(self) -> ReportData:
         """The page, its Markdown and its data."""
-        depends = self._from(*self.done) | {"recipe": self.recipe.model_dump(mode="json"), "command": self.command}
+        depends = self._from(*self.done) | {"recipe": self.recipe.model_dump(mode="json")}
         self._make("report", depends, (pipeline, benchmarks, trimline), self._write_report)
         return ReportData.read(self._folder("report") / "report.json")
 
@@ -232,7 +231,7 @@ def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
             if space is Space.LAYER:
                 continue
             fewer_heads |= space is Space.KV_GROUP
-            rule = step.allocation or method_named(step.method).allocation
+            rule = rule_of(step)
             spread = (
                 isinstance(budget.keep, tuple) if budget.keep is not None else rule == "global" or (rule == "cfsp" and space is Space.FFN)
             )
