@@ -63,6 +63,8 @@ def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
 
 def explain(error: BaseException) -> tuple[str, int]:
     """The sentence and the exit code for anything that can go wrong."""
+    if full := _full_disk(error):
+        return _explain_system(full), 2
     match error:
         case TrimlineError():
             return str(error), error.exit_code
@@ -72,10 +74,19 @@ def explain(error: BaseException) -> tuple[str, int]:
             return "There is not enough memory. Use fewer or shorter windows, or a machine with more.", 2
     if isinstance(error, OSError) and error.errno is not None:
         return _explain_system(error), 2
-    if "No space left on device" in str(error):  # what the safetensors and ONNX writers raise is no OSError
-        return _explain_system(OSError(errno.ENOSPC, "")), 2
     what = " ".join(str(error).split())[:300]
     return f"Something went wrong inside ({type(error).__name__}: {what}). Run again with --debug and report what it shows.", INTERNAL
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The lack of space behind an error; what the safetensors and ONNX writers raise is no OSError."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if "No space left on device" in str(error):
+            return OSError(errno.ENOSPC, "")
+        error = error.__cause__
+    return None
 
 
 def _explain_system(error: OSError) -> str:

@@ -1,0 +1,185 @@
+"""Ctrl-C, SIGKILL, two runs at once, a full disk, a folder that cannot be written: what is left is whole, and goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trimline as api
+from pipeline.artefact import PARTIAL
+from tests.end_to_end.processes import Running
+from tests.end_to_end.scenario import (
+    OPTIONS,
+    assert_nothing_half_written,
+    assert_refused,
+    changed,
+    command,
+    computed_files,
+    prose,
+    recipe,
+    tiny_inputs,
+    trimline,
+    written,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_measuring")
+SETTINGS = ("--threads", "1", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> dict[str, Any]:
+    """A recipe that calibrates for a second or more, so that it can be caught at it."""
+    inputs = tiny_inputs(tmp_path_factory.mktemp("slow"))
+    (inputs / "calibration.txt").write_text(prose(1, 1500), encoding="utf-8")
+    values = recipe("cfsp-least-squares", inputs)
+    return changed(values, "prune", "calibration", to={"windows": 1500, "window": 64})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slow, tmp_path_factory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("undisturbed")
+    api.run(slow, output, options=OPTIONS)
+    return same_named(output)
+
+
+def same_named(output: Path) -> dict[str, str]:
+    """Computed files; the key of the package depends on the output folder's name."""
+    return {re.sub(r"^package-\w+", "package", name): digest for name, digest in computed_files(output).items()}
+
+
+def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed, tmp_path):
+    path, output = written(slow, tmp_path), tmp_path / "out"
+    with subprocess.Popen(
+        command("run", path, "-o", output, *SETTINGS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not any(output.glob(f"store/{PARTIAL}prune*")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    sentences = [line for line in stderr.splitlines() if "error:" in line]
+    assert sentences == ["error: Interrupted. Finished stages are kept; the same command goes on from there."], stderr
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert_nothing_half_written(output)
+    assert not list(output.glob("store/prune-*"))
+    again = api.run(path, output, options=OPTIONS)
+    assert [name for name, artefact in again.artefacts.items() if artefact.skipped] == ["source", "text"]
+    assert same_named(output) == undisturbed
+
+
+@pytest.mark.parametrize("verb", ["prune", "evaluate"])
+def test_ctrl_c_in_a_single_verb_leaves_nothing(slow, tmp_path, verb):
+    path = written(slow, tmp_path)
+    arguments = (
+        ("prune", path, "-o", tmp_path / "made" / "plan")
+        if verb == "prune"
+        else ("evaluate", slow["model"], "--window", 64, "--windows", 2000)
+    )
+    running = Running(tmp_path / "process", *arguments)
+    if verb == "prune":
+        assert running.until(tmp_path / "made", f"{PARTIAL}plan")
+        time.sleep(0.2)
+    else:
+        time.sleep(1.0)
+    running.send(signal.SIGINT)
+    assert_refused(running.end(), "Interrupted", code=130)
+    assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
+
+
+def test_killed_again_and_again_it_still_finishes_with_the_same_bytes(slow, undisturbed, tmp_path):
+    path, output, draw = written(slow, tmp_path), tmp_path / "out", random.Random(0)
+    killed = 0
+    for number, stage in enumerate(("prune", "prune", "rebuild", "export", "benchmark")):
+        running = Running(tmp_path / f"process {number}", "run", path, "-o", output, *SETTINGS)
+        if running.until(output / "store", f"{PARTIAL}{stage}*"):
+            time.sleep(draw.random() * 0.3 * (stage == "prune"))
+            running.send(signal.SIGKILL)
+        killed += running.end().code == -signal.SIGKILL
+    assert killed >= 3
+    result = api.run(path, output, options=OPTIONS)
+    assert any(artefact.skipped for artefact in result.artefacts.values())
+    assert_nothing_half_written(output)
+    assert same_named(output) == undisturbed
+
+
+def test_two_runs_at_once_take_turns(slow, tmp_path):
+    path, output = written(slow, tmp_path), tmp_path / "out"
+    first = Running(tmp_path / "first", "run", path, "-o", output, *SETTINGS)
+    assert first.until(output / "store", f"{PARTIAL}prune*")
+    second = Running(tmp_path / "second", "run", path, "-o", output, *SETTINGS, "--json")
+    ended = first.end(), second.end()
+    assert [called.code for called in ended] == [0, 0], ended
+    assert "another run works in" in ended[1].stderr
+    assert {"source", "text", "prune", "rebuild", "export pruned", "benchmark"} <= set(ended[1].answer["skipped"])
+    assert_nothing_half_written(output)
+
+
+@pytest.mark.parametrize("kib", [16, 48, 400, 1500, 3000])
+def test_a_full_disk_leaves_only_what_is_whole(inputs, tmp_path, kib):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system here; the next test fills the disk by other means")
+    try:
+        called = trimline("run", written(recipe("cfsp-least-squares", inputs), tmp_path), "-o", disk / "out", *SETTINGS)
+        assert_refused(called, "disk is full", "run the same command again")
+        assert_nothing_half_written(disk / "out")
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert trimline("run", tmp_path / "recipe.yaml", "-o", disk / "out", *SETTINGS).code == 0
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".txt", ".onnx", ".html"])
+def test_a_disk_that_fills_at_a_kind_of_file(inputs, tmp_path, monkeypatch, suffix):
+    """Whoever writes the file, and however the library beneath says that there is no space."""
+    whole = Path.write_text
+
+    def write_text(path: Path, *arguments: Any, **named: Any) -> int:
+        if path.suffix == suffix and str(path).startswith(str(tmp_path / "out")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return whole(path, *arguments, **named)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    if suffix == ".safetensors":
+        monkeypatch.setattr("pipeline.checkpoint.save_file", full)
+    if suffix == ".onnx":
+        monkeypatch.setattr("exporters.onnx.files.ir.save", full)
+    called = trimline("run", written(recipe("cfsp-least-squares", inputs), tmp_path), "-o", tmp_path / "out", *SETTINGS)
+    assert_refused(called, "disk is full", "run the same command again")
+    assert_nothing_half_written(tmp_path / "out")
+
+
+@pytest.mark.parametrize("verb", ["run", "prune", "export"])
+@pytest.mark.parametrize("place", ["a file", "below a file", "no file system to write to"])
+def test_an_output_that_cannot_be_written(inputs, tmp_path, verb, place):
+    (tmp_path / "file").write_text("kept")
+    output = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out", "no file system to write to": Path("/proc/out")}[
+        place
+    ]
+    named = written(recipe("cfsp-least-squares", inputs), tmp_path) if verb != "export" else inputs / "model"
+    assert_refused(trimline(verb, named, "-o", output), str(output.parent if verb != "run" else output))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_an_output_that_holds_something_is_left_alone(inputs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    assert_refused(trimline("export", inputs / "model", "-o", tmp_path / "out"), "exists already", "new or empty")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
