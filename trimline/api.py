@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,11 +177,32 @@ def package(
     return run(recipe, output, options=options, events=events).package
 
 
+def by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their own names, which results are listed under.
+
+    Raises:
+        TrimlineError: two have the same name.
+    """
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in named:
+            raise TrimlineError(f"{named[name]} and {folder} are both called {name!r}.", "Rename one: results are listed by name.")
+        named[name] = folder
+    return named
+
+
+def benchmark_slice(recipe: Path | None, rounds: int | None) -> BenchmarkSlice:
+    """The benchmark part of a recipe file, or the default one, with another number of rounds where one is given."""
+    named = BenchmarkSlice() if recipe is None else read_recipe(recipe).benchmark
+    return named if rounds is None else named.model_copy(update={"rounds": rounds})
+
+
 def parse_accuracy(pairs: list[str], needed: list[str]) -> dict[str, float]:
     """``["dense=25.9"]`` to ``{"dense": 25.9}``.
 
     Raises:
-        TrimlineError: something else, or one of ``needed`` lacks its perplexity.
+        TrimlineError: something else, a name that is not among ``needed``, or one of them lacks its perplexity.
     """
     found = {}
     for pair in pairs:
@@ -188,12 +210,17 @@ def parse_accuracy(pairs: list[str], needed: list[str]) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
-            raise TrimlineError(f"{pair!r} is not NAME=VALUE with a number.", "Write --perplexity dense=25.9.") from None
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise TrimlineError(f"{pair!r} is not NAME=VALUE with a number.", "Write --perplexity dense=25.9.")
+        if name not in needed:
+            raise TrimlineError(f"No model is called {name!r}; they are {', '.join(needed)}.", "Name each after its folder.")
     lacking = [name for name in needed if name not in found]
     if lacking:
         example = " ".join(f"--perplexity {name}=…" for name in lacking)
         raise TrimlineError(
-            "No speed is shown without the accuracy that it cost.", f"Measure it with `trimline evaluate` and add {example}"
+            "No speed is shown without the accuracy that it cost.",
+            f"Measure it with `trimline evaluate`, and add {example} to this command.",
         )
     return found
 

@@ -180,21 +180,21 @@ def bench(
     perplexity: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Once for dense, once per folder by its name; no speed without one.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; fewer than 25 resolve nothing.")] = 25,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; its benchmark part says what is timed.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds; default 25, and fewer resolve nothing.")] = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time ONNX folders side by side."""
     with session(as_json, debug) as here:
-        from benchmarks.recipe import BenchmarkSlice
         from trimline import api
 
-        named = {folder.resolve().name: folder for folder in candidates}
+        named = api.by_name(candidates)
         accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
         options = _options(Device.CPU, DTypeName.AUTO, threads, False)
-        recipe = BenchmarkSlice(rounds=rounds)
-        results = api.bench(dense, named, output, accuracy=accuracy, recipe=recipe, options=options, events=here.events)
+        timing = api.benchmark_slice(recipe, rounds)
+        results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         here.answer({"folder": str(output), "comparisons": results["comparisons"]})
 
