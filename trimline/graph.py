@@ -24,7 +24,7 @@ from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune, rule_of
 from pipeline.rebuild.profiles import check_request
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Space
+from pipeline.recipe import Profile, Space
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
@@ -232,8 +232,13 @@ def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
                 continue
             fewer_heads |= space is Space.KV_GROUP
             rule = rule_of(step)
-            spread = (
-                isinstance(budget.keep, tuple) if budget.keep is not None else rule == "global" or (rule == "cfsp" and space is Space.FFN)
-            )
-            uneven[space] |= spread
+            if budget.keep is None:
+                uneven[space] |= rule == "global" or (rule == "cfsp" and space is Space.FFN)
+            elif isinstance(budget.keep, tuple):
+                uneven[space] |= _differ(budget.keep, recipe.rebuild.profile)
     return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
+
+
+def _differ(sizes: tuple[int, ...], profile: Profile) -> bool:
+    """Whether kept sizes differ in a way that matters to the profile: decilm knows absent sublayers (0)."""
+    return len(set(sizes) - ({0} if profile is Profile.DECILM else set())) > 1
