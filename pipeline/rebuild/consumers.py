@@ -14,8 +14,8 @@ from pipeline.geometry import Geometry
 from pipeline.rebuild.stock import has_sliding_window
 from pipeline.recipe import Profile
 
-Evidence = Literal["run here", "from its documentation"]
-RAN: Evidence = "run here"
+Evidence = Literal["seen to run", "from its documentation"]
+RAN: Evidence = "seen to run"
 READ: Evidence = "from its documentation"
 
 
