@@ -167,7 +167,7 @@ def _decide(
     rule = rule_of(step)
     distance = torch.tensor(list(importance.values()))
     allocation = allocate(step, space, rule, model.current, list(scores.values()), distance)
-    if space is Space.FFN and step.rounding == "tile" and step.budget[space].remove is not None:
+    if space is Space.FFN and rule == "uniform" and step.rounding == "tile" and step.budget[space].remove is not None:
         _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
     kept: dict[str, tuple[int, ...]] = {}
     for (block, score), count in zip(scores.items(), allocation.counts, strict=True):
