@@ -1,0 +1,122 @@
+"""The Python API: the verbs as functions, on plain values and on files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+
+import pytest
+
+import benchmarks.stage
+import trimline.api as api
+from benchmarks.recipe import BenchmarkSlice, Workload
+from exporters.recipe import ExportSlice
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.events import Event, Events
+from pipeline.plan import Plan
+from pipeline.recipe import Profile
+from tests.end_to_end.scenario import OPTIONS, InProcess, recipe, tiny_inputs, written
+from trimline.recipe import checked_recipe
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return tiny_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def values(inputs):
+    return recipe("cfsp-least-squares", inputs)
+
+
+@pytest.fixture(autouse=True)
+def _quick_measuring(monkeypatch):
+    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+
+
+def test_every_public_function_is_typed_and_says_what_it_does():
+    for name in api.__all__:
+        function = getattr(api, name)
+        assert inspect.getdoc(function), name
+        if inspect.isfunction(function):
+            hints = typing.get_type_hints(function, vars(api))
+            assert set(inspect.signature(function).parameters) | {"return"} == set(hints), name
+
+
+def test_a_recipe_can_be_a_file_a_recipe_or_plain_values(values, tmp_path):
+    forms = (values, checked_recipe(values), written(values, tmp_path), str(written(values, tmp_path)))
+    plans = [api.prune(form, tmp_path / str(number), options=OPTIONS) for number, form in enumerate(forms)]
+    assert all(plan.selection == plans[0].selection for plan in plans)
+    assert all(isinstance(plan, Plan) for plan in plans)
+
+
+def test_the_model_of_prune_replaces_that_of_the_recipe(values, tmp_path):
+    other = tiny_inputs(tmp_path / "other", seed=5)
+    first = api.prune(values, tmp_path / "a", options=OPTIONS)
+    second = api.prune(values, tmp_path / "b", model=other / "model", options=OPTIONS)
+    assert first.selection != second.selection
+
+
+def test_token_ids_need_no_text(values, tmp_path):
+    given = values | {"text": {"calibration": "nowhere.txt"}}
+    given["prune"] = values["prune"] | {"calibration": {"token_ids": [list(range(4, 36)), list(range(40, 72))]}}
+    plan = api.prune(given, tmp_path / "plan", options=OPTIONS)
+    assert plan.steps[0].facts["tokens"] == 64
+
+
+def test_the_verbs_one_after_another(values, inputs, tmp_path):
+    told: list[Event] = []
+    events = Events(told.append)
+    plan = api.prune(values, tmp_path / "plan", options=OPTIONS, events=events)
+    smaller = api.rebuild(inputs / "model", tmp_path / "plan", tmp_path / "smaller", profile=Profile.DECILM, options=OPTIONS, events=events)
+    assert [block.ffn for block in Checkpoint(smaller).geometry.blocks] == [len(units) for units in plan.selection.ffn]
+    found = {
+        name: api.evaluate(folder, text=str(inputs / "evaluation.txt"), windows=4, window=32, options=OPTIONS)
+        for name, folder in (("dense", inputs / "model"), ("smaller", smaller))
+    }
+    assert all(perplexity.value > 1 and len(perplexity.window_losses) == 4 for perplexity in found.values())
+    exports = {
+        name: api.export(folder, tmp_path / f"{name} onnx", options=OPTIONS)
+        for name, folder in (("dense", inputs / "model"), ("smaller", smaller))
+    }
+    results = api.bench(
+        exports["dense"],
+        {"smaller": exports["smaller"]},
+        tmp_path / "timings",
+        accuracy={name: perplexity.value for name, perplexity in found.items()},
+        recipe=BenchmarkSlice(workloads=(Workload(prompt=8),), rounds=2, minimum_seconds=0, most_seconds=1),
+        options=OPTIONS,
+    )
+    assert results["models"]["smaller"]["perplexity"] == found["smaller"].value
+    assert results == json.loads((tmp_path / "timings" / "results.json").read_text())
+    assert {event.kind for event in told} == {"progress", "note", "gate"}
+
+
+def test_report_is_drawn_again_the_same(values, tmp_path):
+    result = api.run(values, tmp_path / "run", options=OPTIONS)
+    again = api.report(tmp_path / "run", tmp_path / "again")
+    assert again.read_bytes() == result.page.read_bytes()
+    assert api.package(values, tmp_path / "run", options=OPTIONS) == result.package
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda model, out: api.rebuild(model, model, out, profile="deci"), "no shape profile 'deci'"),
+        (lambda model, out: api.rebuild(model, model, out), r"plan\.json does not exist"),
+        (lambda model, out: api.export("nowhere", out), "no model 'nowhere'"),
+        (lambda model, out: api.export(model, out, recipe=ExportSlice(lowering="portable", logits="last")), "all positions"),
+        (lambda model, out: api.evaluate(model, text="none.txt"), r"no text file none\.txt"),
+        (lambda model, out: api.bench(model, {}, out), "model"),
+        (lambda model, out: api.bench(model, {"dense": model}, out), "'dense'"),
+        (lambda model, out: api.report(model, out), r"holds no report\.json"),
+        (lambda model, out: api.run({"prune": 3}, out), "'prune'"),
+        (lambda model, out: api.run("none.yaml", out), r"no recipe none\.yaml"),
+    ],
+)
+def test_what_a_caller_can_mend_is_a_trimline_error(inputs, tmp_path, call, match):
+    with pytest.raises(TrimlineError, match=match):
+        call(inputs / "model", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
