@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import benchmarks.stage
@@ -49,7 +49,7 @@ class Running:
         return Called(self._process.exitcode, self._out.read_text(encoding="utf-8"), self.stderr)
 
 
-def _wait(found, ended) -> bool:  # type: ignore[no-untyped-def]
+def _wait(found: Callable[[], bool], ended: Callable[[], bool]) -> bool:
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         if found():

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -145,6 +144,3 @@ def all_files(output: Path) -> dict[str, tuple[str, int]]:
     """SHA-256 and time of change of every file."""
     files = (path for path in output.rglob("*") if path.is_file())
     return {path.relative_to(output).as_posix(): (file_digest(path), path.stat().st_mtime_ns) for path in files}
-
-
-Edit = Callable[[Path], object]

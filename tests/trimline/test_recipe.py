@@ -56,8 +56,8 @@ def test_a_recipe_does_not_change():
     [
         ({}, "the recipe lacks 'prune'. Add it"),
         (
-            {"prune": {"steps": [{"budget": {"ffn": {"remove": 0.5}}, "round": 8}]}},
-            "unknown key 'prune.steps.0.round'. Did you mean 'round_to'?",
+            {"prune": {"steps": [{"budget": {"ffn": {"remove": 0.5}}, "roundto": 8}]}},
+            "unknown key 'prune.steps.0.roundto'. Did you mean 'round_to'?",
         ),
         (
             {"prune": {"steps": [{"budget": {"kv_groups": {"keep": 1}}}]}},
