@@ -42,7 +42,7 @@ def model_card(
     """The text of README.md.
 
     Args:
-        report: a report.json (``trimline.report.ReportData``).
+        report: a report.json (``trimline.reporting.ReportData``).
         config: the smaller checkpoint's config.json.
         plan: a plan.json.
         recipe_text: the recipe's YAML.

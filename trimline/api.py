@@ -32,7 +32,7 @@ from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
 from trimline.graph import Run, RunResult
 from trimline.recipe import Recipe, checked_recipe, read_recipe
-from trimline.report import ReportData, write_report
+from trimline.reporting import ReportData, write_report
 
 QUIET = Events()
 HERE = RunOptions()

@@ -71,7 +71,7 @@ def run(
     """Run a recipe from model to package."""
     with session(as_json, debug) as here:
         from trimline import api
-        from trimline.report import render_terminal
+        from trimline.reporting import render_terminal
 
         command = shlex.join(["trimline", *sys.argv[1:]])
         result = api.run(recipe, output, options=_options(device, dtype, threads, trust), events=here.events, command=command)

@@ -16,8 +16,9 @@ from pipeline.plan import Plan
 from pipeline.rebuild.profiles import consumers
 from pipeline.recipe import Space
 from pipeline.sources.model import describe
+from pipeline.sources.text import SHARED_BAR
 from trimline.recipe import Recipe, recipe_text
-from trimline.report import (
+from trimline.reporting import (
     BlockRow,
     ConsumerRow,
     GateRow,
@@ -30,7 +31,7 @@ from trimline.report import (
     TextRow,
     Workload,
 )
-from trimline.report.data import Phase, Role
+from trimline.reporting.data import Phase, Role
 
 FLOPS_CONTEXT = 512
 MISSED = 0.01  # of a budget; a smaller difference is not worth a warning
@@ -210,7 +211,7 @@ def _texts(text: Mapping[str, Any], plan: Plan) -> Iterator[TextRow]:
 
 
 def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Geometry, result: Geometry) -> Iterator[str]:
-    if recipe.text.allow_overlap:
+    if text["overlap"] > SHARED_BAR:
         yield (
             f"{text['overlap']:.0%} of the evaluation text also stands in the calibration text; this was allowed by the recipe, "
             "and the perplexity of the pruned model is flattered by it."

@@ -12,7 +12,7 @@ import deploy
 import exporters
 import pipeline
 import trimline
-from benchmarks.environment import fingerprint
+from benchmarks.environment import fingerprint, versions
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
@@ -30,8 +30,8 @@ from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
 from trimline.collect import Lane, collect
 from trimline.recipe import Recipe, recipe_text
-from trimline.report import write_report
-from trimline.report.data import ReportData, Role
+from trimline.reporting import write_report
+from trimline.reporting.data import ReportData, Role
 
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
@@ -189,7 +189,9 @@ class Run:
 
     def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
         name = f"{stage} {lane}".strip()
-        self.done[name] = make_artefact(self.store, stage, depends | {"code": code_version(*rooms)}, work, self.events, lane=lane)
+        self.done[name] = make_artefact(
+            self.store, stage, depends | {"code": code_version(*rooms), "libraries": versions()}, work, self.events, lane=lane
+        )
 
     def _from(self, *names: str) -> dict[str, Any]:
         return {"inputs": {name: self.done[name].key for name in names}}

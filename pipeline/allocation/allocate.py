@@ -54,11 +54,27 @@ def allocate(
         fractions = [count / width for count, width in zip(counts, widths, strict=True)]
     elif rule == "cfsp" and space is Space.FFN:
         assert mean_distance is not None
-        fractions = retained_fractions(mean_distance, remove, step.sharpness).tolist()
+        fractions = _meeting_budget(retained_fractions(mean_distance, remove, step.sharpness).tolist(), widths, remove)
     else:
         fractions = [1 - remove] * len(widths)
     counts = _whole(step, space, rule, widths, fractions, remove)
     return Allocation(tuple(counts), {"removed fraction of units asked for": remove, "retained fractions": fractions})
+
+
+def _meeting_budget(fractions: list[float], widths: list[int], remove: float) -> list[float]:
+    """CFSP's fractions average to the budget over *blocks*; where widths differ already, scaled to meet it over units.
+
+    Blocks that would exceed their width keep all of it, and the others take over what is left.
+    """
+    target = (1 - remove) * sum(widths)
+    for _ in widths:
+        free = [i for i, fraction in enumerate(fractions) if fraction < 1]
+        open_units = sum(widths[i] * fractions[i] for i in free)
+        missing = target - sum(width * fraction for width, fraction in zip(widths, fractions, strict=True))
+        if abs(missing) < 1e-9 * target or not free or open_units == 0:
+            break
+        fractions = [min(1.0, f * (1 + missing / open_units)) if i in free else f for i, f in enumerate(fractions)]
+    return fractions
 
 
 def keep_best(score: torch.Tensor, count: int) -> torch.Tensor:

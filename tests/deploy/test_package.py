@@ -33,7 +33,7 @@ from pipeline.recipe import Profile, RebuildSlice
 from tests.tiny import tiny_model
 from tests.trimline.sample_report import sample
 from trimline.inspect import inspect_folder
-from trimline.report import write_report
+from trimline.reporting import write_report
 
 pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai, whose snippet the card prints, is not installed")
 RECIPE = "name: test\nmodel:\n  source: someone/some-model\n"

@@ -136,3 +136,12 @@ def test_a_coarse_budget_that_cannot_be_met_says_what_could(geometry: Geometry) 
     step = PruneStep(method="cfsp_extended", budget={Space.KV_GROUP: Budget(remove=0.2)})
     with pytest.raises(TrimlineError, match="Ask for one of 0.000, 0.500"):
         allocate(step, Space.KV_GROUP, "uniform", geometry, [torch.zeros(2)] * 4, None)
+
+
+def test_cfsps_rule_meets_the_budget_over_units_where_widths_differ_already(geometry: Geometry) -> None:
+    uneven = geometry.with_blocks(tuple(BlockShape(ffn, 2) for ffn in (256, 64, 192, 32)))
+    step = PruneStep(budget={Space.FFN: Budget(remove=0.5)}, round_to=1)
+    scores = [torch.rand(block.ffn) for block in uneven.blocks]
+    found = allocate(step, Space.FFN, "cfsp", uneven, scores, torch.tensor([0.1, 0.5, 0.1, 0.4]))
+    assert sum(found.counts) == pytest.approx(0.5 * 544, abs=1)
+    assert all(count <= block.ffn for count, block in zip(found.counts, uneven.blocks, strict=True))

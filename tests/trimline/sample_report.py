@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimline.report import (
+from trimline.reporting import (
     BlockRow,
     ConsumerRow,
     GateRow,

@@ -15,7 +15,7 @@ from rich.console import Console
 from pipeline.errors import TrimlineError
 from pipeline.markdown import escape
 from tests.trimline.sample_report import blocks, sample
-from trimline.report import (
+from trimline.reporting import (
     GateRow,
     Measure,
     ReportData,
@@ -26,10 +26,10 @@ from trimline.report import (
     render_terminal,
     write_report,
 )
-from trimline.report import formats as shown
-from trimline.report.content import Table
-from trimline.report.sections import sections
-from trimline.report.speed import summary
+from trimline.reporting import formats as shown
+from trimline.reporting.content import Table
+from trimline.reporting.sections import sections
+from trimline.reporting.speed import summary
 
 EVIL = '</script><script>alert("x")</script>'
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.trimline.sample_report import sample
-from trimline.report import render_html
+from trimline.reporting import render_html
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 FLAGS = (

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.options import processor_has_bf16
 from trimline.doctor.finding import Finding
-from trimline.report import formats
+from trimline.reporting import formats
 
 CGROUP = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # cgroup v2, v1

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from pipeline.sources.model import DEFAULT_PACKAGE
 from trimline.doctor.finding import Finding
-from trimline.report import formats
+from trimline.reporting import formats
 
 SHOWN = ("transformers", "gguf", "onnx", "datasets")  # others are only mentioned where they are wrong
 TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
 from trimline.inspect.graph import Graph
-from trimline.report import formats
+from trimline.reporting import formats
 
 FFN_BAR = 36  # characters of the widest bar
 KV_BAR = 12

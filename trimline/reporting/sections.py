@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trimline.report import formats, metrics
-from trimline.report.content import Cell, Code, Column, Item, Note, Plot, Section, Table, text_row
-from trimline.report.data import ReportData, Role
-from trimline.report.speed import speed_section
-from trimline.report.tables import comparison_table
+from trimline.reporting import formats, metrics
+from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, text_row
+from trimline.reporting.data import ReportData, Role
+from trimline.reporting.speed import speed_section
+from trimline.reporting.tables import comparison_table
 
 ROLES: tuple[Role, Role] = ("dense", "pruned")
 

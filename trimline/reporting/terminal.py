@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trimline.report.content import Cell
-from trimline.report.data import ReportData
-from trimline.report.headline import headline
-from trimline.report.tables import comparison_table
+from trimline.reporting.content import Cell
+from trimline.reporting.data import ReportData
+from trimline.reporting.headline import headline
+from trimline.reporting.tables import comparison_table
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "plain": ""}
 

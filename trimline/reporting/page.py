@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from trimline.report.content import Code, Note, Plot, Section, Table
-from trimline.report.data import ReportData
-from trimline.report.headline import headline, tiles
-from trimline.report.plots import figure
-from trimline.report.sections import sections
+from trimline.reporting.content import Code, Note, Plot, Section, Table
+from trimline.reporting.data import ReportData
+from trimline.reporting.headline import headline, tiles
+from trimline.reporting.plots import figure
+from trimline.reporting.sections import sections
 
 
 def render_html(data: ReportData) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.markdown import escape, fence
-from trimline.report.content import Code, Item, Note, Plot, Section, Table
-from trimline.report.data import ReportData
-from trimline.report.headline import headline
-from trimline.report.sections import sections
+from trimline.reporting.content import Code, Item, Note, Plot, Section, Table
+from trimline.reporting.data import ReportData
+from trimline.reporting.headline import headline
+from trimline.reporting.sections import sections
 
 
 def render_markdown(data: ReportData) -> str:

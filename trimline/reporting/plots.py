@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from trimline.report.data import BlockRow, ReportData, Workload
+from trimline.reporting.data import BlockRow, ReportData, Workload
 
 DENSE, PRUNED, GHOST = "var(--dense)", "var(--pruned)", "var(--ghost)"
 TEXT, GRID = "var(--text)", "var(--line)"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trimline.report import formats, metrics
-from trimline.report.content import Cell, Column, Table
-from trimline.report.data import Measure, ModelRow, Phase, ReportData, Workload
-from trimline.report.headline import speedup_cell
+from trimline.reporting import formats, metrics
+from trimline.reporting.content import Cell, Column, Table
+from trimline.reporting.data import Measure, ModelRow, Phase, ReportData, Workload
+from trimline.reporting.headline import speedup_cell
 
 Row = tuple[Cell, Cell, Cell, Cell]
 Shown = tuple[str, str, Callable[[Any], str], str]  # name, field of ModelRow, format, formula

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from trimline.report.data import Measure
+from trimline.reporting.data import Measure
 
 Show = Callable[[float], str]
 NONE = "–"

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from trimline.report import formats, metrics
-from trimline.report.content import Cell, Column, Item, Note, Plot, Section, Table
-from trimline.report.data import Measure, ReportData, Workload
-from trimline.report.headline import speedup_cell, unresolved
-from trimline.report.tables import latency_cell, tokens_per_second
+from trimline.reporting import formats, metrics
+from trimline.reporting.content import Cell, Column, Item, Note, Plot, Section, Table
+from trimline.reporting.data import Measure, ReportData, Workload
+from trimline.reporting.headline import speedup_cell, unresolved
+from trimline.reporting.tables import latency_cell, tokens_per_second
 
 P99_SAMPLES = 100  # with fewer, the 99th percentile is one or two outliers
 SUMMARY = ("Mean", "Min", "Max", "Std", "p50", "p75", "p90", "p95", "p99")

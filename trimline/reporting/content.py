@@ -82,7 +82,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Plot:
-    """Where a plot stands; ``trimline.report.plots`` draws the one of that key."""
+    """Where a plot stands; ``trimline.reporting.plots`` draws the one of that key."""
 
     key: str
     caption: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimline.report import formats
-from trimline.report.content import Cell
-from trimline.report.data import Measure, Phase, Removed, ReportData, Workload
+from trimline.reporting import formats
+from trimline.reporting.content import Cell
+from trimline.reporting.data import Measure, Phase, Removed, ReportData, Workload
 
 UNRESOLVED = "not resolved"  # as the benchmark words it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trimline.report.data import (
+from trimline.reporting.data import (
     FILE,
     BlockRow,
     ConsumerRow,
@@ -18,10 +18,10 @@ from trimline.report.data import (
     TextRow,
     Workload,
 )
-from trimline.report.headline import headline
-from trimline.report.markdown import render_markdown
-from trimline.report.page import render_html
-from trimline.report.terminal import render_terminal
+from trimline.reporting.headline import headline
+from trimline.reporting.markdown import render_markdown
+from trimline.reporting.page import render_html
+from trimline.reporting.terminal import render_terminal
 
 HTML, MARKDOWN = "report.html", "report.md"
 
