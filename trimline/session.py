@@ -51,7 +51,7 @@ def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
     try:
         with TerminalEvents(console) as shown:
             yield Session(as_json, Events(shown))
-    except typer.Exit:
+    except (typer.Exit, SystemExit):  # the second is what rich makes of a reader that went away, such as `| head`
         raise
     except BaseException as error:
         if debug:

@@ -21,7 +21,7 @@ SHARED_BAR = 0.01
 
 
 def texts(recipe: TextSlice, options: RunOptions, out: Path, events: Events) -> None:
-    """Stage: writes calibration.txt, evaluation.txt and text.json (names, SHA-256, share of evaluation lines seen).
+    """Stage: writes calibration.txt, evaluation.txt and text.json (names, SHA-256, share of the evaluation text that calibration saw).
 
     Raises:
         TrimlineError: a text cannot be read or is empty, or both are the same text (unless allowed).

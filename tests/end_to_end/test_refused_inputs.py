@@ -36,7 +36,7 @@ def values(inputs) -> dict[str, Any]:
     return recipe("cfsp-least-squares", inputs)
 
 
-def refuse(values: dict[str, Any], folder: Path, *words: str) -> None:
+def check_refused(values: dict[str, Any], folder: Path, *words: str) -> None:
     path = written(values, folder)
     assert_refused(trimline("run", path, "-o", folder / "out", "--threads", 1), *words)
     assert_nothing_half_written(folder / "out")
@@ -156,7 +156,7 @@ def test_a_damaged_model_is_refused(values, inputs, tmp_path, name):
     damage, words = DAMAGES[name]
     model = shutil.copytree(inputs / "model", tmp_path / "model")
     damage(model)
-    refuse(changed(values, "model", to=str(model)), tmp_path, *words)
+    check_refused(changed(values, "model", to=str(model)), tmp_path, *words)
 
 
 @pytest.mark.parametrize("name", ["config deep", "truncated", "no weights", "unknown family", "huge size"])
@@ -194,16 +194,16 @@ def test_a_model_that_is_not_there(values, tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
     (tmp_path / "weights.safetensors").write_bytes(b"")
-    refuse(changed(values, "model", to=name), tmp_path, *words)
+    check_refused(changed(values, "model", to=name), tmp_path, *words)
 
 
 def test_positions_and_vocabulary_bound_the_windows(tmp_path):
     inputs = tiny_inputs(tmp_path, "opt", max_position_embeddings=64)
     values = recipe("opt-portable", inputs)
-    refuse(changed(values, "prune", "calibration", "window", to=65), tmp_path, "65 tokens", "64 learned positions")
-    refuse(changed(values, "evaluate", "window", to=65), tmp_path, "65 tokens", "64 learned positions")
+    check_refused(changed(values, "prune", "calibration", "window", to=65), tmp_path, "65 tokens", "64 learned positions")
+    check_refused(changed(values, "evaluate", "window", to=65), tmp_path, "65 tokens", "64 learned positions")
     tiny_model("llama", tmp_path / "model2", vocab_size=80)
-    refuse(changed(recipe("cfsp-least-squares", inputs), "model", to=str(tmp_path / "model2")), tmp_path, "tokenizer", "80 rows")
+    check_refused(changed(recipe("cfsp-least-squares", inputs), "model", to=str(tmp_path / "model2")), tmp_path, "tokenizer", "80 rows")
 
 
 def test_overflowing_activations_are_said(tmp_path):
@@ -237,34 +237,34 @@ TEXTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
 def test_a_text_that_cannot_be_read(values, tmp_path, name):
     file, content, words = TEXTS[name]
     (tmp_path / file).write_bytes(content)
-    refuse(changed(values, "text", "calibration", to=str(tmp_path / file)), tmp_path, *words)
+    check_refused(changed(values, "text", "calibration", to=str(tmp_path / file)), tmp_path, *words)
 
 
 @pytest.mark.parametrize("name", ["none.txt", "/nowhere/none.jsonl", "./none"])
 def test_a_text_that_is_not_there(values, tmp_path, name):
-    refuse(changed(values, "text", "evaluation", to=name), tmp_path, name, "no text file")
+    check_refused(changed(values, "text", "evaluation", to=name), tmp_path, name, "no text file")
 
 
 def test_parquet_without_the_column(values, tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["words"], "n": np.arange(1)}), path)
-    refuse(changed(values, "text", "calibration", to=str(path)), tmp_path, "a.parquet", "'text'")
-    refuse(changed(values, "text", "calibration", to={"source": str(path), "column": "n"}), tmp_path, "'n'", "int")
+    check_refused(changed(values, "text", "calibration", to=str(path)), tmp_path, "a.parquet", "'text'")
+    check_refused(changed(values, "text", "calibration", to={"source": str(path), "column": "n"}), tmp_path, "'n'", "int")
 
 
 def test_a_split_that_the_default_text_lacks(values, tmp_path):
-    refuse(changed(values, "text", "calibration", to={"split": "train"}), tmp_path, "'train'", "calibration, evaluation")
+    check_refused(changed(values, "text", "calibration", to={"split": "train"}), tmp_path, "'train'", "calibration, evaluation")
 
 
 def test_the_same_text_twice(values, inputs, tmp_path):
     same = changed(values, "text", "evaluation", to=str(inputs / "calibration.txt"))
-    refuse(same, tmp_path, "100%", "text.allow_overlap: true")
+    check_refused(same, tmp_path, "100%", "text.allow_overlap: true")
     wrapped = tmp_path / "wrapped.txt"
     sentences = prose(1, 40).replace("\n", ". ")
     wrapped.write_text(sentences.replace(" ", "\n"))
     whole = tmp_path / "whole.txt"
     whole.write_text(sentences)
-    refuse(changed(values, "text", to={"calibration": str(whole), "evaluation": str(wrapped)}), tmp_path, "allow_overlap")
+    check_refused(changed(values, "text", to={"calibration": str(whole), "evaluation": str(wrapped)}), tmp_path, "allow_overlap")
 
 
 @pytest.mark.parametrize("verb", ["run", "prune"])

@@ -19,7 +19,7 @@ def values(inputs) -> dict[str, Any]:
     return recipe("cfsp-least-squares", inputs)
 
 
-def refuse(values: dict[str, Any] | str, folder: Path, *words: str, code: int = 2) -> None:
+def check_refused(values: dict[str, Any] | str, folder: Path, *words: str, code: int = 2) -> None:
     path = folder / "recipe.yaml"
     if isinstance(values, str):
         path.write_text(values, encoding="utf-8")
@@ -47,7 +47,7 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
     for place in (("model",), ("text", "calibration")):
         if path[: len(place)] == place and len(path) > len(place):
             values = changed(values, *place, to={"source": "default"})
-    refuse(changed(values, *path, to={"remove": 0.5}), tmp_path, "recipe.yaml", "unknown key", *named)
+    check_refused(changed(values, *path, to={"remove": 0.5}), tmp_path, "recipe.yaml", "unknown key", *named)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values, tmp_path, path, value, words):
-    refuse(changed(values, *path, to=value), tmp_path, "recipe.yaml", *words)
+    check_refused(changed(values, *path, to=value), tmp_path, "recipe.yaml", *words)
 
 
 @pytest.mark.parametrize("path", [("prune",), ("prune", "steps", 0, "budget")])
@@ -85,7 +85,7 @@ def test_a_missing_part_is_named(values, tmp_path, path):
     for part in path[:-1]:
         place = place[part]
     del place[path[-1]]
-    refuse(values, tmp_path, f"lacks '{'.'.join(map(str, path))}'")
+    check_refused(values, tmp_path, f"lacks '{'.'.join(map(str, path))}'")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_missing_part_is_named(values, tmp_path, path):
     ids=("flow", "tab", "alias", "python tag", "empty", "list", "twice", "twice below", "number as key", "deep", "mapping as key", "date"),
 )
 def test_a_file_that_is_no_recipe(tmp_path, text, words):
-    refuse(text, tmp_path, "recipe.yaml", *words)
+    check_refused(text, tmp_path, "recipe.yaml", *words)
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
@@ -135,7 +135,7 @@ def test_a_recipe_that_is_no_text_or_huge(tmp_path):
     ],
 )
 def test_refused_before_anything_is_measured(values, tmp_path, path, value, words):
-    refuse(changed(values, *path, to=value), tmp_path, *words)
+    check_refused(changed(values, *path, to=value), tmp_path, *words)
     assert not list((tmp_path / "out").glob("store/prune-*"))
 
 
@@ -162,7 +162,7 @@ def test_refused_before_anything_is_measured(values, tmp_path, path, value, word
 )
 def test_a_budget_that_cannot_be_met_says_what_could(values, tmp_path, change, words):
     step = values["prune"]["steps"][0] | {"compensation": "none"} | change
-    refuse(changed(changed(values, "rebuild", "profile", to="free"), *STEP, to=step), tmp_path, *words)
+    check_refused(changed(changed(values, "rebuild", "profile", to="free"), *STEP, to=step), tmp_path, *words)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_budget_that_cannot_be_met_says_what_could(values, tmp_path, change, w
     ],
 )
 def test_a_text_shorter_than_what_is_asked_for(values, tmp_path, path, value, words):
-    refuse(changed(values, *path, to=value), tmp_path, *words)
+    check_refused(changed(values, *path, to=value), tmp_path, *words)
 
 
 def test_the_recipes_that_ship_are_valid():

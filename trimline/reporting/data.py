@@ -185,7 +185,7 @@ class ReportData:
         flops_context: tokens that a token sees, for FLOPs.
         evaluation: text, window and stride behind the perplexities, in words.
         decode_points: perplexity against decode speed.
-        overlap: share of the evaluation text's lines that also stand in the calibration text, 0 to 1.
+        overlap: share of the evaluation text, by long lines or sentences, that also stands in the calibration text, 0 to 1.
         importance_name: what ``BlockRow.importance`` is.
     """
 
