@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recipe import BenchmarkSlice
 from pipeline.allocation.budget import removed_in_every_definition
 from pipeline.artefact import Artefact
 from pipeline.checkpoint import Checkpoint, read_json
@@ -134,15 +135,15 @@ def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
         if row["model"] != "pruned":
             continue
         name, phase = row["workload"], row["metric"]
-        wanted = next(w for w in results["recipe"]["workloads"] if _workload_name(w) == name)
-        prompt = wanted["prompt"]
+        wanted = next(w for w in BenchmarkSlice.model_validate(results["recipe"]).workloads if w.name == name)
+        prompt = wanted.prompt
         samples = results["samples"][name]
         yield Workload(
             name=f"{prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {prompt} cached",
             phase=phase,
             tokens=prompt if phase == "prefill" else 1,
             past=0 if phase == "prefill" else prompt,
-            batch=wanted["batch"],
+            batch=wanted.batch,
             dense=Measure(timings["dense", name, phase]["seconds"]["p50"]),
             pruned=Measure(timings["pruned", name, phase]["seconds"]["p50"]),
             dense_samples=_samples(samples["dense"], phase),
@@ -153,10 +154,6 @@ def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
             realised=_ratio(row["realised_gain"]),
             verdict=row["verdict"],
         )
-
-
-def _workload_name(workload: Mapping[str, Any]) -> str:
-    return f"{workload['prompt']}/{workload['output']}" + (f" ×{workload['batch']}" if workload["batch"] > 1 else "")
 
 
 def _samples(raw: Mapping[str, Any], phase: Phase) -> tuple[float, ...]:
