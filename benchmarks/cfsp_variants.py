@@ -32,9 +32,9 @@ REMOVE = (0.3, 0.5)
 VARIANTS: dict[str, dict[str, Any]] = {
     "published score, uniform": {"allocation": "uniform"},
     "published score, CFSP's allocation": {},
-    "normalised score, CFSP's allocation": {"score": "normalised"},
+    "normalised score, CFSP's allocation": {"options": {"score": "normalised"}},
     "published score, CFSP's allocation, least squares": {"compensation": "least_squares"},
-    "normalised score, CFSP's allocation, least squares": {"score": "normalised", "compensation": "least_squares"},
+    "normalised score, CFSP's allocation, least squares": {"options": {"score": "normalised"}, "compensation": "least_squares"},
 }
 
 

@@ -93,13 +93,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the prune stage decided about one model."""
+    """Everything the prune stage decided about one model.
+
+    Attributes:
+        family: the architecture.
+        selection: what stays.
+        steps: the rounds, in order.
+        updates: tensors whose values changed, in their final shape, under their original names.
+        scores: per step, space and block.
+        sparse: tensors whose single weights were pruned, with the pattern; the zeros of the update are the mask.
+    """
 
     family: Family
     selection: Selection
     steps: tuple[Step, ...]
     updates: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sparse: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Writes plan.json, updates.safetensors and scores.safetensors; same plan, same bytes."""
@@ -109,6 +119,7 @@ class Plan:
             "blocks": _ranges(self.selection.blocks),
             "ffn": [_ranges(units) for units in self.selection.ffn],
             "kv_groups": [_ranges(units) for units in self.selection.kv_groups],
+            "sparse": dict(sorted(self.sparse.items())),
             "steps": [
                 {
                     "title": step.title,
@@ -157,6 +168,7 @@ class Plan:
             steps=steps,
             updates=updates,
             scores=scores,
+            sparse={str(name): str(pattern) for name, pattern in document["sparse"].items()},
         )
 
 

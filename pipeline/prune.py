@@ -1,34 +1,28 @@
-"""The prune stage: for each step, measure, score, allocate, compensate; the result is a plan."""
+"""The prune stage: the recipe's steps, one after the other, each on the model that the one before left; the result is a plan."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from pipeline.allocation.allocate import FEASIBLE, Allocation, allocate, keep_best
-from pipeline.allocation.budget import removed_fraction
-from pipeline.calibrate.statistics import BlockStatistics, Needs
-from pipeline.calibrate.sweep import sweep
 from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
-from pipeline.compensation.least_squares import least_squares
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.families import Axis, Sublayer
-from pipeline.geometry import Geometry
 from pipeline.loading import load_model, load_tokenizer
-from pipeline.methods import BlockView, method_named
+from pipeline.masks import Pattern
+from pipeline.methods import ScoringMethod, StepMethod, WeightMethod, method_named
+from pipeline.methods.method import Scores
 from pipeline.options import RunOptions
 from pipeline.plan import Plan, Step
-from pipeline.recipe import Budget, PruneSlice, PruneStep, Space
+from pipeline.recipe import Budget, Pool, PruneSlice, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 from pipeline.sources.model import checkpoint_folder
-
-SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
-Scores = dict[int, torch.Tensor]  # original block number to a score per unit that is left
+from pipeline.sparsify import sparsify
+from pipeline.structured import remove_units
 
 
 def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events) -> None:
@@ -61,16 +55,46 @@ def check_steps(recipe: PruneSlice) -> None:
     """What can be known about the steps before anything is measured.
 
     Raises:
-        TrimlineError: an unknown method, or a space that the method does not score.
+        TrimlineError: an unknown method, a space that the method does not score, an option that it does not have, or
+            units that go after single weights went.
     """
+    sparse = False
     for step in recipe.steps:
-        method = method_named(step.method)
-        beyond = [space.value for space in step.budget if space not in method.spaces]
-        if beyond:
-            raise TrimlineError(
-                f"The method {step.method} does not score {beyond[0]}; it scores {', '.join(sorted(method.spaces))}.",
-                "Use another method for that space, in a step of its own.",
-            )
+        _check_step(step)
+        if sparse and Space.WEIGHT not in step.spaces:
+            raise TrimlineError("A step removes units after single weights went, and its updates would fill the zeros.",
+                                "Make the model smaller first, then sparse.")  # fmt: skip
+        sparse = sparse or Space.WEIGHT in step.spaces
+
+
+def _check_step(step: PruneStep) -> None:
+    method = method_named(step.method)
+    beyond = [space.value for space in step.spaces if space not in method.spaces]
+    if beyond:
+        raise TrimlineError(
+            f"The method {step.method} does not score {beyond[0]}; it scores {', '.join(sorted(method.spaces))}.",
+            "Use another method for that space, in a step of its own.",
+        )
+    try:
+        method.options.model_validate(step.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, valid = ".".join(map(str, first["loc"])), ", ".join(sorted(method.options.model_fields)) or "none"
+        raise TrimlineError(
+            f"The option {place!r} of the method {step.method} is wrong: {first['msg'].removeprefix('Value error, ')}.",
+            f"Its options are: {valid}; docs/recipe.md says what they take.",
+        ) from None
+    if Space.WEIGHT in step.spaces:
+        _check_weights(step)
+
+
+def _check_weights(step: PruneStep) -> None:
+    fraction, budget = Pattern.parse(step.pattern).fraction, step.budget.get(Space.WEIGHT)
+    if budget is None or budget.remove is None:
+        raise TrimlineError("The budget of space weight names no fraction.", "Write weight: {remove: 0.5}.")
+    if fraction is not None and abs(budget.remove - fraction) > 1e-9:
+        raise TrimlineError(f"Pattern {step.pattern} removes {fraction:g} of the weights, and the budget says {budget.remove:g}.",
+                            f"Write weight: {{remove: {fraction:g}}}.")  # fmt: skip
 
 
 def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events) -> Plan:
@@ -84,172 +108,45 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
     """
     steps: list[Step] = []
     scores: dict[str, torch.Tensor] = {}
-    for number, step in enumerate(recipe.steps):
-        done, per_space = run_step(model, windows, step, events)
-        steps.append(done)
-        for space, by_block in per_space.items():
-            scores |= {f"step{number}.{space}.{block}": score for block, score in by_block.items()}
-    return Plan(model.geometry.family, model.selection, tuple(steps), model.updates(), scores)
+    for step in recipe.steps:
+        for done, per_space in run_step(model, windows, step, events):
+            for space, by_block in per_space.items():
+                scores |= {f"step{len(steps)}.{space}.{block}": score for block, score in by_block.items()}
+            steps.append(done)
+    return Plan(model.geometry.family, model.selection, tuple(steps), model.updates(), scores, dict(model.sparse))
 
 
-def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> tuple[Step, dict[Space, Scores]]:
-    """One round of measure, score, allocate, compensate."""
-    scores, measured = measure(model, windows, step, events)
-    importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
-    facts: dict[str, Any] = {"tokens": windows.numel()}
-    if importance:
-        facts["block importance"] = {str(block): distance for block, distance in importance.items()}
-    kept: dict[str, tuple[int, ...]] = {}
-    for space, by_block in scores.items():
-        decided, facts[space.value] = _decide(model, step, space, by_block, importance)
-        kept |= decided
-        if space in SUBLAYERS:
-            _remove_units(model, SUBLAYERS[space], step, measured, {b: decided[f"{space}.{b}"] for b in by_block}, events)
-        else:
-            model.keep_blocks(decided[space.value])
-    title = f"{step.method} on {', '.join(space.value for space in step.budget)}"
-    return Step(title, step.model_dump(mode="json", exclude_none=True), kept, facts), scores
-
-
-def measure(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events
-) -> tuple[dict[Space, Scores], dict[int, BlockStatistics]]:
-    """One sweep: scores over the units that are left, per space and original block, and the statistics themselves."""
-    method, needs = method_named(step.method), needs_of(step)
-    scores: dict[Space, Scores] = {space: {} for space in step.budget}
-    measured: dict[int, BlockStatistics] = {}
-    for block, seen in sweep(model.model, model.geometry.family, windows, needs, events):
-        if block not in model.selection.blocks:
-            continue
-        measured[block] = seen
-        view = BlockView(seen, partial(model.weight, block), model.geometry, block)
-        for space, by_block in scores.items():
-            score = method.score(view, space, step).cpu()
-            _demand_finite(score, block, model.model)
-            left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
-            by_block[block] = score[list(left)]
-    return scores, measured
-
-
-def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
-    if not torch.isfinite(score).all():
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        raise TrimlineError(
-            f"The scores of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
-        )
-
-
-def needs_of(step: PruneStep) -> Needs:
-    """What the step's method, allocation and compensation read."""
+def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
+    """One step of the recipe, shot by shot."""
     method = method_named(step.method)
-    needs = method.needs(step)
-    if rule_of(step) == "cfsp":
-        needs |= Needs(distance=True)
-    if step.compensation == "least_squares":
-        needs |= Needs(gram=frozenset(SUBLAYERS[space] for space in step.budget if space in SUBLAYERS))
-    return needs
+    if isinstance(method, StepMethod):
+        yield from method.run(model, windows, step, events)
+        return
+    for shot in shots_of(step, model):
+        if Space.WEIGHT in step.spaces:
+            assert isinstance(method, WeightMethod)
+            yield sparsify(model, windows, shot, method, events), {}
+        else:
+            assert isinstance(method, ScoringMethod)
+            yield remove_units(model, windows, shot, method, events)
 
 
-def rule_of(step: PruneStep) -> str:
-    """How the step spreads a budget over blocks: as the recipe says, or as its method does."""
-    return step.allocation or method_named(step.method).allocation
+def shots_of(step: PruneStep, model: ShrinkingModel) -> Iterator[PruneStep]:
+    """The step in equal parts, each stated for the model as it is when its turn comes.
 
-
-def _decide(
-    model: ShrinkingModel, step: PruneStep, space: Space, scores: Scores, importance: dict[int, float]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """Space name to kept units in the original numbering, and the numbers behind it."""
-    if space is Space.LAYER:
-        count = _blocks_to_keep(step.budget[space], model.current)
-        ranking = torch.cat(list(scores.values()))
-        blocks = list(scores)
-        return {space.value: tuple(blocks[i] for i in keep_best(ranking, count).tolist())}, {"kept": count}
-    rule = rule_of(step)
-    distance = torch.tensor(list(importance.values()))
-    allocation = allocate(step, space, rule, model.current, list(scores.values()), distance)
-    if space is Space.FFN and rule == "uniform" and step.rounding == "tile" and step.budget[space].remove is not None:
-        _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
-    kept: dict[str, tuple[int, ...]] = {}
-    for (block, score), count in zip(scores.items(), allocation.counts, strict=True):
-        left = model.selection.units(SUBLAYERS[space])[block]
-        kept[f"{space}.{block}"] = tuple(left[i] for i in keep_best(score, count).tolist())
-    return kept, {"allocation": rule, "kept": list(allocation.counts)} | allocation.facts
-
-
-def _demand_tiles_met(step: PruneStep, widths: list[int], allocation: Allocation) -> None:
-    """Widths within half a tile per block of what was asked for: a block never goes below one tile."""
-    asked, got = allocation.facts["removed fraction of units asked for"], 1 - sum(allocation.counts) / sum(widths)
-    if abs(asked - got) * sum(widths) > step.round_to / 2 * len(widths) + 1e-6:
-        raise TrimlineError(
-            f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {step.round_to}; the nearest is {got:.1%}.",
-            f"Ask for {got:.3f}, or give a smaller round_to.",
-        )
-
-
-def _blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
-    """How many blocks stay.
-
-    Raises:
-        TrimlineError: that is none, or more than there are.
+    Single weights keep their zeros from shot to shot, so there each part states the whole fraction so far.
     """
-    blocks = len(geometry.blocks)
-    if isinstance(budget.keep, tuple):
-        raise TrimlineError("The budget of space layer keeps a list of sizes.", "Give one number: how many blocks stay.")
-    remove = None if budget.keep is not None else removed_fraction(budget, Space.LAYER, geometry)
-    count = round((1 - remove) * blocks) if remove is not None else budget.keep
-    assert count is not None
-    if not 1 <= count <= blocks:
-        raise TrimlineError(f"The budget keeps {count} of {blocks} blocks.", f"Keep between 1 and {blocks}.")
-    if remove is not None and abs(1 - count / blocks - remove) > FEASIBLE:
-        raise TrimlineError(
-            f"Removing {remove:.0%} of the space layer is not possible with {blocks} blocks.",
-            f"Ask for one of {', '.join(f'{gone / blocks:.3f}' for gone in range(blocks))}.",
-        )
-    return count
+    if step.shots > 1 and any(budget.keep is not None for budget in step.budget.values()):
+        raise TrimlineError("A budget of several shots says which sizes to keep.", "Say what to remove instead, or use one shot.")
+    for shot in range(step.shots):
 
+        def part(remove: float, shot: int = shot) -> float:
+            each = remove / step.shots
+            return each * (shot + 1) if Space.WEIGHT in step.spaces else each / (1 - each * shot)
 
-def _remove_units(
-    model: ShrinkingModel,
-    sublayer: Sublayer,
-    step: PruneStep,
-    measured: dict[int, BlockStatistics],
-    kept: dict[int, tuple[int, ...]],
-    events: Events,
-) -> None:
-    """Updates the readers where the step asks for it, then removes the units."""
-    compensate = step.compensation == "least_squares"
-    with events.progress("solving for the remaining weights" if compensate else "removing", len(kept)) as advance:
-        for block, units in kept.items():
-            if compensate and 0 < len(units) < len(model.selection.units(sublayer)[block]):
-                _compensate(model, sublayer, block, units, measured[block], step.damping)
-            model.keep_units(sublayer, block, units)
-            advance(1)
-
-
-def _compensate(
-    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
-) -> None:
-    """Least squares over the columns that are left now, of which ``units`` stay."""
-    reader = model.geometry.family.reader(sublayer)
-    width = model.geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
-    left = _channels(model.selection.units(sublayer)[block], width)
-    stay = _channels(units, width)
-    statistics = seen.readers[sublayer]
-    gram = statistics.gram()
-    device = gram.device
-    columns = left.to(device)
-    biased = model.geometry.has_bias(reader)
-    weight, shift = least_squares(
-        model.weight(block, reader.name)[:, left].to(device),
-        gram[columns][:, columns],
-        torch.isin(left, stay).nonzero().flatten().to(device),
-        damping,
-        total=statistics.total[columns] if biased else None,
-        tokens=seen.tokens,
-    )
-    model.update_reader(sublayer, block, stay, weight, shift)
-
-
-def _channels(units: tuple[int, ...], width: int) -> torch.Tensor:
-    """Unit numbers into channel numbers, shape (units × width,)."""
-    return (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()
+        budget: dict[Space, Budget] = {
+            space: whole if whole.remove is None else whole.model_copy(update={"remove": part(whole.remove)})
+            for space, whole in step.budget.items()
+        }
+        pooled: Pool | None = step.pooled and step.pooled.model_copy(update={"remove": part(step.pooled.remove)})
+        yield step.model_copy(update={"budget": budget, "pooled": pooled, "shots": 1})

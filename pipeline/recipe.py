@@ -74,6 +74,7 @@ class Space(StrEnum):
     FFN = "ffn"
     KV_GROUP = "kv_group"
     LAYER = "layer"
+    WEIGHT = "weight"  # single weights of every projection in the blocks; no shape changes
 
 
 class Budget(Slice):
@@ -95,24 +96,53 @@ class Budget(Slice):
         return self
 
 
+class Pool(Slice):
+    """One budget over several spaces, whose units compete by score."""
+
+    spaces: tuple[Space, ...] = Field((Space.FFN, Space.KV_GROUP), min_length=1)
+    remove: Fraction
+    of: Literal["parameters", "flops"] = Field("parameters", description="the decoder's linear parameters, or its FLOPs")
+    context: Count = Field(512, description="tokens that a token sees, for FLOPs")
+    allow_empty: bool = Field(False, description="a block may lose its whole attention or FFN")
+
+
 class PruneStep(Slice):
     """One round: measure, score, allocate, compensate."""
 
     method: str = "cfsp"
-    budget: dict[Space, Budget] = Field(min_length=1)
+    budget: dict[Space, Budget] = Field({}, description="how much goes, per space")
+    pooled: Pool | None = Field(None, description="instead of budget: one for several spaces together")
+    options: dict[str, Any] = Field({}, description="the method's own")
+    shots: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="measure and remove in so many equal parts")
+    sequential: bool | None = Field(
+        None, description="score and update each block on what the pruned blocks before it give; the method's own by default"
+    )
+    pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = Field(
+        "unstructured", description="of space weight: any weight, or n:m, which removes n of every m inputs in a row"
+    )
     allocation: Literal["cfsp", "uniform", "global"] | None = Field(
         None, description="how a space's budget is spread over the blocks; the method's own by default"
     )
     sharpness: float = Field(1.0, ge=0.0, le=1e6, description="CFSP's a: 0 is uniform")
-    score: Literal["published", "normalised"] = Field(
-        "published", description="CFSP's fine score as released, or with weight terms that do not cancel"
-    )
     round_to: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="widths become multiples of this, the budget kept")
     rounding: Literal["tile", "published"] = Field(
         "tile", description="'published' is the system's own rounding, which may miss the budget"
     )
     compensation: Literal["none", "least_squares"] = "none"
     damping: float = Field(0.01, gt=0.0, le=1e3, description="of least squares, in units of the Gram matrix's mean diagonal")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PruneStep:
+        if bool(self.budget) == bool(self.pooled):
+            raise ValueError("a step states either 'budget' or 'pooled'")
+        if Space.WEIGHT in self.spaces and len(self.spaces) > 1:
+            raise ValueError("space weight needs a step of its own")
+        return self
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """What the step is about."""
+        return self.pooled.spaces if self.pooled else tuple(self.budget)
 
 
 class PruneSlice(Slice):
@@ -141,3 +171,48 @@ class EvaluateSlice(Slice):
 
     windows: Count = 16
     window: Annotated[int, Field(ge=2, le=10**6)] = 1024
+
+
+class LoRASlice(Slice):
+    """Low-rank adapters beside the projections, merged into them at the end."""
+
+    rank: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="of every adapter, or its mean over the blocks")
+    alpha: float = Field(32.0, gt=0.0, le=1e6, description="what an adapter adds is scaled by alpha / rank")
+    dropout: Fraction = 0.0
+    targets: tuple[Literal["attention", "ffn"], ...] = Field(("attention", "ffn"), min_length=1, description="whose projections")
+    rank_by: Literal["uniform", "importance"] = Field("uniform", description="importance: our reading of CFSP's idea, the sum kept")
+    more_to: Literal["important", "pruned"] = Field("important", description="which blocks get more by importance")
+
+
+class RecoverSlice(Slice):
+    """Training of the smaller model."""
+
+    kind: Literal["lora", "full"] = Field("lora", description="adapters that are merged, or every weight")
+    loss: Literal["text", "distillation"] = Field("text", description="cross-entropy of the text, or KL divergence to the dense model")
+    temperature: float = Field(1.0, gt=0.0, le=1e3, description="of distillation")
+    hidden_states: float = Field(0.0, ge=0.0, le=1e6, description="of distillation: weight of the distance between block outputs")
+    steps: Count = Field(200, description="optimiser steps")
+    batch: Count = Field(8, description="windows per step, over all devices")
+    micro_batch: Count = Field(4, description="windows that one device holds at once; gradients are summed up to batch")
+    learning_rate: float | None = Field(None, gt=0.0, le=10.0, description="at its height; 2e-4 for lora, 2e-5 for full")
+    warm_up: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the learning rate after that")
+    weight_decay: float = Field(0.0, ge=0.0, le=10.0)
+    windows: Count = Field(64, description="of the calibration text")
+    window: Annotated[int, Field(ge=2, le=10**6)] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the windows' starts, their order, adapters and dropout")
+    save_every: Count = Field(50, description="steps between the states that a killed run goes on from")
+    lora: LoRASlice = LoRASlice()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> RecoverSlice:
+        if self.loss == "text" and {"temperature", "hidden_states"} & self.model_fields_set:
+            raise ValueError("'temperature' and 'hidden_states' belong to loss 'distillation'")
+        if self.kind == "full" and "lora" in self.model_fields_set:
+            raise ValueError("'lora' belongs to kind 'lora'")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The one given, or what suits the kind."""
+        return self.learning_rate or (2e-4 if self.kind == "lora" else 2e-5)

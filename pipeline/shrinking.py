@@ -13,6 +13,8 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear, Sublayer
 from pipeline.geometry import Geometry
 from pipeline.plan import Selection
+from pipeline.rebuild.places import place_of
+from pipeline.rebuild.surgery import select
 
 
 class ShrinkingModel:
@@ -23,6 +25,7 @@ class ShrinkingModel:
         checkpoint: the dense weights, in their own dtype.
         geometry: sizes of the dense model.
         selection: what is left.
+        sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -30,6 +33,7 @@ class ShrinkingModel:
         self.checkpoint = checkpoint
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
+        self.sparse: dict[str, str] = {}
         self._changed: dict[str, torch.Tensor] = {}
 
     @property
@@ -90,18 +94,28 @@ class ShrinkingModel:
             self._store(name + ".bias", bias)
             live.bias.data.copy_(bias)
 
+    def replace(self, name: str, value: torch.Tensor) -> None:
+        """Gives any tensor of a block new values.
+
+        Args:
+            name: its full name.
+            value: dense shape, fp32; rows and columns of removed units are ignored.
+        """
+        place = place_of(self.geometry.family, name)
+        assert place is not None, "only tensors inside blocks are updated"
+        self._store(name, value)
+        live = self.model.get_parameter(name)
+        live.data.copy_(value)
+        if isinstance(place.part, Linear):
+            self._silence(place.block, place.part)
+
     def updates(self) -> dict[str, torch.Tensor]:
-        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for blocks that stay."""
+        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for what stays."""
         kept: dict[str, torch.Tensor] = {}
-        for block in self.selection.blocks:
-            for sublayer in Sublayer:
-                linear = self.geometry.family.reader(sublayer)
-                name = self.geometry.family.module(block, linear.name)
-                if name + ".weight" in self._changed and self.selection.units(sublayer)[block]:
-                    columns = self.selection.column_indices(linear, block, self.geometry)
-                    kept[name + ".weight"] = self._changed[name + ".weight"][:, columns]
-                if name + ".bias" in self._changed:
-                    kept[name + ".bias"] = self._changed[name + ".bias"]
+        for name in sorted(self._changed):
+            place = place_of(self.geometry.family, name)
+            if place is not None and place.stays(self.selection):
+                kept[name] = select(self._changed[name], *place.indices(self.selection, self.geometry))
         return kept
 
     def _store(self, name: str, value: torch.Tensor) -> None:

@@ -223,6 +223,8 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
         return
     space, budget = budgets[0]
     of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks"}
+    if space not in of_units:
+        return
     definition = of_units[space] if budget.of == "units" else f"decoder_{budget.of}"
     got, asked = removed_in_every_definition(original, result, budget.context)[definition], budgets[0][1].remove
     if asked is not None and abs(got - asked) > MISSED:

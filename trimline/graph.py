@@ -21,13 +21,14 @@ from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
 from pipeline.options import RunOptions
-from pipeline.prune import check_steps, prune, rule_of
+from pipeline.prune import check_steps, prune
 from pipeline.rebuild.profiles import check_request
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import Profile, Space
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
+from pipeline.structured import rule_of
 from trimline.collect import Lane, collect
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import write_report
@@ -229,8 +230,11 @@ def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
     uneven = {Space.FFN: False, Space.KV_GROUP: False}
     fewer_heads = False
     for step in recipe.prune.steps:
+        if step.pooled:
+            uneven = {space: uneven[space] or space in step.spaces for space in uneven}
+            fewer_heads |= Space.KV_GROUP in step.spaces
         for space, budget in step.budget.items():
-            if space is Space.LAYER:
+            if space not in uneven:
                 continue
             fewer_heads |= space is Space.KV_GROUP
             rule = rule_of(step)

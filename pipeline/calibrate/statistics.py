@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.families import Sublayer
+from pipeline.families import Point
+
+if TYPE_CHECKING:
+    from pipeline.calibrate.gradients import BlockGradients, GradientNeeds
 
 STRIP = 256  # rows of a strip; from 192 to 384 the cost is the same
 
@@ -20,25 +24,33 @@ class Needs:
 
     Attributes:
         distance: angular distance between a block's input and output.
-        squares: sublayers whose reader's inputs are squared and summed per channel.
-        gram: sublayers whose reader's inputs are multiplied into a Gram matrix.
+        squares: where inputs are squared and summed per channel.
+        gram: where inputs are multiplied into a Gram matrix.
+        gradients: what a second sweep, backwards, collects; None without one.
     """
 
     distance: bool = False
-    squares: frozenset[Sublayer] = frozenset()
-    gram: frozenset[Sublayer] = frozenset()
+    squares: frozenset[Point] = frozenset()
+    gram: frozenset[Point] = frozenset()
+    gradients: GradientNeeds | None = None
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.distance or other.distance, self.squares | other.squares, self.gram | other.gram)
+        both = self.gradients | other.gradients if self.gradients and other.gradients else self.gradients or other.gradients
+        return Needs(self.distance or other.distance, self.squares | other.squares, self.gram | other.gram, both)
 
     @property
-    def readers(self) -> frozenset[Sublayer]:
+    def points(self) -> frozenset[Point]:
         return self.squares | self.gram
+
+    @property
+    def forward(self) -> bool:
+        """Whether a forward sweep has anything to collect."""
+        return self.distance or bool(self.points)
 
 
 @dataclass
-class ReaderStatistics:
-    """Sums over tokens of a reader's inputs x, C channels wide.
+class InputStatistics:
+    """Sums over tokens of the inputs x of projections, C channels wide.
 
     Attributes:
         squares: Σ x², shape (C,), fp32.
@@ -51,7 +63,7 @@ class ReaderStatistics:
     upper: torch.Tensor | None
 
     @classmethod
-    def zeros(cls, channels: int, with_gram: bool, device: torch.device) -> ReaderStatistics:
+    def zeros(cls, channels: int, with_gram: bool, device: torch.device) -> InputStatistics:
         def empty(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=device)
 
@@ -70,6 +82,11 @@ class ReaderStatistics:
         assert self.upper is not None
         return self.upper.triu() + self.upper.triu(1).T
 
+    def restricted(self, channels: torch.Tensor) -> InputStatistics:
+        """The same of some of the channels, given by ascending numbers."""
+        upper = None if self.upper is None else self.upper[channels][:, channels]
+        return InputStatistics(self.squares[channels], self.total[channels], upper)
+
 
 @dataclass
 class BlockStatistics:
@@ -78,13 +95,15 @@ class BlockStatistics:
     Attributes:
         tokens, sequences: how many were seen.
         distance: Σ over tokens of arccos(cos(block input, block output)) / π.
-        readers: per sublayer that was asked for.
+        inputs: per point that was asked for.
+        gradients: what the sweep backwards collected, where it was asked for.
     """
 
     tokens: int = 0
     sequences: int = 0
     distance: float = 0.0
-    readers: dict[Sublayer, ReaderStatistics] = field(default_factory=dict)
+    inputs: dict[Point, InputStatistics] = field(default_factory=dict)
+    gradients: BlockGradients | None = None
 
     @property
     def mean_distance(self) -> float:
@@ -118,9 +137,14 @@ def add_upper_gram(upper: torch.Tensor, rows: torch.Tensor) -> None:
     SmolLM2). So the rows go in as fp32, of which the processor multiplies the (exact) bf16 part and adds up in fp32.
     """
     exact = rows.float()
-    with _bf16_products() if rows.dtype == torch.bfloat16 else nullcontext():
+    with products_of(rows.dtype):
         for start in range(0, len(upper), STRIP):
             upper[start : start + STRIP, start:].addmm_(exact[:, start : start + STRIP].T, exact[:, start:])
+
+
+def products_of(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """For exact fp32 products of values that come from ``dtype``, as fast as that allows."""
+    return _bf16_products() if dtype == torch.bfloat16 else nullcontext()
 
 
 @contextmanager

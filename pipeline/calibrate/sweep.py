@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.calibrate.statistics import BlockStatistics, Needs, ReaderStatistics, angular_distances
+from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs, angular_distances
 from pipeline.events import Events
 from pipeline.families import Family
 
@@ -30,7 +30,9 @@ def batches_of(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @torch.inference_mode()
-def sweep(model: nn.Module, family: Family, windows: torch.Tensor, needs: Needs, events: Events) -> Iterator[tuple[int, BlockStatistics]]:
+def sweep(
+    model: nn.Module, family: Family, windows: torch.Tensor, needs: Needs, events: Events, sequential: bool = False
+) -> Iterator[tuple[int, BlockStatistics]]:
     """Yields (block number, its statistics) as the hidden states of all windows move from block to block.
 
     Every block is called with all the arguments that the model itself would give it, mask and rotary embeddings
@@ -42,12 +44,14 @@ def sweep(model: nn.Module, family: Family, windows: torch.Tensor, needs: Needs,
         windows: token ids, shape (N, S).
         needs: what to collect.
         events: gets one progress step per block.
+        sequential: whoever takes the block changes its weights; it then runs again, so that later blocks see that.
     """
-    states, arguments = _enter(model, family, batches_of(windows))
+    states, arguments = enter(model, family, batches_of(windows))
     blocks = blocks_of(model, family)
     with events.progress(f"calibrating on {windows.numel():,} tokens", len(blocks)) as advance:
         for number, block in enumerate(blocks):
             statistics = BlockStatistics(tokens=windows.numel(), sequences=len(windows))
+            entered = list(states) if sequential else []
             with _collecting(block, family, needs, statistics):
                 for index, before in enumerate(states):
                     after = block(before, **arguments[index][number])
@@ -56,9 +60,11 @@ def sweep(model: nn.Module, family: Family, windows: torch.Tensor, needs: Needs,
                     states[index] = after
             advance(1)
             yield number, statistics
+            for index, before in enumerate(entered):
+                states[index] = block(before, **arguments[index][number])
 
 
-def _enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
+def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
     """Hidden states that enter block 0, per batch, and the arguments that each block gets, per batch and block.
 
     The blocks only note their arguments and hand their input on, so nothing is computed twice. Batches of one shape
@@ -85,10 +91,17 @@ def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) 
         noted.append((hidden, kept))
         return hidden
 
+    with standing_in(blocks, note):
+        yield
+
+
+@contextmanager
+def standing_in(blocks: nn.ModuleList, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """``forward`` in place of every block."""
     originals = [block.forward for block in blocks]
     try:
         for block in blocks:
-            block.forward = note
+            block.forward = forward
         yield
     finally:
         for block, original in zip(blocks, originals, strict=True):
@@ -97,19 +110,19 @@ def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) 
 
 @contextmanager
 def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: BlockStatistics) -> Iterator[None]:
-    """Hooks on the readers of a block, for as long as it is measured."""
+    """Hooks on one projection per point, for as long as a block is measured."""
     with ExitStack() as hooks:
-        for sublayer in needs.readers:
-            reader = block.get_submodule(family.reader(sublayer).name)
-            assert isinstance(reader, nn.Linear)
-            zeros = ReaderStatistics.zeros(reader.in_features, sublayer in needs.gram, reader.weight.device)
-            statistics.readers[sublayer] = zeros
-            handle = reader.register_forward_pre_hook(_adder(zeros))
+        for point in needs.points:
+            linear = block.get_submodule(family.reading(point)[0].name)
+            assert isinstance(linear, nn.Linear)
+            zeros = InputStatistics.zeros(linear.in_features, point in needs.gram, linear.weight.device)
+            statistics.inputs[point] = zeros
+            handle = linear.register_forward_pre_hook(_adder(zeros))
             hooks.callback(handle.remove)
         yield
 
 
-def _adder(target: ReaderStatistics) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+def _adder(target: InputStatistics) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         target.add(inputs[0])
 

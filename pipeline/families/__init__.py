@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pipeline.errors import TrimlineError
-from pipeline.families.family import Axis, Family, Linear, Norm, Sublayer
+from pipeline.families.family import Axis, Family, Linear, Norm, Point, Sublayer
 from pipeline.families.llama import LLAMA
 from pipeline.families.mistral import MISTRAL
 from pipeline.families.opt import OPT
+from pipeline.families.phi3 import PHI3
 from pipeline.families.qwen2 import QWEN2
 from pipeline.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OPT)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OPT, PHI3)}
 
-__all__ = ["FAMILIES", "Axis", "Family", "Linear", "Norm", "Sublayer", "family_named"]
+__all__ = ["FAMILIES", "Axis", "Family", "Linear", "Norm", "Point", "Sublayer", "family_named"]
 
 
 def family_named(model_type: str) -> Family:

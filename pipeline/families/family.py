@@ -22,9 +22,23 @@ class Axis(StrEnum):
     HEAD = "head"  # head_dim indices, shared by all heads (q/k norms); never cut
 
 
+class Point(StrEnum):
+    """Where projections read. Those of one point read the same values, so they share every statistic of them."""
+
+    ATTENTION_INPUT = "attention_input"  # q, k, v
+    HEADS = "heads"  # the output projection
+    FFN_INPUT = "ffn_input"  # gate and up
+    CHANNELS = "channels"  # down
+
+
 class Sublayer(StrEnum):
     ATTENTION = "attention"
     FFN = "ffn"
+
+    @property
+    def point(self) -> Point:
+        """What the sublayer's reader reads: the sublayer's units."""
+        return Point.HEADS if self is Sublayer.ATTENTION else Point.CHANNELS
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,13 @@ class Linear:
     def sublayer(self) -> Sublayer:
         touched = {*self.rows, self.columns}
         return Sublayer.FFN if Axis.FFN in touched else Sublayer.ATTENTION
+
+    @property
+    def point(self) -> Point:
+        """Where its inputs are."""
+        if self.columns is not Axis.RESIDUAL:
+            return self.sublayer.point
+        return Point.ATTENTION_INPUT if self.sublayer is Sublayer.ATTENTION else Point.FFN_INPUT
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,10 @@ class Family:
         """The projection whose *inputs* are the sublayer's units: ``down_proj``, ``o_proj``."""
         unit = Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY
         return next(linear for linear in self.linears if linear.columns is unit)
+
+    def reading(self, point: Point) -> tuple[Linear, ...]:
+        """The projections whose inputs are at ``point``."""
+        return tuple(linear for linear in self.linears if linear.point is point)
 
     def writers(self, sublayer: Sublayer) -> tuple[Linear, ...]:
         """The projections whose *outputs* are the sublayer's units: ``gate_proj``, ``up_proj``; ``q_proj`` …"""

@@ -8,11 +8,25 @@ from pipeline.errors import TrimlineError
 from pipeline.methods.block_influence import BlockInfluence
 from pipeline.methods.cfsp import CFSP
 from pipeline.methods.cfsp_extended import CFSPExtended
-from pipeline.methods.method import BlockView, Method
+from pipeline.methods.gblm import GBLM
+from pipeline.methods.magnitude import Magnitude
+from pipeline.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
+from pipeline.methods.sparsegpt import SparseGPT
+from pipeline.methods.wanda import Wanda, WandaStructured
 
-METHODS: dict[str, Method] = {method.name: method for method in (CFSP(), CFSPExtended(), BlockInfluence())}
+REGISTERED: tuple[Method, ...] = (
+    CFSP(),
+    CFSPExtended(),
+    BlockInfluence(),
+    Magnitude(),
+    Wanda(),
+    WandaStructured(),
+    SparseGPT(),
+    GBLM(),
+)
+METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 
-__all__ = ["METHODS", "BlockView", "Method", "method_named"]
+__all__ = ["METHODS", "BlockView", "Method", "ScoringMethod", "StepMethod", "WeightMethod", "method_named"]
 
 
 def method_named(name: str) -> Method:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.calibrate.statistics import Needs
-from pipeline.methods.method import BlockView
+from pipeline.methods.method import BlockView, NoOptions
 from pipeline.recipe import PruneStep, Space
 
 
@@ -19,6 +19,7 @@ class BlockInfluence:
     name = "block_influence"
     spaces = frozenset({Space.LAYER})
     allocation = "global"
+    options = NoOptions
 
     def needs(self, step: PruneStep) -> Needs:
         """Angular distance only."""

@@ -5,12 +5,15 @@ The coarse part, block importance and its sigmoid allocation, is in ``pipeline.a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 
 from pipeline.calibrate.statistics import Needs
-from pipeline.families import Sublayer
-from pipeline.methods.method import BlockView
-from pipeline.recipe import PruneStep, Space
+from pipeline.families import Point, Sublayer
+from pipeline.methods.method import BlockView, options_of
+from pipeline.recipe import PruneStep, Slice, Space
 
 
 def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
@@ -45,23 +48,32 @@ def normalised_score(norm: torch.Tensor, reader: torch.Tensor, writers: list[tor
     return norm * share
 
 
+class CFSPOptions(Slice):
+    """Options of CFSP."""
+
+    score: Literal["published", "normalised"] = Field(
+        "published", description="CFSP's fine score as released, or with weight terms that do not cancel"
+    )
+
+
 class CFSP:
     """Exactly what was published: FFN channels, activation-norm score, allocation by block importance."""
 
     name = "cfsp"
     spaces = frozenset({Space.FFN})
     allocation = "cfsp"
+    options = CFSPOptions
 
     def needs(self, step: PruneStep) -> Needs:
         """Angular distance for the allocation, squared channel activations for the score."""
-        return Needs(distance=True, squares=frozenset({Sublayer.FFN}))
+        return Needs(distance=True, squares=frozenset({Point.CHANNELS}))
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
         """Fine importance per FFN channel."""
         norm = activation_norm(view.reader(Sublayer.FFN).squares, view.statistics.sequences)
         family = view.geometry.family
         writers = family.writers(Sublayer.FFN)
-        if step.score == "published":
+        if options_of(step, CFSPOptions).score == "published":
             return published_score(norm, view.geometry.hidden, 1 + len(writers))
         reader = view.weight(family.reader(Sublayer.FFN).name)
         return normalised_score(norm, reader, [view.weight(writer.name) for writer in writers])

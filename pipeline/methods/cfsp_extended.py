@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.calibrate.statistics import Needs
-from pipeline.families import Axis, Sublayer
+from pipeline.families import Axis, Point, Sublayer
 from pipeline.methods.cfsp import CFSP, activation_norm
 from pipeline.methods.method import BlockView
 from pipeline.recipe import PruneStep, Space
@@ -30,7 +30,7 @@ class CFSPExtended(CFSP):
 
     def needs(self, step: PruneStep) -> Needs:
         """CFSP's, and squared head outputs where KV groups are asked for."""
-        heads = frozenset({Sublayer.ATTENTION}) if Space.KV_GROUP in step.budget else frozenset()
+        heads = frozenset({Point.HEADS}) if Space.KV_GROUP in step.spaces else frozenset()
         return super().needs(step) | Needs(squares=heads)
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:

@@ -1,27 +1,47 @@
-"""What a method is: statistics and weights of one block into a score per unit."""
+"""What a method is: a rule that scores units, a rule that prunes single weights, or a whole step of its own.
+
+Every method has a ``name``, the ``spaces`` that recipes may give it a budget for, and ``options``: the model that its
+part of the recipe (``options:``) is validated with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from pipeline.calibrate.statistics import BlockStatistics, Needs, ReaderStatistics
-from pipeline.families import Sublayer
+from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
+from pipeline.events import Events
+from pipeline.families import Linear, Sublayer
 from pipeline.geometry import Geometry
-from pipeline.recipe import PruneStep, Space
+from pipeline.masks import Pattern
+from pipeline.plan import Step
+from pipeline.recipe import PruneStep, Slice, Space
+from pipeline.shrinking import ShrinkingModel
+
+Options = TypeVar("Options", bound=Slice)
+Scores = dict[Space, dict[int, torch.Tensor]]  # per space, original block number to a score per unit that was left
+
+
+class NoOptions(Slice):
+    """Of a method without options."""
+
+
+def options_of(step: PruneStep, model: type[Options]) -> Options:
+    """The step's options as the method's own model; ``check_steps`` has validated them before."""
+    return model.model_validate(step.options)
 
 
 @dataclass(frozen=True)
 class BlockView:
-    """What a method sees of one block.
+    """What a scoring method sees of one block.
 
     Attributes:
         statistics: what the sweep collected.
         weight: module name inside the block to its weight, fp32, shape (rows, columns); read when asked for.
-        geometry: sizes of the whole model.
+        geometry: sizes of the whole dense model.
         number: which block.
     """
 
@@ -30,22 +50,52 @@ class BlockView:
     geometry: Geometry
     number: int
 
-    def reader(self, sublayer: Sublayer) -> ReaderStatistics:
+    def reader(self, sublayer: Sublayer) -> InputStatistics:
         """Statistics of the inputs of the sublayer's reader."""
-        return self.statistics.readers[sublayer]
+        return self.statistics.inputs[sublayer.point]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What a weight method sees of one projection: the rows and columns that are left.
+
+    Attributes:
+        linear: which projection of the family.
+        block: original number of its block.
+        weight: fp32, shape (R, C), on the device that measures.
+        statistics: of the whole block: tokens, sequences.
+        inputs: statistics of its C inputs, as they are after the blocks before were pruned, where asked for.
+        absolute, squares: Σ|g| and Σg² over sequences, g as it was before the step, shape (R, C), where asked for.
+    """
+
+    linear: Linear
+    block: int
+    weight: torch.Tensor
+    statistics: BlockStatistics
+    inputs: InputStatistics | None = None
+    absolute: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
 
 
 class Method(Protocol):
-    """A scoring rule.
-
-    Attributes:
-        name: as recipes write it.
-        spaces: what it can score.
-        allocation: how a budget is spread over blocks unless the recipe says otherwise.
-    """
+    """Common to all: what recipes need to know."""
 
     name: str
     spaces: frozenset[Space]
+
+    @property
+    def options(self) -> type[Slice]:
+        """The model of its options."""
+
+
+@runtime_checkable
+class ScoringMethod(Method, Protocol):
+    """Scores units; counting, cutting and updating are the same for all.
+
+    Attributes:
+        allocation: how a budget is spread over blocks unless the recipe says otherwise.
+    """
+
     allocation: str
 
     def needs(self, step: PruneStep) -> Needs:
@@ -53,3 +103,22 @@ class Method(Protocol):
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
         """Importance per unit of ``space`` in this block, shape (units,), fp32; for ``layer`` shape (1,)."""
+
+
+@runtime_checkable
+class WeightMethod(Method, Protocol):
+    """Prunes single weights, projection by projection, while a sweep moves on through pruned blocks."""
+
+    def weight_needs(self, step: PruneStep) -> Needs:
+        """The statistics that ``prune`` reads."""
+
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+        """The projection's new weight, shape (R, C), fp32, with exact zeros where it was pruned."""
+
+
+@runtime_checkable
+class StepMethod(Method, Protocol):
+    """Does a whole step itself."""
+
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+        """Shrinks ``model`` and says what was decided, one entry per shot."""

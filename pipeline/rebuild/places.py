@@ -61,7 +61,7 @@ def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Pl
     for name in sorted(checkpoint.locations):
         if name.endswith(STALE_BUFFER) or name == tied_head:
             continue
-        yield name, _place(family, name)
+        yield name, place_of(family, name)
 
 
 def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -86,7 +86,12 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
         raise TrimlineError(f"The plan updates {unknown[0]}, which {checkpoint.folder} does not hold.", remedy)
 
 
-def _place(family: Family, name: str) -> Place | None:
+def place_of(family: Family, name: str) -> Place | None:
+    """Where a stored tensor stands; None outside the blocks.
+
+    Raises:
+        TrimlineError: a block holds it, and the family does not describe it.
+    """
     prefix = family.blocks + "."
     if not name.startswith(prefix):
         return None

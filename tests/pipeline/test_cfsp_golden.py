@@ -16,7 +16,7 @@ from pipeline.calibrate.sweep import sweep
 from pipeline.calibrate.windows import draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
-from pipeline.families import Sublayer
+from pipeline.families import Point
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.methods.cfsp import activation_norm, published_score
 from pipeline.prune import make_plan
@@ -41,7 +41,7 @@ def windows(reference: dict[str, Any]) -> torch.Tensor:
 def measured(smollm2: Path, windows: torch.Tensor) -> list[BlockStatistics]:
     model = load_model(smollm2, dtype=torch.float32)
     family = Checkpoint(smollm2).geometry.family
-    needs = Needs(distance=True, squares=frozenset({Sublayer.FFN}))
+    needs = Needs(distance=True, squares=frozenset({Point.CHANNELS}))
     return [seen for _, seen in sweep(model, family, windows, needs, Events())]
 
 
@@ -69,9 +69,9 @@ def test_block_importance(measured: list[BlockStatistics], reference: dict[str, 
 
 def test_channel_statistics_and_fine_score(measured: list[BlockStatistics], golden: Path) -> None:
     stored = load_file(golden / "cfsp_smollm2_stats.safetensors")
-    squares = torch.stack([seen.readers[Sublayer.FFN].squares / seen.sequences for seen in measured])
+    squares = torch.stack([seen.inputs[Point.CHANNELS].squares / seen.sequences for seen in measured])
     torch.testing.assert_close(squares, stored["scaler_row"], rtol=5e-5, atol=0)
-    scores = torch.stack([published_score(activation_norm(seen.readers[Sublayer.FFN].squares, 8), 576, 3) for seen in measured])
+    scores = torch.stack([published_score(activation_norm(seen.inputs[Point.CHANNELS].squares, 8), 576, 3) for seen in measured])
     torch.testing.assert_close(scores, stored["fine_score"], rtol=5e-5, atol=0)
 
 

@@ -12,7 +12,7 @@ from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.families import Sublayer
+from pipeline.families import Point
 from pipeline.loading import load_model
 from pipeline.prune import check_steps, make_plan
 from pipeline.rebuild.masked import load_masked
@@ -73,7 +73,7 @@ def test_a_second_step_measures_the_model_that_the_first_left(dense):
     model = load_model(dense, dtype=torch.float32)
     del model.model.layers[gone]
     measured = dict(
-        sweep(model, Checkpoint(dense).geometry.family, WINDOWS, Needs(distance=True, squares=frozenset({Sublayer.FFN})), Events())
+        sweep(model, Checkpoint(dense).geometry.family, WINDOWS, Needs(distance=True, squares=frozenset({Point.CHANNELS})), Events())
     )
     for position, block in enumerate(plan.selection.blocks):
         assert plan.steps[1].facts["block importance"][str(block)] == pytest.approx(measured[position].mean_distance, rel=1e-5)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.calibrate.statistics import Needs, ReaderStatistics, angular_distances
+from pipeline.calibrate.statistics import InputStatistics, Needs, angular_distances
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Event, Events
-from pipeline.families import Sublayer
+from pipeline.families import Point
 from pipeline.loading import load_model
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
-BOTH = frozenset(Sublayer)
+EVERY = frozenset(Point)
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -24,10 +24,10 @@ def test_statistics_are_those_of_the_models_own_forward(family: str, tmp_path: P
     model, description = load_model(folder), Checkpoint(folder).geometry.family
     windows = torch.randint(4, VOCAB, (5, 20))
     seen: dict[str, torch.Tensor] = {}
-    readers = {s: description.module(1, description.reader(s).name) for s in BOTH}
-    for sublayer, name in readers.items():
+    readers = {p: description.module(1, description.reading(p)[0].name) for p in EVERY}
+    for point, name in readers.items():
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, sublayer=sublayer: seen.__setitem__(sublayer, inputs[0].flatten(0, -2))
+            lambda _, inputs, point=point: seen.__setitem__(point, inputs[0].flatten(0, -2))
         )
     block = model.get_submodule(f"{description.blocks}.1")
     block.register_forward_hook(
@@ -40,11 +40,11 @@ def test_statistics_are_those_of_the_models_own_forward(family: str, tmp_path: P
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
 
-    statistics = dict(sweep(model, description, windows, Needs(distance=True, squares=BOTH, gram=BOTH), Events()))[1]
+    statistics = dict(sweep(model, description, windows, Needs(distance=True, squares=EVERY, gram=EVERY), Events()))[1]
     assert (statistics.tokens, statistics.sequences) == (100, 5)
-    for sublayer in BOTH:
-        rows = expected[sublayer]
-        found = statistics.readers[sublayer]
+    for point in EVERY:
+        rows = expected[point]
+        found = statistics.inputs[point]
         torch.testing.assert_close(found.squares, rows.square().sum(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.total, rows.sum(0), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.gram(), rows.T @ rows, rtol=1e-4, atol=1e-4)
@@ -54,11 +54,11 @@ def test_statistics_are_those_of_the_models_own_forward(family: str, tmp_path: P
 def test_only_what_is_needed_is_collected(tmp_path: Path) -> None:
     folder = tiny_model("llama", tmp_path)
     model, description = load_model(folder), Checkpoint(folder).geometry.family
-    needs = Needs(squares=frozenset({Sublayer.FFN}))
+    needs = Needs(squares=frozenset({Point.CHANNELS}))
     for _, statistics in sweep(model, description, torch.randint(4, VOCAB, (2, 8)), needs, Events()):
         assert statistics.distance == 0
-        assert set(statistics.readers) == {Sublayer.FFN}
-        assert statistics.readers[Sublayer.FFN].upper is None
+        assert set(statistics.inputs) == {Point.CHANNELS}
+        assert statistics.inputs[Point.CHANNELS].upper is None
 
 
 def test_the_model_is_as_before_after_a_sweep(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_model_is_as_before_after_a_sweep(tmp_path: Path) -> None:
     windows = torch.randint(4, VOCAB, (2, 8))
     with torch.inference_mode():
         before = model(windows).logits
-    list(sweep(model, description, windows, Needs(distance=True, gram=BOTH), Events()))
+    list(sweep(model, description, windows, Needs(distance=True, gram=EVERY), Events()))
     with torch.inference_mode():
         assert torch.equal(model(windows).logits, before)
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -77,13 +77,13 @@ def test_batches_of_unlike_shape_get_their_own_arguments(tmp_path: Path, monkeyp
     folder = tiny_model("opt", tmp_path)
     model, description = load_model(folder), Checkpoint(folder).geometry.family
     windows = torch.randint(4, VOCAB, (5, 10))
-    needs = Needs(distance=True, squares=BOTH)
+    needs = Needs(distance=True, squares=EVERY)
     whole = list(sweep(model, description, windows, needs, Events()))
     monkeypatch.setattr("pipeline.calibrate.sweep.BATCH_TOKENS", 20)  # batches of 2, 2 and 1 windows
     parts = list(sweep(model, description, windows, needs, Events()))
     for (_, a), (_, b) in zip(whole, parts, strict=True):
         assert a.distance == pytest.approx(b.distance, rel=1e-4)
-        torch.testing.assert_close(a.readers[Sublayer.FFN].squares, b.readers[Sublayer.FFN].squares, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a.inputs[Point.CHANNELS].squares, b.inputs[Point.CHANNELS].squares, rtol=1e-4, atol=1e-6)
 
 
 def test_progress_counts_blocks(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_gram_matrix_is_exact_to_fp32_whatever_the_dtype(dtype: torch.dtype) -
     rows = torch.randn(3000, 600).to(dtype)
     rows[0] *= 3000  # a massive token: one rounding of its products to bf16 would drown the other channels
     exact = rows.double().T @ rows.double()
-    seen = ReaderStatistics.zeros(600, True, torch.device("cpu"))
+    seen = InputStatistics.zeros(600, True, torch.device("cpu"))
     for part in rows.split(1024):
         seen.add(part)
     scale = exact.diagonal().sqrt()
@@ -121,5 +121,5 @@ def test_a_gram_matrix_is_exact_to_fp32_whatever_the_dtype(dtype: torch.dtype) -
 
 def test_the_precision_of_other_products_is_left_alone() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
-    ReaderStatistics.zeros(8, True, torch.device("cpu")).add(torch.randn(16, 8).to(torch.bfloat16))
+    InputStatistics.zeros(8, True, torch.device("cpu")).add(torch.randn(16, 8).to(torch.bfloat16))
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -1,0 +1,190 @@
+"""What the backward sweep collects of one block: gradients of weights, their Kronecker factors, gradients of masks.
+
+No parameter ever requires a gradient: those of weights are products of what a projection read and the gradient at
+what it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pipeline.calibrate.statistics import InputStatistics, products_of
+from pipeline.calibrate.sweep import Arguments
+from pipeline.families import Family, Point, Sublayer
+
+Key = TypeVar("Key", Point, str)
+# The backward pass carries this multiple of the loss, so that fp16 gradients of a mean over thousands of tokens do not
+# vanish. A power of two: bf16 and fp32 round the same with and without it.
+SCALE = 1024.0
+GBLM_SCALE = 100.0  # of gradients before the published GBLM-Pruner rounds them to fp16
+
+
+@dataclass(frozen=True)
+class GradientNeeds:
+    """What is collected; joined with ``|``, false where that is nothing. Projections go by their names inside a block.
+
+    Attributes:
+        weights: projections whose weight gradients are summed over sequences, as |g| and as g².
+        kronecker: projections whose output gradients are multiplied into a second moment, and their inputs likewise.
+        masks: sublayers whose reader's inputs get a mask, of which each sequence has a gradient.
+        half: Σ|g| as the published GBLM-Pruner adds it up: 100·|g| of each sequence rounded to fp16, and the sum kept
+            in fp16. It is divided by 100 again at the end.
+    """
+
+    weights: frozenset[str] = frozenset()
+    kronecker: frozenset[str] = frozenset()
+    masks: frozenset[Sublayer] = frozenset()
+    half: bool = False
+
+    def __or__(self, other: GradientNeeds) -> GradientNeeds:
+        return GradientNeeds(
+            self.weights | other.weights, self.kronecker | other.kronecker, self.masks | other.masks, self.half or other.half
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.weights or self.kronecker or self.masks)
+
+
+@dataclass
+class BlockGradients:
+    """Sums over the N sequences of one block, fp32. x_t is what a projection reads at token t, g_t = ∂loss/∂(what it writes).
+
+    Attributes:
+        tokens, sequences: how many were seen.
+        absolute: per projection Σ over sequences of |Σ_t g_t x_tᵀ|, shape (R, C).
+        squares: per projection Σ over sequences of (Σ_t g_t x_tᵀ)², shape (R, C).
+        outputs: per projection Σ over tokens of g_t g_tᵀ, shape (R, R).
+        inputs: per point Σ over tokens of x_t x_tᵀ, shape (C, C).
+        totals: per point Σ over tokens of x_t, shape (C,): with ``inputs`` and ``tokens``, the second moment of inputs
+            that a constant 1 was appended to.
+        masks: per sublayer ∂loss/∂m of each sequence at m = 1, where the reader reads m ∘ x, shape (N, C).
+    """
+
+    tokens: int
+    sequences: int
+    absolute: dict[str, torch.Tensor] = field(default_factory=dict)
+    squares: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[Point, torch.Tensor] = field(default_factory=dict)
+    totals: dict[Point, torch.Tensor] = field(default_factory=dict)
+    masks: dict[Sublayer, torch.Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks):
+            yield from kind.values()
+
+
+class Tally:
+    """Runs one block with gradients, batch after batch, and adds up what was asked for."""
+
+    def __init__(self, family: Family, needs: GradientNeeds, block: nn.Module) -> None:
+        self.needs, self.block = needs, block
+        self.readers = {sublayer: family.reader(sublayer).name for sublayer in Sublayer if sublayer in needs.masks}
+        self.written = [linear for linear in family.linears if linear.name in needs.weights | needs.kronecker]
+        self.absolute: dict[str, torch.Tensor] = {}
+        self.squares: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, InputStatistics] = {}
+        self.inputs: dict[Point, InputStatistics] = {}
+        self.masks: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in self.readers}
+
+    def through(self, hidden: torch.Tensor, arguments: Arguments, upstream: torch.Tensor) -> torch.Tensor:
+        """Gradient at the block's input, given that at its output; both as ``hidden``, shape (B, S, H)."""
+        hidden = hidden.detach().requires_grad_()
+        names = {linear.name for linear in self.written} | set(self.readers.values())
+        with torch.enable_grad(), _tapped(self.block, names) as taps:
+            after = self.block(hidden, **arguments)
+        writes = [taps[linear.name][1] for linear in self.written]
+        reads = [taps[reader][0] for reader in self.readers.values()]
+        result, *gradients = torch.autograd.grad(after, [hidden, *writes, *reads], upstream)
+        self._add_written(taps, gradients[: len(writes)], len(hidden))
+        for sublayer, read, gradient in zip(self.readers, reads, gradients[len(writes) :], strict=True):
+            self.masks[sublayer].append(mask_gradients(_by_sequence(read, len(hidden)), _by_sequence(gradient, len(hidden))))
+        return result
+
+    def _add_written(self, taps: dict[str, tuple[torch.Tensor, torch.Tensor]], gradients: list[torch.Tensor], sequences: int) -> None:
+        measured: set[Point] = set()
+        for linear, gradient in zip(self.written, gradients, strict=True):
+            read, written = _by_sequence(taps[linear.name][0], sequences), _by_sequence(gradient, sequences)
+            if linear.name in self.needs.weights:
+                self._add_weights(linear.name, read, written)
+            if linear.name in self.needs.kronecker:
+                _moment(self.outputs, linear.name, written)
+                if linear.point not in measured:
+                    _moment(self.inputs, linear.point, read)
+                measured.add(linear.point)
+
+    def _add_weights(self, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        shape = outputs.shape[-1], inputs.shape[-1]
+        if name not in self.squares:
+            self.squares[name] = torch.zeros(shape, device=inputs.device)
+            self.absolute[name] = torch.zeros(shape, device=inputs.device, dtype=torch.float16 if self.needs.half else None)
+        add_weight_gradients(self.absolute[name], self.squares[name], inputs, outputs)
+
+    def gradients(self, windows: torch.Tensor) -> BlockGradients:
+        """What was added up, without SCALE."""
+        back = GBLM_SCALE if self.needs.half else SCALE
+        return BlockGradients(
+            tokens=windows.numel(),
+            sequences=len(windows),
+            absolute={name: total.float() / back for name, total in self.absolute.items()},
+            squares={name: total / SCALE**2 for name, total in self.squares.items()},
+            outputs={name: moment.gram().div_(SCALE**2) for name, moment in self.outputs.items()},
+            inputs={point: moment.gram() for point, moment in self.inputs.items()},
+            totals={point: moment.total for point, moment in self.inputs.items()},
+            masks={sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()},
+        )
+
+
+def add_weight_gradients(absolute: torch.Tensor, squares: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+    """Adds |g| and g² of each sequence's weight gradient g = Σ_t outputs_t inputs_tᵀ to (R, C), in place.
+
+    Args:
+        absolute: Σ|g| in fp32, SCALE times too large; or in fp16, as the published GBLM-Pruner has it.
+        squares: Σg², fp32.
+        inputs: what the projection read, shape (B, S, C).
+        outputs: the gradients at what it wrote, shape (B, S, R).
+    """
+    half = absolute.dtype == torch.float16
+    with products_of(torch.promote_types(inputs.dtype, outputs.dtype)):
+        for read, written in zip(inputs, outputs, strict=True):  # one at a time: each is as large as the weight
+            gradient = written.float().T @ read.float()
+            squares.addcmul_(gradient, gradient)
+            absolute.add_((gradient.abs_() * (GBLM_SCALE / SCALE)).half() if half else gradient.abs_())
+
+
+def mask_gradients(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """Σ over tokens of input × gradient at it, shape (B, C), fp32; both (B, S, C)."""
+    return (inputs.float() * gradients.float()).sum(1)
+
+
+def _moment(moments: dict[Key, InputStatistics], key: Key, rows: torch.Tensor) -> None:
+    """Adds Σ over tokens of row rowᵀ to the moment of that name; ``rows`` is (B, S, C)."""
+    if key not in moments:
+        moments[key] = InputStatistics.zeros(rows.shape[-1], True, rows.device)
+    moments[key].add(rows)
+
+
+def _by_sequence(values: torch.Tensor, sequences: int) -> torch.Tensor:
+    """(B, S, C) without a graph; some architectures hand all tokens of a batch to their FFN as rows."""
+    return values.detach().reshape(sequences, -1, values.shape[-1])
+
+
+@contextmanager
+def _tapped(block: nn.Module, names: set[str]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """What the named projections read and write while the block runs, by name."""
+    taps: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tap(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        return lambda _, inputs, output: taps.__setitem__(name, (inputs[0], output))
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(block.get_submodule(name).register_forward_hook(tap(name)).remove)
+        yield taps

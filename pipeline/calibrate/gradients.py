@@ -1,0 +1,129 @@
+"""Gradients of the loss, block by block from the last to the first, with one block's graph in memory at a time.
+
+A forward pass without gradients keeps what entered every block. Then each block runs once more with gradients, from
+the last to the first, and hands the gradient at its input to the block before it.
+
+The loss of a sequence is the mean cross-entropy of its S − 1 predictions (transformers' convention), and every gradient
+is that of its own sequence's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pipeline.calibrate.block_gradients import SCALE, BlockGradients, GradientNeeds, Tally
+from pipeline.calibrate.saved_states import SavedStates, saved_states
+from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, enter, standing_in
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.families import Family
+
+__all__ = ["BlockGradients", "GradientNeeds", "gradient_sweep"]
+
+HEAD_TOKENS = 512  # logits of so many tokens at a time: 100 MB in fp32 at a vocabulary of 49,152
+
+
+def gradient_sweep(
+    model: nn.Module, family: Family, windows: torch.Tensor, needs: GradientNeeds, events: Events
+) -> Iterator[tuple[int, BlockGradients]]:
+    """Yields (block number, its gradients), the last block first.
+
+    What whoever takes a block does to its weights changes nothing in the blocks that follow. Between the blocks the
+    model is in evaluation mode and no parameter requires a gradient; afterwards both are as before.
+
+    Args:
+        model: a causal language model.
+        family: its description.
+        windows: token ids, shape (N, S), S at least 2.
+        needs: what to collect.
+        events: gets two progress steps per block, one on the way forward and one on the way back.
+
+    Raises:
+        TrimlineError: gradients overflow in the model's dtype; it names the block.
+        OSError: the disk is full.
+    """
+    blocks, batches = blocks_of(model, family), batches_of(windows)
+    text = f"gradients on {windows.numel():,} tokens"
+    with _frozen(model), saved_states() as saved, events.progress(text, 2 * len(blocks)) as advance:
+        states, arguments = _forward(model, family, batches, saved, advance)
+        upstream = [_loss_gradient(model, blocks, hidden, batch) for hidden, batch in zip(states, batches, strict=True)]
+        del states
+        for number in reversed(range(len(blocks))):
+            tally = Tally(family, needs, blocks[number])
+            for index, gradient in enumerate(upstream):
+                hidden = saved.take((number, index))
+                upstream[index] = tally.through(hidden, arguments[index][number], gradient)
+            found = tally.gradients(windows)
+            _demand_finite((*found.tensors(), *upstream), number, model)
+            advance(1)
+            yield number, found
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no parameter that requires a gradient, for as long as it lasts."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_()
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def _forward(
+    model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...], saved: SavedStates, advance: Callable[[int], None]
+) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
+    """What leaves the last block, per batch, and the arguments of every block; what enters each block is saved."""
+    states, arguments = enter(model, family, batches)
+    for number, block in enumerate(blocks_of(model, family)):
+        for index, before in enumerate(states):
+            saved.put((number, index), before)
+            states[index] = block(before, **arguments[index][number])
+        advance(1)
+    return states, arguments
+
+
+def _loss_gradient(model: nn.Module, blocks: nn.ModuleList, hidden: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """SCALE times the gradient of each sequence's loss at what leaves the last block; ``hidden`` and result (B, S, H)."""
+    rows, targets = hidden[:, :-1].flatten(0, 1), windows[:, 1:].flatten().to(hidden.device)
+    share = SCALE / (windows.shape[1] - 1)
+    parts = [
+        _head_gradient(model, blocks, some, target, share)
+        for some, target in zip(rows.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
+    ]
+    gradient = torch.zeros_like(hidden)
+    gradient[:, :-1] = torch.cat(parts).view_as(gradient[:, :-1])
+    return gradient
+
+
+def _head_gradient(model: nn.Module, blocks: nn.ModuleList, rows: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
+    """``share`` times the gradient of the summed cross-entropy at ``rows`` (T, H); targets (T,).
+
+    The model itself turns rows into logits, whatever it has behind its blocks. Every row is a sequence of its own,
+    because a table of positions may be shorter than T.
+    """
+    hidden = rows.detach()[:, None].requires_grad_()
+    with torch.enable_grad(), standing_in(blocks, lambda *_, **__: hidden):
+        logits = model(input_ids=targets[:, None], use_cache=False).logits[:, 0]
+    slope = logits.detach().float().softmax(-1)
+    slope[torch.arange(len(slope), device=slope.device), targets] -= 1
+    (gradient,) = torch.autograd.grad(logits, hidden, (slope * share).to(logits.dtype))
+    return gradient[:, 0]
+
+
+def _demand_finite(found: Iterable[torch.Tensor], block: int, model: nn.Module) -> None:
+    if not all(torch.isfinite(tensor).all() for tensor in found):
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise TrimlineError(
+            f"The gradients of block {block} are not finite: its activations or gradients overflow in {dtype}.",
+            "Measure in float32: --dtype float32.",
+        )

@@ -1,0 +1,132 @@
+"""Single weights, block by block: what is pruned in one block is what the blocks after it are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
+from pipeline.calibrate.saved_states import saved_states
+from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.calibrate.sweep import sweep
+from pipeline.events import Events
+from pipeline.families import Linear
+from pipeline.masks import Pattern
+from pipeline.methods.method import LayerView, WeightMethod
+from pipeline.plan import Step
+from pipeline.recipe import PruneStep, Space
+from pipeline.shrinking import ShrinkingModel
+
+
+def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: WeightMethod, events: Events) -> Step:
+    """One round over all blocks: measure, prune every projection, run the block again.
+
+    Rows and columns that are gone already take no part: fractions and groups are of what is left.
+
+    Raises:
+        TrimlineError: a projection's inputs are no multiple of the pattern's group.
+    """
+    pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
+    assert remove is not None
+    check_widths(model, pattern)
+    needs = method.weight_needs(step)
+    zeros = total = 0
+    with weight_gradients(model, windows, needs.gradients, events) as gradients:
+        for block, seen in sweep(model.model, model.geometry.family, windows, needs, events, sequential=True):
+            if block not in model.selection.blocks:
+                continue
+            seen.gradients = gradients(block)
+            for linear in live_linears(model, block):
+                pruned = method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
+                store(model, block, linear, pruned, step.pattern)
+                zeros, total = zeros + int((pruned == 0).sum()), total + pruned.numel()
+    facts = {"tokens": windows.numel(), "pattern": step.pattern, "zero fraction": zeros / max(total, 1)}
+    return Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts)
+
+
+@contextmanager
+def weight_gradients(
+    model: ShrinkingModel, windows: torch.Tensor, needs: GradientNeeds | None, events: Events
+) -> Iterator[Callable[[int], BlockGradients | None]]:
+    """Hands out, once per block and in any order, the weight gradients of the model as it is on entry; None without needs.
+
+    A sweep backwards ends where the sweep that reads them starts, and together they are twice as large as the weights
+    in fp32: beyond a limit they wait in files.
+    """
+    kept: dict[int, tuple[list[str], BlockGradients]] = {}
+    with saved_states() as saved:
+        for block, found in gradient_sweep(model.model, model.geometry.family, windows, needs, events) if needs else ():
+            names = sorted(found.absolute)
+            for place, name in enumerate(names):
+                saved.put((block, 2 * place), found.absolute.pop(name))
+                saved.put((block, 2 * place + 1), found.squares.pop(name))
+            kept[block] = names, found
+
+        def take(block: int) -> BlockGradients | None:
+            if block not in kept:
+                return None
+            names, found = kept.pop(block)
+            for place, name in enumerate(names):
+                found.absolute[name], found.squares[name] = saved.take((block, 2 * place)), saved.take((block, 2 * place + 1))
+            return found
+
+        yield take
+
+
+def check_widths(model: ShrinkingModel, pattern: Pattern) -> None:
+    """Whether every projection that is left can hold whole groups.
+
+    Raises:
+        TrimlineError: names one that cannot.
+    """
+    family = model.geometry.family
+    for block in model.selection.blocks:
+        for linear in live_linears(model, block):
+            columns = model.selection.column_indices(linear, block, model.geometry)
+            width = model.geometry.hidden if columns is None else len(columns)
+            pattern.check_width(width, family.module(block, linear.name))
+
+
+def live_linears(model: ShrinkingModel, block: int) -> Iterable[Linear]:
+    """The projections of a block that are still there."""
+    return [linear for linear in model.geometry.family.linears if model.selection.units(linear.sublayer)[block]]
+
+
+def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:
+    """A projection's rows and columns that are left, with the statistics of those inputs."""
+    rows, columns = live_indices(model, block, linear)
+    device = next(model.model.parameters()).device
+    inputs, gradients = seen.inputs.get(linear.point), seen.gradients
+
+    def left(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[rows][:, columns].to(device)
+
+    return LayerView(
+        linear=linear,
+        block=block,
+        weight=model.weight(block, linear.name)[rows][:, columns].to(device),
+        statistics=seen,
+        inputs=inputs.restricted(columns) if inputs else None,
+        absolute=left(gradients.absolute.get(linear.name)) if gradients else None,
+        squares=left(gradients.squares.get(linear.name)) if gradients else None,
+    )
+
+
+def live_indices(model: ShrinkingModel, block: int, linear: Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Original numbers of the rows and of the columns of a projection that are left."""
+    dense = model.geometry.linear_shape(linear, model.geometry.blocks[block])
+    rows = model.selection.row_indices(linear, block, model.geometry)
+    columns = model.selection.column_indices(linear, block, model.geometry)
+    return torch.arange(dense[0]) if rows is None else rows, torch.arange(dense[1]) if columns is None else columns
+
+
+def store(model: ShrinkingModel, block: int, linear: Linear, pruned: torch.Tensor, pattern: str) -> None:
+    """Writes the pruned rows and columns back, and that they are sparse."""
+    name = model.geometry.family.module(block, linear.name) + ".weight"
+    rows, columns = live_indices(model, block, linear)
+    full = model.tensor(name).clone()
+    full[rows[:, None], columns] = pruned.cpu()
+    model.replace(name, full)
+    model.sparse[name] = pattern

@@ -1,0 +1,264 @@
+"""One round of removing units: measure, score, allocate, compensate."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.allocation.allocate import FEASIBLE, Allocation, allocate, keep_best
+from pipeline.allocation.budget import removed_fraction
+from pipeline.allocation.pooled import pooled_allocation
+from pipeline.calibrate.gradients import gradient_sweep
+from pipeline.calibrate.statistics import BlockStatistics, Needs
+from pipeline.calibrate.sweep import sweep
+from pipeline.compensation.least_squares import least_squares
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.families import Axis, Sublayer
+from pipeline.geometry import Geometry
+from pipeline.methods import ScoringMethod, method_named
+from pipeline.methods.method import BlockView, Scores
+from pipeline.plan import Step
+from pipeline.recipe import Budget, PruneStep, Space
+from pipeline.shrinking import ShrinkingModel
+
+SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
+Measured = dict[int, BlockStatistics]
+Counts = dict[Space, dict[int, int]]  # per space, original block number to how many units stay
+
+
+def remove_units(
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events
+) -> tuple[Step, Scores]:
+    """One round over all blocks; ``model`` ends smaller."""
+    sequential = getattr(method, "sequential", False) if step.sequential is None else step.sequential
+    scores, measured = measure(model, windows, step, events, compensated=not sequential)
+    importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
+    facts: dict[str, Any] = {"tokens": windows.numel()}
+    if importance:
+        facts["block importance"] = {str(block): distance for block, distance in importance.items()}
+    counts, decided = _counts(model, step, scores, importance)
+    facts |= decided
+    kept = _layers(model, counts, scores)
+    if sequential:
+        measured.clear()
+        kept |= _remove_sequentially(model, windows, step, scores, counts, events)
+    else:
+        kept |= _remove_at_once(model, step, scores, measured, counts, events)
+    title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
+    return Step(title, step.model_dump(mode="json", exclude_none=True), kept, facts), scores
+
+
+def measure(
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, compensated: bool = True
+) -> tuple[Scores, Measured]:
+    """Scores over the units that are left, per space and original block, and the statistics themselves.
+
+    Args:
+        compensated: whether the statistics are to hold what the step's compensation reads.
+    """
+    method, needs = method_named(step.method), needs_of(step, compensated)
+    assert isinstance(method, ScoringMethod)
+    family, measured = model.geometry.family, {}
+    if needs.forward or not needs.gradients:
+        measured = {b: s for b, s in sweep(model.model, family, windows, needs, events) if b in model.selection.blocks}
+    else:
+        measured = {block: BlockStatistics(windows.numel(), len(windows)) for block in model.selection.blocks}
+    scores: Scores = {space: {} for space in step.spaces}
+    if needs.gradients:
+        for block, gradients in gradient_sweep(model.model, family, windows, needs.gradients, events):
+            if block in measured:
+                measured[block].gradients = gradients
+                _score(model, method, step, block, measured[block], scores)
+                measured[block].gradients = None  # as large as the weights or larger
+        return {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}, measured
+    for block, seen in measured.items():
+        _score(model, method, step, block, seen, scores)
+    return scores, measured
+
+
+def _score(model: ShrinkingModel, method: ScoringMethod, step: PruneStep, block: int, seen: BlockStatistics, scores: Scores) -> None:
+    view = BlockView(seen, partial(model.weight, block), model.geometry, block)
+    for space, by_block in scores.items():
+        score = method.score(view, space, step).float().cpu()
+        _demand_finite(score, block, model.model)
+        left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
+        by_block[block] = score[list(left)]
+
+
+def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
+    if not torch.isfinite(score).all():
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise TrimlineError(
+            f"The scores of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
+        )
+
+
+def needs_of(step: PruneStep, compensated: bool = True) -> Needs:
+    """What the step's method, allocation and (if it is measured now) compensation read."""
+    method = method_named(step.method)
+    assert isinstance(method, ScoringMethod)
+    needs = method.needs(step)
+    if rule_of(step) == "cfsp":
+        needs |= Needs(distance=True)
+    if compensated and step.compensation == "least_squares":
+        needs |= Needs(gram=frozenset(SUBLAYERS[space].point for space in step.spaces if space in SUBLAYERS))
+    return needs
+
+
+def rule_of(step: PruneStep) -> str:
+    """How the step spreads a budget over blocks: as the recipe says, or as its method does."""
+    method = method_named(step.method)
+    return step.allocation or (method.allocation if isinstance(method, ScoringMethod) else "global")
+
+
+def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
+    """How many units stay, and the numbers behind it."""
+    if step.pooled:
+        costs = getattr(method_named(step.method), "unit_costs", None)
+        return pooled_allocation(model.current, step, scores, costs(model.geometry, step) if costs else None)
+    counts: Counts = {}
+    facts: dict[str, Any] = {}
+    for space, by_block in scores.items():
+        if space is Space.LAYER:
+            kept = _blocks_to_keep(step.budget[space], model.current)
+            best = keep_best(torch.cat(list(by_block.values())), kept).tolist()
+            counts[space] = {block: int(place in best) for place, block in enumerate(by_block)}
+            facts[space.value] = {"kept": kept}
+        else:
+            counts[space], facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
+    return counts, facts
+
+
+def _units_to_keep(
+    model: ShrinkingModel, step: PruneStep, space: Space, scores: dict[int, torch.Tensor], importance: dict[int, float]
+) -> tuple[dict[int, int], dict[str, Any]]:
+    rule = rule_of(step)
+    allocation = allocate(step, space, rule, model.current, list(scores.values()), torch.tensor(list(importance.values())))
+    if space is Space.FFN and rule == "uniform" and step.rounding == "tile" and step.budget[space].remove is not None:
+        _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
+    facts = {"allocation": rule, "kept": list(allocation.counts)} | allocation.facts
+    return dict(zip(scores, allocation.counts, strict=True)), facts
+
+
+def _demand_tiles_met(step: PruneStep, widths: list[int], allocation: Allocation) -> None:
+    """Widths within half a tile per block of what was asked for: a block never goes below one tile."""
+    asked, got = allocation.facts["removed fraction of units asked for"], 1 - sum(allocation.counts) / sum(widths)
+    if abs(asked - got) * sum(widths) > step.round_to / 2 * len(widths) + 1e-6:
+        raise TrimlineError(
+            f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {step.round_to}; the nearest is {got:.1%}.",
+            f"Ask for {got:.3f}, or give a smaller round_to.",
+        )
+
+
+def _blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
+    """How many blocks stay.
+
+    Raises:
+        TrimlineError: that is none, or more than there are.
+    """
+    blocks = len(geometry.blocks)
+    if isinstance(budget.keep, tuple):
+        raise TrimlineError("The budget of space layer keeps a list of sizes.", "Give one number: how many blocks stay.")
+    remove = None if budget.keep is not None else removed_fraction(budget, Space.LAYER, geometry)
+    count = round((1 - remove) * blocks) if remove is not None else budget.keep
+    assert count is not None
+    if not 1 <= count <= blocks:
+        raise TrimlineError(f"The budget keeps {count} of {blocks} blocks.", f"Keep between 1 and {blocks}.")
+    if remove is not None and abs(1 - count / blocks - remove) > FEASIBLE:
+        raise TrimlineError(
+            f"Removing {remove:.0%} of the space layer is not possible with {blocks} blocks.",
+            f"Ask for one of {', '.join(f'{gone / blocks:.3f}' for gone in range(blocks))}.",
+        )
+    return count
+
+
+def _layers(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, tuple[int, ...]]:
+    """Drops whole blocks."""
+    if Space.LAYER not in scores:
+        return {}
+    blocks = tuple(block for block, count in counts[Space.LAYER].items() if count)
+    model.keep_blocks(blocks)
+    return {Space.LAYER.value: blocks}
+
+
+def _remove_at_once(
+    model: ShrinkingModel, step: PruneStep, scores: Scores, measured: Measured, counts: Counts, events: Events
+) -> dict[str, tuple[int, ...]]:
+    """Every block on what the model as it was gave."""
+    spaces = [space for space in scores if space in SUBLAYERS]
+    kept: dict[str, tuple[int, ...]] = {}
+    solving = step.compensation == "least_squares"
+    with events.progress("solving for the remaining weights" if solving else "removing", len(spaces) * len(measured)) as advance:
+        for space in spaces:
+            for block in sorted(scores[space]):
+                kept |= _keep(model, step, space, block, scores[space][block], counts[space][block], measured[block])
+                advance(1)
+    return kept
+
+
+def _remove_sequentially(
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, measured: Scores, counts: Counts, events: Events
+) -> dict[str, tuple[int, ...]]:
+    """Every block on what the pruned blocks before it give; its statistics are dropped when it is done.
+
+    Scores that come from gradients stay those of the model as it was: gradients flow from the last block to the first.
+    """
+    method = method_named(step.method)
+    assert isinstance(method, ScoringMethod)
+    spaces = [space for space in step.spaces if space in SUBLAYERS]
+    kept: dict[str, tuple[int, ...]] = {}
+    for block, seen in sweep(model.model, model.geometry.family, windows, needs_of(step), events, sequential=True):
+        if block not in model.selection.blocks:
+            continue
+        scores = measured
+        if not method.needs(step).gradients:
+            scores = {space: {} for space in spaces}
+            _score(model, method, step, block, seen, scores)
+        for space in spaces:
+            kept |= _keep(model, step, space, block, scores[space][block], counts[space][block], seen)
+    return kept
+
+
+def _keep(
+    model: ShrinkingModel, step: PruneStep, space: Space, block: int, score: torch.Tensor, count: int, seen: BlockStatistics
+) -> dict[str, tuple[int, ...]]:
+    """Keeps a block's best units, updating the reader where the step asks for it."""
+    sublayer = SUBLAYERS[space]
+    left = model.selection.units(sublayer)[block]
+    units = tuple(left[i] for i in keep_best(score, count).tolist())
+    if step.compensation == "least_squares" and 0 < len(units) < len(left):
+        compensate(model, sublayer, block, units, seen, step.damping)
+    model.keep_units(sublayer, block, units)
+    return {f"{space}.{block}": units}
+
+
+def compensate(
+    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
+) -> None:
+    """Least squares over the columns that are left now, of which ``units`` stay."""
+    reader = model.geometry.family.reader(sublayer)
+    width = model.geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
+    left = _channels(model.selection.units(sublayer)[block], width)
+    stay = _channels(units, width)
+    statistics = seen.inputs[sublayer.point]
+    gram = statistics.gram()
+    device = gram.device
+    columns = left.to(device)
+    biased = model.geometry.has_bias(reader)
+    weight, shift = least_squares(
+        model.weight(block, reader.name)[:, left].to(device),
+        gram[columns][:, columns],
+        torch.isin(left, stay).nonzero().flatten().to(device),
+        damping,
+        total=statistics.total[columns] if biased else None,
+        tokens=seen.tokens,
+    )
+    model.update_reader(sublayer, block, stay, weight, shift)
+
+
+def _channels(units: tuple[int, ...], width: int) -> torch.Tensor:
+    """Unit numbers into channel numbers, shape (units × width,)."""
+    return (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()
