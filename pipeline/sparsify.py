@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.events import Events
 from pipeline.families import Linear
+from pipeline.live import check_widths, live_indices, live_linears, store
 from pipeline.masks import Pattern
 from pipeline.methods.method import LayerView, WeightMethod
 from pipeline.plan import Step
@@ -75,25 +76,6 @@ def weight_gradients(
         yield take
 
 
-def check_widths(model: ShrinkingModel, pattern: Pattern) -> None:
-    """Whether every projection that is left can hold whole groups.
-
-    Raises:
-        TrimlineError: names one that cannot.
-    """
-    family = model.geometry.family
-    for block in model.selection.blocks:
-        for linear in live_linears(model, block):
-            columns = model.selection.column_indices(linear, block, model.geometry)
-            width = model.geometry.hidden if columns is None else len(columns)
-            pattern.check_width(width, family.module(block, linear.name))
-
-
-def live_linears(model: ShrinkingModel, block: int) -> Iterable[Linear]:
-    """The projections of a block that are still there."""
-    return [linear for linear in model.geometry.family.linears if model.selection.units(linear.sublayer)[block]]
-
-
 def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:
     """A projection's rows and columns that are left, with the statistics of those inputs."""
     rows, columns = live_indices(model, block, linear)
@@ -112,21 +94,3 @@ def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockSta
         absolute=left(gradients.absolute.get(linear.name)) if gradients else None,
         squares=left(gradients.squares.get(linear.name)) if gradients else None,
     )
-
-
-def live_indices(model: ShrinkingModel, block: int, linear: Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Original numbers of the rows and of the columns of a projection that are left."""
-    dense = model.geometry.linear_shape(linear, model.geometry.blocks[block])
-    rows = model.selection.row_indices(linear, block, model.geometry)
-    columns = model.selection.column_indices(linear, block, model.geometry)
-    return torch.arange(dense[0]) if rows is None else rows, torch.arange(dense[1]) if columns is None else columns
-
-
-def store(model: ShrinkingModel, block: int, linear: Linear, pruned: torch.Tensor, pattern: str) -> None:
-    """Writes the pruned rows and columns back, and that they are sparse."""
-    name = model.geometry.family.module(block, linear.name) + ".weight"
-    rows, columns = live_indices(model, block, linear)
-    full = model.tensor(name).clone()
-    full[rows[:, None], columns] = pruned.cpu()
-    model.replace(name, full)
-    model.sparse[name] = pattern

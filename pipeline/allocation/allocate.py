@@ -34,7 +34,7 @@ def allocate(
     Args:
         step: the recipe's step.
         space: FFN or KV_GROUP.
-        rule: ``cfsp``, ``uniform`` or ``global``.
+        rule: ``cfsp``, ``uniform``, ``global`` or ``raw``.
         geometry: sizes before this step.
         scores: per block, over the units that are still there.
         mean_distance: per block, for CFSP's rule.
@@ -47,10 +47,10 @@ def allocate(
     if budget.keep is not None:
         return Allocation(_given_counts(budget, space, widths), {})
     remove = removed_fraction(budget, space, geometry)
-    if rule == "global":
+    if rule in ("global", "raw"):
         keep = round((1 - remove) * sum(widths))
         minimum = step.round_to if space is Space.FFN else 1
-        counts = pooled_counts(scores, keep, min(minimum, min(widths)))
+        counts = pooled_counts(scores, keep, min(minimum, min(widths)), standardised=rule == "global")
         fractions = [count / width for count, width in zip(counts, widths, strict=True)]
     elif rule == "cfsp" and space is Space.FFN:
         assert mean_distance is not None

@@ -64,23 +64,24 @@ def tiled_counts(widths: Sequence[int], fractions: Sequence[float], tile: int) -
     return counts
 
 
-def pooled_counts(scores: Sequence[torch.Tensor], keep: int, minimum: int) -> list[int]:
-    """How many units each block keeps when all compete: per-block z-scores under one global threshold.
+def pooled_counts(scores: Sequence[torch.Tensor], keep: int, minimum: int, standardised: bool = True) -> list[int]:
+    """How many units each block keeps when all compete under one global threshold, per-block z-scores or the scores as they are.
 
-    Standardising (as FLAP does, arXiv 2312.11983, section 3.2) makes blocks of different scale comparable; every
-    block keeps its ``minimum`` best whatever happens.
+    Standardising (as FLAP does, arXiv 2312.11983, section 3.2) makes blocks of different scale comparable; scores that
+    are in units of the loss (LLM Surgeon's) are so already. Every block keeps its ``minimum`` best whatever happens.
 
     Args:
         scores: per block, shape (units,).
         keep: how many stay in all.
         minimum: how many stay in every block at least.
+        standardised: by z-scores.
     """
-    standardised = [_z_scores(score) for score in scores]
-    guaranteed = [z.argsort(descending=True, stable=True)[:minimum] for z in standardised]
-    for z, best in zip(standardised, guaranteed, strict=True):
+    competing = [_z_scores(score) if standardised else score.double().clone() for score in scores]
+    guaranteed = [z.argsort(descending=True, stable=True)[:minimum] for z in competing]
+    for z, best in zip(competing, guaranteed, strict=True):
         z[best] = math.inf
-    pooled = torch.cat(standardised)
-    owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor([len(z) for z in standardised]))
+    pooled = torch.cat(competing)
+    owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor([len(z) for z in competing]))
     kept = pooled.argsort(descending=True, stable=True)[:keep]
     return torch.bincount(owner[kept], minlength=len(scores)).tolist()
 
