@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
-from pipeline.families import family_named
+from pipeline.families import FAMILIES, family_named
 from pipeline.rebuild.modelling import expected_files, names_for, profile_of
 
 
@@ -104,7 +104,9 @@ def trusts(folder: Path, config: dict[str, Any], trust_remote_code: bool = False
         return True
     expected = expected_files(config)
     if not expected or config["auto_map"] != _expected_map(config):
-        raise TrimlineError(f"config.json of {folder} names modelling code of its own (auto_map: {config['auto_map']}).", _TRUST)
+        known = config.get("model_type") in FAMILIES
+        stock = f"transformers needs none for {config['model_type']}: delete auto_map from config.json. " if known else ""
+        raise TrimlineError(f"config.json of {folder} names modelling code of its own (auto_map: {config['auto_map']}).", stock + _TRUST)
     # Every Python file counts: transformers also runs some that no auto_map names (custom_generate).
     found = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.py"))}
     for name in sorted({*expected, *found}):

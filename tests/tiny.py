@@ -1,8 +1,8 @@
 """Tiny random models of every family, for tests: built in a temporary folder, seeded, no network.
 
 Between them they have what breaks naive cutting: grouped-query attention, tied and untied heads, biases, q/k norms,
-and (Qwen3) heads × head_dim unlike the hidden size. Weights, norms and biases are all random, so that a unit that is
-cut wrongly changes the logits.
+fused projections (Phi-3), and heads × head_dim unlike the hidden size (Qwen3). Weights, norms and biases are all
+random, so that a unit that is cut wrongly changes the logits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt")
+TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "phi3")
 VOCAB = 128
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -36,6 +36,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": _GATED | {"tie_word_embeddings": False, "sliding_window": None},
     "qwen2": _GATED | {"tie_word_embeddings": True},
     "qwen3": _GATED | {"tie_word_embeddings": False, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "phi3": _GATED | {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
     "opt": _COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
 }
 

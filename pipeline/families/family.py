@@ -99,6 +99,7 @@ class Family:
             (Llama with biases on q, k and v only), or None.
         onnx_builder: the class name in onnxruntime-genai's builder, or None where it knows no such family.
         gguf_arch: llama.cpp's architecture name, or None.
+        gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
         square_attention: the stock attention insists on heads × head_dim = hidden.
     """
 
@@ -123,6 +124,7 @@ class Family:
     decilm: str | None = None
     onnx_builder: str | None = None
     gguf_arch: str | None = None
+    gguf_square: bool = False
     square_attention: bool = False
 
     def reader(self, sublayer: Sublayer) -> Linear:

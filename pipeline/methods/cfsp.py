@@ -74,6 +74,7 @@ class CFSP:
         family = view.geometry.family
         writers = family.writers(Sublayer.FFN)
         if options_of(step, CFSPOptions).score == "published":
-            return published_score(norm, view.geometry.hidden, 1 + len(writers))
+            return published_score(norm, view.geometry.hidden, 1 + sum(len(writer.rows) for writer in writers))
         reader = view.weight(family.reader(Sublayer.FFN).name)
-        return normalised_score(norm, reader, [view.weight(writer.name) for writer in writers])
+        sections = [section for writer in writers for section in view.weight(writer.name).split(len(norm))]
+        return normalised_score(norm, reader, sections)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.families import Sublayer
 from pipeline.geometry import Geometry
 from pipeline.rebuild.stock import has_sliding_window
 from pipeline.recipe import Profile
@@ -17,6 +18,7 @@ from pipeline.recipe import Profile
 Evidence = Literal["seen to run", "from its documentation"]
 RAN: Evidence = "seen to run"
 READ: Evidence = "from its documentation"
+NO_BIAS = "compensate by least squares, which needs no new bias"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class Case:
         """Whether hidden size = heads × head_dim, as some consumers assume."""
         result = self.result
         return result.blocks[0].kv_groups * result.queries_per_group * result.head_dim == result.hidden
+
+    @property
+    def qwen3_output_bias(self) -> bool:
+        """Whether a Qwen3 has a bias where published ones have none, and some consumers know none."""
+        family = self.result.family
+        return family.model_type == "qwen3" and self.result.has_bias(family.reader(Sublayer.ATTENTION))
 
 
 def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> list[Verdict]:
@@ -109,6 +117,8 @@ def _vllm(case: Case) -> Verdict:
         return Verdict(name, True, "natively, as DeciLMForCausalLM; trust_remote_code for the config", "", evidence)
     if not case.uniform:
         return Verdict(name, False, "it has no class with free sizes per block", _towards_decilm(case), READ)
+    if case.qwen3_output_bias:
+        return Verdict(name, False, "its Qwen3 class has no bias on the output projection, and skips it without a word", NO_BIAS, READ)
     if family.decilm == "qkv_bias" and not case.heads_fill_hidden:
         why = f"its {family.class_prefix} class takes hidden size / heads for head_dim"
         return Verdict(name, False, why, "use profile 'decilm', or keep all KV groups", READ)
@@ -119,6 +129,10 @@ def _llama_cpp(case: Case) -> Verdict:
     name, family = "llama.cpp", case.result.family
     if family.gguf_arch is None:
         return Verdict(name, False, f"it has no architecture for {family.model_type}", "serve it with another runtime", READ)
+    if case.uniform and family.gguf_square and not case.heads_fill_hidden:
+        return Verdict(name, False, f"its {family.gguf_arch} takes hidden size / heads for head_dim", "keep all KV groups", READ)
+    if case.uniform and case.qwen3_output_bias:
+        return Verdict(name, False, "its architecture qwen3 has no bias on the output projection", NO_BIAS, READ)
     if case.uniform:
         return Verdict(name, True, f"as GGUF architecture {family.gguf_arch}", "", RAN if family.gguf_arch == "llama" else READ)
     if family.decilm is None:

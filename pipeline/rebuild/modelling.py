@@ -56,7 +56,13 @@ def shipped_files(family: Family, profile: Profile) -> Mapping[str, str]:
     names = names_for(family, profile)
     if names is None:
         return {}
-    context = {"family": family, "names": names, "sublayers": [_sublayer(family, sublayer) for sublayer in Sublayer]}
+    context = {
+        "family": family,
+        "names": names,
+        "sublayers": [_sublayer(family, sublayer) for sublayer in Sublayer],
+        # A stock attention with one projection for q, k and v tells them apart by the head counts of its config.
+        "fused_attention": any(len(ln.rows) > 1 for ln in family.writers(Sublayer.ATTENTION)),
+    }
     return {
         f"{names.config_module}.py": _template("configuration.py.jinja").render(context),
         f"{names.model_module}.py": _template("modeling.py.jinja").render(context),

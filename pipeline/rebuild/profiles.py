@@ -83,9 +83,10 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
     heads = first.kv_groups * result.queries_per_group
     if not accepts_heads(family, config, heads) and not is_mistral_shaped(result):
         raise TrimlineError(
-            f"{heads} query heads do not divide the hidden size {result.hidden}, which stock {family.model_type} insists on, "
-            "and its biases keep it from being written as mistral.",
-            f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}",
+            f"Stock {family.model_type} does not take {heads} query heads beside a hidden size of {result.hidden} (it divides one by "
+            "the other), and this model cannot be written as mistral: it has biases, or other projections.",
+            f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}"
+            + (" Or compensate without biases." if result.biases else ""),
         )
 
 

@@ -12,11 +12,15 @@ from pipeline.families import Family
 from pipeline.families.mistral import MISTRAL
 from pipeline.geometry import Geometry
 
+# What config classes check against a head size that they take to be hidden size / heads.
+ROTARY = ("rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "max_position_embeddings")
+
 
 def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool:
-    """Whether the stock config class lets a model have ``heads`` query heads beside its hidden size."""
+    """Whether the stock config class lets a model have ``heads`` query heads beside its hidden size and rotary factors."""
+    rotary = {key: config[key] for key in ROTARY if config.get(key) is not None}
     try:
-        CONFIG_MAPPING[family.model_type](**{"hidden_size": config["hidden_size"], family.heads_key: heads})
+        CONFIG_MAPPING[family.model_type](**rotary | {"hidden_size": config["hidden_size"], family.heads_key: heads})
     except StrictDataclassClassValidationError:
         return False
     return True

@@ -22,7 +22,7 @@ from tests.exporters.models import ATTENTION_FIRST_GONE, OPTIONS, stock, uneven
 
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
 FUSED = ExportSlice(lowering="fused")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 
 
 def exported(checkpoint: Path, out: Path, recipe: ExportSlice = FUSED, events: Events | None = None) -> Path:

@@ -57,13 +57,13 @@ def test_sliding_window_and_same_bytes_twice(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "opt"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "opt", "phi3"])
 def test_stock_families(family, tmp_path):
     assert passed(exported(stock(family, tmp_path), tmp_path / "out"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_uneven_families(family, tmp_path):
     groups = (2, 0, 4, 3) if family == "qwen3" else (1, 0, 2, 1)
     assert passed(exported(uneven(family, tmp_path, groups), tmp_path / "out"))

@@ -35,6 +35,7 @@ def three_groups(choice: Choice) -> None:
 
 WIDE: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4}
 WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+LONG_ROPE: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 REFUSED: list[tuple[str, dict[str, Any], Profile, Callable[[Choice], None], str]] = [
     (
         "llama",
@@ -48,7 +49,9 @@ REFUSED: list[tuple[str, dict[str, Any], Profile, Callable[[Choice], None], str]
     ("llama", {}, Profile.DECILM, no_first_attention, "first block loses its attention"),
     ("qwen2", {}, Profile.DECILM, anything, "first block loses its attention"),
     ("llama", WIDE, Profile.DECILM, lambda choice: choice.kv.__setitem__(2, (1,)), "block 2 keeps 1"),
-    ("llama", WIDE | {"attention_bias": True}, Profile.UNIFORM, three_groups, "6 query heads do not divide the hidden size 64"),
+    ("llama", WIDE | {"attention_bias": True}, Profile.UNIFORM, three_groups, "does not take 6 query heads beside a hidden size of 64"),
+    ("phi3", {"rope_parameters": LONG_ROPE}, Profile.UNIFORM, fewer_groups, "does not take 2 query heads"),
+    ("phi3", {}, Profile.DECILM, same_width, "cannot express phi3"),
     ("qwen3", {}, Profile.DECILM, same_width, "cannot express qwen3"),
     ("opt", {}, Profile.DECILM, same_width, "cannot express opt"),
     ("opt", {}, Profile.UNIFORM, fewer_groups, "no head can go"),
@@ -128,6 +131,11 @@ def test_uniform_llama_loads_everywhere(tmp_path: Path) -> None:
 
 def test_uniform_qwen2_with_fewer_heads_does_not_load_in_vllm(tmp_path: Path) -> None:
     assert refusing(verdicts(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)) == {"vLLM"}
+
+
+def test_uniform_phi3_with_fewer_heads_does_not_load_in_llama_cpp(tmp_path: Path) -> None:
+    assert refusing(verdicts(tmp_path, "phi3", fewer_groups, Profile.UNIFORM)) == {"llama.cpp"}
+    assert refusing(verdicts(tmp_path / "whole", "phi3", same_width, Profile.UNIFORM)) == set()
 
 
 def test_decilm(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -70,17 +71,21 @@ def test_generate_is_the_same_with_every_cache(tmp_path: Path, family: str, prof
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_implementations_agree(tmp_path: Path, implementation: str) -> None:
-    model = load_model(folder_for(tmp_path, "qwen3", Profile.FREE))
+@pytest.mark.parametrize("family", ["qwen3", "phi3"])
+def test_attention_implementations_agree(tmp_path: Path, family: str, implementation: str) -> None:
+    model = load_model(folder_for(tmp_path, family, Profile.FREE))
     tokens = torch.arange(30)[None]
     with torch.inference_mode():
         before = model(tokens).logits
         model.set_attn_implementation(implementation)
         assert model.model.layers[2].self_attn.config._attn_implementation == implementation
         assert (model(tokens).logits - before).abs().max() < 1e-4
+        assert torch.equal(copy.deepcopy(model)(tokens).logits, model(tokens).logits)
 
 
-@pytest.mark.parametrize(("family", "profile"), [("opt", Profile.FREE), ("llama", Profile.DECILM), ("qwen2", Profile.DECILM)])
+@pytest.mark.parametrize(
+    ("family", "profile"), [("opt", Profile.FREE), ("phi3", Profile.FREE), ("llama", Profile.DECILM), ("qwen2", Profile.DECILM)]
+)
 def test_save_pretrained_round_trip(tmp_path: Path, family: str, profile: Profile) -> None:
     folder = folder_for(tmp_path, family, profile)
     model = load_model(folder)
