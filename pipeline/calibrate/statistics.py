@@ -95,6 +95,7 @@ class BlockStatistics:
     Attributes:
         tokens, sequences: how many were seen.
         distance: Σ over tokens of arccos(cos(block input, block output)) / π.
+        influence: Σ over tokens of 1 − cos(block input, block output); measured with the distance.
         inputs: per point that was asked for.
         gradients: what the sweep backwards collected, where it was asked for.
     """
@@ -102,6 +103,7 @@ class BlockStatistics:
     tokens: int = 0
     sequences: int = 0
     distance: float = 0.0
+    influence: float = 0.0
     inputs: dict[Point, InputStatistics] = field(default_factory=dict)
     gradients: BlockGradients | None = None
 
@@ -110,16 +112,35 @@ class BlockStatistics:
         """Mean angular distance per token, in [0, 1] (CFSP's coarse importance, free of the token count)."""
         return self.distance / self.tokens
 
+    @property
+    def mean_influence(self) -> float:
+        """Mean of 1 − cosine per token, in [0, 2] (ShortGPT's block influence, arXiv 2403.03853, eq. 1)."""
+        return self.influence / self.tokens
+
+    def compare(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Adds how far a batch of hidden states turned, shape (..., H)."""
+        cosine = cosines(before, after)
+        self.distance += angles(cosine).sum(dtype=torch.float64).item()
+        self.influence += (1 - cosine).sum(dtype=torch.float64).item()
+
 
 def angular_distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """arccos(cos(before, after)) / π per token, in fp32; inputs (..., H), result (...).
+    """arccos(cos(before, after)) / π per token, in fp32; inputs (..., H), result (...)."""
+    return angles(cosines(before, after))
 
-    The cosine is clamped: rounding lifts it above 1 where a token's norm dwarfs what a block adds, and the arccos
-    of that is NaN (the released CFSP code fails on SmolLM2 for that reason).
+
+def angles(cosine: torch.Tensor) -> torch.Tensor:
+    """arccos(cosine) / π."""
+    return cosine.arccos() / math.pi
+
+
+def cosines(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """cos(before, after) per token, in fp32; inputs (..., H), result (...).
+
+    Clamped: rounding lifts it above 1 where a token's norm dwarfs what a block adds, and the arccos of that is NaN
+    (the released CFSP code fails on SmolLM2 for that reason).
     """
-    before, after = before.float(), after.float()
-    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
-    return cosine.clamp(-1.0, 1.0).arccos() / math.pi
+    return torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1.0, 1.0)
 
 
 def column_squares(rows: torch.Tensor) -> torch.Tensor:

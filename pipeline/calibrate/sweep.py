@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs, angular_distances
+from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
 from pipeline.events import Events
 from pipeline.families import Family
 
@@ -56,7 +56,7 @@ def sweep(
                 for index, before in enumerate(states):
                     after = block(before, **arguments[index][number])
                     if needs.distance:
-                        statistics.distance += angular_distances(before, after).sum(dtype=torch.float64).item()
+                        statistics.compare(before, after)
                     states[index] = after
             advance(1)
             yield number, statistics

@@ -1,16 +1,28 @@
 """Block influence: how far a block turns the residual stream; the least influential blocks go.
 
-The measure is CFSP's coarse importance (mean angular distance between a block's input and output); ShortGPT
-(arXiv 2403.03853, eq. 1) uses 1 − cosine of the same two vectors.
+Two measures of the same angle between a block's input and output. CFSP's coarse importance takes the mean angle itself;
+ShortGPT (arXiv 2403.03853, eq. 1) takes the mean of 1 − cosine, which weighs the tokens that turn far more heavily. Both
+drop the blocks with the smallest score at once, without measuring again.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 
 from pipeline.calibrate.statistics import Needs
-from pipeline.methods.method import BlockView, NoOptions
-from pipeline.recipe import PruneStep, Space
+from pipeline.methods.method import BlockView, options_of
+from pipeline.recipe import PruneStep, Slice, Space
+
+
+class BlockInfluenceOptions(Slice):
+    """Options of block influence."""
+
+    measure: Literal["angular", "cosine"] = Field(
+        "angular", description="of a block's input and output: their angle / π, as CFSP takes it, or 1 − cosine, as ShortGPT does"
+    )
 
 
 class BlockInfluence:
@@ -19,12 +31,13 @@ class BlockInfluence:
     name = "block_influence"
     spaces = frozenset({Space.LAYER})
     allocation = "global"
-    options = NoOptions
+    options = BlockInfluenceOptions
 
     def needs(self, step: PruneStep) -> Needs:
-        """Angular distance only."""
+        """The angle between a block's input and output."""
         return Needs(distance=True)
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
-        """The block's mean angular distance, shape (1,)."""
-        return torch.tensor([view.statistics.mean_distance], dtype=torch.float32)
+        """The block's mean angle / π, or mean 1 − cosine, over tokens; shape (1,)."""
+        angular = options_of(step, BlockInfluenceOptions).measure == "angular"
+        return torch.tensor([view.statistics.mean_distance if angular else view.statistics.mean_influence], dtype=torch.float32)
