@@ -1,0 +1,118 @@
+"""LLM Surgeon (arXiv 2312.17244): what goes is what raises the loss least, under Kronecker factors of its curvature.
+
+The maths is in ``pipeline.kronecker``, single weights in ``surgeon_weights``. The published system zeroes rows and columns
+of each projection by themselves, and no tensor gets smaller. Here the units are those that can be cut: an FFN channel or a
+KV group, with every row that writes it and every column that reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from pipeline.calibrate.gradients import GradientNeeds
+from pipeline.calibrate.statistics import Needs
+from pipeline.events import Events
+from pipeline.families import FAMILIES, Axis, Linear, Sublayer
+from pipeline.geometry import BlockShape
+from pipeline.kronecker.factors import with_bias
+from pipeline.kronecker.projection import Projection, Variant, activation_costs
+from pipeline.kronecker.units import coupled_costs
+from pipeline.methods.method import BlockView, Scores, options_of
+from pipeline.methods.surgeon_weights import WeightOptions, factors_of, remove_weights
+from pipeline.methods.units import linears_of, sum_per_unit
+from pipeline.plan import Step
+from pipeline.recipe import PruneStep, Space
+from pipeline.shrinking import ShrinkingModel
+
+OUTPUTS_DAMPING = 0.01  # as published for rows and columns
+SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
+
+
+class SurgeonOptions(WeightOptions):
+    """Options of LLM Surgeon."""
+
+    cost: Literal["coupled", "published_sum"] = Field(
+        "coupled", description="of a unit: on the side that reads it, or the published costs of its rows and columns added up"
+    )
+    per_parameter: bool = Field(False, description="costs of units divided by their weights; the published ones are not")
+
+
+class LLMSurgeon:
+    """FFN channels and KV groups by what they cost; or single weights, under one threshold and with correlated updates."""
+
+    name = "llm_surgeon"
+    spaces = frozenset({*SUBLAYERS, Space.WEIGHT})
+    allocation = "raw"
+    options = SurgeonOptions
+    sequential = True  # the factors of one block at a time are in memory
+
+    def needs(self, step: PruneStep) -> Needs:
+        """Kronecker factors of the projections that read the units; of those that write them too, where costs are added up."""
+        options, sublayers = options_of(step, SurgeonOptions), [SUBLAYERS[space] for space in step.spaces]
+        linears = linears_of(sublayers)
+        if options.cost == "coupled":
+            readers = {family.reader(sublayer) for family in FAMILIES.values() for sublayer in sublayers}
+            linears = [linear for linear in linears if linear in readers]
+        if options.variant is Variant.L_OBD:
+            return Needs(squares=frozenset(linear.point for linear in linears))
+        return Needs(gradients=GradientNeeds(kronecker=frozenset(linear.name for linear in linears)))
+
+    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+        """Cost of removing each unit, shape (units,)."""
+        options, sublayer = options_of(step, SurgeonOptions), SUBLAYERS[space]
+        if options.cost == "coupled" and options.variant is not Variant.L_OBD:
+            costs = _reader_costs(view, sublayer, options)
+        else:
+            costs = _sum_of_costs(view, sublayer, options)
+        return costs / _unit_parameters(view, sublayer) if options.per_parameter else costs
+
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+        """Single weights, shot by shot."""
+        return remove_weights(model, windows, step, options_of(step, SurgeonOptions), events)
+
+
+def _reader_costs(view: BlockView, sublayer: Sublayer, options: SurgeonOptions) -> torch.Tensor:
+    reader, gradients = view.geometry.family.reader(sublayer), view.statistics.gradients
+    assert gradients is not None
+    inputs, outputs = factors_of(gradients, reader, biased=False)
+    mean = None if view.bias(reader.name) is None else gradients.totals[reader.point] / gradients.tokens
+    weight, width = view.weight(reader.name).to(outputs.device), view.geometry.unit_width(reader.columns)
+    return coupled_costs(weight, inputs, outputs, width, options.damping_inputs, options.variant, mean)
+
+
+def _sum_of_costs(view: BlockView, sublayer: Sublayer, options: SurgeonOptions) -> torch.Tensor:
+    """Published costs of a unit's columns in the reader and, unless only these are asked for, of its rows in the writers."""
+    family, shape = view.geometry.family, view.geometry.blocks[view.number]
+    linears = (family.reader(sublayer), *(family.writers(sublayer) if options.cost == "published_sum" else ()))
+    costs_of = _activation_costs if options.variant is Variant.L_OBD else _structure_costs
+    return torch.stack([sum_per_unit(costs_of(view, linear, options), linear, view.geometry, shape) for linear in linears]).sum(0)
+
+
+def _activation_costs(view: BlockView, linear: Linear, options: SurgeonOptions) -> torch.Tensor:
+    """L-OBD per weight, shape (R, C); a writer's bias counts as one more input."""
+    seen, bias = view.statistics.inputs[linear.point], view.bias(linear.name)
+    squares = seen.squares / view.statistics.tokens
+    weight = view.weight(linear.name).to(squares.device)
+    if bias is not None and linear.columns is Axis.RESIDUAL:
+        weight, squares = with_bias(weight, bias.to(squares.device)), torch.cat((squares, squares.new_ones(1)))
+    return activation_costs(weight, squares)
+
+
+def _structure_costs(view: BlockView, linear: Linear, options: SurgeonOptions) -> torch.Tensor:
+    """Of every row of a writer, shape (R, 1), or of every column of a reader, shape (1, C)."""
+    gradients, bias = view.statistics.gradients, view.bias(linear.name)
+    assert gradients is not None
+    inputs, outputs = factors_of(gradients, linear, bias is not None)
+    weight = view.weight(linear.name)
+    projection = Projection.of(with_bias(weight, bias).to(outputs.device), inputs, outputs, options.damping(OUTPUTS_DAMPING))
+    if linear.columns is Axis.RESIDUAL:
+        return projection.row_costs(options.variant)[:, None]
+    return projection.column_costs(options.variant)[None, : weight.shape[1]]
+
+
+def _unit_parameters(view: BlockView, sublayer: Sublayer) -> int:
+    """Weights of one unit in all the projections that it is part of."""
+    return view.geometry.block_parameters(BlockShape(1, 0) if sublayer is Sublayer.FFN else BlockShape(0, 1))
