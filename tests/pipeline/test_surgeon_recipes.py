@@ -1,0 +1,39 @@
+"""The recipes of LLM Surgeon, whole schedule, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.events import Events
+from pipeline.loading import load_model
+from pipeline.prune import check_steps, make_plan
+from pipeline.shrinking import ShrinkingModel
+from tests.pipeline.rebuild.cases import rebuilt
+from tests.tiny import tiny_model
+from trimline.recipe import read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+WINDOWS = torch.randint(4, 100, (4, 24), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("name", "shots", "remove"), [("llm-surgeon", 8, 0.1), ("llm-surgeon-full-schedule", 40, 0.5)])
+def test_the_schedule_is_run_to_its_end(tmp_path: Path, name: str, shots: int, remove: float) -> None:
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
+    check_steps(recipe.prune)
+    (step,) = recipe.prune.steps
+    assert (step.shots, step.pooled and step.pooled.remove) == (shots, remove)
+    source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=3)
+    narrow = recipe.prune.model_copy(update={"steps": (step.model_copy(update={"round_to": 8}),)})  # the model is 96 channels wide
+    model = ShrinkingModel(load_model(source, dtype=torch.float32), Checkpoint(source))
+    plan = make_plan(model, WINDOWS, narrow, Events())
+    assert len(plan.steps) == shots
+    left = model.current.decoder_parameters() / model.geometry.decoder_parameters()
+    assert left == pytest.approx(1 - remove, abs=0.02)
+    out = rebuilt(tmp_path, source, plan, recipe.rebuild.profile)
+    assert json.loads((out / "gate.json").read_text())["passed"]
+    assert Checkpoint(out).geometry.decoder_parameters() == model.current.decoder_parameters()
