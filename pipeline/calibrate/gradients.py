@@ -38,14 +38,16 @@ def gradient_sweep(
     Args:
         model: a causal language model.
         family: its description.
-        windows: token ids, shape (N, S), S at least 2.
+        windows: token ids, shape (N, S).
         needs: what to collect.
         events: gets two progress steps per block, one on the way forward and one on the way back.
 
     Raises:
-        TrimlineError: gradients overflow in the model's dtype; it names the block.
+        TrimlineError: a window has no token to predict, or gradients overflow in the model's dtype; it names the block.
         OSError: the disk is full.
     """
+    if windows.shape[1] < 2:
+        raise TrimlineError("The calibration windows are one token long, and a loss needs one to predict.", "Give longer windows.")
     blocks, batches = blocks_of(model, family), batches_of(windows)
     text = f"gradients on {windows.numel():,} tokens"
     with _frozen(model), saved_states() as saved, events.progress(text, 2 * len(blocks)) as advance:
