@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from io import BufferedRandom
 
 import torch
 
@@ -19,14 +20,15 @@ Key = tuple[int, int]  # block, batch
 class SavedStates:
     """Tensors by key, each taken once.
 
-    Those that no longer fit into ``limit`` bytes of memory go into files of ``folder``, one per tensor: plain writes,
-    because a full disk is then an error that names itself, and no fault of a memory map.
+    Those that no longer fit into ``limit`` bytes of memory go into one file without a name, in the system's temporary
+    folder (``TMPDIR``): whatever ends the process, its space is free again. They are written and read as ordinary
+    bytes, because a full disk is then an error that names itself, and no fault of a memory map.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._left = folder, limit
+    def __init__(self, file: BufferedRandom, limit: int) -> None:
+        self._file, self._left = file, limit
         self._held: dict[Key, torch.Tensor] = {}
-        self._filed: dict[Key, torch.Tensor] = {}  # shape, dtype and device, without values
+        self._filed: dict[Key, tuple[int, torch.Tensor]] = {}  # where; and shape, dtype and device, without values
 
     def put(self, key: Key, states: torch.Tensor) -> None:
         """Keeps ``states``, which nobody may change afterwards.
@@ -38,9 +40,8 @@ class SavedStates:
             self._left -= states.nbytes
             self._held[key] = states
             return
-        self._filed[key] = states.new_empty(()).expand(states.shape)
-        with self._file(key).open("wb") as file:
-            file.write(_bytes_of(states.cpu().contiguous()))
+        self._filed[key] = self._file.seek(0, os.SEEK_END), states.new_empty(()).expand(states.shape)
+        self._file.write(_bytes_of(states.cpu().contiguous()))
 
     def take(self, key: Key) -> torch.Tensor:
         """Hands the states of ``key`` back and forgets them."""
@@ -48,22 +49,18 @@ class SavedStates:
             states = self._held.pop(key)
             self._left += states.nbytes
             return states
-        form = self._filed.pop(key)
+        place, form = self._filed.pop(key)
         states = torch.empty(form.shape, dtype=form.dtype)
-        with self._file(key).open("rb") as file:
-            file.readinto(_bytes_of(states))
-        self._file(key).unlink()
+        self._file.seek(place)
+        self._file.readinto(_bytes_of(states))
         return states.to(form.device)
-
-    def _file(self, key: Key) -> Path:
-        return self._folder / ".".join(map(str, key))
 
 
 @contextmanager
 def saved_states() -> Iterator[SavedStates]:
-    """An empty store; its files, in the system's temporary folder (``TMPDIR``), go when it is left, however that happens."""
-    with tempfile.TemporaryDirectory(prefix="trimline-states-") as folder:
-        yield SavedStates(Path(folder), MEMORY_LIMIT)
+    """An empty store; what it holds goes when it is left."""
+    with tempfile.TemporaryFile(prefix="trimline-states-") as file:
+        yield SavedStates(file, MEMORY_LIMIT)
 
 
 def _bytes_of(states: torch.Tensor) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from pipeline.calibrate.block_gradients import SCALE, add_weight_gradients, mask_gradients
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
+from pipeline.calibrate.saved_states import SavedStates
 from pipeline.calibrate.sweep import blocks_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -212,35 +214,48 @@ def test_states_in_files_are_the_states(llama: tuple[nn.Module, Family], monkeyp
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
+    """The temporary files that were opened, in a folder where nothing else is."""
+    opened: list[IO[bytes]] = []
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    real = tempfile.TemporaryFile
+
+    def temporary(**options: Any) -> IO[bytes]:
+        opened.append(real(dir=folder, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     monkeypatch.setattr("pipeline.calibrate.saved_states.MEMORY_LIMIT", 0)
-    return folder
+    return opened
 
 
-def files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob("*"))
-
-
-def test_files_go_as_they_are_used_and_when_the_sweep_is_left(llama: tuple[nn.Module, Family], temporary: Path) -> None:
+def test_the_file_has_no_name_and_goes_when_the_sweep_is_left(
+    llama: tuple[nn.Module, Family], files: list[IO[bytes]], tmp_path: Path
+) -> None:
     sweep: Iterator[tuple[int, BlockGradients]] = gradient_sweep(*llama, WINDOWS, GradientNeeds(masks=BOTH), Events())
     next(sweep)
-    assert files(temporary) == 3
+    (file,) = files
+    assert file.seek(0, 2) == 4 * WINDOWS.numel() * 64 * 4  # blocks, tokens, hidden size, bytes
+    assert not list((tmp_path / "temporary").iterdir())
     sweep.close()  # type: ignore[attr-defined]
-    assert not list(temporary.iterdir())
+    assert file.closed
     swept(*llama, GradientNeeds(masks=BOTH))
-    assert not list(temporary.iterdir())
+    assert files[1].closed
 
 
-def test_gradients_that_overflow_are_refused(llama: tuple[nn.Module, Family], temporary: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_says_so() -> None:
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "r+b") as file:
+        SavedStates(file, 0).put((0, 0), torch.ones(10_000))
+
+
+def test_gradients_that_overflow_are_refused(llama: tuple[nn.Module, Family], files: list[IO[bytes]]) -> None:
     model, family = llama
     model.half().get_parameter("model.layers.2.mlp.up_proj.weight").data.fill_(3e4)
     with pytest.raises(TrimlineError, match=r"gradients of block \d .*float16.*--dtype float32"):
         swept(model, family, GradientNeeds(masks=BOTH))
-    assert not list(temporary.iterdir())
+    assert [file.closed for file in files] == [True]
 
 
 def test_windows_without_a_token_to_predict_are_refused(llama: tuple[nn.Module, Family]) -> None:
