@@ -1,8 +1,8 @@
 """LLM Surgeon (arXiv 2312.17244): what goes is what raises the loss least, under Kronecker factors of its curvature.
 
 The maths is in ``pipeline.kronecker``, single weights in ``surgeon_weights``. The published system zeroes rows and columns
-of each projection by themselves, and no tensor gets smaller. Here the units are those that can be cut: an FFN channel or a
-KV group, with every row that writes it and every column that reads it.
+of each projection by themselves, and no tensor gets smaller: ``surgeon_structures`` has that. Here the units are those that
+can be cut: an FFN channel or a KV group, with every row that writes it and every column that reads it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipeline.calibrate.gradients import GradientNeeds
 from pipeline.calibrate.statistics import Needs
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import FAMILIES, Axis, Linear, Sublayer
 from pipeline.geometry import BlockShape
@@ -21,13 +22,13 @@ from pipeline.kronecker.factors import with_bias
 from pipeline.kronecker.projection import Projection, Variant, activation_costs
 from pipeline.kronecker.units import coupled_costs
 from pipeline.methods.method import BlockView, Scores, options_of
-from pipeline.methods.surgeon_weights import WeightOptions, factors_of, remove_weights
+from pipeline.methods.surgeon_factors import ROWS_AND_COLUMNS, WeightOptions, factors_of
+from pipeline.methods.surgeon_weights import remove_weights
 from pipeline.methods.units import linears_of, sum_per_unit
 from pipeline.plan import Step
 from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
-OUTPUTS_DAMPING = 0.01  # as published for rows and columns
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
 
 
@@ -48,6 +49,17 @@ class LLMSurgeon:
     allocation = "raw"
     options = SurgeonOptions
     sequential = True  # the factors of one block at a time are in memory
+
+    def check(self, step: PruneStep) -> None:
+        """Rows and columns follow no pattern.
+
+        Raises:
+            TrimlineError: the step asks for both.
+        """
+        if options_of(step, SurgeonOptions).structures == "published" and step.pattern != "unstructured":
+            raise TrimlineError(
+                f"Whole rows and columns cannot have the pattern {step.pattern}.", "Leave out the option structures, or the pattern."
+            )
 
     def needs(self, step: PruneStep) -> Needs:
         """Kronecker factors of the projections that read the units; of those that write them too, where costs are added up."""
@@ -107,7 +119,7 @@ def _structure_costs(view: BlockView, linear: Linear, options: SurgeonOptions) -
     assert gradients is not None
     inputs, outputs = factors_of(gradients, linear, bias is not None)
     weight = view.weight(linear.name)
-    projection = Projection.of(with_bias(weight, bias).to(outputs.device), inputs, outputs, options.damping(OUTPUTS_DAMPING))
+    projection = Projection.of(with_bias(weight, bias).to(outputs.device), inputs, outputs, options.damping(ROWS_AND_COLUMNS))
     if linear.columns is Axis.RESIDUAL:
         return projection.row_costs(options.variant)[:, None]
     return projection.column_costs(options.variant)[None, : weight.shape[1]]

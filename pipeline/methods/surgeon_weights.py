@@ -13,54 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
-from pipeline.calibrate.statistics import Needs
-from pipeline.calibrate.sweep import sweep
 from pipeline.events import Events
-from pipeline.families import Linear, Point
 from pipeline.kronecker.costs import element_costs, group_costs
-from pipeline.kronecker.factors import with_constant
-from pipeline.kronecker.projection import Damping, Projection, Variant
+from pipeline.kronecker.projection import Variant
 from pipeline.kronecker.thresholds import group_mask, kth_smallest
-from pipeline.kronecker.updates import MOST_TOGETHER
 from pipeline.kronecker.waiting import WaitingFactors, waiting_factors
-from pipeline.live import Remaining, check_widths, remaining
+from pipeline.live import Remaining, check_widths
 from pipeline.masks import Pattern
 from pipeline.methods.method import Scores
+from pipeline.methods.surgeon_factors import SINGLE_WEIGHTS, WeightOptions, measured_factors, measured_inputs, projection_of
+from pipeline.methods.surgeon_structures import remove_structures
 from pipeline.plan import Step
-from pipeline.recipe import PruneStep, Slice, Space
+from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
-
-PUBLISHED_OUTPUTS_DAMPING = 0.1  # of single weights
-
-
-class WeightOptions(Slice):
-    """Options that say how costs are measured, and how single weights are updated."""
-
-    variant: Variant = Field(
-        Variant.SURGEON, description="'k_obd' and 'l_obd' are its baselines: nothing adapts, and for the latter only inputs count"
-    )
-    damping_inputs: float = Field(0.01, ge=1e-6, le=1e3, description="of A, in units of its mean diagonal")
-    damping_outputs: float | None = Field(
-        None, ge=1e-6, le=1e3, description="of G; by default as published, 0.1 for single weights and 0.01 for rows and columns"
-    )
-    together: int = Field(MOST_TOGETHER, ge=0, description="single weights whose correlations are solved for at once; 0 is a whole matrix")
-    cumulative: bool = Field(True, description="each such set sees what the sets before it changed")
-    biases: bool = Field(True, description="biases count and may go, as published; n:m never takes them")
-
-    def damping(self, published_outputs: float) -> Damping:
-        """Of both factors; for G the published value unless the recipe gives one."""
-        return Damping(self.damping_inputs, published_outputs if self.damping_outputs is None else self.damping_outputs)
-
-
-def factors_of(gradients: BlockGradients, linear: Linear, biased: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (C, C) and G (R, R), means over tokens; with a bias A is that of the inputs and a constant 1, (C + 1, C + 1)."""
-    inputs, tokens = gradients.inputs[linear.point] / gradients.tokens, gradients.tokens
-    if biased:
-        inputs = with_constant(inputs, gradients.totals[linear.point] / tokens)
-    return inputs, gradients.outputs[linear.name] / tokens
 
 
 @dataclass(frozen=True)
@@ -94,8 +60,12 @@ def remove_weights(
     check_widths(model, pattern)
     done: list[tuple[Step, Scores]] = []
     for number in range(1, step.shots + 1):
+        fraction = remove * number / step.shots
         with waiting_factors(model.geometry.family) as waiting:
-            decided = Shot(model, pattern, options, waiting).run(windows, remove * number / step.shots, events)
+            if options.structures == "published":
+                decided = remove_structures(model, windows, fraction, options, waiting, events)
+            else:
+                decided = Shot(model, pattern, options, waiting).run(windows, fraction, events)
         facts = {"tokens": windows.numel(), "shot": f"{number} of {step.shots}", "pattern": step.pattern} | decided
         done.append((Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts), {}))
     return done
@@ -135,24 +105,16 @@ class Shot:
         return {"threshold": stated, "zero fraction": sum(zeros.values()) / max(total, 1), "zeros per block": zeros}
 
     def _both_factors(self, windows: torch.Tensor, events: Events) -> Iterator[Candidate]:
-        """A sweep backwards; where weights will be updated, the factors are kept."""
-        family, variant = self.model.geometry.family, self.options.variant
-        needs = GradientNeeds(kronecker=frozenset(linear.name for linear in family.linears))
-        for block, gradients in gradient_sweep(self.model.model, family, windows, needs, events):
-            for left in remaining(self.model, block):
-                inputs, outputs = _restricted(left, *factors_of(gradients, left.linear, left.biased))
-                rows, columns = self._projection(left, inputs, outputs).curvatures(variant)
-                if variant is Variant.SURGEON:
-                    self.waiting.put(block, left.linear, inputs, outputs)
-                yield Candidate(left, rows, columns)
+        """Where weights will be updated, the factors are kept."""
+        for left, inputs, outputs in measured_factors(self.model, windows, events):
+            projection = projection_of(left, inputs, outputs, self.options.damping(SINGLE_WEIGHTS))
+            if self.options.variant is Variant.SURGEON:
+                self.waiting.put(left.block, left.linear, inputs, outputs)
+            yield Candidate(left, *projection.curvatures(self.options.variant))
 
     def _inputs_alone(self, windows: torch.Tensor, events: Events) -> Iterator[Candidate]:
-        """L-OBD: a sweep forward; A is the mean over all tokens, where the published code keeps the last sequence's."""
-        for block, seen in sweep(self.model.model, self.model.geometry.family, windows, Needs(squares=frozenset(Point)), events):
-            for left in remaining(self.model, block):
-                squares = seen.inputs[left.linear.point].squares[left.columns] / seen.tokens
-                columns = torch.cat((squares, squares.new_ones(1))) if left.biased else squares
-                yield Candidate(left, squares.new_ones(len(left.rows)), columns)
+        for left, squares in measured_inputs(self.model, windows, events):
+            yield Candidate(left, squares.new_ones(len(left.rows)), squares)
 
     def _threshold(self, candidates: Sequence[Candidate], fraction: float) -> float:
         """What costs no more goes: single weights, or groups of n:m. Infinite where all groups go."""
@@ -182,15 +144,5 @@ class Shot:
         if self.options.variant is not Variant.SURGEON:
             return left.weight(mask.device).masked_fill(mask, 0.0)
         factors = self.waiting.take(left.block, left.linear, len(candidate.columns))
-        return self._projection(left, *factors).without_elements(mask, self.options.together, self.options.cumulative).float()
-
-    def _projection(self, left: Remaining, inputs: torch.Tensor, outputs: torch.Tensor) -> Projection:
-        return Projection.of(left.weight(outputs.device), inputs, outputs, self.options.damping(PUBLISHED_OUTPUTS_DAMPING))
-
-
-def _restricted(left: Remaining, inputs: torch.Tensor, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and G of the rows and columns that are left; a constant is the last column."""
-    columns = torch.cat((left.columns, torch.arange(len(inputs) - left.biased, len(inputs))))
-    if (len(columns), len(left.rows)) == (len(inputs), len(outputs)):
-        return inputs, outputs
-    return inputs[columns][:, columns], outputs[left.rows][:, left.rows]
+        projection = projection_of(left, *factors, self.options.damping(SINGLE_WEIGHTS))
+        return projection.without_elements(mask, self.options.together, self.options.cumulative).float()

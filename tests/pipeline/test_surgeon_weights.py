@@ -19,7 +19,7 @@ from pipeline.kronecker.factors import with_bias
 from pipeline.kronecker.projection import Damping, Projection, Variant
 from pipeline.kronecker.updates import element_update
 from pipeline.loading import load_model
-from pipeline.methods.surgeon_weights import factors_of
+from pipeline.methods.surgeon_factors import factors_of
 from pipeline.plan import Plan
 from pipeline.prune import check_steps, make_plan
 from pipeline.recipe import Profile, PruneSlice
