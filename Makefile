@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
+# Texts of `make results`: files, or 'default' for the two halves of the built-in one.
+CALIBRATION ?= default
+EVALUATION ?= default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow quality bench clean
+.PHONY: help demo test test-slow quality bench results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,6 +38,10 @@ quality: $(STAMP) ## formatter, linter, types
 
 bench: $(STAMP) ## every figure that the docs quote (about an hour)
 	$(BIN)/python -m benchmarks.figures
+
+results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)
+	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' \
+		--page README.md --details docs/results.md --image docs/images/systems.svg
 
 clean: ## remove the environment and all runs
 	rm -rf $(VENV) runs

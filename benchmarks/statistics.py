@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap, quantile_test
+from scipy.stats import bootstrap, quantile_test, t
 
 from benchmarks.recipe import LEAST_ROUNDS
 
@@ -137,6 +137,37 @@ def paired_ratio(first: Sequence[float], second: Sequence[float], *, seed: int =
         of_medians_low=float(resampled.low),
         of_medians_high=float(resampled.high),
     )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more the second of two models has than the first, from pairs.
+
+    Attributes:
+        mean: of the differences.
+        low, high: its 95 % confidence interval, by Student's t over pairs.
+        pairs: how many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Mean of second − first, whose entries i are of the same thing, such as a window of text.
+
+    Raises:
+        ValueError: lengths differ, or fewer than two pairs.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape or len(a) < 2:
+        raise ValueError(f"{len(a)} and {len(b)} values make no pairs; two or more of each are needed")
+    differences = b - a
+    margin = t.ppf((1 + CONFIDENCE) / 2, len(a) - 1) * differences.std(ddof=1) / np.sqrt(len(a))
+    mean = float(differences.mean())
+    return Difference(mean, mean - float(margin), mean + float(margin), len(a))
 
 
 def typical_ratio(first: Sequence[float], second: Sequence[float]) -> float:

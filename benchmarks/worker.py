@@ -116,7 +116,14 @@ class Worker:
         return busy - own.user - own.system
 
 
-def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
+class Answers(Protocol):
+    """What serves a parent."""
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Reply to one request."""
+
+
+def serve(worker: Answers, requests: TextIO, replies: TextIO) -> None:
     """Answers until the requests end, so that a parent that dies takes its workers with it."""
     for line in requests:
         reply = worker.answer(json.loads(line))
@@ -125,11 +132,16 @@ def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def main() -> None:
-    """Serves stdin to stdout."""
-    # Libraries print to descriptor 1; replies keep it to themselves.
+def replies_alone() -> TextIO:
+    """Stdout for replies; what libraries print to descriptor 1 goes to stderr from here on."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    return replies
+
+
+def main() -> None:
+    """Serves stdin to stdout."""
+    replies = replies_alone()
     gc.disable()
     serve(Worker(), sys.stdin, replies)
 

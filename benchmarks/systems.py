@@ -1,0 +1,159 @@
+"""Every system at the same sizes, on the same tokens: ``python -m benchmarks.systems MODEL`` (``make results``).
+
+Each row is pruned, rebuilt, evaluated and exported in a process of its own; what is measured already is not measured again,
+so that the command goes on where it stopped. A row that fails says why, and the others are made all the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.markdown import machine
+from benchmarks.pages import fill, markdown_table
+from benchmarks.recipe import BenchmarkSlice
+from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SYSTEMS, System, rows_of, size_text
+from benchmarks.systems_measure import Record, Setting, measured_row, prepare, timings
+from benchmarks.systems_plot import plot
+from benchmarks.systems_row import code
+from benchmarks.systems_speed import Speeds
+from benchmarks.systems_tables import VERDICTS, results_table, verdicts
+from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
+from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the results go, apart from the terminal: a page for table and plot, one for the verdicts, the plot's own file."""
+
+    table: Path | None = None
+    verdicts: Path | None = None
+    image: Path | None = None
+
+    def write(self, table: str, judged: str, drawn: str | None, surroundings: str) -> None:
+        """Fills the places of the pages that were named.
+
+        Raises:
+            TrimlineError: a page has no place for it.
+        """
+        picture = ""
+        if self.image is not None and drawn is not None:
+            self.image.write_text(drawn, encoding="utf-8")
+            near = os.path.relpath(self.image, self.table.parent if self.table else Path())
+            picture = f"\n\n![Perplexity against decode speed-up, a line per system]({near})"
+        if self.table is not None:
+            fill(self.table, "systems", table + picture)
+        if self.verdicts is not None:
+            fill(self.verdicts, "systems-verdict", f"{judged}\n\n{surroundings}")
+
+
+def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
+    """What a reader needs to know beside the table."""
+    calibration, evaluation, now = setting.calibration, setting.evaluation, code()
+    lines = [
+        f"Calibration: {calibration.windows} windows of {calibration.window} tokens, forward passes in "
+        f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of the other "
+        "text, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
+        "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime. Pruning is the "
+        "prune stage alone, from files to files; its peak is of anonymous memory, the interpreter and its libraries included."
+    ]
+    if any(record["system"] == SURGEON for record in records):
+        lines.append(f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots on these tokens; published are 40 on 128 windows of 2048 or more.")
+    if stale := [record["name"] for record in records if record.get("code", now) != now]:
+        lines.append(f"Made by another version of the code: {', '.join(stale)}.")
+    commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
+    lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
+    return "\n\n".join(lines)
+
+
+def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Sequence[float], pages: Pages) -> None:
+    """Prints the table and the verdicts, and writes them and the plot where they were asked for."""
+    table = results_table(records, speeds.rows) + "\n\n" + notes(records, setting, speeds)
+    found = verdicts(records, speeds.rows, [size_text(size) for size in sizes])
+    judged = markdown_table(list(VERDICTS), found) if found else "Nothing was timed."
+    typer.echo(f"{table}\n\n{judged}")
+    pages.write(table, judged, plot(records, speeds.rows), machine(speeds.runs[0]) if speeds.runs else "")
+
+
+def chosen(names: Sequence[str] | None) -> tuple[System, ...]:
+    """The systems of these names; all without.
+
+    Raises:
+        TrimlineError: there is none of that name.
+    """
+    known = {system.name: system for system in SYSTEMS}
+    if unknown := [name for name in names or () if name not in known]:
+        raise TrimlineError(f"There is no system {unknown[0]!r}.", f"Known are {', '.join(known)}.")
+    return tuple(system for name, system in known.items() if not names or name in names)
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """``0.2,0.3`` as numbers.
+
+    Raises:
+        TrimlineError: something else.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 < value < 1 for value in found):
+        raise TrimlineError(f"{text!r} is no list of fractions.", "Write them like 0.2,0.3,0.5.")
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="'default', a checkpoint folder, a .gguf file or a hub id.")] = "default",
+    calibration: Annotated[str, typer.Option(help="Text.")] = "default",
+    evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
+    work: Annotated[Path, typer.Option(help="Folder for everything that is made; what is there is not measured again.")] = Path(
+        "runs/systems"
+    ),
+    only: Annotated[list[str] | None, typer.Option(help="Only these systems, by name, beside the dense model.")] = None,
+    sizes: Annotated[str, typer.Option(help="Fractions of the decoder's linear parameters.")] = "0.2,0.3,0.5",
+    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.25,0.35,0.4,0.6",
+    sparse: Annotated[bool, typer.Option(help="Also 2:4.")] = True,
+    latency: Annotated[bool, typer.Option(help="Export and time, last.")] = True,
+    calibration_windows: Annotated[int, typer.Option(help="Of the calibration text.")] = 32,
+    evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 40,
+    window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
+    rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
+    together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = 8,
+    most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
+    threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
+    anew: Annotated[bool, typer.Option(help="Measure the chosen rows again.")] = False,
+    page: Annotated[Path | None, typer.Option(help="Put table and plot into this page, at systems.")] = None,
+    details: Annotated[Path | None, typer.Option(help="Put the verdicts into this page, at systems-verdict.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Write the plot there, as SVG.")] = None,
+) -> None:
+    """Prune a model with every system at the same sizes, evaluate, time, and print one table."""
+    options = RunOptions(threads=threads) if threads else RunOptions()
+    text = TextSlice(calibration=TextSource(source=calibration), evaluation=TextSource(source=evaluation))
+    drawn, read = CalibrationWindows(windows=calibration_windows, window=window), EvaluateSlice(windows=evaluation_windows, window=window)
+    try:
+        rows = rows_of(chosen(only), fractions(sizes), fractions(ours), sparse)
+        setting = prepare(model, text, drawn, read, options, latency, work)
+        records = [measured_row(row, setting, anew=anew and not (only and row.is_dense)) for row in rows]
+        speeds = (
+            timings(records, setting, BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds), together)
+            if latency
+            else Speeds()
+        )
+        records = [record | speeds.why(record["name"]) for record in records]
+        show(records, speeds, setting, fractions(sizes), Pages(page, details, image))
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
+    if failed := [f"{record['title']}, {record['size']}" for record in records if {"failure", "untimed"} & set(record)]:
+        typer.echo(f"Failed: {'; '.join(failed)}.", err=True)
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

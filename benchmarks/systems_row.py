@@ -1,0 +1,145 @@
+"""One row of the results table, in a process of its own: prune, rebuild, evaluate, export.
+
+``python -m benchmarks.systems_row`` is a worker as ``benchmarks.worker`` is one: peak memory and processor time are then
+the row's alone. A plan and an export that are there already are not made again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from benchmarks.memory import AnonymousPeak
+from benchmarks.worker import replies_alone, serve
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.allocation.budget import removed_in_every_definition
+from pipeline.artefact import code_version, whole_folder
+from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.evaluate import RESULT, evaluate
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.prune import prune
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import EvaluateSlice, Profile, PruneSlice, RebuildSlice
+from pipeline.sparsity import two_four_fraction
+
+QUIET = Events()
+COST = "cost.json"
+PLAN, MODEL, PERPLEXITY, ONNX = "plan", "model", "perplexity", "onnx"
+
+
+def run_row(
+    source: str,
+    texts: str,
+    out: str,
+    recipe: dict[str, Any] | None,
+    profile: str,
+    windows: dict[str, Any],
+    options: dict[str, Any],
+    timed: bool,
+) -> dict[str, Any]:
+    """Everything about one row that is no timing.
+
+    Args:
+        source: checkpoint folder of the dense model.
+        texts: folder with calibration.txt and evaluation.txt.
+        out: folder for plan, checkpoint and export.
+        recipe: what the prune stage is given, or None for the dense model.
+        profile: the shape profile of the result.
+        windows: of the evaluation text.
+        options: device, dtype and threads.
+        timed: whether to export.
+
+    Raises:
+        TrimlineError: a stage failed; the stages before it are kept.
+    """
+    dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
+    smaller, cost = dense, None
+    if recipe is not None:
+        plan = made(folder / PLAN, lambda place: pruned(dense, read, PruneSlice.model_validate(recipe), run, place))
+        shape = RebuildSlice(profile=Profile(profile))
+        smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
+        cost = read_json(plan / COST)
+    measured = made(folder / PERPLEXITY, lambda place: evaluate(smaller, read, EvaluateSlice.model_validate(windows), run, place, QUIET))
+    if timed:
+        made(folder / ONNX, lambda place: export(smaller, ExportSlice(), run, place, QUIET))
+    return sizes(Checkpoint(dense), Checkpoint(smaller), recipe) | {"perplexity": read_json(measured / RESULT), "cost": cost}
+
+
+def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path) -> None:
+    """The prune stage, and beside its plan what it took: seconds of the wall clock and of all processors, bytes at the peak."""
+    wall, processor = time.monotonic(), time.process_time()
+    with AnonymousPeak() as peak:
+        prune(source, texts, recipe, options, out, QUIET)
+    cost = {"wall": time.monotonic() - wall, "processor": time.process_time() - processor, "peak_anonymous": peak.bytes}
+    write_json(out / COST, cost | {"code": code()})
+
+
+def code() -> str:
+    """Hash of the code that plans come from."""
+    return code_version(pipeline)
+
+
+def sizes(dense: Checkpoint, smaller: Checkpoint, recipe: dict[str, Any] | None) -> dict[str, Any]:
+    """Parameters, and what went in every definition; ``zeros`` of the decoder's linears where they are to be 2:4.
+
+    Raises:
+        TrimlineError: a projection that is to be 2:4 is not.
+    """
+    geometry = smaller.geometry
+    found = {"parameters": geometry.total_parameters(), "removed": removed_in_every_definition(dense.geometry, geometry)}
+    if recipe is None or all("weight" not in step.get("budget", {}) for step in recipe["steps"]):
+        return found
+    zeros = 0
+    for block, shape in enumerate(geometry.blocks):
+        for linear, _ in geometry.linears(shape):
+            name = geometry.family.module(block, linear.name) + ".weight"
+            weight = smaller.tensor(name)
+            if two_four_fraction(weight) < 1:
+                raise TrimlineError(f"The tensor {name} is not 2:4.", "This is a fault of the method; please report it.")
+            zeros += int((weight == 0).sum())
+    return found | {"zeros": zeros / geometry.decoder_parameters()}
+
+
+def made(folder: Path, work: Callable[[Path], None]) -> Path:
+    """The folder, filled by ``work`` unless it is there."""
+    if not folder.exists():
+        with whole_folder(folder) as place:
+            work(place)
+    return folder
+
+
+class RowWorker:
+    """Answers one kind of request: a whole row."""
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The row, or a user's error; a fault of ours ends the process."""
+        try:
+            return {"row": run_row(**{key: value for key, value in request.items() if key != "do"})}
+        except TrimlineError as error:
+            return {"problem": error.problem, "remedy": error.remedy}
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process when its parent has: a row may take hours, and nobody would read it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves stdin to stdout."""
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    serve(RowWorker(), sys.stdin, replies_alone())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The results command's tables, from row records and speeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import interval, mebibytes, ratio
+from benchmarks.pages import markdown_table
+from benchmarks.statistics import Difference, paired_difference
+from benchmarks.systems_list import OURS, TWO_FOUR, percent
+
+Record = Mapping[str, Any]
+Speed = Mapping[str, Mapping[str, Any]]  # row name, then metric
+COLUMNS = (
+    "asked",
+    "system",
+    "its own definition",
+    "decoder removed",
+    "parameters",
+    "perplexity",
+    "÷ dense",
+    "prefill speed-up",
+    "decode speed-up",
+    "pruning, CPU s (wall)",
+    "peak MiB",
+)
+VERDICTS = ("published row", "its decode speed-up", "Trimline row", "its decode speed-up", "loss difference, nats per token", "outcome")
+NOT_RESOLVED, REACHED, MISSED = "not resolved", "reached", "missed"
+
+
+def results_table(records: Sequence[Record], speed: Speed) -> str:
+    """One line per row; the dense model's comes first."""
+    dense = next((record for record in records if record["system"] == "dense" and not record.get("failure")), None)
+    return markdown_table(list(COLUMNS), [line(record, dense, speed) for record in records])
+
+
+def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:
+    """A row's cells; a failed row's say why."""
+    start = [record["size"], record["title"]]
+    if record.get("failure"):
+        return [*start, f"failed: {record['failure']}".replace("|", "\\|"), *[""] * (len(COLUMNS) - 3)]
+    removed, cost = record["removed"], record["cost"]
+    gone = percent(removed["decoder_parameters"]) if record["size"] != TWO_FOUR else f"{percent(record['zeros'])} zeros"
+    return [
+        *start,
+        record["own"] or "–",
+        gone if cost else "–",
+        f"{record['parameters'] / 1e6:.1f} M",
+        with_error(record["perplexity"]),
+        against_dense(record, dense),
+        *(speed_cell(record, speed, metric) for metric in ("prefill", "decode")),
+        f"{cost['processor']:.0f} ({cost['wall']:.0f})" if cost else "–",
+        mebibytes(cost["peak_anonymous"]) if cost else "–",
+    ]
+
+
+def with_error(perplexity: Record) -> str:
+    """``20.79 ± 0.85``, the standard error over windows."""
+    error = perplexity["standard_error"]
+    return number(perplexity["perplexity"]) + ("" if error is None else f" ± {number(error)}")
+
+
+def number(value: float) -> str:
+    """Two decimals below 1000, three digits from there."""
+    return f"{value:.2f}" if value < 1000 else f"{value:.3g}"
+
+
+def against_dense(record: Record, dense: Record | None) -> str:
+    """Perplexity over dense's, with its interval from the windows' differences in loss."""
+    if dense is None or record is dense:
+        return "–"
+    found = loss_difference(dense, record)
+    return ratio(*(math.exp(value) for value in (found.mean, found.low, found.high)))
+
+
+def loss_difference(first: Record, second: Record) -> Difference:
+    """Loss of the second minus the first's, nats per token, paired by window."""
+    return paired_difference(*(record["perplexity"]["window_losses"] for record in (first, second)))
+
+
+def speed_cell(record: Record, speed: Speed, metric: str) -> str:
+    """A speed-up with its interval, or why there is none."""
+    if record["system"] == "dense":
+        return "1"
+    if record["size"] == TWO_FOUR:
+        return "same shapes"
+    if record.get("untimed"):
+        return f"failed: {record['untimed']}".replace("|", "\\|")
+    found = speed.get(record["name"], {}).get(metric)
+    if found is None:
+        return "not timed"
+    return interval(found["speed_up"]) + ("" if found["control_holds"] else f" ({NOT_RESOLVED})")
+
+
+def verdicts(records: Sequence[Record], speed: Speed, sizes: Iterable[str]) -> list[list[str]]:
+    """For every published smaller row of these sizes: whether Trimline predicts better at no lower decode speed.
+
+    Compared is Trimline's slowest row that is at least as fast; which one that is depends on speeds alone.
+    """
+    timed = [record for record in records if not record.get("failure") and record["name"] in speed]
+    ours = [record for record in timed if record["system"] == OURS]
+    published = [record for record in timed if record["system"] != OURS and record["size"] in set(sizes)]
+    return [_verdict(record, ours, speed) for record in published]
+
+
+def _verdict(published: Record, ours: Sequence[Record], speed: Speed) -> list[str]:
+    name = f"{published['title']}, {published['size']}"
+    theirs = speed[published["name"]]["decode"]
+    fast_enough = [record for record in ours if _decode(record, speed) >= theirs["speed_up"]["value"]]
+    if not fast_enough:
+        return [name, interval(theirs["speed_up"]), "none is as fast", "–", "–", NOT_RESOLVED]
+    chosen = min(fast_enough, key=lambda record: _decode(record, speed))
+    mine, found = speed[chosen["name"]]["decode"], loss_difference(published, chosen)
+    resolved = mine["control_holds"] and theirs["control_holds"]
+    margin = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return [name, interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), margin, outcome(found, resolved)]
+
+
+def outcome(found: Difference, resolved: bool) -> str:
+    """Reached where the whole interval lies below zero, missed where it lies above; nothing without valid timings."""
+    if not resolved or found.low <= 0 <= found.high:
+        return NOT_RESOLVED
+    return REACHED if found.high < 0 else MISSED
+
+
+def _decode(record: Record, speed: Speed) -> float:
+    return float(speed[record["name"]]["decode"]["speed_up"]["value"])

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from scipy.stats import ttest_rel
+
+from benchmarks import systems, systems_list
+from benchmarks.memory import AnonymousPeak, process_memory
+from benchmarks.statistics import paired_difference
+from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
+from benchmarks.systems_plot import plot
+from benchmarks.systems_row import pruned
+from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
+from pipeline.errors import TrimlineError
+from pipeline.families import FAMILIES
+from pipeline.geometry import BlockShape, Geometry
+from pipeline.options import RunOptions
+from pipeline.prune import check_steps
+from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep, Space
+from tests.tiny import tiny_model
+
+SMOL = Geometry(FAMILIES["llama"], 576, 64, 3, 49152, True, 0, (BlockShape(1536, 3),) * 30, {})
+CALIBRATION = CalibrationWindows(windows=4, window=64)
+
+
+# --- what is asked of the systems ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remove", [0.1, 0.2, 0.3, 0.5, 0.7])
+def test_blocks_alike_meet_the_definition_to_half_a_tile(remove: float) -> None:
+    budget = even_budget(SMOL, remove)
+    widths = budget[Space.FFN].keep
+    groups = budget[Space.KV_GROUP].keep if Space.KV_GROUP in budget else 3
+    assert isinstance(widths, tuple)
+    assert isinstance(groups, int)
+    left = SMOL.with_blocks(tuple(BlockShape(width, groups) for width in widths)).decoder_parameters()
+    half_a_tile = 32 * SMOL.block_parameters(BlockShape(1, 0))
+    assert abs(left - (1 - remove) * SMOL.decoder_parameters()) <= half_a_tile
+    assert abs((3 - groups) / 3 - remove) <= 1 / 6 + 1e-9
+    assert all(width % 64 == 0 for width in widths)
+    assert max(widths) - min(widths) in (0, 64)
+
+
+def test_a_model_whose_blocks_differ_or_a_budget_beyond_it_is_refused() -> None:
+    with pytest.raises(TrimlineError, match="differ"):
+        even_budget(SMOL.with_blocks((BlockShape(1536, 3), BlockShape(64, 3))), 0.2)
+    with pytest.raises(TrimlineError, match="less than 64"):
+        even_budget(SMOL, 0.95)
+
+
+@pytest.mark.parametrize("row", rows_of(SYSTEMS, (0.2, 0.3, 0.5), (0.25,))[1:], ids=lambda row: row.name)
+def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: Row) -> None:
+    recipe = row.recipe(SMOL, CALIBRATION)
+    assert recipe is not None
+    check_steps(recipe)
+    assert recipe.calibration == CALIBRATION
+    assert PruneSlice.model_validate(recipe.model_dump(mode="json", exclude_defaults=True)) == recipe
+    assert row.profile is (Profile.UNIFORM if row.size == "2:4" else Profile.FREE)
+    if not row.is_sparse:
+        assert row.system.own(dict.fromkeys(("ffn_channels", "kv_groups", "blocks", "decoder_parameters"), 0.125)).startswith("12.5 %")
+
+
+def test_rows_are_sorted_by_size_with_more_of_ours() -> None:
+    found = rows_of(SYSTEMS, (0.3, 0.2), (0.25,))
+    assert found[0] == Row(DENSE)
+    smaller = [row.remove for row in found[1:] if row.remove]
+    assert smaller == sorted(smaller)
+    assert [row.is_sparse for row in found] == sorted(row.is_sparse for row in found)
+    assert [row.name for row in found if row.remove == 0.25] == [f"{OURS}-0.25"]
+    assert not any(row.is_sparse for row in rows_of(SYSTEMS, (0.3,), (), sparse=False))
+
+
+# --- one row -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_anonymous_memory_is_seen_after_it_is_gone() -> None:
+    before = process_memory()["anonymous"]
+    if before is None:
+        pytest.skip("this system does not tell anonymous memory")
+    with AnonymousPeak() as peak:
+        block = np.ones(2**26, np.uint8)
+        block += 1
+        torch.ones(10**6).sort()
+        del block
+    assert peak.bytes is not None
+    assert before + 0.9 * 2**26 < peak.bytes < before + 4 * 2**26
+
+
+def test_what_pruning_took_stands_beside_the_plan(tmp_path: Path) -> None:
+    model, out = tiny_model("llama", tmp_path / "dense", intermediate_size=256), tmp_path / "plan"
+    out.mkdir()
+    (tmp_path / "calibration.txt").write_text("abcdefgh " * 200, encoding="utf-8")
+    recipe = PruneSlice(calibration=CALIBRATION, steps=ffn_alone("cfsp")(SMOL, 0.3))
+    pruned(model, tmp_path, recipe, RunOptions(threads=1), out)
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["wall"] > 0 < cost["processor"]
+    assert (out / "plan.json").is_file()
+
+
+# --- the whole command ---------------------------------------------------------------------------------------------------
+
+TINY = (
+    System("cfsp", "CFSP", ffn_alone("cfsp"), lambda removed: "of channels", two_four("magnitude")),
+    System("absent", "Absent", ffn_alone("absent")),
+    System(OURS, "Trimline", ffn_alone("magnitude"), lambda removed: "of everything"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The command on a tiny model with three systems, one of which there is not, run twice."""
+    pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
+    folder = tmp_path_factory.mktemp("systems")
+    tiny_model("llama", folder / "dense", intermediate_size=256, max_position_embeddings=1024)
+    for name, words in (("calibration", "one two three "), ("evaluation", "other words are here ")):
+        (folder / f"{name}.txt").write_text("".join(f"{words}{number} " for number in range(60)), encoding="utf-8")
+    (folder / "page.md").write_text("<!-- systems:begin -->\n<!-- systems:end -->\n", encoding="utf-8")
+    (folder / "more.md").write_text("<!-- systems-verdict:begin -->\n<!-- systems-verdict:end -->\n", encoding="utf-8")
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systems, "SYSTEMS", TINY)
+        patch.setattr(typer, "echo", lambda text, err=False: said.append(text))
+        for _ in range(2):
+            said.append("start")
+            with pytest.raises(typer.Exit) as ended:
+                run_command(folder)
+    again = said[len(said) - said[::-1].index("start") :]
+    return {"folder": folder, "code": ended.value.exit_code, "again": again, "work": folder / "work"}
+
+
+def run_command(folder: Path) -> None:
+    systems.main(
+        str(folder / "dense"),
+        str(folder / "calibration.txt"),
+        str(folder / "evaluation.txt"),
+        folder / "work",
+        sizes="0.3",
+        ours="",
+        calibration_windows=4,
+        evaluation_windows=3,
+        window=64,
+        rounds=2,
+        together=1,
+        threads=1,
+        page=folder / "page.md",
+        details=folder / "more.md",
+        image=folder / "plot.svg",
+    )
+
+
+def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, Any]) -> None:
+    assert finished["code"] == 1
+    assert finished["again"][-1] == "Failed: Absent, 30 %."
+    page = (finished["folder"] / "page.md").read_text(encoding="utf-8")
+    assert "| 30 % | Absent | failed: absent-0.3: There is no method 'absent'." in page
+    for start in (
+        "| – | dense |",
+        "| 30 % | CFSP | of channels |",
+        "| 30 % | Trimline |",
+        "| 2:4 | CFSP | 2 zeros in every 4 weights | 50.0 % zeros",
+    ):
+        assert start in page
+
+
+def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
+    rows = {path.stem: json.loads(path.read_text()) for path in (finished["work"] / "rows").glob("*.json")}
+    assert set(rows) == {"dense", "cfsp-0.3", "cfsp-2to4", "trimline-0.3"}
+    for name, row in rows.items():
+        assert len(row["perplexity"]["window_losses"]) == 3
+        assert (row["cost"] is None) == (name == "dense")
+        assert (finished["work"] / "rows" / row["out"] / "onnx").exists() == (name != "cfsp-2to4")
+    assert rows["cfsp-0.3"]["parameters"] < rows["dense"]["parameters"] == rows["cfsp-2to4"]["parameters"]
+    assert abs(rows["cfsp-0.3"]["removed"]["decoder_parameters"] - 0.3) < 0.05
+    assert rows["cfsp-2to4"]["zeros"] >= 0.5
+
+
+def test_the_second_run_measures_only_what_failed(finished: dict[str, Any]) -> None:
+    assert [text for text in finished["again"] if text.endswith("…")] == ["Absent, 30 % …"]
+    assert len(list((finished["work"] / "speed").glob("*.json"))) == 2  # two models, one at a time
+
+
+def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
+    folder = finished["folder"]
+    page = (folder / "page.md").read_text(encoding="utf-8")
+    assert "](plot.svg)" in page
+    assert "same shapes" in page
+    assert str(folder) not in page
+    more = (folder / "more.md").read_text(encoding="utf-8")
+    assert "| CFSP, 30 % |" in more
+    assert "not resolved" in more  # two rounds resolve nothing
+    assert "- processor:" in more
+    ET.parse(folder / "plot.svg")
+
+
+def test_unknown_systems_and_sizes_are_refused(tmp_path: Path) -> None:
+    for wrong in ({"only": ["wandb"]}, {"sizes": "0.2;0.3"}, {"ours": "1.5"}):
+        with pytest.raises(typer.Exit) as ended:
+            systems.main("default", work=tmp_path / "work", **{"sizes": "0.2", "ours": "", "threads": 1} | wrong)
+        assert ended.value.exit_code == 2
+    assert not (tmp_path / "work").exists()
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_paired_difference_is_the_paired_t_test() -> None:
+    chance = np.random.default_rng(0)
+    first = chance.normal(3.0, 1.0, 20)
+    second = first + chance.normal(0.1, 0.2, 20)
+    found, known = paired_difference(first.tolist(), second.tolist()), ttest_rel(second, first).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high) == pytest.approx(((second - first).mean(), known.low, known.high))
+    for bad in ([1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="no pairs"):
+            paired_difference([1.0], bad)
+
+
+def record(system: str, size: str, losses: list[float], **more: Any) -> dict[str, Any]:
+    mean = sum(losses) / len(losses)
+    return {
+        "name": f"{system}-{size}",
+        "system": system,
+        "title": system.title(),
+        "size": size,
+        "own": "some of it",
+        "parameters": 90_000_000,
+        "removed": {"decoder_parameters": 0.2},
+        "perplexity": {"perplexity": math.exp(mean), "standard_error": 0.5, "window_losses": losses},
+        "cost": {"wall": 70.4, "processor": 100.2, "peak_anonymous": 2**30},
+    } | more
+
+
+def compared(value: float, holds: bool = True) -> dict[str, Any]:
+    ratio = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    return {metric: {"speed_up": ratio, "control_holds": holds} for metric in ("prefill", "decode")}
+
+
+DENSE_ROW = record("dense", "–", [3.0, 3.2, 3.4], cost=None, own="")
+RECORDS = [
+    DENSE_ROW,
+    record("cfsp", "20 %", [3.5, 3.8, 3.9]),
+    record("flap", "20 %", [3.2, 3.39, 3.62]),
+    record("laco", "20 %", [3.31, 3.5, 3.7]),
+    record("fast", "20 %", [3.9, 3.9, 3.9]),
+    record("cfsp", "30 %", [9.0, 9.1, 9.2]),
+    record(OURS, "20 %", [3.2, 3.4, 3.6]),
+    record(OURS, "30 %", [3.3, 3.52, 3.69]),
+]
+SPEED = {"cfsp-20 %": 1.15, "flap-20 %": 1.2, "laco-20 %": 1.25, "fast-20 %": 1.5, "cfsp-30 %": 1.3}
+SPEED |= {f"{OURS}-20 %": 1.2, f"{OURS}-30 %": 1.35}
+SPEEDS = {name: compared(value) for name, value in SPEED.items()}
+
+
+def test_verdicts_take_our_slowest_row_that_is_as_fast() -> None:
+    found = {cells[0]: (cells[2], cells[-1]) for cells in verdicts(RECORDS, SPEEDS, ["20 %"])}
+    assert found == {
+        "Cfsp, 20 %": ("20 %", REACHED),
+        "Flap, 20 %": ("20 %", NOT_RESOLVED),  # differences of both signs
+        "Laco, 20 %": ("30 %", NOT_RESOLVED),  # the slower row would have won, and is too slow
+        "Fast, 20 %": ("none is as fast", NOT_RESOLVED),
+    }
+    worse = [*RECORDS[:-2], record(OURS, "20 %", [4.0, 4.3, 4.4]), RECORDS[-1]]
+    assert verdicts(worse, SPEEDS, ["20 %"])[0][-1] == MISSED
+
+
+def test_no_verdict_without_a_control_that_holds() -> None:
+    assert {cells[-1] for cells in verdicts(RECORDS, SPEEDS | {f"{OURS}-20 %": compared(1.2, holds=False)}, ["20 %"])[:2]} == {NOT_RESOLVED}
+
+
+def test_a_line_has_every_column() -> None:
+    against = ttest_rel(*(row["perplexity"]["window_losses"] for row in (RECORDS[1], DENSE_ROW))).confidence_interval(0.95)
+    assert line(RECORDS[1], DENSE_ROW, SPEEDS) == [
+        "20 %",
+        "Cfsp",
+        "some of it",
+        "20.0 %",
+        "90.0 M",
+        f"{math.exp(11.2 / 3):.2f} ± 0.50",
+        f"{math.exp(0.5333333):.3f} [{math.exp(against.low):.3f}, {math.exp(against.high):.3f}]",
+        "1.150 [1.130, 1.170]",
+        "1.150 [1.130, 1.170]",
+        "100 (70)",
+        "1024",
+    ]
+    assert line(DENSE_ROW, DENSE_ROW, SPEEDS)[2:4] == ["–", "–"]
+    assert line(RECORDS[1], DENSE_ROW, {})[-3] == "not timed"
+    assert line(RECORDS[1], DENSE_ROW, {"cfsp-20 %": compared(1.1, holds=False)})[-3].endswith("(not resolved)")
+    assert line(RECORDS[1] | {"untimed": "a | b"}, DENSE_ROW, {})[-3] == "failed: a \\| b"
+    assert line(record("wanda", "2:4", [3.0, 3.2, 3.4], zeros=0.5), DENSE_ROW, {})[3] == "50.0 % zeros"
+    assert len({row.count("|") for row in results_table(RECORDS, SPEEDS).splitlines()}) == 1
+    assert [number(value) for value in (12.3456, 999.0, 1.23456e6)] == ["12.35", "999.00", "1.23e+06"]
+
+
+def test_a_failed_row_is_as_long_as_the_others() -> None:
+    failed = {"name": "x-1", "system": "x", "title": "X", "size": "20 %", "failure": "No | such thing."}
+    cells = line(failed, DENSE_ROW, {})
+    assert cells[2] == "failed: No \\| such thing."
+    assert len(cells) == len(line(DENSE_ROW, DENSE_ROW, {}))
+
+
+def test_the_plot_has_a_line_per_system_and_marks_what_lies_beyond() -> None:
+    drawn = plot(RECORDS, SPEEDS)
+    assert drawn is not None
+    texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    for title in ("Cfsp", "Flap", "Laco", "Fast", "Trimline", "dense", "perplexity"):
+        assert texts.count(title) == 1
+    assert drawn.count("<circle") == 6  # all but CFSP at 30 %, far above
+    assert any(text and text.startswith("▲ above") for text in texts)
+    assert plot(RECORDS, {}) is None
+
+
+def test_no_two_systems_share_a_name() -> None:
+    assert len({system.name for system in SYSTEMS}) == len({system.title for system in SYSTEMS}) == len(SYSTEMS)
+    assert all(isinstance(system.sparse, PruneStep) or system.smaller for system in systems_list.SYSTEMS)
