@@ -1,0 +1,22 @@
+"""What belongs to one unit, found by selecting it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pipeline.families import Linear, Sublayer
+from pipeline.geometry import Geometry
+from pipeline.plan import Selection
+from pipeline.rebuild.surgery import select
+
+
+def parts_of_units(values: torch.Tensor, linear: Linear, geometry: Geometry, block: int = 0) -> list[torch.Tensor]:
+    """Of a projection's values (R, C), the rows or columns that would stay if one unit stayed alone; one per unit."""
+    everything, parts = Selection.everything(geometry), []
+    for unit in range(geometry.blocks[block].units(linear.sublayer)):
+        units = ((unit,),) * len(geometry.blocks)
+        alone = replace(everything, ffn=units) if linear.sublayer is Sublayer.FFN else replace(everything, kv_groups=units)
+        parts.append(select(values, alone.row_indices(linear, block, geometry), alone.column_indices(linear, block, geometry)))
+    return parts
