@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.allocation.allocate import FEASIBLE, Allocation, allocate, keep_best
-from pipeline.allocation.budget import removed_fraction
+from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
@@ -17,11 +16,10 @@ from pipeline.compensation.least_squares import least_squares
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
-from pipeline.geometry import Geometry
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, Scores
 from pipeline.plan import Step
-from pipeline.recipe import Budget, PruneStep, Space
+from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
@@ -123,7 +121,7 @@ def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: 
     facts: dict[str, Any] = {}
     for space, by_block in scores.items():
         if space is Space.LAYER:
-            kept = _blocks_to_keep(step.budget[space], model.current)
+            kept = blocks_to_keep(step.budget[space], model.current)
             best = keep_best(torch.cat(list(by_block.values())), kept).tolist()
             counts[space] = {block: int(place in best) for place, block in enumerate(by_block)}
             facts[space.value] = {"kept": kept}
@@ -151,28 +149,6 @@ def _demand_tiles_met(step: PruneStep, widths: list[int], allocation: Allocation
             f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {step.round_to}; the nearest is {got:.1%}.",
             f"Ask for {got:.3f}, or give a smaller round_to.",
         )
-
-
-def _blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
-    """How many blocks stay.
-
-    Raises:
-        TrimlineError: that is none, or more than there are.
-    """
-    blocks = len(geometry.blocks)
-    if isinstance(budget.keep, tuple):
-        raise TrimlineError("The budget of space layer keeps a list of sizes.", "Give one number: how many blocks stay.")
-    remove = None if budget.keep is not None else removed_fraction(budget, Space.LAYER, geometry)
-    count = round((1 - remove) * blocks) if remove is not None else budget.keep
-    assert count is not None
-    if not 1 <= count <= blocks:
-        raise TrimlineError(f"The budget keeps {count} of {blocks} blocks.", f"Keep between 1 and {blocks}.")
-    if remove is not None and abs(1 - count / blocks - remove) > FEASIBLE:
-        raise TrimlineError(
-            f"Removing {remove:.0%} of the space layer is not possible with {blocks} blocks.",
-            f"Ask for one of {', '.join(f'{gone / blocks:.3f}' for gone in range(blocks))}.",
-        )
-    return count
 
 
 def _layers(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, tuple[int, ...]]:

@@ -77,6 +77,28 @@ def _meeting_budget(fractions: list[float], widths: list[int], remove: float) ->
     return fractions
 
 
+def blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
+    """How many blocks stay under a budget of space layer.
+
+    Raises:
+        TrimlineError: that is none, or more than there are.
+    """
+    blocks = len(geometry.blocks)
+    if isinstance(budget.keep, tuple):
+        raise TrimlineError("The budget of space layer keeps a list of sizes.", "Give one number: how many blocks stay.")
+    remove = None if budget.keep is not None else removed_fraction(budget, Space.LAYER, geometry)
+    count = round((1 - remove) * blocks) if remove is not None else budget.keep
+    assert count is not None
+    if not 1 <= count <= blocks:
+        raise TrimlineError(f"The budget keeps {count} of {blocks} blocks.", f"Keep between 1 and {blocks}.")
+    if remove is not None and abs(1 - count / blocks - remove) > FEASIBLE:
+        raise TrimlineError(
+            f"Removing {remove:.0%} of the space layer is not possible with {blocks} blocks.",
+            f"Ask for one of {', '.join(f'{gone / blocks:.3f}' for gone in range(blocks))}.",
+        )
+    return count
+
+
 def keep_best(score: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending indices of the ``count`` highest scores; among equals the lower index stays."""
     return score.argsort(descending=True, stable=True)[:count].sort().values

@@ -9,6 +9,7 @@ from pipeline.methods.block_influence import BlockInfluence
 from pipeline.methods.cfsp import CFSP
 from pipeline.methods.cfsp_extended import CFSPExtended
 from pipeline.methods.gblm import GBLM
+from pipeline.methods.laco import LaCo
 from pipeline.methods.magnitude import Magnitude
 from pipeline.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
 from pipeline.methods.sparsegpt import SparseGPT
@@ -23,6 +24,7 @@ REGISTERED: tuple[Method, ...] = (
     WandaStructured(),
     SparseGPT(),
     GBLM(),
+    LaCo(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

@@ -1,0 +1,177 @@
+"""LaCo, layer collapse (arXiv 2402.11187): rear blocks are merged into an earlier one while the model's output stays alike.
+
+The walk is that of section 3 and of the released notebooks. From the base block H − C downwards, C blocks are tried as one;
+the last hidden states of a few windows (cosine of all states of a window as one vector, averaged over the windows) are
+compared with the dense model's. Above the threshold T the merge stays and the base moves down by I, else by 1, until L.
+
+Two things are called LaCo. Equation 1 adds the differences of the blocks that follow, θ_l + Σ_k (θ_{l+k} − θ_l), for all
+tensors of the block. The released code subtracts from the sum it is adding to, so that only the last block's projections
+are left, beside the norms of the base: θ_{l+m} (the project's issue 4). ``merge`` chooses; the default is the code, which
+gave the published results. Ours are the budget, which ends the walk, and that the threshold is found where none is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+
+from pipeline.allocation.allocate import blocks_to_keep
+from pipeline.calibrate.sweep import batches_of
+from pipeline.collapsing import Collapsed, Rule, apply, check_alike, collapse, collapsed_live
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.methods.method import Scores, options_of
+from pipeline.plan import Step
+from pipeline.recipe import Count, PruneStep, Slice, Space
+from pipeline.shrinking import ShrinkingModel
+
+GRID = 0.01  # of the thresholds that are tried
+
+
+def state_similarity(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Mean over windows of the cosine of all their hidden states as one vector; (N, S, H) each. −1 where not finite."""
+    cosine = torch.nn.functional.cosine_similarity(before.flatten(1).double(), after.flatten(1).double(), dim=1).mean().item()
+    return cosine if math.isfinite(cosine) else -1.0
+
+
+class LaCoOptions(Slice):
+    """Options of LaCo, with the paper's letters."""
+
+    merge: Rule = Field(
+        "released", description="the last merged block's projections, as the released code gives, or the paper's equation 1"
+    )
+    layers: int = Field(4, ge=2, le=1000, description="C: blocks that become one")
+    interval: Count = Field(2, description="I: blocks to move down after a merge")
+    lowest: int = Field(1, ge=0, description="L: the lowest block that others are merged into")
+    highest: Count | None = Field(None, description="H: the walk starts C blocks below this one; by default the last block")
+    threshold: float | None = Field(
+        None, ge=-1.0, le=1.0, description="T: least similarity; by default the largest, in hundredths, that meets the budget"
+    )
+    windows: Count = Field(5, description="calibration windows that the similarity is measured on")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What one walk came to: the blocks, their similarity to the dense model, and the similarities that were not enough."""
+
+    blocks: tuple[Collapsed, ...]
+    similarity: float
+    rejected: tuple[float, ...]
+
+
+def walk(
+    blocks: tuple[Collapsed, ...],
+    similarity: Callable[[tuple[Collapsed, ...]], float],
+    threshold: float,
+    keep: int,
+    options: LaCoOptions,
+) -> Walk:
+    """The published walk from the rear; it ends where ``keep`` blocks are left, and the last merge takes no more than that."""
+    place = (len(blocks) - 1 if options.highest is None else options.highest) - options.layers
+    reached, rejected = 1.0, []
+    while place >= options.lowest and len(blocks) > keep:
+        end = place + 1 + min(options.layers - 1, len(blocks) - keep)
+        tried = (*blocks[:place], collapse(blocks[place:end], options.merge), *blocks[end:])
+        found = similarity(tried)
+        if found > threshold:
+            blocks, reached, place = tried, found, place - options.interval
+        else:
+            rejected.append(found)
+            place -= 1
+    return Walk(blocks, reached, tuple(rejected))
+
+
+def search(
+    blocks: tuple[Collapsed, ...], similarity: Callable[[tuple[Collapsed, ...]], float], keep: int, options: LaCoOptions
+) -> tuple[Walk, float]:
+    """The walk that meets the budget, and its threshold: the one given, or the largest multiple of ``GRID`` that does.
+
+    Between a threshold and the best similarity that it rejected nothing changes, so thresholds there are left out.
+
+    Raises:
+        TrimlineError: no walk comes to so few blocks, or the one with the given threshold does not.
+    """
+    threshold = 1.0 if options.threshold is None else options.threshold
+    while True:
+        found = walk(blocks, similarity, threshold, keep, options)
+        if len(found.blocks) == keep:
+            return found, threshold
+        if options.threshold is not None:
+            raise TrimlineError(
+                f"At threshold {threshold:g} the walk leaves {len(found.blocks)} of {len(blocks)} blocks, and the budget {keep}.",
+                "Leave the threshold out, so that it is found, or ask for less.",
+            )
+        if not found.rejected:
+            raise TrimlineError(
+                f"The walk leaves {len(found.blocks)} of {len(blocks)} blocks however low the threshold, and the budget {keep}.",
+                "Give more layers, a smaller interval, a lower lowest or a higher highest, or ask for less.",
+            )
+        threshold = (math.ceil(max(found.rejected) / GRID) - 1) * GRID
+
+
+class Similarity:
+    """How alike the last hidden states are when blocks are collapsed; each arrangement is measured once."""
+
+    def __init__(self, model: ShrinkingModel, windows: torch.Tensor, options: LaCoOptions) -> None:
+        self.model, self.windows, self.rule = model, windows, options.merge
+        self.dense = self._states()
+        self.known: dict[tuple[Collapsed, ...], float] = {}
+        if not torch.isfinite(self.dense).all():
+            raise TrimlineError("The last hidden states are not finite: activations overflow.", "Measure in float32: --dtype float32.")
+
+    def __call__(self, blocks: tuple[Collapsed, ...]) -> float:
+        if blocks not in self.known:
+            with collapsed_live(self.model, blocks, self.rule):
+                self.known[blocks] = state_similarity(self.dense, self._states())
+        return self.known[blocks]
+
+    @torch.no_grad()
+    def _states(self) -> torch.Tensor:
+        body = self.model.model.get_submodule(self.model.geometry.family.blocks.split(".")[0])
+        device = next(body.parameters()).device
+        found = [body(input_ids=batch.to(device), use_cache=False).last_hidden_state for batch in batches_of(self.windows)]
+        return torch.cat(found).float().cpu()
+
+
+class LaCo:
+    """Whole blocks, merged into earlier ones."""
+
+    name = "laco"
+    spaces = frozenset({Space.LAYER})
+    options = LaCoOptions
+
+    def check(self, step: PruneStep) -> None:
+        """Raises TrimlineError for a walk that has no block to start from, or for what this method does not do."""
+        options = options_of(step, LaCoOptions)
+        if step.pooled or step.shots > 1 or step.compensation != "none":
+            raise TrimlineError("LaCo takes one budget of space layer, in one shot and without compensation.", "Leave the others out.")
+        if options.highest is not None and options.highest - options.layers < options.lowest:
+            raise TrimlineError(f"LaCo's walk from block {options.highest - options.layers} down to {options.lowest} is empty.",
+                                "Give a higher highest, fewer layers or a lower lowest.")  # fmt: skip
+
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+        """Collapses blocks until the budget is met; one entry, without scores: blocks compete by trial."""
+        options, left = options_of(step, LaCoOptions), model.selection.blocks
+        check_alike(model)
+        keep = blocks_to_keep(step.budget[Space.LAYER], model.current)
+        if options.highest is not None and options.highest > len(left):
+            raise TrimlineError(f"LaCo's highest is {options.highest}, and there are {len(left)} blocks.", f"Give at most {len(left)}.")
+        windows = windows[: options.windows]
+        events.note(f"collapsing {len(left)} blocks into {keep}, compared on {windows.numel():,} tokens")
+        similarity = Similarity(model, windows, options)
+        found, threshold = search(tuple(map(Collapsed.of, left)), similarity, keep, options)
+        apply(model, found.blocks, options.merge)
+        facts = {
+            "tokens": windows.numel(),
+            "layer": {"kept": keep},
+            "threshold": round(threshold, 6),
+            "similarity": found.similarity,
+            "arrangements tried": len(similarity.known),
+            "collapsed": {str(block.base): list(block.covers) for block in found.blocks if block.changed},
+        }
+        kept = {Space.LAYER.value: model.selection.blocks}
+        return [(Step("laco on layer", step.model_dump(mode="json", exclude_none=True), kept, facts), {})]
