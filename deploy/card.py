@@ -58,7 +58,7 @@ def model_card(
         removed=[(SHARES[key], share) for key, share in (report["removed"] or {}).items() if key in SHARES],
         steps=[step["title"] for step in plan["steps"]],
         blocks=Geometry.from_config(config).blocks,
-        comparison=list(_comparison(dense, pruned)) if dense and pruned else [],
+        comparison=list(_comparison(dense, pruned, report.get("recovery"))) if dense and pruned else [],
         remote_code="auto_map" in config,
         onnx=onnx,
         licence=slice_.licence,
@@ -90,7 +90,7 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"model-index": [{"name": report["title"], "results": [measured]}]}
 
 
-def _comparison(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _comparison(dense: Mapping[str, Any], pruned: Mapping[str, Any], recovery: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
     sizes = {
         "Parameters": "parameters",
         "Linear parameters of the decoder": "decoder_parameters",
@@ -101,6 +101,8 @@ def _comparison(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator
     for name, key in sizes.items():
         if dense[key] is not None and pruned[key] is not None:
             yield name, f"{dense[key]:,}", f"{pruned[key]:,}"
+    if recovery and dense["perplexity"]:
+        yield "Perplexity before training", _perplexity(dense["perplexity"]), _perplexity(recovery["before"])
     if dense["perplexity"] and pruned["perplexity"]:
         yield "Perplexity", _perplexity(dense["perplexity"]), _perplexity(pruned["perplexity"])
 

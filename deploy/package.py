@@ -25,7 +25,8 @@ FORMAT = 1
 LINKED = ".safetensors"  # onnx refuses weights with several hard links; configs are copied, since people edit them
 REPORTS = ("report.html", "report.md")
 MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
-NOT_SHIPPED = {RECORD, MEASURED_RECORD, "gate.json", "plan.json"}  # records of stages; the plan stands at the top of the package
+# Records of stages; the plan stands at the top of the package.
+NOT_SHIPPED = {RECORD, MEASURED_RECORD, "gate.json", "plan.json", "recover.json"}
 MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
 
 

@@ -28,6 +28,7 @@ from pipeline.events import Events
 RECORD = "artefact.json"
 MEASURED = "run.json"
 PARTIAL = ".partial-"
+WORK = ".work-"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def work_beside(out: Path) -> Path:
+    """Where a stage that takes hours keeps what a kill must not take: beside the folder that ``make_artefact`` gave it.
+
+    Its name holds the key, so it is found again by the same work only. Whoever makes the artefact removes it afterwards.
+    """
+    return out.with_name(WORK + out.name.removeprefix(PARTIAL))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from pipeline.rebuild.profiles import check_request
 from pipeline.recipe import Profile, Space
 from tests.pipeline.rebuild.cases import anything, fewer_groups, rebuilt_tiny, same_width
 from tests.tiny import tiny_model
-from trimline.graph import _shapes_asked_for
+from trimline.preflight import shapes_asked_for
 from trimline.recipe import Recipe, parse_recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ def test_recipes_are_sound_and_in_the_readme(path: Path) -> None:
     recipe = read_recipe(path)
     check_steps(recipe.prune)
     config = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
-    check_request(recipe.rebuild.profile, family_named("llama"), *_shapes_asked_for(recipe), config)
+    check_request(recipe.rebuild.profile, family_named("llama"), *shapes_asked_for(recipe), config)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| \[{path.stem}\]\(recipes/{path.name}\) \| .* \| `(\w+)` \|$", readme, re.MULTILINE)
     assert row, f"the README does not list {path.name}"

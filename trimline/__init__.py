@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, evaluate, export, package, prune, rebuild, report, run
+    from trimline.api import Perplexity, bench, evaluate, export, package, prune, rebuild, recover, report, run
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
 
 _PLACES = {
-    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"),
+    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "recover", "report", "run"),
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
@@ -55,6 +55,7 @@ __all__ = [
     "prune",
     "read_recipe",
     "rebuild",
+    "recover",
     "report",
     "run",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
 from exporters.onnx.stage import export as write_export
 from exporters.recipe import ExportSlice
-from pipeline.artefact import whole_folder
+from pipeline.artefact import WORK, digest, file_digest, folder_digest, whole_folder
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT
@@ -25,7 +26,9 @@ from pipeline.plan import Plan
 from pipeline.prune import check_steps
 from pipeline.prune import prune as write_plan
 from pipeline.rebuild.stage import rebuild as write_rebuild
-from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, TextSource
+from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSource
+from pipeline.recover.stage import check_recovery, first_process, result_key
+from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
 from pipeline.sources.text import describe, load_text
@@ -93,6 +96,46 @@ def rebuild(
         raise TrimlineError(f"There is no shape profile {str(profile)!r}.", f"Use one of {', '.join(Profile)}.")
     with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, whole_folder(Path(output)) as out:
         write_rebuild(folder, Path(plan), RebuildSlice(profile=Profile(profile)), options, out, events)
+    return Path(output)
+
+
+def recover(
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    pruned: Path | str,
+    output: Path | str,
+    *,
+    model: Path | str | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> Path:
+    """Trains a smaller checkpoint as the recipe's ``recover`` says; writes and gates a checkpoint folder of the same form.
+
+    Interrupted, the same call goes on from the last state that was saved. Launched by torchrun, every process trains.
+
+    Args:
+        recipe: its ``recover``, ``text`` and, for distillation, ``model`` are read.
+        pruned: a folder that ``rebuild`` wrote, or any checkpoint folder.
+        output: new or empty folder.
+        model: the dense model, instead of the recipe's.
+        options: device, dtype, threads.
+        events: progress.
+    """
+    wanted = as_recipe(recipe)
+    if wanted.recover is None:
+        raise TrimlineError("The recipe does not say how to recover.", "Add to it, say, recover: {kind: lora}.")
+    check_recovery(wanted.recover, options)
+    named = wanted.model if model is None else ModelSlice(source=str(model))
+    taught = wanted.recover.loss == "distillation"
+    with tempfile.TemporaryDirectory() as scratch, _checkpoint(named, options, events) if taught else nullcontext(Path()) as dense:
+        texts = Path(scratch) / "texts"
+        texts.mkdir()
+        write_texts(wanted.text, options, texts, events)
+        work = _work_of(Path(output), wanted.recover, Path(pruned), dense if taught else None, texts, options)
+        with whole_folder(Path(output) if first_process() else Path(scratch) / "other") as out:
+            write_recovered(dense, Path(pruned), texts, wanted.recover, options, out, work, events)
+    if first_process():
+        for left in work.parent.glob(f"{WORK}{Path(output).name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
     return Path(output)
 
 
@@ -244,6 +287,16 @@ def _checkpoint(named: ModelSlice, options: RunOptions, events: Events) -> Itera
         yield checkpoint_folder(Path(scratch))
 
 
+def _work_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | None, texts: Path, options: RunOptions) -> Path:
+    """Where a recovery of exactly these inputs keeps its states: beside the output, under a name that no other one has."""
+    inputs = {
+        "pruned": folder_digest(pruned),
+        "dense": folder_digest(dense) if dense else "",
+        "text": file_digest(texts / "calibration.txt"),
+    }
+    return output.parent / f"{WORK}{output.name}-{digest(inputs | result_key(recipe, options))[:12]}"
+
+
 def _report_of(folder: Path) -> Path:
     if (folder / "report.json").exists():
         return folder
@@ -252,4 +305,4 @@ def _report_of(folder: Path) -> Path:
     raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
 
 
-__all__ = ["Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "report", "run"]
+__all__ = ["Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "recover", "report", "run"]

@@ -50,7 +50,9 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for everything that is written: new or empty, or that of the run to go on with.")
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
-DTypeOption = Annotated[DTypeName, typer.Option(help="Of the passes that measure activations; auto takes bf16 where the processor has it.")]
+DTypeOption = Annotated[
+    DTypeName, typer.Option(help="Of the passes that measure activations or train; auto takes bf16 where the processor has it.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="For torch and ONNX Runtime; default: every core this process may use.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a foreign checkpoint carries.")]
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")]
@@ -123,6 +125,32 @@ def rebuild(
         options = _options(device, DTypeName.AUTO, threads, trust)
         folder = api.rebuild(model, plan, output, profile=profile, options=options, events=here.events)
         _show_folder(here, folder)
+
+
+@app.command()
+def recover(
+    recipe: RecipeFile,
+    pruned: Annotated[Path, typer.Argument(help="A folder that `trimline rebuild` wrote, or any checkpoint folder.")],
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="The dense model, instead of the recipe's; for distillation.")] = None,
+    device: DeviceOption = Device.CPU,
+    dtype: DTypeOption = DTypeName.AUTO,
+    threads: Threads = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train what was rebuilt, and prove the result."""
+    with session(as_json, debug) as here:
+        from pipeline.events import Events
+        from pipeline.recover.stage import first_process
+        from trimline import api
+
+        options = _options(device, dtype, threads, trust)
+        events = here.events if first_process() else Events()
+        folder = api.recover(recipe, pruned, output, model=model, options=options, events=events)
+        if first_process():
+            _show_folder(here, folder)
 
 
 @app.command()

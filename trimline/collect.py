@@ -15,16 +15,18 @@ from pipeline.evaluate import RESULT
 from pipeline.geometry import Geometry
 from pipeline.plan import Plan
 from pipeline.rebuild.profiles import consumers
-from pipeline.recipe import Space
+from pipeline.recipe import RecoverSlice, Space
+from pipeline.recover.stage import RESULT as RECOVERED
 from pipeline.sources.model import describe
 from pipeline.sources.text import SHARED_BAR
+from trimline.gate_rows import gate_rows
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import (
     BlockRow,
     ConsumerRow,
-    GateRow,
     Measure,
     ModelRow,
+    Recovery,
     Removed,
     ReportData,
     SpeedPoint,
@@ -78,13 +80,14 @@ def collect(
         evaluation=f"{text['evaluation']['name']}, {recipe.evaluate.windows} windows of {recipe.evaluate.window} tokens, not overlapping",
         workloads=tuple(_workloads(results)),
         decode_points=tuple(_points(models, results)),
-        gates=tuple(_gates(lanes)),
+        gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items()}, done)),
         consumers=tuple(_consumers(recipe, lanes["pruned"].checkpoint)),
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
         warnings=tuple(_warnings(recipe, text, original, result)),
         environment=_environment(results["environment"]),
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
+        recovery=_recovery(recipe.recover, done) if recipe.recover else None,
     )
 
 
@@ -174,24 +177,18 @@ def _points(models: tuple[ModelRow, ...], results: Mapping[str, Any]) -> Iterato
             yield SpeedPoint(model.name, model.perplexity.value, rows[0]["tokens_per_second"])
 
 
-def _gates(lanes: Mapping[Role, Lane]) -> Iterator[GateRow]:
-    rebuilt = read_json(lanes["pruned"].checkpoint / "gate.json")["attempts"][-1]
-    yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
-    yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
-    for role, lane in lanes.items():
-        record = read_json(lane.onnx / "gate.json")
-        for name, comparison in record["checks"].items():
-            yield _gate(f"{role} checkpoint → ONNX, {name}", comparison, "ONNX Runtime against torch in fp32")
-        genai = record["genai"]
-        yield (
-            _gate(f"{role} checkpoint → onnxruntime-genai", genai, "teacher-forced")
-            if genai["run"]
-            else GateRow(f"{role} checkpoint → onnxruntime-genai", None, detail=genai["why"])
-        )
-
-
-def _gate(name: str, comparison: Mapping[str, Any], detail: str) -> GateRow:
-    return GateRow(name, comparison["passed"], comparison["difference"], comparison["bar"], detail)
+def _recovery(recipe: RecoverSlice, done: Mapping[str, Artefact]) -> Recovery:
+    found = read_json(done["recover"].folder / RECOVERED)
+    by = "" if recipe.lora.rank_by == "uniform" else f" on average, more to {recipe.lora.more_to} blocks"
+    trained = "every weight" if recipe.kind == "full" else f"LoRA of rank {recipe.lora.rank}{by}"
+    towards = "the text" if recipe.loss == "text" else "the dense model's predictions"
+    states = " and hidden states" if recipe.hidden_states else ""
+    return Recovery(
+        what=f"{trained}, towards {towards}{states}, {recipe.steps} steps of {recipe.batch} windows of {recipe.window} tokens",
+        tokens=found["tokens"],
+        before=_perplexity(read_json(done["evaluate rebuilt"].folder / RESULT)),
+        losses=tuple((point["step"], point["loss"]) for point in found["losses"]),
+    )
 
 
 def _consumers(recipe: Recipe, pruned: Path) -> Iterator[ConsumerRow]:

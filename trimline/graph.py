@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +17,19 @@ from benchmarks.environment import fingerprint, versions
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
-from pipeline.artefact import Artefact, code_version, digest, exclusive, make_artefact
+from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
-from pipeline.rebuild.profiles import check_request
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, Space
+from pipeline.recover.stage import recover, result_key
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
-from pipeline.structured import rule_of
 from trimline.collect import Lane, collect
+from trimline.preflight import preflight
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import write_report
 from trimline.reporting.data import ReportData, Role
@@ -37,6 +37,7 @@ from trimline.reporting.data import ReportData, Role
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
+REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
 
 
@@ -86,6 +87,9 @@ class Run:
             self.preflight()
             self.prune()
             self.rebuild()
+            if self.recipe.recover:
+                self.evaluate(REBUILT)
+                self.recover()
             for lane in LANES:
                 self.evaluate(lane)
                 self.export(lane)
@@ -109,10 +113,7 @@ class Run:
 
     def preflight(self) -> None:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
-        checkpoint = Checkpoint(self._dense)
-        uneven_ffn, uneven_kv, fewer_heads = _shapes_asked_for(self.recipe)
-        profile = self.recipe.rebuild.profile
-        check_request(profile, checkpoint.geometry.family, uneven_ffn, uneven_kv, fewer_heads, checkpoint.config)
+        preflight(self.recipe, self.options, Checkpoint(self._dense))
 
     def prune(self) -> None:
         """The plan."""
@@ -126,7 +127,21 @@ class Run:
         depends = self._from("source", "prune") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
         self._make("rebuild", depends, (pipeline,), lambda out: rebuild(self._dense, plan, slice_, self.options, out, self.events))
 
-    def evaluate(self, lane: Role) -> None:
+    def recover(self) -> None:
+        """The smaller checkpoint, trained."""
+        slice_, source, texts, rebuilt = self.recipe.recover, self._dense, self._folder("text"), self._folder("rebuild")
+        assert slice_ is not None
+        depends = self._from("source", "rebuild", "text") | result_key(slice_, self.options)
+        self._make(
+            "recover",
+            depends,
+            (pipeline,),
+            lambda out: recover(source, rebuilt, texts, slice_, self.options, out, work_beside(out), self.events),
+        )
+        for left in self.store.glob(f"{WORK}recover-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def evaluate(self, lane: str) -> None:
         """Perplexity of one lane."""
         texts, slice_ = self._folder("text"), self.recipe.evaluate
         depends = self._from(self._origin(lane), "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
@@ -166,9 +181,10 @@ class Run:
 
     def package(self) -> None:
         """The folder to ship."""
-        depends = self._from("report", "rebuild", f"export {PRUNED}", "benchmark") | {"recipe": self.recipe.package.model_dump(mode="json")}
+        needs = self._from("report", self._origin(PRUNED), f"export {PRUNED}", "benchmark")
+        depends = needs | {"recipe": self.recipe.package.model_dump(mode="json")}
         parts = PackageParts(
-            model=self._folder("rebuild"),
+            model=self._checkpoint(PRUNED),
             onnx=self._folder("export", PRUNED),
             plan=self._folder("prune"),
             report=self._folder("report"),
@@ -200,16 +216,18 @@ class Run:
     def _folder(self, stage: str, lane: str = "") -> Path:
         return self.done[f"{stage} {lane}".strip()].folder
 
-    @staticmethod
-    def _origin(lane: Role) -> str:
-        return "source" if lane == DENSE else "rebuild"
+    def _origin(self, lane: str) -> str:
+        """The stage that a lane's checkpoint comes from."""
+        if lane == DENSE:
+            return "source"
+        return "recover" if self.recipe.recover and lane == PRUNED else "rebuild"
 
     @property
     def _dense(self) -> Path:
         return checkpoint_folder(self._folder("source"))
 
-    def _checkpoint(self, lane: Role) -> Path:
-        return self._dense if lane == DENSE else self._folder("rebuild")
+    def _checkpoint(self, lane: str) -> Path:
+        return self._dense if lane == DENSE else self._folder(self._origin(lane))
 
     def _show(self) -> None:
         """Links with stable names to what people look for."""
@@ -223,28 +241,3 @@ class Run:
 def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def _shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
-    """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
-    uneven = {Space.FFN: False, Space.KV_GROUP: False}
-    fewer_heads = False
-    for step in recipe.prune.steps:
-        if step.pooled:
-            uneven = {space: uneven[space] or space in step.spaces for space in uneven}
-            fewer_heads |= Space.KV_GROUP in step.spaces
-        for space, budget in step.budget.items():
-            if space not in uneven:
-                continue
-            fewer_heads |= space is Space.KV_GROUP
-            rule = rule_of(step)
-            if budget.keep is None:
-                uneven[space] |= rule == "global" or (rule == "cfsp" and space is Space.FFN)
-            elif isinstance(budget.keep, tuple):
-                uneven[space] |= _differ(budget.keep, recipe.rebuild.profile)
-    return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
-
-
-def _differ(sizes: tuple[int, ...], profile: Profile) -> bool:
-    """Whether kept sizes differ in a way that matters to the profile: decilm knows absent sublayers (0)."""
-    return len(set(sizes) - ({0} if profile is Profile.DECILM else set())) > 1

@@ -15,7 +15,7 @@ from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.recipe import ExportSlice
 from pipeline.errors import TrimlineError
-from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, Slice, TextSlice
+from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
 
 LARGEST_RECIPE = 4 * 2**20
 
@@ -28,6 +28,7 @@ class Recipe(Slice):
     text: TextSlice = TextSlice()
     prune: PruneSlice
     rebuild: RebuildSlice = RebuildSlice()
+    recover: RecoverSlice | None = None
     evaluate: EvaluateSlice = EvaluateSlice()
     export: ExportSlice = ExportSlice()
     benchmark: BenchmarkSlice = BenchmarkSlice()

@@ -21,11 +21,16 @@ def retained_fractions(mean_distance: torch.Tensor, remove: float, sharpness: fl
         remove: fraction of all channels that goes, in [0, 1).
         sharpness: CFSP's ``a``; 0 keeps the same in every block.
     """
-    distance = mean_distance.double()
-    s = torch.sigmoid(sharpness * SHARPNESS_PER_MEAN_DISTANCE * (distance - distance.mean()))
+    s = importance_weights(mean_distance, sharpness)
     kept = (1 - remove) * s / s.mean()
     if kept.max() >= 1 and s.max() > s.mean():
         squash = s.mean() * (1 / (1 - remove) - 1) / (s.max() - s.mean()) / SQUASH_MARGIN
         s = s.mean() + squash * (s - s.mean())
         kept = (1 - remove) * s / s.mean()
     return kept
+
+
+def importance_weights(mean_distance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
+    """s = sigmoid(sharpness × 13.1072 × (d − mean d)) per block, shape (L,), fp64, in (0, 1)."""
+    distance = mean_distance.double()
+    return torch.sigmoid(sharpness * SHARPNESS_PER_MEAN_DISTANCE * (distance - distance.mean()))

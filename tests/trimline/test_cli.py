@@ -24,7 +24,7 @@ from tests.end_to_end.scenario import (
     written,
 )
 
-VERBS = ("run", "prune", "rebuild", "evaluate", "export", "bench", "report", "package", "inspect", "verify", "doctor")
+VERBS = ("run", "prune", "rebuild", "recover", "evaluate", "export", "bench", "report", "package", "inspect", "verify", "doctor")
 SETTINGS = ("--threads", 1, "--json")
 
 

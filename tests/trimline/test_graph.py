@@ -13,7 +13,8 @@ from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Event, Events
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe, tiny_inputs
 from trimline.api import run
-from trimline.graph import Run, _shapes_asked_for
+from trimline.graph import Run
+from trimline.preflight import shapes_asked_for
 from trimline.recipe import checked_recipe
 
 STEP = ("prune", "steps", 0)
@@ -56,7 +57,7 @@ def until(values, output, *stages, options=OPTIONS):
 def test_shapes_that_a_recipe_may_produce(inputs, change, profile, expected):
     step = {"method": "cfsp_extended"} | change
     values = changed(recipe("cfsp-least-squares", inputs), *STEP, to=step)
-    assert _shapes_asked_for(checked_recipe(changed(values, "rebuild", "profile", to=profile))) == expected
+    assert shapes_asked_for(checked_recipe(changed(values, "rebuild", "profile", to=profile))) == expected
 
 
 def test_absent_attention_is_given_by_a_list_and_kept_by_decilm(inputs, tmp_path):

@@ -18,6 +18,7 @@ from tests.trimline.sample_report import blocks, sample
 from trimline.reporting import (
     GateRow,
     Measure,
+    Recovery,
     ReportData,
     SpeedPoint,
     headline,
@@ -263,3 +264,23 @@ def test_a_model_without_importance_has_no_plot_of_it():
 )
 def test_numbers(text, expected):
     assert text == expected
+
+
+def test_a_recovery_stands_beside_what_it_started_from():
+    losses = tuple((step, 4.0 - step / 100) for step in range(1, 101))
+    recovery = Recovery("LoRA of rank 16, towards the text, 100 steps", 204_800, Measure(71.5, error=1.2), losses)
+    data = dataclasses.replace(sample(), recovery=recovery)
+    text, page = render_markdown(data), render_html(data)
+    for rendered in (text, page):
+        assert [part for part in ("71.50", "± 1.20", "204,800 tokens", "54.02") if part not in rendered] == []
+    assert "perplexity 25.94 → 54.02 (71.50 before recovery)" in headline(data)
+    assert 'id="plot-losses"' in page
+    assert "3.0000" in text
+    assert "was not trained" in render_markdown(sample())
+    assert "71.50" not in render_markdown(sample())
+
+
+def test_a_recovery_is_written_and_read_again(tmp_path):
+    data = dataclasses.replace(sample(), recovery=Recovery("w", 3, Measure(2.0), ((1, 2.5),)))
+    data.write(tmp_path / "report.json")
+    assert ReportData.read(tmp_path / "report.json") == data

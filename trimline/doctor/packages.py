@@ -24,6 +24,7 @@ def examine_packages() -> Iterator[Finding]:
     yield from requirements(metadata.requires("trimline") or (), installed)
     yield runtime(installed)
     yield _optional("onnxruntime-genai", installed, "pip install 'trimline[cpu]'; the fused export and its gate need it.")
+    yield _optional("peft", installed, "pip install 'trimline[recover]'; recovery by LoRA needs it.")
     yield _tensorrt(installed)
     yield built_in_model()
 

@@ -173,6 +173,23 @@ class ConsumerRow:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """Training after pruning.
+
+    Attributes:
+        what: how it was trained, in words.
+        tokens: that it was trained on, repetitions counted.
+        before: perplexity of the pruned model that it started from, on ``ReportData.evaluation``.
+        losses: (optimiser step, mean loss since the point before).
+    """
+
+    what: str
+    tokens: int
+    before: Measure
+    losses: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows.
 
@@ -187,6 +204,7 @@ class ReportData:
         decode_points: perplexity against decode speed.
         overlap: share of the evaluation text, by long lines or sentences, that also stands in the calibration text, 0 to 1.
         importance_name: what ``BlockRow.importance`` is.
+        recovery: how the pruned model was trained; None where it was not.
     """
 
     title: str
@@ -208,6 +226,7 @@ class ReportData:
     warnings: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()
+    recovery: Recovery | None = None
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -245,7 +264,7 @@ class ReportData:
             raise TrimlineError(f"{path} is not a report: {place}: {first['msg']}.", "Run `trimline report` again.") from None
 
 
-for _part in (Measure, ModelRow, Workload, Removed, BlockRow, GateRow, SpeedPoint, TextRow, StageTime, ConsumerRow, ReportData):
+for _part in (Measure, ModelRow, Workload, Removed, BlockRow, GateRow, SpeedPoint, TextRow, StageTime, ConsumerRow, Recovery, ReportData):
     setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass
 
 

@@ -29,7 +29,8 @@ def headline(data: ReportData) -> str:
     what = _what_went(data.removed) if data.removed else ""
     parts = [f"{formats.count(dense.parameters)} → {formats.count(pruned.parameters)} parameters"]
     if dense.perplexity and pruned.perplexity:
-        parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}")
+        before = f" ({formats.perplexity(data.recovery.before)} before recovery)" if data.recovery else ""
+        parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}{before}")
         headlines = [data.workload(phase) for phase in _phases()]
         parts += [_gain(workload, workload.speedup) for workload in headlines if workload and workload.speedup]
     return f"{data.model_source}{what}: {', '.join(parts)}."

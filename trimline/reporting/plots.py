@@ -16,7 +16,7 @@ LOG_RATIO = 5.0  # a perplexity axis that spans more than this is logarithmic
 
 def figure(key: str, data: ReportData) -> go.Figure:
     """The figure for a ``content.Plot`` of that key."""
-    draw = {"widths": _widths, "importance": _importance, "latency": _latency, "tradeoff": _tradeoff}[key]
+    draw = {"widths": _widths, "importance": _importance, "latency": _latency, "tradeoff": _tradeoff, "losses": _losses}[key]
     return draw(data)
 
 
@@ -112,6 +112,16 @@ def _tradeoff(data: ReportData) -> go.Figure:
     plot.update_xaxes(title_text="Decode tokens/s (right is better)")
     plot.update_yaxes(title_text="Perplexity (lower is better)", type="log" if max(values) > LOG_RATIO * min(values) else "linear")
     return _styled(plot, 340, showlegend=False)
+
+
+def _losses(data: ReportData) -> go.Figure:
+    points = data.recovery.losses if data.recovery else ()
+    hover = "step %{x}: %{y:.3f}<extra></extra>"
+    steps, losses = [step for step, _ in points], [loss for _, loss in points]
+    plot = go.Figure(go.Scatter(x=steps, y=losses, mode="lines", line_color=PRUNED, hovertemplate=hover))
+    plot.update_xaxes(title_text="Optimiser step")
+    plot.update_yaxes(title_text="Loss (nats per token)")
+    return _styled(plot, 300, showlegend=False)
 
 
 def _side(place: int, points: int) -> str:

@@ -18,6 +18,7 @@ def sections(data: ReportData) -> tuple[Section, ...]:
     return (
         Section("result", "Dense against pruned", _result(data)),
         Section("removed", "What was removed", tuple(_removed(data))),
+        Section("recovery", "What training gave back", tuple(_recovery(data))),
         speed_section(data),
         Section("gates", "Is it the same model?", _gates(data)),
         Section("consumers", "What loads it", _consumers(data)),
@@ -57,6 +58,22 @@ def _removed(data: ReportData) -> Iterator[Item]:
         yield Plot("widths", "Kept width per block")
         yield from _importance(data)
         yield _block_table(data)
+
+
+def _recovery(data: ReportData) -> Iterator[Item]:
+    recovery, dense, pruned = data.recovery, data.model("dense"), data.model("pruned")
+    if recovery is None:
+        yield Note("The pruned model was not trained.", "quiet")
+        return
+    before, after = dense.perplexity if dense else None, pruned.perplexity if pruned else None
+    figures = (("dense", before), ("pruned", recovery.before), ("recovered", after))
+    columns = (Column("Model"), Column("Perplexity", True, metrics.PERPLEXITY))
+    yield Table(columns, tuple((Cell(name), Cell(formats.perplexity(found), detail=formats.error(found))) for name, found in figures))
+    yield Note(f"{recovery.what[:1].upper()}{recovery.what[1:]}: {recovery.tokens:,} tokens.")
+    if recovery.losses:
+        yield Plot("losses", "Training loss")
+        points = tuple(text_row(f"{step:,}", f"{loss:.4f}") for step, loss in recovery.losses)
+        yield Table((Column("Optimiser step", numeric=True), Column("Loss", True, metrics.LOSS)), points, "Every point", folded=True)
 
 
 def _importance(data: ReportData) -> Iterator[Item]:

@@ -24,7 +24,7 @@ def comparison_table(data: ReportData) -> Table | None:
     dense, pruned = data.model("dense"), data.model("pruned")
     if dense is None or pruned is None:
         return None
-    rows = [*_rows(dense, pruned, _sizes(data.flops_context)), *_perplexity_row(dense, pruned)]
+    rows = [*_rows(dense, pruned, _sizes(data.flops_context)), *_before_recovery(dense, data), *_perplexity_row(dense, pruned)]
     if data.has_accuracy:
         for phase in PHASES:
             workload = data.workload(phase)
@@ -59,6 +59,14 @@ def _sizes(context: int) -> tuple[Shown, ...]:
         ("Checkpoint size", "checkpoint_bytes", formats.size, metrics.CHECKPOINT),
         ("ONNX size", "onnx_bytes", formats.size, metrics.ONNX),
     )
+
+
+def _before_recovery(dense: ModelRow, data: ReportData) -> Iterator[Row]:
+    if data.recovery:
+        before = data.recovery.before
+        relative = formats.change(dense.perplexity.value if dense.perplexity else None, before.value)
+        shown = Cell(formats.perplexity(before), detail=formats.error(before))
+        yield Cell("Perplexity before recovery", formula=metrics.PERPLEXITY), Cell(""), shown, Cell(relative)
 
 
 def _perplexity_row(dense: ModelRow, pruned: ModelRow) -> Iterator[Row]:

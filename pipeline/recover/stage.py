@@ -1,0 +1,199 @@
+"""The recover stage: a smaller checkpoint is trained, and written again in the same form."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+import pipeline
+from pipeline.artefact import code_version
+from pipeline.calibrate.sweep import blocks_of
+from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.loading import load_model, load_tokenizer
+from pipeline.options import RunOptions
+from pipeline.rebuild.stage import copy_companions
+from pipeline.recipe import RecoverSlice
+from pipeline.recover.data import training_windows
+from pipeline.recover.origins import Origins
+from pipeline.recover.ranks import block_ranks
+from pipeline.sources.model import checkpoint_folder
+
+if TYPE_CHECKING:
+    from pipeline.recover.distillation import Lesson
+
+RESULT = "recover.json"
+
+
+def recover(
+    dense: Path, pruned: Path, texts: Path, recipe: RecoverSlice, options: RunOptions, out: Path, work: Path, events: Events
+) -> None:
+    """Writes a checkpoint folder of the form that ``pruned`` has, with recover.json and gate.json.
+
+    Launched as several processes (torchrun), all of them train and the first one writes.
+
+    Args:
+        dense: a source artefact or checkpoint folder; read for distillation only.
+        pruned: a rebuild artefact, or any checkpoint folder.
+        texts: folder with calibration.txt.
+        recipe: how to train.
+        options: device and dtype.
+        out: empty folder.
+        work: holds what survives a kill, so that the same call goes on; the caller removes it once ``out`` is safe.
+        events: progress.
+
+    Raises:
+        TrimlineError: peft is missing, the text is too short, the training diverges, or the plan lacks what ranks or
+            hidden states are taken from.
+        GateError: the written checkpoint is not what was trained, or lost zeros.
+    """
+    # Imported here: the Trainer takes seconds, which no other verb should wait for.
+    from pipeline.recover.training import train
+
+    options.apply()
+    check_recovery(recipe, options)
+    checkpoint = Checkpoint(pruned)
+    text = (texts / "calibration.txt").read_text(encoding="utf-8")
+    windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)
+    origins = Origins.read(pruned, len(checkpoint.geometry.blocks))
+    set_seed(recipe.seed)
+    model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
+    lesson = _lesson(model, checkpoint, checkpoint_folder(dense), origins, recipe, options) if recipe.loss == "distillation" else None
+    student = _student(model, checkpoint, origins, recipe)
+    losses = train(student.model, windows, recipe, options, work, events, lesson, student.callbacks)
+    if first_process():
+        record = student.facts | {"tokens": recipe.steps * recipe.batch * recipe.window, "losses": losses}
+        _finish(student, checkpoint, recipe, options, out, record, events)
+
+
+def check_recovery(recipe: RecoverSlice, options: RunOptions) -> None:
+    """What is known before anything is measured.
+
+    Raises:
+        TrimlineError: LoRA without peft, or a dtype that cannot be trained in.
+    """
+    if recipe.kind == "lora" and peft_version() is None:
+        raise TrimlineError(
+            "LoRA needs the package peft, which is not installed.", "Run: pip install 'trimline[recover]', or use recover.kind: full."
+        )
+    if options.resolved_dtype() is torch.float16:
+        raise TrimlineError("Training in float16 is not supported.", "Use --dtype bfloat16 or float32.")
+
+
+def peft_version() -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version("peft")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def result_key(recipe: RecoverSlice, options: RunOptions) -> dict[str, Any]:
+    """What a result depends on beside its input folders; how often states are saved changes nothing."""
+    wanted = recipe.model_dump(mode="json", exclude={"save_every"})
+    return {"recipe": wanted, "options": options.as_record(), "peft": peft_version(), "code": code_version(pipeline)}
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes results: of one, or of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class _Student:
+    """What is trained, who watches its steps, and what recover.json says of it."""
+
+    model: Any
+    facts: dict[str, Any]
+    callbacks: tuple[TrainerCallback, ...] = field(default=())
+
+
+def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, recipe: RecoverSlice) -> _Student:
+    from pipeline.recover.zeros import ZeroKeeper, projection_weights
+
+    facts: dict[str, Any] = {"kind": recipe.kind, "loss": recipe.loss, "steps": recipe.steps}
+    if recipe.kind == "full":
+        parameters = dict(model.named_parameters())
+        facts["trained parameters"] = sum(parameter.numel() for parameter in parameters.values())
+        keeper = ZeroKeeper({name: parameters[name] for name in projection_weights(checkpoint.geometry)})
+        return _Student(model, facts, (keeper,))
+    from pipeline.recover.adapters import adapted
+
+    ranks = block_ranks(recipe.lora, origins.blocks, origins.plan)
+    wrapped = adapted(model, checkpoint.geometry, recipe.lora, ranks)
+    facts["trained parameters"] = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    facts["ranks"] = {str(block): rank for block, rank in zip(origins.blocks, ranks, strict=True)}
+    return _Student(wrapped, facts)
+
+
+def _lesson(
+    model: PreTrainedModel, checkpoint: Checkpoint, dense: Path, origins: Origins, recipe: RecoverSlice, options: RunOptions
+) -> Lesson:
+    """The dense model as teacher, and for hidden states the pairs of blocks that were one."""
+    from pipeline.recover.distillation import BlockOutputs, Lesson
+
+    original = Checkpoint(dense).geometry
+    if original.vocab != checkpoint.geometry.vocab:
+        raise TrimlineError(
+            f"The dense model predicts {original.vocab} tokens and the smaller one {checkpoint.geometry.vocab}.",
+            "Name the dense model that the smaller one was made from.",
+        )
+    teacher = load_model(dense, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
+    teacher.requires_grad_(False)
+    if not recipe.hidden_states:
+        return Lesson(teacher, recipe.temperature)
+    origins.demand_within(len(original.blocks))
+    taught = blocks_of(teacher, original.family)
+    pairs = (
+        BlockOutputs.of([taught[number] for number in origins.blocks]),
+        BlockOutputs.of(list(blocks_of(model, checkpoint.geometry.family))),
+    )
+    return Lesson(teacher, recipe.temperature, recipe.hidden_states, *pairs)
+
+
+def _finish(
+    student: _Student, checkpoint: Checkpoint, recipe: RecoverSlice, options: RunOptions, out: Path, record: dict[str, Any], events: Events
+) -> None:
+    """Merges, writes, reopens and proves."""
+    from pipeline.recover.gate import gate
+    from pipeline.recover.zeros import demand_zeros
+
+    model, merge = student.model, None
+    if recipe.kind == "lora":
+        from pipeline.recover.adapters import merged
+
+        model, merge = merged(model)
+    write_checkpoint(out, checkpoint.config, _stored(model, checkpoint))
+    for path in sorted(checkpoint.folder.glob("*.py")):
+        shutil.copyfile(path, out / path.name)
+    copy_companions(checkpoint.folder, out)
+    if (checkpoint.folder / "plan.json").is_file():
+        shutil.copyfile(checkpoint.folder / "plan.json", out / "plan.json")
+    zeros = demand_zeros(checkpoint, Checkpoint(out))
+    outcomes = gate(model, out, options, events)
+    write_json(out / "gate.json", {"merged": merge, "zeros": zeros, "attempts": [outcome.as_record() for outcome in outcomes]})
+    write_json(out / RESULT, record)
+    last = outcomes[-1]
+    events.gate(f"recovered = trained: logits within {last.reopened.difference:.2g} ({last.dtype})", zeros=zeros, merged=merge)
+    events.note(f"loss {record['losses'][0]['loss']:.3f} → {record['losses'][-1]['loss']:.3f} in {recipe.steps} steps")
+
+
+@torch.no_grad()
+def _stored(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor of the checkpoint with its trained value, in the dtype it is stored in; the model gets what was rounded."""
+    state = model.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, old in checkpoint.tensors():
+        tensors[name] = old
+        if name in state:
+            tensors[name] = state[name].to(device="cpu", dtype=old.dtype)
+            state[name].copy_(tensors[name])
+    return tensors

@@ -1,0 +1,50 @@
+"""What every gate of a run found, as the report shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefact import Artefact
+from pipeline.checkpoint import read_json
+from trimline.reporting import GateRow
+from trimline.reporting.data import Role
+
+
+def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Iterator[GateRow]:
+    """One row per comparison.
+
+    Args:
+        exports: ONNX folders of the dense and the pruned model.
+        done: every artefact, by stage and lane.
+    """
+    rebuilt = read_json(done["rebuild"].folder / "gate.json")["attempts"][-1]
+    yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
+    yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
+    if "recover" in done:
+        yield from _recovery_gates(read_json(done["recover"].folder / "gate.json"))
+    for role, folder in exports.items():
+        record = read_json(folder / "gate.json")
+        for name, comparison in record["checks"].items():
+            yield _gate(f"{role} checkpoint → ONNX, {name}", comparison, "ONNX Runtime against torch in fp32")
+        genai = record["genai"]
+        yield (
+            _gate(f"{role} checkpoint → onnxruntime-genai", genai, "teacher-forced")
+            if genai["run"]
+            else GateRow(f"{role} checkpoint → onnxruntime-genai", None, detail=genai["why"])
+        )
+
+
+def _recovery_gates(record: Mapping[str, Any]) -> Iterator[GateRow]:
+    last, merge, zeros = record["attempts"][-1], record["merged"], record["zeros"]
+    if merge:
+        detail = f"{merge['projections']} projections, fp32, relative to their largest output"
+        yield GateRow("adapters → merged weights", merge["passed"], merge["difference"], merge["bar"], detail)
+    yield GateRow("zeros before recovery → zeros after it", True, 0.0, 0.0, f"{zeros['zeros']:,} kept; {zeros['two_four']} tensors are 2:4")
+    yield _gate("trained model → recovered checkpoint", last["reopened"], last["dtype"])
+    yield _gate("recovered checkpoint → the same with its cache", last["cache"], last["dtype"])
+
+
+def _gate(name: str, comparison: Mapping[str, Any], detail: str) -> GateRow:
+    return GateRow(name, comparison["passed"], comparison["difference"], comparison["bar"], detail)

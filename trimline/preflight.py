@@ -1,0 +1,71 @@
+"""What a recipe and the dense model's config rule out already, said before hours of pruning."""
+
+from __future__ import annotations
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.methods import ScoringMethod, method_named
+from pipeline.methods.method import PoolingMethod
+from pipeline.options import RunOptions
+from pipeline.rebuild.biases import biases_added
+from pipeline.rebuild.profiles import check_request
+from pipeline.recipe import Profile, Space
+from pipeline.recover.ranks import no_importance
+from pipeline.recover.stage import check_recovery
+from pipeline.structured import SUBLAYERS, needs_of, rule_of
+from trimline.recipe import Recipe
+
+
+def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
+    """Whether the shape profile can hold what the steps may produce, and the recovery can be run.
+
+    Raises:
+        TrimlineError: they cannot; says what to change.
+    """
+    check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(recipe), dense.config)
+    biases_added(dense.geometry, _readers_with_new_bias(recipe, dense), recipe.rebuild.profile)
+    if recipe.recover:
+        check_recovery(recipe.recover, options)
+        _demand_importance(recipe)
+
+
+def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
+    """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
+    uneven = {Space.FFN: False, Space.KV_GROUP: False}
+    fewer_heads = False
+    for step in recipe.prune.steps:
+        if step.pooled:
+            method = method_named(step.method)
+            even = isinstance(method, PoolingMethod) and method.is_even(step)
+            uneven = {space: uneven[space] or (space in step.spaces and not even) for space in uneven}
+            fewer_heads |= Space.KV_GROUP in step.spaces
+        for space, budget in step.budget.items():
+            if space not in uneven:
+                continue
+            fewer_heads |= space is Space.KV_GROUP
+            rule = rule_of(step)
+            if budget.keep is None:
+                uneven[space] |= rule in ("global", "raw") or (rule == "cfsp" and space is Space.FFN)
+            elif isinstance(budget.keep, tuple):
+                uneven[space] |= _differ(budget.keep, recipe.rebuild.profile)
+    return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
+
+
+def _readers_with_new_bias(recipe: Recipe, dense: Checkpoint) -> set[str]:
+    """Projections that bias compensation may give a bias; where they have one already it only changes."""
+    steps = [step for step in recipe.prune.steps if step.compensation == "bias"]
+    sublayers = {SUBLAYERS[space] for step in steps for space in step.spaces if space in SUBLAYERS}
+    readers = [dense.geometry.family.reader(sublayer) for sublayer in sublayers]
+    return {reader.name for reader in readers if not dense.geometry.has_bias(reader)}
+
+
+def _differ(sizes: tuple[int, ...], profile: Profile) -> bool:
+    """Whether kept sizes differ in a way that matters to the profile: decilm knows absent sublayers (0)."""
+    return len(set(sizes) - ({0} if profile is Profile.DECILM else set())) > 1
+
+
+def _demand_importance(recipe: Recipe) -> None:
+    """Ranks that follow block importance need a step that measures it; said before hours of pruning."""
+    wanted = recipe.recover and recipe.recover.kind == "lora" and recipe.recover.lora.rank_by == "importance"
+    methods = [(step, method_named(step.method)) for step in recipe.prune.steps]
+    if wanted and not any(isinstance(method, ScoringMethod) and needs_of(step).distance for step, method in methods):
+        raise no_importance()
