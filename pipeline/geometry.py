@@ -43,6 +43,7 @@ class Geometry:
         positions: rows of a learned position table, 0 without one.
         blocks: one shape per block.
         switches: the boolean config keys that decide about biases.
+        biases: projections, by their names inside a block, that have one whatever family and switches say.
     """
 
     family: Family
@@ -54,6 +55,7 @@ class Geometry:
     positions: int
     blocks: tuple[BlockShape, ...]
     switches: Mapping[str, bool]
+    biases: frozenset[str] = frozenset()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Geometry:
@@ -84,6 +86,7 @@ class Geometry:
             positions=0 if family.position_offset is None else _size(config, "max_position_embeddings") + family.position_offset,
             blocks=_block_shapes(config, family, groups),
             switches={ln.bias: bool(config.get(ln.bias, False)) for ln in family.linears if isinstance(ln.bias, str)},
+            biases=_biases(config, family),
         )
 
     def axis_size(self, axis: Axis, block: BlockShape) -> int:
@@ -101,7 +104,7 @@ class Geometry:
         return {Axis.FFN: 1, Axis.QUERY: self.queries_per_group * self.head_dim, Axis.KV: self.head_dim}[axis]
 
     def has_bias(self, linear: Linear) -> bool:
-        return self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias
+        return linear.name in self.biases or (self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias)
 
     def linear_shape(self, linear: Linear, block: BlockShape) -> tuple[int, int]:
         """(rows, columns) of a projection in a block of this shape."""
@@ -189,6 +192,17 @@ def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tup
     if not shapes or any(not 0 <= size <= MOST for shape in shapes for size in (shape.ffn, shape.kv_groups)):
         raise _bad("block_configs", "it is empty or holds sizes that no model has")
     return shapes
+
+
+def _biases(config: Mapping[str, Any], family: Family) -> frozenset[str]:
+    """Of a config written here; others may mean something else by that key."""
+    named = config.get("biases") if "block_configs" in config else None
+    if named is None:
+        return frozenset()
+    known = {linear.name for linear in family.linears}
+    if not isinstance(named, list) or not all(isinstance(name, str) and name in known for name in named):
+        raise _bad("biases", f"it is no list of projections of {family.model_type}")
+    return frozenset(named)
 
 
 def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:

@@ -8,7 +8,7 @@ budget needs no new measurement.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ class Plan:
         updates: tensors whose values changed, in their final shape, under their original names.
         scores: per step, space and block.
         sparse: tensors whose single weights were pruned, with the pattern; the zeros of the update are the mask.
+        biases: projections, by their names inside a block, that get a bias in every block which the dense model has not;
+            where no update says otherwise it is zero.
     """
 
     family: Family
@@ -110,6 +112,11 @@ class Plan:
     updates: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sparse: Mapping[str, str] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+
+    def geometry(self, original: Geometry) -> Geometry:
+        """Sizes and biases of the model that this plan makes of ``original``."""
+        return replace(self.selection.geometry(original), biases=original.biases | set(self.biases))
 
     def write(self, folder: Path) -> None:
         """Writes plan.json, updates.safetensors and scores.safetensors; same plan, same bytes."""
@@ -120,6 +127,7 @@ class Plan:
             "ffn": [_ranges(units) for units in self.selection.ffn],
             "kv_groups": [_ranges(units) for units in self.selection.kv_groups],
             "sparse": dict(sorted(self.sparse.items())),
+            "biases": sorted(self.biases),
             "steps": [
                 {
                     "title": step.title,
@@ -169,6 +177,7 @@ class Plan:
             updates=updates,
             scores=scores,
             sparse={str(name): str(pattern) for name, pattern in document["sparse"].items()},
+            biases=tuple(str(name) for name in document["biases"]),
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +14,11 @@ from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.geometry import Geometry
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.masks import Pattern
 from pipeline.methods import ScoringMethod, StepMethod, WeightMethod, method_named
-from pipeline.methods.method import Scores
+from pipeline.methods.method import CheckingMethod, Scores
 from pipeline.options import RunOptions
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Budget, Pool, PruneSlice, PruneStep, Space
@@ -86,6 +89,8 @@ def _check_step(step: PruneStep) -> None:
         ) from None
     if Space.WEIGHT in step.spaces:
         _check_weights(step)
+    if isinstance(method, CheckingMethod):
+        method.check(step)
 
 
 def _check_weights(step: PruneStep) -> None:
@@ -113,13 +118,22 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
             for space, by_block in per_space.items():
                 scores |= {f"step{len(steps)}.{space}.{block}": score for block, score in by_block.items()}
             steps.append(done)
-    return Plan(model.geometry.family, model.selection, tuple(steps), model.updates(), scores, dict(model.sparse))
+    return Plan(
+        family=model.geometry.family,
+        selection=model.selection,
+        steps=tuple(steps),
+        updates=model.updates(),
+        scores=scores,
+        sparse=dict(model.sparse),
+        biases=tuple(sorted(model.biases)),
+    )
 
 
 def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
     """One step of the recipe, shot by shot."""
     method = method_named(step.method)
-    if isinstance(method, StepMethod):
+    scored = isinstance(method, ScoringMethod) and Space.WEIGHT not in step.spaces
+    if isinstance(method, StepMethod) and not scored:
         yield from method.run(model, windows, step, events)
         return
     for shot in shots_of(step, model):
@@ -138,15 +152,41 @@ def shots_of(step: PruneStep, model: ShrinkingModel) -> Iterator[PruneStep]:
     """
     if step.shots > 1 and any(budget.keep is not None for budget in step.budget.values()):
         raise TrimlineError("A budget of several shots says which sizes to keep.", "Say what to remove instead, or use one shot.")
-    for shot in range(step.shots):
-
-        def part(remove: float, shot: int = shot) -> float:
-            each = remove / step.shots
-            return each * (shot + 1) if Space.WEIGHT in step.spaces else each / (1 - each * shot)
-
-        budget: dict[Space, Budget] = {
-            space: whole if whole.remove is None else whole.model_copy(update={"remove": part(whole.remove)})
-            for space, whole in step.budget.items()
+    whole = model.current
+    for shot in range(1, step.shots + 1):
+        left = partial(_part, step, shot, whole, model.current)
+        budget = {
+            space: old if old.remove is None else old.model_copy(update={"remove": left(space, old)}) for space, old in step.budget.items()
         }
-        pooled: Pool | None = step.pooled and step.pooled.model_copy(update={"remove": part(step.pooled.remove)})
+        pooled = step.pooled and step.pooled.model_copy(update={"remove": left(None, step.pooled)})
         yield step.model_copy(update={"budget": budget, "pooled": pooled, "shots": 1})
+
+
+def _part(step: PruneStep, shot: int, whole: Geometry, now: Geometry, space: Space | None, budget: Budget | Pool) -> float:
+    """What a shot removes, as a fraction of the model as it is: what tiles left over from the shots before is made up for."""
+    assert budget.remove is not None
+    gone = budget.remove * shot / step.shots
+    if space is Space.WEIGHT:
+        return gone
+    before, after, left = (_size(geometry, space, budget) for geometry in (whole, _shrunk_in(space, whole, now), now))
+    return max(0.0, (gone * before - (before - after)) / left) if left else 0.0
+
+
+def _shrunk_in(space: Space | None, whole: Geometry, now: Geometry) -> Geometry:
+    """The model where only one space lost units: with several budgets, each counts what its own space lost."""
+    if space not in (Space.FFN, Space.KV_GROUP) or len(whole.blocks) != len(now.blocks):
+        return now
+    ffn = space is Space.FFN
+    pairs = zip(whole.blocks, now.blocks, strict=True)
+    return whole.with_blocks(tuple(replace(old, ffn=new.ffn) if ffn else replace(old, kv_groups=new.kv_groups) for old, new in pairs))
+
+
+def _size(geometry: Geometry, space: Space | None, budget: Budget | Pool) -> int:
+    """A model in the budget's measure."""
+    if budget.of == "parameters":
+        return geometry.decoder_parameters()
+    if budget.of == "flops":
+        return geometry.decoder_flops(budget.context)
+    if space is Space.LAYER:
+        return len(geometry.blocks)
+    return sum(block.ffn if space is Space.FFN else block.kv_groups for block in geometry.blocks)

@@ -120,7 +120,7 @@ class PruneStep(Slice):
     pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = Field(
         "unstructured", description="of space weight: any weight, or n:m, which removes n of every m inputs in a row"
     )
-    allocation: Literal["cfsp", "uniform", "global"] | None = Field(
+    allocation: Literal["cfsp", "uniform", "global", "raw"] | None = Field(
         None, description="how a space's budget is spread over the blocks; the method's own by default"
     )
     sharpness: float = Field(1.0, ge=0.0, le=1e6, description="CFSP's a: 0 is uniform")
@@ -128,7 +128,9 @@ class PruneStep(Slice):
     rounding: Literal["tile", "published"] = Field(
         "tile", description="'published' is the system's own rounding, which may miss the budget"
     )
-    compensation: Literal["none", "least_squares"] = "none"
+    compensation: Literal["none", "bias", "least_squares"] = Field(
+        "none", description="what makes up for removed units: the readers' biases, or their remaining weights"
+    )
     damping: float = Field(0.01, gt=0.0, le=1e3, description="of least squares, in units of the Gram matrix's mean diagonal")
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ class ShrinkingModel:
         geometry: sizes of the dense model.
         selection: what is left.
         sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
+        biases: projections, by their names inside a block, that were given a bias which the dense model has not.
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -34,6 +35,7 @@ class ShrinkingModel:
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
+        self.biases: set[str] = set()
         self._changed: dict[str, torch.Tensor] = {}
 
     @property
@@ -43,11 +45,16 @@ class ShrinkingModel:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A dense-shaped tensor by its full name, fp32, with the updates so far; removed columns hold old values."""
-        return self._changed.get(name, self.checkpoint.tensor(name)).float()
+        return (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
 
     def weight(self, block: int, linear: str) -> torch.Tensor:
         """A projection's weight, fp32, shape (rows, columns) in the original numbering."""
         return self.tensor(self.geometry.family.module(block, linear) + ".weight")
+
+    def bias(self, block: int, linear: str) -> torch.Tensor | None:
+        """A projection's bias, fp32, shape (rows,) in the original numbering; None where it has none."""
+        name = self.geometry.family.module(block, linear) + ".bias"
+        return self.tensor(name) if name in self._changed or name in self.checkpoint.locations else None
 
     def keep_units(self, sublayer: Sublayer, block: int, kept: Sequence[int]) -> None:
         """Removes all other units of a sublayer: their rows and columns become zeros in the live model."""
@@ -60,6 +67,8 @@ class ShrinkingModel:
         for linear in self.geometry.family.linears:
             if linear.sublayer is sublayer:
                 self._silence(block, linear)
+        if not kept:
+            _zero_bias(self._live(block, self.geometry.family.reader(sublayer)))
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
@@ -67,8 +76,7 @@ class ShrinkingModel:
             for sublayer in Sublayer:
                 reader = self._live(block, self.geometry.family.reader(sublayer))
                 reader.weight.data.zero_()
-                if reader.bias is not None:
-                    reader.bias.data.zero_()
+                _zero_bias(reader)
         self.selection = replace(self.selection, blocks=tuple(kept))
 
     def update_reader(
@@ -90,9 +98,35 @@ class ShrinkingModel:
         live = self._live(block, linear)
         live.weight.data[:, columns.to(live.weight.device)] = weight.to(live.weight)
         if shift is not None:
-            bias = self.tensor(name + ".bias") + shift.cpu()
-            self._store(name + ".bias", bias)
-            live.bias.data.copy_(bias)
+            self.add_bias(block, linear.name, shift)
+
+    def add_bias(self, block: int, linear: str, shift: torch.Tensor) -> None:
+        """Adds to a projection's bias; where the dense model has none, the projection gets one in every block, zero elsewhere.
+
+        Args:
+            block, linear: whose; the name inside the block.
+            shift: shape (rows,), fp32.
+        """
+        described = next(known for known in self.geometry.family.linears if known.name == linear)
+        before = self.bias(block, linear)
+        bias = shift.cpu() if before is None else before + shift.cpu()
+        self._store(self.geometry.family.module(block, linear) + ".bias", bias)
+        live = self._live(block, described)
+        if live.bias is None:
+            live.bias = nn.Parameter(live.weight.new_zeros(len(bias)), requires_grad=live.weight.requires_grad)
+        live.bias.data.copy_(bias)
+        if not self.geometry.has_bias(described):
+            self.biases.add(linear)
+
+    def has_bias(self, linear: Linear) -> bool:
+        """Whether a projection has a bias by now."""
+        return self.geometry.has_bias(linear) or linear.name in self.biases
+
+    def sublayer_before(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
+        """Block and kind of the last sublayer before this one that still adds to the residual stream; None without one."""
+        order = [(number, kind) for number in self.selection.blocks for kind in Sublayer]
+        earlier = order[: order.index((block, sublayer))]
+        return next(((number, kind) for number, kind in reversed(earlier) if self.selection.units(kind)[number]), None)
 
     def replace(self, name: str, value: torch.Tensor) -> None:
         """Gives any tensor of a block new values.
@@ -119,7 +153,8 @@ class ShrinkingModel:
         return kept
 
     def _store(self, name: str, value: torch.Tensor) -> None:
-        self._changed[name] = value.to(self.checkpoint.tensor(name).dtype)
+        stored = name if name in self.checkpoint.locations else name.removesuffix("bias") + "weight"
+        self._changed[name] = value.to(self.checkpoint.tensor(stored).dtype)
 
     def _silence(self, block: int, linear: Linear) -> None:
         """Zeros in the live projection where its rows or columns are gone."""
@@ -138,6 +173,11 @@ class ShrinkingModel:
         found = blocks_of(self.model, self.geometry.family)[block].get_submodule(linear.name)
         assert isinstance(found, nn.Linear)
         return found
+
+
+def _zero_bias(linear: nn.Linear) -> None:
+    if linear.bias is not None:
+        linear.bias.data.zero_()
 
 
 def _others(kept: torch.Tensor | None, size: int) -> torch.Tensor:

@@ -12,12 +12,12 @@ from pipeline.allocation.pooled import pooled_allocation
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
-from pipeline.compensation.least_squares import least_squares
+from pipeline.compensation.readers import compensate
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.families import Axis, Sublayer
+from pipeline.families import Sublayer
 from pipeline.methods import ScoringMethod, method_named
-from pipeline.methods.method import BlockView, Scores
+from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
 from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
@@ -78,12 +78,12 @@ def measure(
 
 
 def _score(model: ShrinkingModel, method: ScoringMethod, step: PruneStep, block: int, seen: BlockStatistics, scores: Scores) -> None:
-    view = BlockView(seen, partial(model.weight, block), model.geometry, block)
+    left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
+    view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
     for space, by_block in scores.items():
         score = method.score(view, space, step).float().cpu()
         _demand_finite(score, block, model.model)
-        left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
-        by_block[block] = score[list(left)]
+        by_block[block] = score[list(left[SUBLAYERS[space]] if space in SUBLAYERS else (0,))]
 
 
 def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
@@ -103,6 +103,8 @@ def needs_of(step: PruneStep, compensated: bool = True) -> Needs:
         needs |= Needs(distance=True)
     if compensated and step.compensation == "least_squares":
         needs |= Needs(gram=frozenset(SUBLAYERS[space].point for space in step.spaces if space in SUBLAYERS))
+    if compensated and step.compensation == "bias":
+        needs |= Needs(squares=frozenset(SUBLAYERS[space].point for space in step.spaces if space in SUBLAYERS))
     return needs
 
 
@@ -115,8 +117,9 @@ def rule_of(step: PruneStep) -> str:
 def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
     """How many units stay, and the numbers behind it."""
     if step.pooled:
-        costs = getattr(method_named(step.method), "unit_costs", None)
-        return pooled_allocation(model.current, step, scores, costs(model.geometry, step) if costs else None)
+        method = method_named(step.method)
+        rule = method.pooled_counts if isinstance(method, PoolingMethod) else pooled_allocation
+        return rule(model.current, step, scores)
     counts: Counts = {}
     facts: dict[str, Any] = {}
     for space, by_block in scores.items():
@@ -205,36 +208,7 @@ def _keep(
     sublayer = SUBLAYERS[space]
     left = model.selection.units(sublayer)[block]
     units = tuple(left[i] for i in keep_best(score, count).tolist())
-    if step.compensation == "least_squares" and 0 < len(units) < len(left):
-        compensate(model, sublayer, block, units, seen, step.damping)
+    if len(units) < len(left):
+        compensate(model, sublayer, block, units, seen, step)
     model.keep_units(sublayer, block, units)
     return {f"{space}.{block}": units}
-
-
-def compensate(
-    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
-) -> None:
-    """Least squares over the columns that are left now, of which ``units`` stay."""
-    reader = model.geometry.family.reader(sublayer)
-    width = model.geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
-    left = _channels(model.selection.units(sublayer)[block], width)
-    stay = _channels(units, width)
-    statistics = seen.inputs[sublayer.point]
-    gram = statistics.gram()
-    device = gram.device
-    columns = left.to(device)
-    biased = model.geometry.has_bias(reader)
-    weight, shift = least_squares(
-        model.weight(block, reader.name)[:, left].to(device),
-        gram[columns][:, columns],
-        torch.isin(left, stay).nonzero().flatten().to(device),
-        damping,
-        total=statistics.total[columns] if biased else None,
-        tokens=seen.tokens,
-    )
-    model.update_reader(sublayer, block, stay, weight, shift)
-
-
-def _channels(units: tuple[int, ...], width: int) -> torch.Tensor:
-    """Unit numbers into channel numbers, shape (units × width,)."""
-    return (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()

@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from pipeline.checkpoint import Checkpoint
 
-OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "layer_types", "per_layer_config"}
+OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "layer_types", "per_layer_config", "biases"}
 
 
 def stock_config(checkpoint: Checkpoint) -> PretrainedConfig:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.families import Point
 
 if TYPE_CHECKING:
@@ -26,21 +27,29 @@ class Needs:
         distance: angular distance between a block's input and output.
         squares: where inputs are squared and summed per channel.
         gram: where inputs are multiplied into a Gram matrix.
+        fluctuation: where inputs are followed sequence by sequence.
         gradients: what a second sweep, backwards, collects; None without one.
     """
 
     distance: bool = False
     squares: frozenset[Point] = frozenset()
     gram: frozenset[Point] = frozenset()
+    fluctuation: frozenset[Point] = frozenset()
     gradients: GradientNeeds | None = None
 
     def __or__(self, other: Needs) -> Needs:
         both = self.gradients | other.gradients if self.gradients and other.gradients else self.gradients or other.gradients
-        return Needs(self.distance or other.distance, self.squares | other.squares, self.gram | other.gram, both)
+        return Needs(
+            distance=self.distance or other.distance,
+            squares=self.squares | other.squares,
+            gram=self.gram | other.gram,
+            fluctuation=self.fluctuation | other.fluctuation,
+            gradients=both,
+        )
 
     @property
     def points(self) -> frozenset[Point]:
-        return self.squares | self.gram
+        return self.squares | self.gram | self.fluctuation
 
     @property
     def forward(self) -> bool:
@@ -54,13 +63,15 @@ class InputStatistics:
 
     Attributes:
         squares: Σ x², shape (C,), fp32.
-        total: Σ x, shape (C,), fp32; collected with the Gram matrix.
+        total: Σ x, shape (C,), fp32.
         upper: upper triangle of Σ x xᵀ (below it: partly filled), shape (C, C), fp32, or None.
+        fluctuation: the same inputs sequence by sequence, or None.
     """
 
     squares: torch.Tensor
     total: torch.Tensor
     upper: torch.Tensor | None
+    fluctuation: Fluctuation | None = None
 
     @classmethod
     def zeros(cls, channels: int, with_gram: bool, device: torch.device) -> InputStatistics:
@@ -73,8 +84,8 @@ class InputStatistics:
         """Adds a batch of inputs, shape (..., C)."""
         rows = inputs.flatten(0, -2)
         self.squares += column_squares(rows)
+        self.total += rows.sum(0, dtype=torch.float32)
         if self.upper is not None:
-            self.total += rows.sum(0, dtype=torch.float32)
             add_upper_gram(self.upper, rows)
 
     def gram(self) -> torch.Tensor:
@@ -85,7 +96,8 @@ class InputStatistics:
     def restricted(self, channels: torch.Tensor) -> InputStatistics:
         """The same of some of the channels, given by ascending numbers."""
         upper = None if self.upper is None else self.upper[channels][:, channels]
-        return InputStatistics(self.squares[channels], self.total[channels], upper)
+        fluctuation = self.fluctuation and self.fluctuation.restricted(channels)
+        return InputStatistics(self.squares[channels], self.total[channels], upper, fluctuation)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
 from pipeline.events import Events
 from pipeline.families import Family
@@ -116,14 +117,18 @@ def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: Bloc
             linear = block.get_submodule(family.reading(point)[0].name)
             assert isinstance(linear, nn.Linear)
             zeros = InputStatistics.zeros(linear.in_features, point in needs.gram, linear.weight.device)
+            if point in needs.fluctuation:
+                zeros.fluctuation = Fluctuation.zeros(linear.in_features, linear.weight.device)
             statistics.inputs[point] = zeros
-            handle = linear.register_forward_pre_hook(_adder(zeros))
+            handle = linear.register_forward_pre_hook(_adder(zeros, statistics.tokens // statistics.sequences))
             hooks.callback(handle.remove)
         yield
 
 
-def _adder(target: InputStatistics) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+def _adder(target: InputStatistics, length: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         target.add(inputs[0])
+        if target.fluctuation is not None:  # some blocks flatten sequences before their FFN
+            target.fluctuation.add(inputs[0].reshape(-1, length, inputs[0].shape[-1]))
 
     return add

@@ -8,8 +8,10 @@ from pipeline.errors import TrimlineError
 from pipeline.methods.block_influence import BlockInfluence
 from pipeline.methods.cfsp import CFSP
 from pipeline.methods.cfsp_extended import CFSPExtended
+from pipeline.methods.flap import FLAP
 from pipeline.methods.gblm import GBLM
 from pipeline.methods.laco import LaCo
+from pipeline.methods.llm_surgeon import LLMSurgeon
 from pipeline.methods.magnitude import Magnitude
 from pipeline.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
 from pipeline.methods.sparsegpt import SparseGPT
@@ -24,6 +26,8 @@ REGISTERED: tuple[Method, ...] = (
     WandaStructured(),
     SparseGPT(),
     GBLM(),
+    FLAP(),
+    LLMSurgeon(),
     LaCo(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}

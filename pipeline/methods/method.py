@@ -6,12 +6,13 @@ part of the recipe (``options:``) is validated with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from pipeline.allocation.pooled import Counts
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
 from pipeline.events import Events
 from pipeline.families import Linear, Sublayer
@@ -43,16 +44,26 @@ class BlockView:
         weight: module name inside the block to its weight, fp32, shape (rows, columns); read when asked for.
         geometry: sizes of the whole dense model.
         number: which block.
+        bias: module name to its bias, fp32, shape (rows,); None where it has none.
+        left: per sublayer the units that earlier steps left, ascending; all where it is not there.
     """
 
     statistics: BlockStatistics
     weight: Callable[[str], torch.Tensor]
     geometry: Geometry
     number: int
+    bias: Callable[[str], torch.Tensor | None] = lambda _: None
+    left: Mapping[Sublayer, tuple[int, ...]] = field(default_factory=dict)
 
     def reader(self, sublayer: Sublayer) -> InputStatistics:
         """Statistics of the inputs of the sublayer's reader."""
         return self.statistics.inputs[sublayer.point]
+
+    def channels_left(self, sublayer: Sublayer) -> torch.Tensor:
+        """Which inputs of the sublayer's reader earlier steps left, ascending."""
+        width = self.geometry.unit_width(self.geometry.family.reader(sublayer).columns)
+        units = self.left.get(sublayer, range(self.geometry.blocks[self.number].units(sublayer)))
+        return (torch.tensor(list(units), dtype=torch.long)[:, None] * width + torch.arange(width)).flatten()
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,25 @@ class ScoringMethod(Method, Protocol):
 
 
 @runtime_checkable
+class CheckingMethod(Method, Protocol):
+    """Knows of steps that its options and spaces alone do not show to be wrong."""
+
+    def check(self, step: PruneStep) -> None:
+        """Raises TrimlineError where it cannot do the step; nothing has been measured yet."""
+
+
+@runtime_checkable
+class PoolingMethod(ScoringMethod, Protocol):
+    """Shares out a pooled budget by rules of its own."""
+
+    def pooled_counts(self, geometry: Geometry, step: PruneStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
+        """How many units of each space every block keeps, and the numbers behind it; see ``pooled_allocation``."""
+
+    def is_even(self, step: PruneStep) -> bool:
+        """Whether blocks that are alike stay alike."""
+
+
+@runtime_checkable
 class WeightMethod(Method, Protocol):
     """Prunes single weights, projection by projection, while a sweep moves on through pruned blocks."""
 
@@ -118,7 +148,7 @@ class WeightMethod(Method, Protocol):
 
 @runtime_checkable
 class StepMethod(Method, Protocol):
-    """Does a whole step itself."""
+    """Does a whole step itself; where it scores units too, only that of single weights."""
 
     def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
         """Shrinks ``model`` and says what was decided, one entry per shot."""

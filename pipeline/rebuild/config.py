@@ -9,21 +9,23 @@ from pipeline.families import Sublayer
 from pipeline.families.mistral import MISTRAL
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.plan import Plan, Selection
+from pipeline.rebuild.biases import switches_of
 from pipeline.rebuild.modelling import names_for
 from pipeline.rebuild.stock import accepts_heads
 from pipeline.recipe import Profile
 
 # Written by loaders, quantisers or an earlier rebuild, and no longer true of the result.
-STALE = ("_name_or_path", "quantization_config", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias")
+STALE = ("_name_or_path", "quantization_config", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
 
 
 def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> dict[str, Any]:
     """The config.json of the model that keeps the plan's selection.
 
-    ``check_profile`` says beforehand whether the profile can express it; this function takes that as given.
+    ``check_profile`` says beforehand whether the profile can express it, and ``for_profile`` completes the plan's
+    biases; this function takes both as given.
     """
     original = Geometry.from_config(config)
-    result = plan.selection.geometry(original)
+    result = plan.geometry(original)
     base = {key: value for key, value in config.items() if key not in STALE} | {original.family.layers_key: len(result.blocks)}
     base |= _attention_types(config, plan.selection, len(original.blocks))
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
@@ -32,7 +34,7 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
 
 def _uniform(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
     family, shape = result.family, result.blocks[0]
-    written = base | {family.ffn_key: shape.ffn} | _heads(result, shape.kv_groups)
+    written = base | {family.ffn_key: shape.ffn} | _heads(result, shape.kv_groups) | switches_of(result)
     if accepts_heads(family, base, written[family.heads_key]):
         return written | {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
     # The stock class ties the number of heads to the hidden size; Mistral's has the same tensors and does not.
@@ -49,7 +51,7 @@ def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
     blocks = [_block_config(block, result.queries_per_group) for block in result.blocks]
     biases = {"qkv_bias": True} if result.family.decilm == "qkv_bias" else {}
     groups = max(block.kv_groups for block in result.blocks)
-    return base | _uneven(result, Profile.DECILM) | _heads(result, groups) | biases | {"block_configs": blocks}
+    return base | _uneven(result, Profile.DECILM) | _heads(result, groups) | biases | switches_of(result) | {"block_configs": blocks}
 
 
 def _free(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
@@ -61,7 +63,8 @@ def _free(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
                 "num_attention_heads": block.kv_groups * result.queries_per_group,
             }
     head_dim = {} if result.family.square_attention else {"head_dim": result.head_dim}
-    return base | _uneven(result, Profile.FREE) | head_dim | {"block_configs": blocks}
+    biases = {"biases": sorted(result.biases)} if result.biases else {}
+    return base | _uneven(result, Profile.FREE) | head_dim | biases | {"block_configs": blocks}
 
 
 def _uneven(result: Geometry, profile: Profile) -> dict[str, Any]:

@@ -62,6 +62,12 @@ class Case:
         result = self.result
         return result.blocks[0].kv_groups * result.queries_per_group * result.head_dim == result.hidden
 
+    def seen_as(self, *families: str) -> Evidence:
+        """Seen to run for ``families`` without biases; for others and with biases, its source says so."""
+        family = self.result.family
+        biased = any(self.result.has_bias(linear) for linear in family.linears)
+        return RAN if family.model_type in families and not biased else READ
+
     @property
     def qwen3_output_bias(self) -> bool:
         """Whether a Qwen3 has a bias where published ones have none, and some consumers know none."""
@@ -113,7 +119,7 @@ def _tensorrt(case: Case) -> Verdict:
 def _vllm(case: Case) -> Verdict:
     name, family = "vLLM", case.result.family
     if case.decilm:
-        evidence = RAN if family.model_type == "llama" else READ
+        evidence = case.seen_as("llama")
         return Verdict(name, True, "natively, as DeciLMForCausalLM; trust_remote_code for the config", "", evidence)
     if not case.uniform:
         return Verdict(name, False, "it has no class with free sizes per block", _towards_decilm(case), READ)
@@ -122,7 +128,7 @@ def _vllm(case: Case) -> Verdict:
     if family.decilm == "qkv_bias" and not case.heads_fill_hidden:
         why = f"its {family.class_prefix} class takes hidden size / heads for head_dim"
         return Verdict(name, False, why, "use profile 'decilm', or keep all KV groups", READ)
-    return Verdict(name, True, "natively, as any model of its architecture", "", RAN if family.model_type == "llama" else READ)
+    return Verdict(name, True, "natively, as any model of its architecture", "", case.seen_as("llama"))
 
 
 def _llama_cpp(case: Case) -> Verdict:
@@ -134,7 +140,7 @@ def _llama_cpp(case: Case) -> Verdict:
     if case.uniform and case.qwen3_output_bias:
         return Verdict(name, False, "its architecture qwen3 has no bias on the output projection", NO_BIAS, READ)
     if case.uniform:
-        return Verdict(name, True, f"as GGUF architecture {family.gguf_arch}", "", RAN if family.gguf_arch == "llama" else READ)
+        return Verdict(name, True, f"as GGUF architecture {family.gguf_arch}", "", case.seen_as("llama", "mistral"))
     if family.decilm is None:
         why = f"only its architecture deci has sizes per block, and it computes as Llama, not as {family.model_type}"
         return Verdict(name, False, why, "use profile 'uniform'", READ)
@@ -148,7 +154,7 @@ def _deci(case: Case, name: str) -> Verdict:
         if block.kv_groups and not block.ffn:
             why = f"its deci silently skips the attention of a block without FFN (block {number})"
             return Verdict(name, False, why, f"keep some FFN channels in block {number}, or drop its attention too", RAN)
-    evidence = RAN if case.result.family.model_type == "llama" else READ
+    evidence = case.seen_as("llama")
     return Verdict(name, True, "as GGUF architecture deci, with sizes per block", "", evidence)
 
 
@@ -156,7 +162,7 @@ def _optimum(case: Case) -> Verdict:
     name = "optimum-onnx"
     if case.uniform:
         why = "in an environment of its own: it needs transformers below 4.58"
-        return Verdict(name, True, why, "", RAN if case.result.family.model_type == "llama" else READ)
+        return Verdict(name, True, why, "", case.seen_as("llama"))
     why = "it needs transformers below 4.58, which cannot read the config class in the folder"
     return Verdict(name, False, why, "use profile 'uniform', or run the ONNX with ONNX Runtime itself", RAN)
 

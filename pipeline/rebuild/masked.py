@@ -9,7 +9,7 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear
 from pipeline.plan import Plan
-from pipeline.rebuild.places import Place, placed_tensors
+from pipeline.rebuild.places import Place, dense_tensor, placed_tensors
 from pipeline.rebuild.surgery import select
 
 
@@ -28,7 +28,7 @@ def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
         TrimlineError: the plan does not fit the checkpoint.
     """
     for name, place in placed_tensors(checkpoint, plan):
-        dense, update = checkpoint.tensor(name), plan.updates.get(name)
+        dense, update = dense_tensor(checkpoint, name), plan.updates.get(name)
         if place is None:
             yield name, dense if update is None else update.to(dense.dtype)
         elif place.stays(plan.selection):
@@ -38,11 +38,16 @@ def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
 
 
 def load_masked(model: torch.nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Overwrites the parameters of a dense ``model`` with the masked ones, one tensor at a time."""
+    """Overwrites the parameters of a dense ``model`` with the masked ones, one tensor at a time, and adds the plan's biases."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in masked_tensors(checkpoint, plan):
-            parameters[name].copy_(tensor)
+            if name in parameters:
+                parameters[name].copy_(tensor)
+            else:
+                module = model.get_submodule(name.removesuffix(".bias"))
+                assert isinstance(module, torch.nn.Linear)
+                module.bias = torch.nn.Parameter(tensor.to(module.weight))
 
 
 def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, update: torch.Tensor | None) -> torch.Tensor:

@@ -58,10 +58,25 @@ def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Pl
     check_same_model(checkpoint, plan)
     family = plan.family
     tied_head = f"{family.head}.weight" if checkpoint.geometry.tied else ""
-    for name in sorted(checkpoint.locations):
+    for name in sorted({*checkpoint.locations, *added_biases(checkpoint, plan)}):
         if name.endswith(STALE_BUFFER) or name == tied_head:
             continue
         yield name, place_of(family, name)
+
+
+def added_biases(checkpoint: Checkpoint, plan: Plan) -> set[str]:
+    """Names of the tensors that the plan adds: biases, in every block that has their projection."""
+    blocks = range(len(checkpoint.geometry.blocks))
+    modules = (plan.family.module(block, linear) for block in blocks for linear in plan.biases)
+    return {f"{module}.bias" for module in modules if f"{module}.weight" in checkpoint.locations} - set(checkpoint.locations)
+
+
+def dense_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor of the dense model; zeros for a bias that only the plan gives it."""
+    if name in checkpoint.locations:
+        return checkpoint.tensor(name)
+    weight = checkpoint.tensor(name.removesuffix("bias") + "weight")
+    return weight.new_zeros(len(weight))
 
 
 def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -69,7 +84,7 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
 
     Raises:
         TrimlineError: family or number of blocks differ, the plan keeps units that are not there, or it updates a
-            tensor that the checkpoint does not hold.
+            tensor that neither the checkpoint holds nor the plan adds.
     """
     geometry, selection = checkpoint.geometry, plan.selection
     remedy = "Prune this checkpoint again, or give the one the plan was made for."
@@ -81,7 +96,10 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
         for units, size in ((selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)):
             if units and units[-1] >= size:
                 raise TrimlineError(f"The plan keeps unit {units[-1]} of block {number}, which has {size}.", remedy)
-    unknown = sorted(set(plan.updates) - set(checkpoint.locations))
+    foreign = sorted(set(plan.biases) - {linear.name for linear in plan.family.linears})
+    if foreign:
+        raise TrimlineError(f"The plan gives {foreign[0]} a bias, and {plan.family.model_type} has no such projection.", remedy)
+    unknown = sorted(set(plan.updates) - set(checkpoint.locations) - added_biases(checkpoint, plan))
     if unknown:
         raise TrimlineError(f"The plan updates {unknown[0]}, which {checkpoint.folder} does not hold.", remedy)
 

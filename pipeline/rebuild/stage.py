@@ -17,6 +17,7 @@ from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
 from pipeline.loading import load_model, load_with_report
 from pipeline.options import RunOptions
 from pipeline.plan import Plan
+from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.config import smaller_config
 from pipeline.rebuild.masked import load_masked
 from pipeline.rebuild.modelling import shipped_files
@@ -44,7 +45,8 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     options.apply()
     checkpoint, decision = Checkpoint(source), Plan.read(plan)
     check_same_model(checkpoint, decision)
-    result = decision.selection.geometry(checkpoint.geometry)
+    decision = for_profile(decision, checkpoint.geometry, recipe.profile)
+    result = decision.geometry(checkpoint.geometry)
     check_profile(decision.family, checkpoint.geometry, result, recipe.profile, checkpoint.config)
     with events.progress("cutting and writing", 2) as advance:
         tensors = cut(checkpoint, decision)

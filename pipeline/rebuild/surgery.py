@@ -7,7 +7,7 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.plan import Plan
-from pipeline.rebuild.places import placed_tensors
+from pipeline.rebuild.places import dense_tensor, placed_tensors
 
 
 def cut(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
@@ -24,10 +24,10 @@ def cut(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
     smaller: dict[str, torch.Tensor] = {}
     for name, place in placed_tensors(checkpoint, plan):
         if place is None:
-            smaller[name] = _finished(name, plan, checkpoint.tensor(name))
+            smaller[name] = _finished(name, plan, dense_tensor(checkpoint, name))
         elif place.stays(plan.selection):
             rows, columns = place.indices(plan.selection, checkpoint.geometry)
-            tensor = select(checkpoint.tensor(name), rows, columns)
+            tensor = select(dense_tensor(checkpoint, name), rows, columns)
             smaller[place.name(plan.family, numbers[place.block])] = _finished(name, plan, tensor)
     return smaller
 

@@ -10,6 +10,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.plan import Plan
+from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.profiles import consumers
 from pipeline.recipe import Profile
 from pipeline.sparsity import two_four_fraction
@@ -80,7 +81,9 @@ def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
         note = "Name the dense checkpoint as well to see parameters and what loads the result."
         return Inspection("plan", str(folder), title, blocks, notes=(note,))
     config = Checkpoint(source).config
-    result = selection.geometry(Geometry.from_config(config))
+    dense = Geometry.from_config(config)
+    profile = narrowest_profile(plan.geometry(dense))
+    result = for_profile(plan, dense, profile).geometry(dense)
     return Inspection(
         kind="plan",
         folder=str(folder),
@@ -88,7 +91,7 @@ def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
         blocks=blocks,
         parameters=result.total_parameters(),
         decoder_parameters=result.decoder_parameters(),
-        consumers=_loadings(result, narrowest_profile(result), config),
+        consumers=_loadings(result, profile, config),
     )
 
 
@@ -108,7 +111,9 @@ def profile_of(config: Mapping[str, Any]) -> Profile:
 
 
 def narrowest_profile(result: Geometry) -> Profile:
-    """The profile that most programs load among those whose block shapes fit ``result``."""
+    """The profile that most programs load among those that fit ``result``, its block shapes and its biases."""
+    if any(linear.bias is False for linear in result.family.linears if linear.name in result.biases):
+        return Profile.FREE
     if result.is_uniform:
         return Profile.UNIFORM
     groups = {block.kv_groups for block in result.blocks if block.kv_groups}
