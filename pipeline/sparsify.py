@@ -11,6 +11,7 @@ from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient
 from pipeline.calibrate.saved_states import saved_states
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Linear
 from pipeline.live import check_widths, live_indices, live_linears, store
@@ -27,10 +28,13 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, meth
     Rows and columns that are gone already take no part: fractions and groups are of what is left.
 
     Raises:
-        TrimlineError: a projection's inputs are no multiple of the pattern's group.
+        TrimlineError: a projection's inputs are no multiple of the pattern's group, the pattern comes in several shots,
+            or activations overflow.
     """
     pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
     assert remove is not None
+    if pattern.fraction is not None and abs(remove - pattern.fraction) > 1e-9:
+        raise TrimlineError(f"The pattern {pattern} cannot come in several shots: each would be {pattern} already.", "Use one shot.")
     check_widths(model, pattern)
     needs = method.weight_needs(step)
     zeros = total = 0
@@ -38,6 +42,7 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, meth
         for block, seen in sweep(model.model, model.geometry.family, windows, needs, events, sequential=True):
             if block not in model.selection.blocks:
                 continue
+            _demand_finite(seen, block, model.model)
             seen.gradients = gradients(block)
             for linear in live_linears(model, block):
                 pruned = method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
@@ -74,6 +79,14 @@ def weight_gradients(
             return found
 
         yield take
+
+
+def _demand_finite(seen: BlockStatistics, block: int, model: torch.nn.Module) -> None:
+    if not all(inputs.squares.isfinite().all() for inputs in seen.inputs.values()):
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise TrimlineError(
+            f"The inputs of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
+        )
 
 
 def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:

@@ -106,4 +106,4 @@ class WandaStructured:
         """Score per FFN channel or KV group."""
         reader = view.geometry.family.reader(SUBLAYERS[space])
         norm = activation_norm(view.reader(SUBLAYERS[space]).squares, view.statistics.sequences)
-        return unit_score(view.weight(reader.name), norm, view.geometry.unit_width(reader.columns))
+        return unit_score(view.weight(reader.name).to(norm.device), norm, view.geometry.unit_width(reader.columns))
