@@ -153,6 +153,10 @@ def _alike(removed: Removed) -> str:
     return f"{percent(removed['kv_groups'])} of the heads, {percent(removed['ffn_channels'])} of the FFN, in every block"
 
 
+def _alike_of_ours(removed: Removed) -> str:
+    return f"{_alike(removed)}; published are single weights, the units are ours"
+
+
 def _together(removed: Removed) -> str:
     return f"{percent(removed['decoder_parameters'])} of heads and FFN together"
 
@@ -181,7 +185,7 @@ SYSTEMS = (
     System("wanda", "Wanda", sparse=two_four("wanda")),
     System("wanda_sp", "Wanda-sp", every_block_alike("wanda_sp"), _alike),
     System("sparsegpt", "SparseGPT", sparse=two_four("sparsegpt")),
-    System("gblm", "GBLM-Pruner (units: ours)", every_block_alike("gblm"), _alike, two_four("gblm")),
+    System("gblm", "GBLM-Pruner", every_block_alike("gblm"), _alike_of_ours, two_four("gblm")),
     System("flap", "FLAP", pooled("flap", compensation="bias"), _together),
     System("cfsp", "CFSP", ffn_alone("cfsp"), _channels),
     System(

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.systems_list import OURS
 
-WIDTH, HEIGHT = 860, 520
+WIDTH, HEIGHT = 880, 520
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 20, 52
 HIGHEST = 20.0  # perplexity over dense's; what lies higher is drawn at the edge
 # Okabe and Ito's palette, which colour-blind readers can tell apart; ours in black.
@@ -72,7 +72,7 @@ def _document(axes: Axes, dense: float, lines: Mapping[str, list[Point]]) -> Ite
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
     yield from _grid(axes)
-    yield _label(axes.x(1.0), axes.y(dense) + 18, "dense", "middle")
+    yield _label(axes.x(1.0) + 11, axes.y(dense) + 4, "dense", "start")
     yield f'<rect x="{axes.x(1.0) - 5:.1f}" y="{axes.y(dense) - 5:.1f}" width="10" height="10" fill="#444444"/>'
     colours = iter(COLOURS * (1 + len(lines) // len(COLOURS)))
     for place, (title, points) in enumerate(lines.items()):
