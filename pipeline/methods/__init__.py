@@ -15,6 +15,7 @@ from pipeline.methods.llm_surgeon import LLMSurgeon
 from pipeline.methods.magnitude import Magnitude
 from pipeline.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
 from pipeline.methods.sparsegpt import SparseGPT
+from pipeline.methods.trimline import Trimline
 from pipeline.methods.wanda import Wanda, WandaStructured
 
 REGISTERED: tuple[Method, ...] = (
@@ -28,6 +29,7 @@ REGISTERED: tuple[Method, ...] = (
     GBLM(),
     FLAP(),
     LLMSurgeon(),
+    Trimline(),
     LaCo(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
