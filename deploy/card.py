@@ -23,6 +23,7 @@ SHARES = {
     "ffn_channels": "FFN channels",
     "kv_groups": "KV groups (a key/value head and its query heads)",
     "blocks": "whole blocks",
+    "residual_channels": "channels of the residual stream",
     "decoder_parameters": "linear parameters of the decoder",
     "decoder_flops": "FLOPs of the decoder",
     "parameters": "all parameters",

@@ -32,11 +32,13 @@ class Selection:
     Attributes:
         blocks: original numbers of the blocks that stay, ascending.
         ffn, kv_groups: for every *original* block, the ascending unit numbers that stay; () where the sublayer goes.
+        residual: ascending channels of the residual stream that stay; None where all do.
     """
 
     blocks: tuple[int, ...]
     ffn: tuple[tuple[int, ...], ...]
     kv_groups: tuple[tuple[int, ...], ...]
+    residual: tuple[int, ...] | None = None
 
     @classmethod
     def everything(cls, geometry: Geometry) -> Selection:
@@ -51,7 +53,13 @@ class Selection:
 
     def geometry(self, original: Geometry) -> Geometry:
         """Sizes of the model that keeps this selection."""
-        return original.with_blocks(tuple(BlockShape(len(self.ffn[i]), len(self.kv_groups[i])) for i in self.blocks))
+        blocks = tuple(BlockShape(len(self.ffn[i]), len(self.kv_groups[i])) for i in self.blocks)
+        return replace(original, blocks=blocks, hidden=original.hidden if self.residual is None else len(self.residual))
+
+    @property
+    def stream(self) -> torch.Tensor | None:
+        """Kept channels of the residual stream, shape (kept,); None where all stay."""
+        return None if self.residual is None else torch.tensor(self.residual, dtype=torch.long)
 
     def axis_indices(self, axis: Axis, block: int, geometry: Geometry) -> torch.Tensor:
         """Kept indices along ``axis`` of a tensor of original block ``block``, shape (kept × unit width,)."""
@@ -62,7 +70,7 @@ class Selection:
     def row_indices(self, linear: Linear, block: int, geometry: Geometry) -> torch.Tensor | None:
         """Kept rows of a projection; None where all stay. Fused projections are cut section by section."""
         if linear.rows == (Axis.RESIDUAL,):
-            return None
+            return self.stream
         kept, start = [], 0
         for axis in linear.rows:
             kept.append(self.axis_indices(axis, block, geometry) + start)
@@ -71,7 +79,7 @@ class Selection:
 
     def column_indices(self, linear: Linear, block: int, geometry: Geometry) -> torch.Tensor | None:
         """Kept columns of a projection; None where all stay."""
-        return None if linear.columns is Axis.RESIDUAL else self.axis_indices(linear.columns, block, geometry)
+        return self.stream if linear.columns is Axis.RESIDUAL else self.axis_indices(linear.columns, block, geometry)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Step:
     Attributes:
         title: what a person calls it, such as ``cfsp on ffn``.
         recipe: the slice of the recipe that asked for it.
-        kept: space name (``ffn.3``, ``kv_group.0``, ``layer``) to ascending kept units in the original numbering.
+        kept: space name (``ffn.3``, ``kv_group.0``, ``layer``, ``residual``) to ascending kept units in the original numbering.
         facts: why: block importances, requested fractions, thresholds, tokens seen; JSON-compatible.
     """
 
@@ -126,6 +134,7 @@ class Plan:
             "blocks": _ranges(self.selection.blocks),
             "ffn": [_ranges(units) for units in self.selection.ffn],
             "kv_groups": [_ranges(units) for units in self.selection.kv_groups],
+            "residual": None if self.selection.residual is None else _ranges(self.selection.residual),
             "sparse": dict(sorted(self.sparse.items())),
             "biases": sorted(self.biases),
             "steps": [
@@ -165,6 +174,7 @@ class Plan:
             blocks=_numbers(document["blocks"]),
             ffn=tuple(_numbers(text) for text in document["ffn"]),
             kv_groups=tuple(_numbers(text) for text in document["kv_groups"]),
+            residual=None if document["residual"] is None else _numbers(document["residual"]),
         )
         steps = tuple(
             Step(s["title"], s["recipe"], {space: _numbers(text) for space, text in s["kept"].items()}, s["facts"])

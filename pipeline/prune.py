@@ -174,6 +174,8 @@ def _part(step: PruneStep, shot: int, whole: Geometry, now: Geometry, space: Spa
 
 def _shrunk_in(space: Space | None, whole: Geometry, now: Geometry) -> Geometry:
     """The model where only one space lost units: with several budgets, each counts what its own space lost."""
+    if space is Space.RESIDUAL:
+        return replace(whole, hidden=now.hidden) if len(whole.blocks) == len(now.blocks) else now
     if space not in (Space.FFN, Space.KV_GROUP) or len(whole.blocks) != len(now.blocks):
         return now
     ffn = space is Space.FFN
@@ -189,4 +191,6 @@ def _size(geometry: Geometry, space: Space | None, budget: Budget | Pool) -> int
         return geometry.decoder_flops(budget.context)
     if space is Space.LAYER:
         return len(geometry.blocks)
+    if space is Space.RESIDUAL:
+        return geometry.hidden
     return sum(block.ffn if space is Space.FFN else block.kv_groups for block in geometry.blocks)

@@ -74,6 +74,7 @@ class Space(StrEnum):
     FFN = "ffn"
     KV_GROUP = "kv_group"
     LAYER = "layer"
+    RESIDUAL = "residual"  # channels of the residual stream, the same in every block
     WEIGHT = "weight"  # single weights of every projection in the blocks; no shape changes
 
 
@@ -104,6 +105,12 @@ class Pool(Slice):
     of: Literal["parameters", "flops"] = Field("parameters", description="the decoder's linear parameters, or its FLOPs")
     context: Count = Field(512, description="tokens that a token sees, for FLOPs")
     allow_empty: bool = Field(False, description="a block may lose its whole attention or FFN")
+
+    @model_validator(mode="after")
+    def _units_of_blocks(self) -> Pool:
+        if set(self.spaces) - {Space.FFN, Space.KV_GROUP}:
+            raise ValueError("a pooled budget is of ffn and kv_group")
+        return self
 
 
 class PruneStep(Slice):

@@ -14,6 +14,7 @@ from pipeline.families import Axis, Linear, Sublayer
 from pipeline.geometry import Geometry
 from pipeline.plan import Selection
 from pipeline.rebuild.places import place_of
+from pipeline.rebuild.profiles import check_stream
 from pipeline.rebuild.surgery import select
 
 
@@ -48,8 +49,13 @@ class ShrinkingModel:
         return (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
 
     def weight(self, block: int, linear: str) -> torch.Tensor:
-        """A projection's weight, fp32, shape (rows, columns) in the original numbering."""
-        return self.tensor(self.geometry.family.module(block, linear) + ".weight")
+        """A projection's weight, fp32, shape (rows, columns) in the original numbering; zero for channels that left the stream."""
+        weight, stream = self.tensor(self.geometry.family.module(block, linear) + ".weight"), self.selection.stream
+        if stream is not None:
+            described = next(known for known in self.geometry.family.linears if known.name == linear)
+            axis = 1 if described.columns is Axis.RESIDUAL else 0
+            weight = weight.index_fill(axis, _others(stream, weight.shape[axis]).nonzero().flatten(), 0.0)
+        return weight
 
     def bias(self, block: int, linear: str) -> torch.Tensor | None:
         """A projection's bias, fp32, shape (rows,) in the original numbering; None where it has none."""
@@ -69,6 +75,21 @@ class ShrinkingModel:
                 self._silence(block, linear)
         if not kept:
             _zero_bias(self._live(block, self.geometry.family.reader(sublayer)))
+
+    def keep_residual(self, kept: Sequence[int]) -> None:
+        """Removes all other channels of the residual stream: nothing writes them in the live model, so they stay zero.
+
+        Raises:
+            TrimlineError: the family's norms do not allow it.
+        """
+        family = self.geometry.family
+        check_stream(family)
+        self.selection = replace(self.selection, residual=tuple(kept))
+        for name in family.embeddings:
+            self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
+        for block in range(len(self.geometry.blocks)):
+            for sublayer in Sublayer:
+                self._silence(block, family.reader(sublayer))
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
@@ -97,6 +118,7 @@ class ShrinkingModel:
         self._store(name + ".weight", full)
         live = self._live(block, linear)
         live.weight.data[:, columns.to(live.weight.device)] = weight.to(live.weight)
+        self._silence(block, linear)
         if shift is not None:
             self.add_bias(block, linear.name, shift)
 
@@ -115,6 +137,7 @@ class ShrinkingModel:
         if live.bias is None:
             live.bias = nn.Parameter(live.weight.new_zeros(len(bias)), requires_grad=live.weight.requires_grad)
         live.bias.data.copy_(bias)
+        self._silence(block, described)
         if not self.geometry.has_bias(described):
             self.biases.add(linear)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, keep_best
+from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
@@ -19,6 +20,7 @@ from pipeline.families import Sublayer
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
+from pipeline.rebuild.profiles import check_stream
 from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
@@ -31,6 +33,8 @@ def remove_units(
     model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events
 ) -> tuple[Step, Scores]:
     """One round over all blocks; ``model`` ends smaller."""
+    if Space.RESIDUAL in step.spaces:
+        check_stream(model.geometry.family)
     sequential = getattr(method, "sequential", False) if step.sequential is None else step.sequential
     scores, measured = measure(model, windows, step, events, compensated=not sequential)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
@@ -39,7 +43,7 @@ def remove_units(
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
-    kept = _layers(model, counts, scores)
+    kept = _layers(model, counts, scores) | _residual(model, counts, scores)
     if sequential:
         measured.clear()
         kept |= _remove_sequentially(model, windows, step, scores, counts, events)
@@ -83,7 +87,14 @@ def _score(model: ShrinkingModel, method: ScoringMethod, step: PruneStep, block:
     for space, by_block in scores.items():
         score = method.score(view, space, step).float().cpu()
         _demand_finite(score, block, model.model)
-        by_block[block] = score[list(left[SUBLAYERS[space]] if space in SUBLAYERS else (0,))]
+        by_block[block] = score[list(_units_left(model, space, left))]
+
+
+def _units_left(model: ShrinkingModel, space: Space, left: Mapping[Sublayer, tuple[int, ...]]) -> Sequence[int]:
+    """Numbers of a space's units that are still there in a block."""
+    if space is Space.RESIDUAL:
+        return model.selection.residual or range(model.geometry.hidden)
+    return left[SUBLAYERS[space]] if space in SUBLAYERS else (0,)
 
 
 def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
@@ -128,6 +139,10 @@ def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: 
             best = keep_best(torch.cat(list(by_block.values())), kept).tolist()
             counts[space] = {block: int(place in best) for place, block in enumerate(by_block)}
             facts[space.value] = {"kept": kept}
+        elif space is Space.RESIDUAL:
+            channels = channels_to_keep(step.budget[space], model.current, step.round_to)
+            counts[space] = dict.fromkeys(by_block, channels)
+            facts[space.value] = {"kept": channels}
         else:
             counts[space], facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
     return counts, facts
@@ -161,6 +176,17 @@ def _layers(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, 
     blocks = tuple(block for block, count in counts[Space.LAYER].items() if count)
     model.keep_blocks(blocks)
     return {Space.LAYER.value: blocks}
+
+
+def _residual(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, tuple[int, ...]]:
+    """Drops channels of the residual stream: those whose scores, added up over the blocks, are the lowest."""
+    if Space.RESIDUAL not in scores:
+        return {}
+    total = torch.stack(list(scores[Space.RESIDUAL].values())).sum(dim=0)
+    left = model.selection.residual or range(model.geometry.hidden)
+    kept = tuple(left[channel] for channel in keep_best(total, next(iter(counts[Space.RESIDUAL].values()))).tolist())
+    model.keep_residual(kept)
+    return {Space.RESIDUAL.value: kept}
 
 
 def _remove_at_once(

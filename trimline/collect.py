@@ -219,7 +219,7 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
     if len(budgets) != 1 or budgets[0][1].remove is None:
         return
     space, budget = budgets[0]
-    of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks"}
+    of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks", Space.RESIDUAL: "residual_channels"}
     if space not in of_units:
         return
     definition = of_units[space] if budget.of == "units" else f"decoder_{budget.of}"

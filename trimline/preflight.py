@@ -7,10 +7,10 @@ from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
 from pipeline.options import RunOptions
 from pipeline.rebuild.biases import biases_added
-from pipeline.rebuild.profiles import check_request
+from pipeline.rebuild.profiles import check_request, check_stream
 from pipeline.recipe import Profile, Space
 from pipeline.recover.ranks import no_importance
-from pipeline.recover.stage import check_recovery
+from pipeline.recover.stage import check_recovery, narrower_stream
 from pipeline.structured import SUBLAYERS, needs_of, rule_of
 from trimline.recipe import Recipe
 
@@ -22,6 +22,10 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
         TrimlineError: they cannot; says what to change.
     """
     check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(recipe), dense.config)
+    if any(Space.RESIDUAL in step.spaces for step in recipe.prune.steps):
+        check_stream(dense.geometry.family)
+        if recipe.recover and recipe.recover.hidden_states:
+            raise narrower_stream()
     biases_added(dense.geometry, _readers_with_new_bias(recipe, dense), recipe.rebuild.profile)
     if recipe.recover:
         check_recovery(recipe.recover, options)

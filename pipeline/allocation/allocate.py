@@ -99,6 +99,27 @@ def blocks_to_keep(budget: Budget, geometry: Geometry) -> int:
     return count
 
 
+def channels_to_keep(budget: Budget, geometry: Geometry, tile: int) -> int:
+    """How many channels of the residual stream stay: what ``budget`` says, or the multiple of ``tile`` nearest to it.
+
+    Raises:
+        TrimlineError: that is more than there are, or the budget is further than half a tile from any multiple.
+    """
+    if isinstance(budget.keep, tuple):
+        raise TrimlineError("The budget of space residual keeps a list of sizes.", "Give one number: all blocks share the channels.")
+    if budget.keep is not None:
+        if budget.keep > geometry.hidden:
+            raise TrimlineError(f"The budget keeps {budget.keep} of {geometry.hidden} channels.", f"Keep at most {geometry.hidden}.")
+        return budget.keep
+    wanted = 1 - removed_fraction(budget, Space.RESIDUAL, geometry)
+    kept = nearest_tile(geometry.hidden, wanted, tile)
+    if abs(kept - wanted * geometry.hidden) > tile / 2 + 1e-6:
+        raise TrimlineError(
+            f"Removing {1 - wanted:.1%} of the residual stream leaves less than one tile of {tile} channels.", "Give a smaller round_to."
+        )
+    return kept
+
+
 def keep_best(score: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending indices of the ``count`` highest scores; among equals the lower index stays."""
     return score.argsort(descending=True, stable=True)[:count].sort().values

@@ -45,6 +45,8 @@ def _share_of_space(budget: Budget, space: Space, geometry: Geometry) -> float:
         return BlockShape(0, block.kv_groups) if space is Space.FFN else BlockShape(block.ffn, 0)
 
     whole = sum(cost(block) for block in geometry.blocks)
+    if space is Space.RESIDUAL:  # one axis of every projection counts its channels
+        return (2 if budget.of == "flops" else 1) * geometry.decoder_parameters() / whole
     return 1 - sum(cost(without(block)) for block in geometry.blocks) / whole
 
 
@@ -60,6 +62,7 @@ def removed_in_every_definition(original: Geometry, result: Geometry, context: i
     return {
         "ffn_channels": gone(units(original, Axis.FFN), units(result, Axis.FFN)),
         "kv_groups": gone(units(original, Axis.KV), units(result, Axis.KV)),
+        "residual_channels": gone(original.hidden, result.hidden),
         "blocks": gone(len(original.blocks), len(result.blocks)),
         "decoder_parameters": gone(original.decoder_parameters(), result.decoder_parameters()),
         "decoder_flops": gone(original.decoder_flops(context), result.decoder_flops(context)),

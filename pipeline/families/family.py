@@ -13,9 +13,9 @@ from typing import Any
 
 
 class Axis(StrEnum):
-    """What an axis of a tensor counts. The first is never cut here; the others belong to a block's spaces."""
+    """What an axis of a tensor counts. The first is the same in all blocks; the others belong to a block's spaces."""
 
-    RESIDUAL = "residual"
+    RESIDUAL = "residual"  # one index per channel of the residual stream: space residual
     FFN = "ffn"  # one index per intermediate channel: space ffn.{i}
     QUERY = "query"  # head_dim × queries-per-group indices per unit of kv_group.{i}
     KV = "kv"  # head_dim indices per unit of kv_group.{i}
@@ -100,6 +100,8 @@ class Family:
         onnx_builder: the class name in onnxruntime-genai's builder, or None where it knows no such family.
         gguf_arch: llama.cpp's architecture name, or None.
         gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
+        norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can
+            channels of the stream go. None otherwise.
         square_attention: the stock attention insists on heads × head_dim = hidden.
     """
 
@@ -125,6 +127,7 @@ class Family:
     onnx_builder: str | None = None
     gguf_arch: str | None = None
     gguf_square: bool = False
+    norm_eps: str | None = None
     square_attention: bool = False
 
     def reader(self, sublayer: Sublayer) -> Linear:

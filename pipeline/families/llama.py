@@ -19,6 +19,7 @@ LLAMA = Family(
         Norm("post_attention_layernorm", Axis.RESIDUAL, Sublayer.FFN),
     ),
     decilm="llama",
+    norm_eps="rms_norm_eps",
     onnx_builder="LlamaModel",
     gguf_arch="llama",
 )

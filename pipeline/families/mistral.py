@@ -17,6 +17,7 @@ MISTRAL = Family(
     ),
     norms=LLAMA.norms,
     decilm="llama",
+    norm_eps="rms_norm_eps",
     onnx_builder="MistralModel",
     gguf_arch="llama",
 )

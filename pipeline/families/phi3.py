@@ -13,6 +13,7 @@ PHI3 = Family(
         Linear("mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN),
     ),
     norms=LLAMA.norms,
+    norm_eps="rms_norm_eps",
     onnx_builder="Phi3MiniModel",
     gguf_arch="phi3",
     gguf_square=True,

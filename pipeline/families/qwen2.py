@@ -14,6 +14,7 @@ QWEN2 = Family(
     ),
     norms=MISTRAL.norms,
     decilm="qkv_bias",
+    norm_eps="rms_norm_eps",
     onnx_builder="QwenModel",
     gguf_arch="qwen2",
 )

@@ -14,6 +14,7 @@ from pipeline.methods.laco import LaCo
 from pipeline.methods.llm_surgeon import LLMSurgeon
 from pipeline.methods.magnitude import Magnitude
 from pipeline.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
+from pipeline.methods.residual_energy import ResidualEnergy
 from pipeline.methods.sparsegpt import SparseGPT
 from pipeline.methods.trimline import Trimline
 from pipeline.methods.wanda import Wanda, WandaStructured
@@ -31,6 +32,7 @@ REGISTERED: tuple[Method, ...] = (
     LLMSurgeon(),
     Trimline(),
     LaCo(),
+    ResidualEnergy(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

@@ -7,7 +7,10 @@ compared with the dense model's. Above the threshold T the merge stays and the b
 Two things are called LaCo. Equation 1 adds the differences of the blocks that follow, θ_l + Σ_k (θ_{l+k} − θ_l), for all
 tensors of the block. The released code subtracts from the sum it is adding to, so that only the last block's projections
 are left, beside the norms of the base: θ_{l+m} (the project's issue 4). ``merge`` chooses; the default is the code, which
-gave the published results. Ours are the budget, which ends the walk, and that the threshold is found where none is given.
+gave the published results. Four blocks of SmolLM2-135M as one, in six places, leave a cosine of −0.01 to 0.11 by the
+equation, 0.29 to 0.95 by the code, and 0.59 to 0.97 where three are simply dropped.
+
+Ours are the budget, which ends the walk, and that the threshold is found where none is given.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ class ScoringMethod(Method, Protocol):
         """The statistics that ``score`` and the method's own allocation read."""
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
-        """Importance per unit of ``space`` in this block, shape (units,), fp32; for ``layer`` shape (1,)."""
+        """Importance per unit of ``space`` in this block, shape (units,), fp32; for ``layer`` shape (1,).
+
+        For ``residual`` shape (hidden,): what is added up over the blocks.
+        """
 
 
 @runtime_checkable

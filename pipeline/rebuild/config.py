@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from pipeline.families import Sublayer
 from pipeline.families.mistral import MISTRAL
 from pipeline.geometry import BlockShape, Geometry
@@ -27,7 +29,7 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     original = Geometry.from_config(config)
     result = plan.geometry(original)
     base = {key: value for key, value in config.items() if key not in STALE} | {original.family.layers_key: len(result.blocks)}
-    base |= _attention_types(config, plan.selection, len(original.blocks))
+    base |= _attention_types(config, plan.selection, len(original.blocks)) | _stream(config, original, result)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
 
@@ -79,6 +81,15 @@ def _uneven(result: Geometry, profile: Profile) -> dict[str, Any]:
         # Readers that know one width only get one that no block exceeds.
         family.ffn_key: max(1, *(block.ffn for block in result.blocks)),
     }
+
+
+def _stream(config: Mapping[str, Any], original: Geometry, result: Geometry) -> dict[str, Any]:
+    """Width of the residual stream and, where channels went, the epsilon of its norms (see ``norm_scale``)."""
+    key = original.family.norm_eps
+    if result.hidden == original.hidden or key is None:
+        return {}
+    epsilon = config.get(key, getattr(CONFIG_MAPPING[original.family.model_type](), key))
+    return {"hidden_size": result.hidden, key: epsilon * original.hidden / result.hidden}
 
 
 def _heads(result: Geometry, groups: int) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear
 from pipeline.plan import Plan
-from pipeline.rebuild.places import Place, dense_tensor, placed_tensors
-from pipeline.rebuild.surgery import select
+from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.rebuild.surgery import finished, norm_scale
 
 
 def masked_state(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
-    """Dense-shaped tensors that compute what the smaller model must compute, in the checkpoint's dtype."""
+    """Dense-shaped tensors that compute what the smaller model must compute, in the checkpoint's dtype (but for norms)."""
     return dict(masked_tensors(checkpoint, plan))
 
 
@@ -22,17 +22,19 @@ def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
     """The same one tensor at a time.
 
     Rows and columns of removed units are zero, updates stand where their units stood. A sublayer or block that goes
-    has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream.
+    has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Norms
+    over that stream are in fp32, as the smaller model's rounded ones are worth among the zeros (``norm_scale``).
 
     Raises:
         TrimlineError: the plan does not fit the checkpoint.
     """
     for name, place in placed_tensors(checkpoint, plan):
-        dense, update = dense_tensor(checkpoint, name), plan.updates.get(name)
-        if place is None:
-            yield name, dense if update is None else update.to(dense.dtype)
-        elif place.stays(plan.selection):
-            yield name, _scatter(dense, *place.indices(plan.selection, checkpoint.geometry), update)
+        dense = dense_tensor(checkpoint, name)
+        if place is None or place.stays(plan.selection):
+            values = finished(name, place, checkpoint, plan)
+            if over_stream(name, place, plan.family):
+                values = values.float() / norm_scale(plan.selection, checkpoint.geometry)
+            yield name, _scatter(dense, *indices_of(name, place, plan.selection, checkpoint.geometry), values)
         else:
             yield name, torch.zeros_like(dense) if _adds_to_residual(place) else dense
 
@@ -50,10 +52,9 @@ def load_masked(model: torch.nn.Module, checkpoint: Checkpoint, plan: Plan) -> N
                 module.bias = torch.nn.Parameter(tensor.to(module.weight))
 
 
-def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, update: torch.Tensor | None) -> torch.Tensor:
-    values = (select(dense, rows, columns) if update is None else update).to(dense.dtype)
+def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
     rows = torch.arange(dense.shape[0]) if rows is None else rows
-    masked = torch.zeros_like(dense)
+    masked = torch.zeros_like(dense, dtype=values.dtype)
     if dense.dim() == 1:
         masked[rows] = values
     else:

@@ -42,11 +42,27 @@ class Place:
     def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Kept indices along dimension 0 and along dimension 1; None where all stay."""
         if isinstance(self.part, Norm):
-            whole = self.part.axis in (Axis.RESIDUAL, Axis.HEAD)
-            return (None if whole else selection.axis_indices(self.part.axis, self.block, geometry)), None
+            if self.part.axis is Axis.RESIDUAL:
+                return selection.stream, None
+            return (None if self.part.axis is Axis.HEAD else selection.axis_indices(self.part.axis, self.block, geometry)), None
         rows = selection.row_indices(self.part, self.block, geometry)
         columns = selection.column_indices(self.part, self.block, geometry) if self.kind == "weight" else None
         return rows, columns
+
+
+def indices_of(name: str, place: Place | None, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Kept indices along dimension 0 and along dimension 1 of any tensor; None where all stay."""
+    if place is not None:
+        return place.indices(selection, geometry)
+    is_norm = name.rpartition(".")[0] in geometry.family.final_norms
+    return (selection.stream, None) if is_norm else (None, selection.stream)  # the others are tables: token, position, head
+
+
+def over_stream(name: str, place: Place | None, family: Family) -> bool:
+    """Whether it is the weight of a norm over the residual stream, block's or final."""
+    if place is None:
+        return name in {f"{norm}.weight" for norm in family.final_norms}
+    return isinstance(place.part, Norm) and place.part.axis is Axis.RESIDUAL and place.kind == "weight"
 
 
 def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Place | None]]:
@@ -96,6 +112,8 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
         for units, size in ((selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)):
             if units and units[-1] >= size:
                 raise TrimlineError(f"The plan keeps unit {units[-1]} of block {number}, which has {size}.", remedy)
+    if selection.residual is not None and not selection.residual[-1:] < (geometry.hidden,):
+        raise TrimlineError(f"The plan keeps channel {selection.residual[-1]} of a residual stream of {geometry.hidden}.", remedy)
     foreign = sorted(set(plan.biases) - {linear.name for linear in plan.family.linears})
     if foreign:
         raise TrimlineError(f"The plan gives {foreign[0]} a bias, and {plan.family.model_type} has no such projection.", remedy)

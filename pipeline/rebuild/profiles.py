@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import TrimlineError
-from pipeline.families import Family
+from pipeline.families import Axis, Family
 from pipeline.geometry import Geometry
 from pipeline.rebuild.consumers import Verdict, consumers
 from pipeline.rebuild.stock import accepts_heads, has_sliding_window, is_mistral_shaped
@@ -52,6 +52,8 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
     Raises:
         TrimlineError: names the block or size that does not fit and what to change.
     """
+    if result.hidden != original.hidden:
+        check_stream(family)
     if not any(block.kv_groups for block in result.blocks):
         raise TrimlineError("No block keeps its attention, so no token would see another.", "Keep the attention of at least one block.")
     if profile is Profile.UNIFORM:
@@ -77,16 +79,31 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
         raise TrimlineError(
             "Profile 'uniform' cannot express blocks without FFN.", "Keep some channels, or use profile 'decilm' or 'free'."
         )
-    if first.kv_groups == _most_groups(original):
+    if first.kv_groups == _most_groups(original) and result.hidden == original.hidden:
         return
     _check_square(family, Profile.UNIFORM)
     heads = first.kv_groups * result.queries_per_group
-    if not accepts_heads(family, config, heads) and not is_mistral_shaped(result):
+    if not accepts_heads(family, {**config, "hidden_size": result.hidden}, heads) and not is_mistral_shaped(result):
         raise TrimlineError(
             f"Stock {family.model_type} does not take {heads} query heads beside a hidden size of {result.hidden} (it divides one by "
             "the other), and this model cannot be written as mistral: it has biases, or other projections.",
             f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}"
             + (" Or compensate without biases." if result.biases else ""),
+        )
+
+
+def check_stream(family: Family) -> None:
+    """Whether the family's norms can be made to give over fewer channels what they give beside zeros.
+
+    Raises:
+        TrimlineError: they cannot.
+    """
+    if family.norm_eps is None:
+        shared = any(norm.axis is Axis.HEAD for norm in family.norms)
+        why = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
+        raise TrimlineError(
+            f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
+            "Remove FFN channels, KV groups or blocks instead.",
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
-from pipeline.plan import Plan
-from pipeline.rebuild.places import dense_tensor, placed_tensors
+from pipeline.geometry import Geometry
+from pipeline.plan import Plan, Selection
+from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
 
 
 def cut(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
@@ -23,13 +26,33 @@ def cut(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
     numbers = {block: number for number, block in enumerate(plan.selection.blocks)}
     smaller: dict[str, torch.Tensor] = {}
     for name, place in placed_tensors(checkpoint, plan):
-        if place is None:
-            smaller[name] = _finished(name, plan, dense_tensor(checkpoint, name))
-        elif place.stays(plan.selection):
-            rows, columns = place.indices(plan.selection, checkpoint.geometry)
-            tensor = select(dense_tensor(checkpoint, name), rows, columns)
-            smaller[place.name(plan.family, numbers[place.block])] = _finished(name, plan, tensor)
+        if place is None or place.stays(plan.selection):
+            tensor = finished(name, place, checkpoint, plan)
+            smaller[name if place is None else place.name(plan.family, numbers[place.block])] = tensor
     return smaller
+
+
+def finished(name: str, place: Place | None, checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
+    """A tensor that stays as the smaller model holds it, in the checkpoint's dtype: cut, updated, norms rescaled.
+
+    Raises:
+        TrimlineError: an update has another shape than the tensor it replaces has after cutting.
+    """
+    rows, columns = indices_of(name, place, plan.selection, checkpoint.geometry)
+    tensor = _updated(name, plan, select(dense_tensor(checkpoint, name), rows, columns))
+    if plan.selection.residual is None or not over_stream(name, place, plan.family):
+        return tensor
+    return (tensor.float() * norm_scale(plan.selection, checkpoint.geometry)).to(tensor.dtype)
+
+
+def norm_scale(selection: Selection, geometry: Geometry) -> float:
+    """√(all / kept) of the residual stream's channels, by which norms over it grow.
+
+    RMSNorm gives w x / √(mean x² + ε). With zeros in the channels that go, the mean over all n channels is k/n of the
+    mean over the k that stay, and w x / √(k/n mean + ε) = √(n/k) w x / √(mean + n/k ε): the weight grows by √(n/k) and ε
+    by n/k.
+    """
+    return 1.0 if selection.residual is None else math.sqrt(geometry.hidden / len(selection.residual))
 
 
 def select(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None) -> torch.Tensor:
@@ -41,7 +64,7 @@ def select(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tenso
     return tensor.contiguous()
 
 
-def _finished(name: str, plan: Plan, tensor: torch.Tensor) -> torch.Tensor:
+def _updated(name: str, plan: Plan, tensor: torch.Tensor) -> torch.Tensor:
     update = plan.updates.get(name)
     if update is None:
         return tensor

@@ -146,6 +146,8 @@ def _lesson(
             f"The dense model predicts {original.vocab} tokens and the smaller one {checkpoint.geometry.vocab}.",
             "Name the dense model that the smaller one was made from.",
         )
+    if recipe.hidden_states and original.hidden != checkpoint.geometry.hidden:
+        raise narrower_stream()
     teacher = load_model(dense, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
     teacher.requires_grad_(False)
     if not recipe.hidden_states:
@@ -157,6 +159,14 @@ def _lesson(
         BlockOutputs.of(list(blocks_of(model, checkpoint.geometry.family))),
     )
     return Lesson(teacher, recipe.temperature, recipe.hidden_states, *pairs)
+
+
+def narrower_stream() -> TrimlineError:
+    """Hidden states of unlike width have no distance."""
+    return TrimlineError(
+        "The smaller model's residual stream lost channels, so its hidden states cannot be compared with the dense model's.",
+        "Set recover.hidden_states to 0, which leaves the distillation of predictions.",
+    )
 
 
 def _finish(

@@ -27,6 +27,7 @@ SCENARIOS = (
     ("uniform", "qwen2"),
     ("depth-then-width", "llama"),
     ("free-global", "llama"),
+    ("narrower-and-shorter", "phi3"),
     ("opt-portable", "opt"),
 )
 FUSED = SCENARIOS[:-1]  # portable exports take many seconds; tests/exporters compares the bytes of two

@@ -108,6 +108,7 @@ class Removed:
     decoder_parameters: float
     decoder_flops: float
     parameters: float
+    residual_channels: float = 0.0
 
 
 @dataclass(frozen=True)

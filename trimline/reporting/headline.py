@@ -100,6 +100,7 @@ def _what_went(removed: Removed) -> str:
         (removed.ffn_channels, "its FFN channels"),
         (removed.kv_groups, "its KV groups"),
         (removed.blocks, "its blocks"),
+        (removed.residual_channels, "its residual channels"),
     )
     went = [f"{formats.percent(share, 0)} of {what}" for share, what in named if share > 0]
     return f" without {' and '.join(went)}" if went else ""

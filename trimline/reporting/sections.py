@@ -48,6 +48,7 @@ def _removed(data: ReportData) -> Iterator[Item]:
             ("FFN channels", data.removed.ffn_channels, metrics.FFN_CHANNELS),
             ("KV groups", data.removed.kv_groups, metrics.KV_GROUPS),
             ("Blocks", data.removed.blocks, metrics.BLOCKS),
+            ("Residual channels", data.removed.residual_channels, metrics.RESIDUAL_CHANNELS),
             ("Decoder linear parameters", data.removed.decoder_parameters, metrics.DECODER_PARAMETERS),
             ("Decoder FLOPs", data.removed.decoder_flops, flops),
             ("All parameters", data.removed.parameters, metrics.PARAMETERS),
