@@ -65,8 +65,8 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     ]
     if any(record["system"] == SURGEON for record in records):
         lines.append(f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots on these tokens; published are 40 on 128 windows of 2048 or more.")
-    if stale := [record["name"] for record in records if record.get("code", now) != now]:
-        lines.append(f"Made by another version of the code: {', '.join(stale)}.")
+    if stale := [record["name"] for record in records if record.get("code") not in (None, now)]:
+        lines.append(f"Planned by another version of the code: {', '.join(stale)}.")
     commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
     lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
     return "\n\n".join(lines)

@@ -14,7 +14,7 @@ from benchmarks.child import Child
 from benchmarks.environment import commit
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.systems_list import Row
-from benchmarks.systems_row import MODEL, ONNX, code, made
+from benchmarks.systems_row import MODEL, ONNX, made
 from benchmarks.systems_speed import Speeds, time_rows
 from benchmarks.systems_tables import with_error
 from pipeline.artefact import digest
@@ -93,8 +93,8 @@ def measured_row(row: Row, setting: Setting, anew: bool = False) -> Record:
         return record | {"failure": str(error)}
     shutil.rmtree(out / MODEL, ignore_errors=True)  # exported, or of no further use
     own = "2 zeros in every 4 weights" if row.is_sparse else row.system.own(record["removed"])
-    made_by = record["cost"]["code"] if record["cost"] else code()  # a plan that was there already may be older
-    record |= {"own": own, "key": key, "out": out.name, "code": made_by, "commit": commit()}
+    planned = record["cost"]["code"] if record["cost"] else None  # a plan that was there already may be older than this code
+    record |= {"own": own, "key": key, "out": out.name, "code": planned, "commit": commit()}
     write_json(place, record)
     typer.echo(f"    perplexity {with_error(record['perplexity'])}", err=True)
     return record
