@@ -1,0 +1,181 @@
+"""Trimline's own method: FFN channels and KV groups, sized by what their loss costs, refitted towards the dense model.
+
+What it takes from whom: the loss of removing units as a Kronecker-factored quadratic, estimated anew before every shot, from
+LLM Surgeon (arXiv 2312.17244); unlike there the error is that of the *refitted* reader, exact for every size of a block
+at once, so that correlated units are not counted twice. Units of both spaces compete for one budget as in FLAP
+(arXiv 2312.11983), here by error per parameter. The order of blocks, on inputs that the pruned ones before give, is
+SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual stream is ours.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from pipeline.allocation.marginal import Curve, sizes_within
+from pipeline.allocation.pooled import unit_sizes
+from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
+from pipeline.events import Events
+from pipeline.families import Axis, Sublayer
+from pipeline.geometry import Geometry
+from pipeline.methods.method import Scores, options_of
+from pipeline.plan import Step
+from pipeline.recipe import PruneStep, Slice, Space
+from pipeline.refit import refit
+from pipeline.shrinking import ShrinkingModel
+
+SPACES = {Sublayer.FFN: Space.FFN, Sublayer.ATTENTION: Space.KV_GROUP}
+
+
+class TrimlineOptions(Slice):
+    """Options of trimline."""
+
+    share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
+    polish: Annotated[int, Field(ge=0, le=10)] = Field(1, description="sweeps that refit once more at the end, removing nothing")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One sublayer of one block: its units from the most to the least important, and the error of keeping only the first."""
+
+    units: tuple[int, ...]
+    scores: torch.Tensor
+    curve: Curve
+
+
+def unit_importance(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, width: int) -> torch.Tensor:
+    """½ tr(G W_u A_uu W_uᵀ) per unit u of ``width`` columns, shape (C / width,): the loss of zeroing it, uncompensated.
+
+    Args:
+        weight: the reader's weight, shape (R, C).
+        inputs: A, second moment of its inputs, shape (C, C).
+        outputs: G, second moment of the gradients at its outputs, shape (R, R).
+        width: columns per unit.
+    """
+    inner = weight.T @ outputs @ weight
+    product = (inner * inputs).view(len(inputs) // width, width, -1, width)
+    return 0.5 * product.diagonal(dim1=0, dim2=2).sum((0, 1))
+
+
+def error_curve(
+    weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, order: torch.Tensor, kept: list[int], damping: float
+) -> list[float]:
+    """½ tr(G E_k) for every k in ``kept``, where E_k is the error of the best reader of the first k columns in ``order``.
+
+    With A + λ = L Lᵀ in that order, what the first k columns cannot predict of the others has the covariance
+    L_rr L_rrᵀ with r = the rest: one factorisation serves all k.
+
+    Args:
+        weight: the reader's weight, shape (R, C).
+        inputs: A, shape (C, C).
+        outputs: G, shape (R, R).
+        order: columns, most important first, shape (C,).
+        kept: numbers of columns.
+        damping: λ in units of A's mean diagonal.
+    """
+    ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    damped = inputs.double() + ridge * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
+    factor = torch.linalg.cholesky(damped[order][:, order]).float()
+    values, vectors = torch.linalg.eigh(outputs.double())
+    root = (vectors * values.clamp_min(0).sqrt()).T.float()
+    columns = root @ weight[:, order]
+    return [0.5 * (columns[:, k:] @ factor[k:, k:]).square().sum().item() for k in kept]
+
+
+class Trimline:
+    """Sizes by error curves, several shots, refitted towards the dense model."""
+
+    name = "trimline"
+    spaces = frozenset({Space.FFN, Space.KV_GROUP})
+    options = TrimlineOptions
+
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+        """All shots, then the polishing sweeps."""
+        options = options_of(step, TrimlineOptions)
+        dense = deepcopy(model.model)
+        start, done = model.current, []
+        for shot in range(1, step.shots + 1):
+            ranked = rank(model, windows, step, events)
+            sizes = _sizes(ranked, model.current, start, step, shot / step.shots)
+            kept = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
+            refit(model, dense, windows, kept, options.share, step.damping, events)
+            done.append(_record(step, shot, windows.numel(), ranked, kept))
+        for _ in range(options.polish):
+            refit(model, dense, windows, _everything(model), options.share, step.damping, events)
+        return done
+
+
+def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> dict[tuple[Sublayer, int], Ranked]:
+    """Every sublayer of every block that is left; one block's factors in memory at a time."""
+    family = model.geometry.family
+    needs = GradientNeeds(kronecker=frozenset(family.reader(sublayer).name for sublayer in Sublayer))
+    found: dict[tuple[Sublayer, int], Ranked] = {}
+    for block, gradients in gradient_sweep(model.model, family, windows, needs, events):
+        for sublayer in Sublayer:
+            if block in model.selection.blocks and model.selection.units(sublayer)[block]:
+                reader = family.reader(sublayer)
+                inputs, outputs = gradients.inputs[reader.point].cpu(), gradients.outputs[reader.name].cpu()
+                found[sublayer, block] = _ranked(model, sublayer, block, inputs, outputs, step)
+    return found
+
+
+def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch.Tensor, outputs: torch.Tensor, step: PruneStep) -> Ranked:
+    geometry, left = model.geometry, torch.tensor(model.selection.units(sublayer)[block])
+    width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
+    columns = (left[:, None] * width + torch.arange(width)).flatten()
+    weight = model.weight(block, geometry.family.reader(sublayer).name)[:, columns]
+    inputs = inputs[columns][:, columns]
+    scores = unit_importance(weight, inputs, outputs, width)
+    order = scores.argsort(descending=True, stable=True)
+    kept = _kept_grid(sublayer, len(left), step)
+    errors = error_curve(
+        weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), [k * width for k in kept], step.damping
+    )
+    assert step.pooled is not None
+    cost = unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
+    return Ranked(tuple(left[order].tolist()), scores, Curve(kept, errors, cost))
+
+
+def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:
+    """Sizes that a sublayer may take, descending from what it has."""
+    assert step.pooled is not None
+    tile = step.round_to if sublayer is Sublayer.FFN else 1
+    least = 0 if step.pooled.allow_empty else tile
+    return [units, *(k for k in range(tile * ((units - 1) // tile), least - 1, -tile) if k < units)]
+
+
+def _sizes(
+    ranked: dict[tuple[Sublayer, int], Ranked], current: Geometry, start: Geometry, step: PruneStep, part: float
+) -> dict[tuple[Sublayer, int], int]:
+    """Units that every sublayer keeps after this shot, so that ``part`` of the whole budget is gone."""
+    pool = step.pooled
+    assert pool is not None
+
+    def whole(geometry: Geometry) -> float:
+        return geometry.decoder_parameters() if pool.of == "parameters" else geometry.decoder_flops(pool.context)
+
+    remove = whole(current) - (1 - part * pool.remove) * whole(start)
+    return sizes_within({key: found.curve for key, found in ranked.items()}, remove)
+
+
+def _everything(model: ShrinkingModel) -> dict[tuple[Sublayer, int], tuple[int, ...]]:
+    return {(sublayer, block): model.selection.units(sublayer)[block] for sublayer in Sublayer for block in model.selection.blocks}
+
+
+def _record(
+    step: PruneStep, shot: int, tokens: int, ranked: dict[tuple[Sublayer, int], Ranked], kept: dict[tuple[Sublayer, int], tuple[int, ...]]
+) -> tuple[Step, Scores]:
+    title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
+    title += f", shot {shot} of {step.shots}" if step.shots > 1 else ""
+    places = sorted(ranked, key=lambda key: (key[0].value, key[1]))
+    errors = {f"{SPACES[s]}.{b}": dict(zip(map(str, ranked[s, b].curve.kept), ranked[s, b].curve.errors, strict=True)) for s, b in places}
+    scores: Scores = {}
+    for sublayer, block in places:
+        found = ranked[sublayer, block]
+        scores.setdefault(SPACES[sublayer], {})[block] = found.scores
+    units = {f"{SPACES[sublayer]}.{block}": kept[sublayer, block] for sublayer, block in places}
+    return Step(title, step.model_dump(mode="json", exclude_none=True), units, {"tokens": tokens, "errors by size": errors}), scores

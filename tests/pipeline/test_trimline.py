@@ -1,0 +1,152 @@
+"""Trimline's own method: error curves, sizes under a budget and the refit, each against brute force, and the whole on every family."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from pipeline.allocation.marginal import Curve, lower_hull, sizes_within
+from pipeline.checkpoint import Checkpoint
+from pipeline.compensation.least_squares import least_squares
+from pipeline.compensation.towards_dense import Pull, token_weights, towards_dense
+from pipeline.events import Events
+from pipeline.families import Sublayer
+from pipeline.loading import load_model
+from pipeline.methods.trimline import error_curve, unit_importance
+from pipeline.options import RunOptions
+from pipeline.prune import make_plan
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import Profile, PruneSlice, RebuildSlice
+from pipeline.shrinking import ShrinkingModel
+from tests.tiny import TINY_FAMILIES, tiny_model
+
+WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_seed(3))
+
+
+def step(**options):
+    return {"method": "trimline", "pooled": {"remove": 0.4}, "round_to": 8} | options
+
+
+def factors(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = (torch.randn(200, size, generator=generator) for size in (columns, rows))
+    mixed = inputs @ torch.randn(columns, columns, generator=generator)
+    return torch.randn(rows, columns, generator=generator), mixed.T @ mixed, outputs.T @ outputs
+
+
+def test_importance_is_the_loss_of_zeroing_a_unit() -> None:
+    weight, inputs, outputs = factors(5, 12)
+    for width in (1, 3):
+        scores = unit_importance(weight, inputs, outputs, width)
+        for unit in range(12 // width):
+            change = torch.zeros_like(weight)
+            change[:, unit * width : (unit + 1) * width] = weight[:, unit * width : (unit + 1) * width]
+            torch.testing.assert_close(scores[unit], 0.5 * (outputs @ change @ inputs @ change.T).trace(), rtol=1e-4, atol=0)
+
+
+def test_the_error_curve_is_that_of_the_best_reader_of_each_size() -> None:
+    weight, inputs, outputs = factors(5, 12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    damping = 1e-9
+    curve = error_curve(weight, inputs, outputs, order, [12, 8, 3, 0], damping)
+    for kept, found in zip((12, 8, 3, 0), curve, strict=True):
+        stay = order[:kept].sort().values
+        change = weight.clone()
+        if kept:
+            change[:, stay] = weight[:, stay] - least_squares(weight, inputs, stay, damping)[0]
+        assert found == pytest.approx(0.5 * (outputs @ change @ inputs @ change.T).trace().item(), rel=1e-3, abs=1e-3)
+
+
+def test_sizes_are_the_best_of_all_that_save_as_much() -> None:
+    curves = {
+        "a": Curve((6, 4, 2), (0.0, 1.0, 5.0), 1.0),
+        "b": Curve((6, 4, 2), (0.0, 2.0, 4.5), 1.0),
+        "c": Curve((2, 1), (0.0, 3.5), 4.0),
+    }
+    for remove in (2, 4, 6, 8):
+        sizes = sizes_within(curves, remove)
+        saved = sum((curve.kept[0] - sizes[name]) * curve.cost for name, curve in curves.items())
+        assert saved == pytest.approx(remove, abs=2)
+        error = sum(curve.errors[list(curve.kept).index(sizes[name])] for name, curve in curves.items())
+        others = [
+            sum(curve.errors[place] for curve, place in zip(curves.values(), places, strict=True))
+            for places in product(*(range(len(curve.kept)) for curve in curves.values()))
+            if sum((c.kept[0] - c.kept[p]) * c.cost for c, p in zip(curves.values(), places, strict=True)) >= saved
+        ]
+        assert error == pytest.approx(min(others))
+
+
+def test_a_hull_passes_over_what_is_not_convex() -> None:
+    edges = lower_hull(Curve((8, 6, 4, 2), (0.0, 5.0, 6.0, 20.0), 1.0))
+    assert [(edge.start, edge.stop) for edge in edges] == [(0, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_refit_is_the_minimum(biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, lag = torch.randn(300, 10, generator=generator) + 0.5, torch.randn(300, 4, generator=generator) + 0.3
+    weight, tokens = torch.randn(4, 10, generator=generator), torch.rand(300, generator=generator) + 0.1
+    pull = Pull.zeros(4, 10, torch.device("cpu"))
+    for part in range(0, 300, 100):
+        pull.add(inputs[part : part + 100], lag[part : part + 100], tokens[part : part + 100])
+    kept = torch.tensor([0, 2, 3, 7])
+    found, shift = towards_dense(weight, pull, kept, 0.5, 1e-9, biased)
+    target = inputs @ weight.T + 0.5 * lag
+    design = torch.cat([inputs[:, kept], torch.ones(300, 1)], 1) if biased else inputs[:, kept]
+    root = tokens.sqrt()[:, None]
+    best = torch.linalg.lstsq((root * design).double(), (root * target).double()).solution.T.float()
+    torch.testing.assert_close(found, best[:, :4], rtol=1e-3, atol=1e-3)
+    if biased:
+        assert shift is not None
+        torch.testing.assert_close(shift, best[:, 4], rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_lag_the_refit_is_plain_least_squares() -> None:
+    inputs, weight = torch.randn(100, 8), torch.randn(3, 8)
+    pull = Pull.zeros(3, 8, torch.device("cpu"))
+    pull.add(inputs, torch.zeros(100, 3), torch.ones(100))
+    kept = torch.arange(5)
+    expected, _ = least_squares(weight, inputs.T @ inputs, kept, 0.01)
+    torch.testing.assert_close(towards_dense(weight, pull, kept, 1.0, 0.01)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_count_relative_to_their_size() -> None:
+    stream = torch.randn(3, 8)
+    assert token_weights(10 * stream) == pytest.approx(token_weights(stream) / 100)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_every_family_is_rebuilt_and_gated(family, tmp_path) -> None:
+    folder = tiny_model(family, tmp_path / "dense")
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    plan = make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(shots=2)]}), Events())
+    assert model.current.decoder_parameters() == pytest.approx(0.6 * model.geometry.decoder_parameters(), rel=0.05)
+    assert [done.title[-11:] for done in plan.steps] == ["shot 1 of 2", "shot 2 of 2"]
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "out").mkdir()
+    plan.write(tmp_path / "plan")
+    rebuild(folder, tmp_path / "plan", RebuildSlice(profile=Profile.FREE), RunOptions(), tmp_path / "out", Events())
+
+
+def test_whole_sublayers_may_go(tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path, num_hidden_layers=6)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    pooled = {"remove": 0.9, "allow_empty": True}
+    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled=pooled)]}), Events())
+    assert any(not units for sublayer in Sublayer for units in model.selection.units(sublayer))
+
+
+def test_the_refit_brings_the_logits_nearer(tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path)
+
+    def loss_of(share: float, polish: int) -> float:
+        model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+        slice_ = PruneSlice.model_validate({"steps": [step(options={"share": share, "polish": polish})]})
+        make_plan(model, WINDOWS, slice_, Events())
+        with torch.inference_mode():
+            reference = load_model(folder, dtype=torch.float32)(WINDOWS, use_cache=False).logits
+            return (model.model(WINDOWS, use_cache=False).logits - reference).square().mean().item()
+
+    assert loss_of(1.0, 1) < loss_of(0.0, 0)
