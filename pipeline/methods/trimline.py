@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.allocation.marginal import Curve, sizes_within
 from pipeline.allocation.pooled import unit_sizes
 from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
 from pipeline.geometry import Geometry
@@ -92,6 +93,19 @@ class Trimline:
     name = "trimline"
     spaces = frozenset({Space.FFN, Space.KV_GROUP})
     options = TrimlineOptions
+
+    def check(self, step: PruneStep) -> None:
+        """Sizes come from one budget over both spaces, and the refit is the compensation.
+
+        Raises:
+            TrimlineError: the step states budgets per space, or another compensation.
+        """
+        if step.pooled is None:
+            raise TrimlineError("The method trimline shares one budget out itself.", "Write pooled: {remove: 0.3} instead of budget.")
+        if step.compensation != "none":
+            raise TrimlineError(
+                f"The method trimline refits what stays itself; {step.compensation} would do it twice.", "Leave compensation out."
+            )
 
     def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
         """All shots, then the polishing sweeps."""
