@@ -75,6 +75,6 @@ class CFSP:
         writers = family.writers(Sublayer.FFN)
         if options_of(step, CFSPOptions).score == "published":
             return published_score(norm, view.geometry.hidden, 1 + sum(len(writer.rows) for writer in writers))
-        reader = view.weight(family.reader(Sublayer.FFN).name)
-        sections = [section for writer in writers for section in view.weight(writer.name).split(len(norm))]
+        reader = view.weight(family.reader(Sublayer.FFN).name).to(norm.device)
+        sections = [section for writer in writers for section in view.weight(writer.name).to(norm.device).split(len(norm))]
         return normalised_score(norm, reader, sections)
