@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,14 +91,25 @@ def measured_row(row: Row, setting: Setting, anew: bool = False) -> Record:
             where = {"source": str(setting.source.resolve()), "texts": str(setting.texts.resolve()), "out": str(out.resolve())}
             record |= child.ask("row", **request, **where, timed=timed)["row"]
     except TrimlineError as error:
-        return record | {"failure": str(error)}
+        failure = without_paths(error.problem, setting)
+        typer.echo(f"    {failure}", err=True)
+        return record | {"failure": failure}
     shutil.rmtree(out / MODEL, ignore_errors=True)  # exported, or of no further use
     own = "2 zeros in every 4 weights" if row.is_sparse else row.system.own(record["removed"])
     planned = record["cost"]["code"] if record["cost"] else None  # a plan that was there already may be older than this code
     record |= {"own": own, "key": key, "out": out.name, "code": planned, "commit": commit()}
+    if "untimed" in record:
+        record["untimed"] = without_paths(record["untimed"], setting)
     write_json(place, record)
     typer.echo(f"    perplexity {with_error(record['perplexity'])}", err=True)
     return record
+
+
+def without_paths(text: str, setting: Setting) -> str:
+    """A sentence for a page: no place on this machine."""
+    for place in (setting.source, setting.texts, setting.work):
+        text = re.sub(re.escape(str(place.resolve())) + r"[^\s,:;)]*", place.name, text)
+    return text
 
 
 def _request(row: Row, setting: Setting) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def run_row(
         timed: whether to export.
 
     Raises:
-        TrimlineError: a stage failed; the stages before it are kept.
+        TrimlineError: a stage before the export failed; those before that are kept.
     """
     dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
     smaller, cost = dense, None
@@ -69,9 +69,17 @@ def run_row(
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
     measured = made(folder / PERPLEXITY, lambda place: evaluate(smaller, read, EvaluateSlice.model_validate(windows), run, place, QUIET))
-    if timed:
-        made(folder / ONNX, lambda place: export(smaller, ExportSlice(), run, place, QUIET))
-    return sizes(Checkpoint(dense), Checkpoint(smaller), recipe) | {"perplexity": read_json(measured / RESULT), "cost": cost}
+    found = sizes(Checkpoint(dense), Checkpoint(smaller), recipe) | {"perplexity": read_json(measured / RESULT), "cost": cost}
+    return found | (exported(smaller, folder / ONNX, run) if timed else {})
+
+
+def exported(model: Path, out: Path, options: RunOptions) -> dict[str, str]:
+    """ONNX into ``out``; where that fails a row still has its perplexity, and ``untimed`` says why it has no speed."""
+    try:
+        made(out, lambda place: export(model, ExportSlice(), options, place, QUIET))
+    except TrimlineError as error:
+        return {"untimed": error.problem}
+    return {}
 
 
 def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path) -> None:

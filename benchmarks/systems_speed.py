@@ -70,7 +70,7 @@ def time_rows(
             if not place.exists():
                 write_json(place, measure(dense, {name: folders[name] for name in batch}, recipe, options, QUIET))
         except TrimlineError as error:
-            found.failures |= dict.fromkeys(batch, str(error))
+            found.failures |= dict.fromkeys(batch, error.problem)
             continue
         found.runs.append(read_json(place))
         add_rows(found, found.runs[-1])

@@ -16,15 +16,16 @@ from benchmarks import systems, systems_list
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.statistics import paired_difference
 from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
+from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_plot import plot
-from benchmarks.systems_row import pruned
+from benchmarks.systems_row import exported, pruned
 from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
 from pipeline.errors import TrimlineError
 from pipeline.families import FAMILIES
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps
-from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep, Space
+from pipeline.recipe import CalibrationWindows, EvaluateSlice, Profile, PruneSlice, PruneStep, Space
 from tests.tiny import tiny_model
 
 SMOL = Geometry(FAMILIES["llama"], 576, 64, 3, 49152, True, 0, (BlockShape(1536, 3),) * 30, {})
@@ -208,6 +209,22 @@ def test_unknown_systems_and_sizes_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+def test_a_model_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    model = tiny_model("llama", tmp_path / "dense")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    found = exported(model, tmp_path / "onnx", RunOptions(threads=1))
+    assert set(found) == {"untimed"}
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:
+    nothing = CalibrationWindows(), EvaluateSlice(), RunOptions(), True
+    setting = Setting(tmp_path / "dense", tmp_path / "work" / "text", {}, *nothing, tmp_path / "work")
+    text = f"{tmp_path}/work/rows/x-1/.partial-onnx (torch) is not {tmp_path}/dense/model.safetensors: 1."
+    assert without_paths(text, setting) == "work (torch) is not dense: 1."
+
+
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +309,7 @@ def test_a_line_has_every_column() -> None:
     assert line(DENSE_ROW, DENSE_ROW, SPEEDS)[2:4] == ["–", "–"]
     assert line(RECORDS[1], DENSE_ROW, {})[-3] == "not timed"
     assert line(RECORDS[1], DENSE_ROW, {"cfsp-20 %": compared(1.1, holds=False)})[-3].endswith("(not resolved)")
-    assert line(RECORDS[1] | {"untimed": "a | b"}, DENSE_ROW, {})[-3] == "failed: a \\| b"
+    assert line(RECORDS[1] | {"untimed": "a sentence"}, DENSE_ROW, {})[-3] == "failed, see below"
     assert line(record("wanda", "2:4", [3.0, 3.2, 3.4], zeros=0.5), DENSE_ROW, {})[3] == "50.0 % zeros"
     assert len({row.count("|") for row in results_table(RECORDS, SPEEDS).splitlines()}) == 1
     assert [number(value) for value in (12.3456, 999.0, 1.23456e6)] == ["12.35", "999.00", "1.23e+06"]
