@@ -200,7 +200,5 @@ def _lowest(by_block: dict[int, torch.Tensor], count: int, space: Space) -> floa
 
 def _left(width: int, gone: int, space: Space) -> int:
     if gone > width:
-        raise TrimlineError(
-            f"The budget removes {gone} units of {space} where there are {width}.", "Change remove_heads, or ask for less."
-        )
+        raise TrimlineError(f"The budget removes {gone} units of {space} where there are {width}.", "Change remove_heads, or ask for less.")
     return width - gone

@@ -62,29 +62,25 @@ def unit_importance(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.T
     return 0.5 * product.diagonal(dim1=0, dim2=2).sum((0, 1))
 
 
-def error_curve(
-    weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, order: torch.Tensor, kept: list[int], damping: float
-) -> list[float]:
-    """½ tr(G E_k) for every k in ``kept``, where E_k is the error of the best reader of the first k columns in ``order``.
+def error_curve(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, order: torch.Tensor, damping: float) -> torch.Tensor:
+    """½ tr(G E_k) for every k from 0 to C, shape (C + 1,), where E_k is the error of the best reader of the first k columns in ``order``.
 
-    With A + λ = L Lᵀ in that order, what the first k columns cannot predict of the others has the covariance
-    L_rr L_rrᵀ with r = the rest: one factorisation serves all k.
+    With A + λ = L Lᵀ in that order, what the first k columns cannot predict of the others has the covariance L_rr L_rrᵀ,
+    r = the rest. L is lower triangular, so column j of W L says what column j adds to the error as soon as it is gone:
+    one factorisation and one product serve all k.
 
     Args:
         weight: the reader's weight, shape (R, C).
         inputs: A, shape (C, C).
         outputs: G, shape (R, R).
         order: columns, most important first, shape (C,).
-        kept: numbers of columns.
         damping: λ in units of A's mean diagonal.
     """
     ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    damped = inputs.double() + ridge * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
-    factor = torch.linalg.cholesky(damped[order][:, order]).float()
-    values, vectors = torch.linalg.eigh(outputs.double())
-    root = (vectors * values.clamp_min(0).sqrt()).T.float()
-    columns = root @ weight[:, order]
-    return [0.5 * (columns[:, k:] @ factor[k:, k:]).square().sum().item() for k in kept]
+    damped = inputs[order][:, order].double() + ridge * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
+    columns = weight[:, order].double() @ torch.linalg.cholesky(damped)
+    added = 0.5 * (columns * (outputs.double() @ columns)).sum(0)
+    return torch.cat([added.flip(0).cumsum(0).flip(0), added.new_zeros(1)])
 
 
 class Trimline:
@@ -146,12 +142,10 @@ def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch
     scores = unit_importance(weight, inputs, outputs, width)
     order = scores.argsort(descending=True, stable=True)
     kept = _kept_grid(sublayer, len(left), step)
-    errors = error_curve(
-        weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), [k * width for k in kept], step.damping
-    )
+    errors = error_curve(weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), step.damping)
     assert step.pooled is not None
     cost = unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
-    return Ranked(tuple(left[order].tolist()), scores, Curve(kept, errors, cost))
+    return Ranked(tuple(left[order].tolist()), scores, Curve(kept, errors[[k * width for k in kept]].tolist(), cost))
 
 
 def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:

@@ -61,7 +61,7 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
         ((*WINDOWS, "windows"), True, ("'prune.calibration.windows'", "True")),
         ((*WINDOWS, "windows"), -4, ("'prune.calibration.windows'", "-4")),
         ((*STEP, "budget"), "half", ("'prune.steps.0.budget'", "'half'")),
-        ((*STEP, "budget"), {}, ("'prune.steps.0.budget'",)),
+        ((*STEP, "budget"), {}, ("'prune.steps.0'", "either 'budget' or 'pooled'")),
         ((*STEP, "budget", "ffn"), 0.5, ("'prune.steps.0.budget.ffn'", "0.5")),
         ((*STEP, "budget", "ffn"), {"remove": 1.0}, ("'prune.steps.0.budget.ffn.remove'", "less than 1")),
         ((*STEP, "budget", "ffn"), {"remove": float("nan")}, ("'prune.steps.0.budget.ffn.remove'", "nan")),
@@ -79,13 +79,16 @@ def test_a_wrong_value_is_named_with_its_place(values, tmp_path, path, value, wo
     check_refused(changed(values, *path, to=value), tmp_path, "recipe.yaml", *words)
 
 
-@pytest.mark.parametrize("path", [("prune",), ("prune", "steps", 0, "budget")])
-def test_a_missing_part_is_named(values, tmp_path, path):
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [(("prune",), "lacks 'prune'"), (("prune", "steps"), "lacks 'prune.steps'"), ((*STEP, "budget"), "either 'budget' or 'pooled'")],
+)
+def test_a_missing_part_is_named(values, tmp_path, path, words):
     place: Any = values
     for part in path[:-1]:
         place = place[part]
     del place[path[-1]]
-    check_refused(values, tmp_path, f"lacks '{'.'.join(map(str, path))}'")
+    check_refused(values, tmp_path, words)
 
 
 @pytest.mark.parametrize(
