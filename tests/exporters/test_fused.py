@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from exporters.onnx import gate
 from exporters.onnx.gate import gate_onnx
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
@@ -42,12 +43,12 @@ def largest_difference(checkpoint: Path, folder: Path) -> float:
 def test_stock_model_is_the_same_in_torch_onnxruntime_and_genai(family, tmp_path):
     checkpoint = stock(family, tmp_path)
     out = exported(checkpoint, tmp_path / "out")
-    gate = json.loads((out / "gate.json").read_text())
-    assert len(gate["checks"]) == 5
-    assert all(check["passed"] and check["difference"] < 1e-4 for check in gate["checks"].values())
-    assert gate["genai"]["run"]
-    assert gate["genai"]["passed"]
-    assert gate["checks"]["64 greedy tokens"]["tokens_compared"] == 64
+    record = json.loads((out / "gate.json").read_text())
+    assert len(record["checks"]) == 5
+    assert all(check["passed"] and check["difference"] < 1e-4 for check in record["checks"].values())
+    assert record["genai"]["run"]
+    assert record["genai"]["passed"]
+    assert record["checks"]["64 greedy tokens"]["tokens_compared"] == 64
     assert largest_difference(checkpoint, out) < 1e-4
 
 
@@ -123,6 +124,17 @@ def test_gate_fails_on_wrong_weights(tmp_path):
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GateError, match=r"without cache.*first at row"):
         gate_onnx(checkpoint, out, OPTIONS, Events())
+
+
+def test_gate_is_set_against_rounding_where_the_bar_is_below_it(tmp_path, monkeypatch):
+    checkpoint = stock("llama", tmp_path)
+    out = exported(checkpoint, tmp_path / "out")
+    assert json.loads((out / "gate.json").read_text())["rounding of torch"] is None
+    monkeypatch.setattr(gate, "BAR", 1e-9)
+    monkeypatch.setattr(gate, "ROUNDINGS", 50)
+    record = gate_onnx(checkpoint, out, OPTIONS, Events())
+    assert 0 < record["rounding of torch"] < 1e-4
+    assert {check["bar"] for check in record["checks"].values()} == {50 * record["rounding of torch"]}
 
 
 def test_builder_is_heard_in_the_log_and_not_on_the_terminal(tmp_path, capfd):
