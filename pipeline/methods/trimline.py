@@ -36,7 +36,7 @@ class TrimlineOptions(Slice):
     """Options of trimline."""
 
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
-    polish: Annotated[int, Field(ge=0, le=10)] = Field(1, description="sweeps that refit once more at the end, removing nothing")
+    polish: Annotated[int, Field(ge=0, le=10)] = Field(0, description="sweeps that refit once more at the end, removing nothing")
 
 
 @dataclass(frozen=True)

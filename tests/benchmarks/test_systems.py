@@ -221,7 +221,8 @@ def test_a_model_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
 def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:
     nothing = CalibrationWindows(), EvaluateSlice(), RunOptions(), True
     setting = Setting(tmp_path / "dense", tmp_path / "work" / "text", {}, *nothing, tmp_path / "work")
-    text = f"{tmp_path}/work/rows/x-1/.partial-onnx (torch) is not {tmp_path}/dense/model.safetensors: 1."
+    partial, dense = tmp_path / "work" / "rows" / "x-1" / ".partial-onnx", tmp_path / "dense" / "model.safetensors"
+    text = f"{partial} (torch) is not {dense}: 1."
     assert without_paths(text, setting) == "work (torch) is not dense: 1."
 
 
