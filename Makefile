@@ -7,6 +7,8 @@ RUN := runs/quickstart
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
+# Of its forward passes: the same on every machine, so that rows kept in benchmarks/measured go with those made anew.
+DTYPE ?= float32
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow quality bench results clean
@@ -40,8 +42,8 @@ bench: $(STAMP) ## every figure that the docs quote (about an hour)
 	$(BIN)/python -m benchmarks.figures
 
 results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)
-	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' \
-		--page README.md --details docs/results.md --image docs/images/systems.svg
+	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
+		--records benchmarks/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
 
 clean: ## remove the environment and all runs
 	rm -rf $(VENV) runs

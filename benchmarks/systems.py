@@ -1,7 +1,7 @@
 """Every system at the same sizes, on the same tokens: ``python -m benchmarks.systems MODEL`` (``make results``).
 
-Each row is pruned, rebuilt, evaluated and exported in a process of its own; what is measured already is not measured again,
-so that the command goes on where it stopped. A row that fails says why, and the others are made all the same.
+Each row is pruned, rebuilt and evaluated in a process of its own, and timed by its shape; what is measured already is not
+measured again, so that the command goes on where it stopped. A row that fails says why, and the others are made all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -18,13 +18,13 @@ from benchmarks.markdown import machine
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SYSTEMS, System, rows_of, size_text
-from benchmarks.systems_measure import Record, Setting, measured_row, prepare, timings
+from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
-from benchmarks.systems_speed import Speeds
+from benchmarks.systems_speed import Speeds, timings
 from benchmarks.systems_tables import VERDICTS, results_table, verdicts
 from pipeline.errors import TrimlineError
-from pipeline.options import RunOptions
+from pipeline.options import DType, RunOptions
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
 
 
@@ -56,12 +56,14 @@ class Pages:
 def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     """What a reader needs to know beside the table."""
     calibration, evaluation, now = setting.calibration, setting.evaluation, code()
+    processors = sorted({str(record["processor"]) + f" ({', '.join(record['flags'])})" for record in records if "processor" in record})
     lines = [
         f"Calibration: {calibration.windows} windows of {calibration.window} tokens, forward passes in "
         f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of the other "
         "text, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
-        "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime. Pruning is the "
-        "prune stage alone, from files to files; its peak is of anonymous memory, the interpreter and its libraries included."
+        "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime; rows of equal shapes "
+        "are timed once. Pruning is the prune stage alone, from files to files, in processor seconds; its peak is of anonymous memory, "
+        f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."
     ]
     if any(record["system"] == SURGEON for record in records):
         lines.append(f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots on these tokens; published are 40 on 128 windows of 2048 or more.")
@@ -109,49 +111,59 @@ def fractions(text: str) -> tuple[float, ...]:
     return found
 
 
+def run_options(dtype: str, threads: int) -> RunOptions:
+    """How every row computes; 0 threads are all that this process may use.
+
+    Raises:
+        TrimlineError: there is no such dtype.
+    """
+    if dtype not in get_args(DType):
+        raise TrimlineError(f"There is no dtype {dtype!r}.", f"Known are {', '.join(get_args(DType))}.")
+    return RunOptions(dtype=cast(DType, dtype), **({"threads": threads} if threads else {}))
+
+
 def main(
     model: Annotated[str, typer.Argument(help="'default', a checkpoint folder, a .gguf file or a hub id.")] = "default",
     calibration: Annotated[str, typer.Option(help="Text.")] = "default",
     evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
-    work: Annotated[Path, typer.Option(help="Folder for everything that is made; what is there is not measured again.")] = Path(
-        "runs/systems"
+    work: Annotated[Path, typer.Option(help="Folder for models and plans, which can go when the command is done.")] = Path("runs/systems"),
+    records: Annotated[Path, typer.Option(help="Folder for what was measured; what is there is not measured again.")] = Path(
+        "runs/systems/records"
     ),
     only: Annotated[list[str] | None, typer.Option(help="Only these systems, by name, beside the dense model.")] = None,
     sizes: Annotated[str, typer.Option(help="Fractions of the decoder's linear parameters.")] = "0.2,0.3,0.5",
-    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.25,0.35,0.4,0.6",
+    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.33,0.4,0.54,0.62",
     sparse: Annotated[bool, typer.Option(help="Also 2:4.")] = True,
-    latency: Annotated[bool, typer.Option(help="Export and time, last.")] = True,
+    measure: Annotated[bool, typer.Option(help="Make rows that are not there yet; without, only those that are there are shown.")] = True,
+    latency: Annotated[bool, typer.Option(help="Time the rows' shapes, last.")] = True,
     calibration_windows: Annotated[int, typer.Option(help="Of the calibration text.")] = 32,
-    evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 40,
+    evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
     together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = 8,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the passes that measure; auto: bfloat16 where the processor has it.")] = "auto",
     anew: Annotated[bool, typer.Option(help="Measure the chosen rows again.")] = False,
     page: Annotated[Path | None, typer.Option(help="Put table and plot into this page, at systems.")] = None,
     details: Annotated[Path | None, typer.Option(help="Put the verdicts into this page, at systems-verdict.")] = None,
     image: Annotated[Path | None, typer.Option(help="Write the plot there, as SVG.")] = None,
 ) -> None:
     """Prune a model with every system at the same sizes, evaluate, time, and print one table."""
-    options = RunOptions(threads=threads) if threads else RunOptions()
     text = TextSlice(calibration=TextSource(source=calibration), evaluation=TextSource(source=evaluation))
     drawn, read = CalibrationWindows(windows=calibration_windows, window=window), EvaluateSlice(windows=evaluation_windows, window=window)
     try:
         rows = rows_of(chosen(only), fractions(sizes), fractions(ours), sparse)
-        setting = prepare(model, text, drawn, read, options, latency, work)
-        records = [measured_row(row, setting, anew=anew and not (only and row.is_dense)) for row in rows]
-        speeds = (
-            timings(records, setting, BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds), together)
-            if latency
-            else Speeds()
-        )
-        records = [record | speeds.why(record["name"]) for record in records]
-        show(records, speeds, setting, fractions(sizes), Pages(page, details, image))
+        setting = prepare(model, text, drawn, read, run_options(dtype, threads), work, records)
+        found = [measured_row(row, setting, anew and not (only and row.is_dense), measure) for row in rows]
+        timed = BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds)
+        speeds = timings(found, setting, timed, together) if latency else Speeds()
+        found = [record | speeds.why(record["name"]) for record in found]
+        show(found, speeds, setting, fractions(sizes), Pages(page, details, image))
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None
-    if failed := [f"{record['title']}, {record['size']}" for record in records if {"failure", "untimed"} & set(record)]:
+    if failed := [f"{row['title']}, {row['size']}" for row in found if "untimed" in row or row.get("failure", NOT_YET) != NOT_YET]:
         typer.echo(f"Failed: {'; '.join(failed)}.", err=True)
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
-"""One row of the results table, in a process of its own: prune, rebuild, evaluate, export.
+"""One row of the results table, in a process of its own: prune, rebuild, evaluate.
 
 ``python -m benchmarks.systems_row`` is a worker as ``benchmarks.worker`` is one: peak memory and processor time are then
-the row's alone. A plan and an export that are there already are not made again.
+the row's alone. A plan that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any
 
 import pipeline
 from benchmarks.memory import AnonymousPeak
+from benchmarks.systems_shapes import shape_of
 from benchmarks.worker import replies_alone, serve
-from exporters.onnx.stage import export
-from exporters.recipe import ExportSlice
 from pipeline.allocation.budget import removed_in_every_definition
 from pipeline.artefact import code_version, whole_folder
 from pipeline.checkpoint import Checkpoint, read_json, write_json
@@ -33,7 +32,7 @@ from pipeline.sparsity import two_four_fraction
 
 QUIET = Events()
 COST = "cost.json"
-PLAN, MODEL, PERPLEXITY, ONNX = "plan", "model", "perplexity", "onnx"
+PLAN, MODEL, PERPLEXITY = "plan", "model", "perplexity"
 
 
 def run_row(
@@ -44,22 +43,20 @@ def run_row(
     profile: str,
     windows: dict[str, Any],
     options: dict[str, Any],
-    timed: bool,
 ) -> dict[str, Any]:
     """Everything about one row that is no timing.
 
     Args:
         source: checkpoint folder of the dense model.
         texts: folder with calibration.txt and evaluation.txt.
-        out: folder for plan, checkpoint and export.
+        out: folder for plan and checkpoint.
         recipe: what the prune stage is given, or None for the dense model.
         profile: the shape profile of the result.
         windows: of the evaluation text.
         options: device, dtype and threads.
-        timed: whether to export.
 
     Raises:
-        TrimlineError: a stage before the export failed; those before that are kept.
+        TrimlineError: a stage failed; those before it are kept.
     """
     dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
     smaller, cost = dense, None
@@ -69,17 +66,8 @@ def run_row(
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
     measured = made(folder / PERPLEXITY, lambda place: evaluate(smaller, read, EvaluateSlice.model_validate(windows), run, place, QUIET))
-    found = sizes(Checkpoint(dense), Checkpoint(smaller), recipe) | {"perplexity": read_json(measured / RESULT), "cost": cost}
-    return found | (exported(smaller, folder / ONNX, run) if timed else {})
-
-
-def exported(model: Path, out: Path, options: RunOptions) -> dict[str, str]:
-    """ONNX into ``out``; where that fails a row still has its perplexity, and ``untimed`` says why it has no speed."""
-    try:
-        made(out, lambda place: export(model, ExportSlice(), options, place, QUIET))
-    except TrimlineError as error:
-        return {"untimed": error.problem}
-    return {}
+    found = sizes(Checkpoint(dense), Checkpoint(smaller), recipe)
+    return found | {"shape": shape_of(Checkpoint(smaller).geometry), "perplexity": read_json(measured / RESULT), "cost": cost}
 
 
 def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path) -> None:

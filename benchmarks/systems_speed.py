@@ -1,12 +1,12 @@
-"""How fast the exported rows are: interleaved runs of a few models each, dense and dense again in every one.
+"""How fast the rows are: interleaved runs of a few shapes each, dense and dense again in every one.
 
-A process per model holds its weights, so all of some thirty rows at once would not fit in memory. Every speed-up is
-against dense in the same rounds, so rows of different runs compare.
+A process per model holds its weights, so all shapes at once would not fit in memory. Every speed-up is against dense in
+the same rounds, so rows of different runs compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from benchmarks.environment import fingerprint
 from benchmarks.realised_gain import BARS
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
+from benchmarks.systems_measure import Record, Setting, without_paths
+from benchmarks.systems_row import made
+from benchmarks.systems_shapes import Shape, export_shape, shape_of
 from pipeline.artefact import digest
-from pipeline.checkpoint import read_json, write_json
+from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.options import RunOptions
 
 QUIET = Events()
+TIMINGS = "timed"  # folder beside the rows' records
 
 
 @dataclass
@@ -43,42 +46,65 @@ class Speeds:
         return {"untimed": self.failures[name]} if name in self.failures else {}
 
 
-def time_rows(
-    dense: Path,
-    folders: Mapping[str, Path],
-    keys: Mapping[str, str],
-    recipe: BenchmarkSlice,
-    options: RunOptions,
-    work: Path,
-    together: int,
-) -> Speeds:
-    """Every exported row against dense; a run whose figures are in ``work`` is not measured again.
+def timings(records: Sequence[Record], setting: Setting, recipe: BenchmarkSlice, together: int) -> Speeds:
+    """Speeds of every row with units removed: those of its shape, each shape timed once.
 
     Args:
-        dense: exported folder of the dense model.
-        folders: exported folders by row name.
-        keys: by row name, and of ``dense``: what the row is; another key is another model.
-        together: models per run, without the two dense ones.
+        records: of all rows.
+        setting: model, options and folders.
+        recipe: what is timed.
+        together: shapes per run, without the two dense models.
     """
-    found, names = Speeds(), list(folders)
+    shapes = {digest(record["shape"])[:12]: record["shape"] for record in records if is_timed(record)}
+    found = time_shapes(shapes, setting, recipe, together)
+    return of_rows(found, [record for record in records if is_timed(record)])
+
+
+def is_timed(record: Record) -> bool:
+    """Whether a row has a shape of its own: neither dense, nor 2:4, nor failed."""
+    return "shape" in record and record["system"] != "dense" and "zeros" not in record
+
+
+def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
+    """Speeds by row name, from those by shape."""
+    keys = {record["name"]: digest(record["shape"])[:12] for record in records}
+    rows = {name: found.rows[key] for name, key in keys.items() if key in found.rows}
+    return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures})
+
+
+def time_shapes(shapes: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice, together: int) -> Speeds:
+    """Every shape against dense; a run whose figures are kept is not measured again."""
+    found, names = Speeds(), list(shapes)
+    (setting.records / TIMINGS).mkdir(exist_ok=True)
     for start in range(0, len(names), together):
-        batch = names[start : start + together]
-        identity = {name: keys[name] for name in ("dense", *batch)}
-        depends = {"models": identity, "recipe": recipe.model_dump(mode="json"), "machine": fingerprint(options.threads)}
-        place = work / f"{digest(depends)[:12]}.json"
+        batch = {name: shapes[name] for name in names[start : start + together]}
+        depends = {"shapes": batch, "recipe": recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
+        place = setting.records / TIMINGS / f"{digest(depends)[:12]}.json"
         try:
             if not place.exists():
-                write_json(place, measure(dense, {name: folders[name] for name in batch}, recipe, options, QUIET))
+                write_json(place, _measured(batch, setting, recipe))
         except TrimlineError as error:
-            found.failures |= dict.fromkeys(batch, error.problem)
+            found.failures |= dict.fromkeys(batch, without_paths(error.problem, setting))
             continue
         found.runs.append(read_json(place))
         add_rows(found, found.runs[-1])
     return found
 
 
+def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice) -> dict[str, Any]:
+    dense = shape_of(Checkpoint(setting.source).geometry)
+    folders = {name: exported(shape, setting) for name, shape in batch.items()}
+    return measure(exported(dense, setting), folders, recipe, setting.options, QUIET)
+
+
+def exported(shape: Shape, setting: Setting) -> Path:
+    """The ONNX folder of a shape, made unless it is there."""
+    folder = setting.work / f"shape-{digest(shape)[:12]}"
+    return made(folder, lambda out: export_shape(setting.source, shape, setting.options, out))
+
+
 def add_rows(found: Speeds, document: Mapping[str, Any]) -> None:
-    """The two comparisons that the table shows, of every row of one run."""
+    """The two comparisons that the table shows, of every shape of one run."""
     for row in document["comparisons"]:
         if (row["workload"], row["metric"]) in BARS:
             found.rows.setdefault(row["model"], {})[row["metric"]] = row

@@ -40,7 +40,7 @@ def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:
     """A row's cells; a failed row's say why."""
     start = [record["size"], record["title"]]
     if record.get("failure"):
-        return [*start, f"failed: {record['failure']}".replace("|", "\\|"), *[""] * (len(COLUMNS) - 3)]
+        return [*start, record["failure"].replace("|", "\\|"), *[""] * (len(COLUMNS) - 3)]
     removed, cost = record["removed"], record["cost"]
     gone = percent(removed["decoder_parameters"]) if record["size"] != TWO_FOUR else f"{percent(record['zeros'])} zeros"
     return [

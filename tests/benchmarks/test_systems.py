@@ -13,15 +13,20 @@ import typer
 from scipy.stats import ttest_rel
 
 from benchmarks import systems, systems_list
+from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.statistics import paired_difference
 from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_plot import plot
-from benchmarks.systems_row import exported, pruned
+from benchmarks.systems_row import pruned
+from benchmarks.systems_shapes import export_shape, plan_of, shape_of
+from benchmarks.systems_speed import Speeds, is_timed, of_rows
 from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
+from pipeline.artefact import digest
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
-from pipeline.families import FAMILIES
+from pipeline.families import FAMILIES, Sublayer
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps
@@ -134,20 +139,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             with pytest.raises(typer.Exit) as ended:
                 run_command(folder)
     again = said[len(said) - said[::-1].index("start") :]
-    return {"folder": folder, "code": ended.value.exit_code, "again": again, "work": folder / "work"}
+    return {"folder": folder, "code": ended.value.exit_code, "again": again}
 
 
-def run_command(folder: Path) -> None:
+def run_command(folder: Path, measure: bool = True) -> None:
     systems.main(
         str(folder / "dense"),
         str(folder / "calibration.txt"),
         str(folder / "evaluation.txt"),
         folder / "work",
+        folder / "records",
         sizes="0.3",
         ours="",
         calibration_windows=4,
         evaluation_windows=3,
         window=64,
+        measure=measure,
         rounds=2,
         together=1,
         threads=1,
@@ -172,12 +179,13 @@ def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, 
 
 
 def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
-    rows = {path.stem: json.loads(path.read_text()) for path in (finished["work"] / "rows").glob("*.json")}
+    rows = {path.stem: json.loads(path.read_text()) for path in (finished["folder"] / "records").glob("*.json")}
     assert set(rows) == {"dense", "cfsp-0.3", "cfsp-2to4", "trimline-0.3"}
     for name, row in rows.items():
         assert len(row["perplexity"]["window_losses"]) == 3
         assert (row["cost"] is None) == (name == "dense")
-        assert (finished["work"] / "rows" / row["out"] / "onnx").exists() == (name != "cfsp-2to4")
+        assert len(row["shape"]["blocks"]) == len(rows["dense"]["shape"]["blocks"])
+        assert row["flags"] == processor_flags()
     assert rows["cfsp-0.3"]["parameters"] < rows["dense"]["parameters"] == rows["cfsp-2to4"]["parameters"]
     assert abs(rows["cfsp-0.3"]["removed"]["decoder_parameters"] - 0.3) < 0.05
     assert rows["cfsp-2to4"]["zeros"] >= 0.5
@@ -185,7 +193,16 @@ def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
 
 def test_the_second_run_measures_only_what_failed(finished: dict[str, Any]) -> None:
     assert [text for text in finished["again"] if text.endswith("…")] == ["Absent, 30 % …"]
-    assert len(list((finished["work"] / "speed").glob("*.json"))) == 2  # two models, one at a time
+    assert len(list((finished["folder"] / "records" / "timed").glob("*.json"))) == 2  # two models, one at a time
+
+
+def test_what_is_recorded_is_shown_without_measuring(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, said = finished["folder"], []
+    monkeypatch.setattr(systems, "SYSTEMS", TINY)
+    monkeypatch.setattr(typer, "echo", lambda text, err=False: said.append(text))
+    run_command(folder, measure=False)  # what is not measured yet is no failure
+    assert not any(text.endswith("…") for text in said)
+    assert "| 30 % | Absent | not measured yet |" in (folder / "page.md").read_text(encoding="utf-8")
 
 
 def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
@@ -202,25 +219,43 @@ def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
 
 
 def test_unknown_systems_and_sizes_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"only": ["wandb"]}, {"sizes": "0.2;0.3"}, {"ours": "1.5"}):
+    for wrong in ({"only": ["wandb"]}, {"sizes": "0.2;0.3"}, {"ours": "1.5"}, {"dtype": "int3"}):
         with pytest.raises(typer.Exit) as ended:
             systems.main("default", work=tmp_path / "work", **{"sizes": "0.2", "ours": "", "threads": 1} | wrong)
         assert ended.value.exit_code == 2
     assert not (tmp_path / "work").exists()
 
 
-def test_a_model_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
-    model = tiny_model("llama", tmp_path / "dense")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
-    found = exported(model, tmp_path / "onnx", RunOptions(threads=1))
-    assert set(found) == {"untimed"}
-    assert not (tmp_path / "onnx").exists()
+def test_a_shape_is_cut_exported_and_has_its_biases(tmp_path: Path) -> None:
+    source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=3)
+    reader = FAMILIES["llama"].reader(Sublayer.FFN).name
+    shape = {"blocks": [[16, 0], [32, 1]], "biases": [reader]}
+    out = tmp_path / "onnx"
+    out.mkdir()
+    export_shape(source, shape, RunOptions(threads=1), out)
+    assert shape_of(Geometry.from_config(json.loads((out / "checkpoint_config.json").read_text()))) == shape
+    updates = plan_of(Checkpoint(source).geometry, shape).updates
+    assert len(updates) == 2
+    assert all((bias != 0).all() for bias in updates.values())
+
+
+def test_rows_of_one_shape_are_timed_once() -> None:
+    shape = {"blocks": [[16, 1]], "biases": []}
+    rows = [{"name": name, "system": name, "shape": shape} for name in ("laco", "shortgpt")]
+    found = of_rows(Speeds({digest(shape)[:12]: compared(1.2)}, [{}]), rows)
+    assert found.rows == {"laco": compared(1.2), "shortgpt": compared(1.2)}
+    broken = of_rows(Speeds(failures={digest(shape)[:12]: "a sentence"}), rows)
+    assert broken.why("laco") == {"untimed": "a sentence"}
+    assert [is_timed(row) for row in ({"system": "dense", "shape": shape}, {"system": "x", "shape": shape, "zeros": 0.5}, rows[0])] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:
-    nothing = CalibrationWindows(), EvaluateSlice(), RunOptions(), True
-    setting = Setting(tmp_path / "dense", tmp_path / "work" / "text", {}, *nothing, tmp_path / "work")
+    nothing = CalibrationWindows(), EvaluateSlice(), RunOptions()
+    setting = Setting(tmp_path / "dense", tmp_path / "work" / "text", {}, *nothing, tmp_path / "work", tmp_path / "records")
     partial, dense = tmp_path / "work" / "rows" / "x-1" / ".partial-onnx", tmp_path / "dense" / "model.safetensors"
     text = f"{partial} (torch) is not {dense}: 1."
     assert without_paths(text, setting) == "work (torch) is not dense: 1."
@@ -317,7 +352,7 @@ def test_a_line_has_every_column() -> None:
 
 
 def test_a_failed_row_is_as_long_as_the_others() -> None:
-    failed = {"name": "x-1", "system": "x", "title": "X", "size": "20 %", "failure": "No | such thing."}
+    failed = {"name": "x-1", "system": "x", "title": "X", "size": "20 %", "failure": "failed: No | such thing."}
     cells = line(failed, DENSE_ROW, {})
     assert cells[2] == "failed: No \\| such thing."
     assert len(cells) == len(line(DENSE_ROW, DENSE_ROW, {}))

@@ -1,0 +1,74 @@
+"""Shapes of the results table's rows: what decides how fast a row is.
+
+Dense kernels take as long for one value as for another. So rows are timed on models of their shapes, cut from the dense
+weights: rows of equal shapes are timed once, and a row that was measured elsewhere can be timed here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.artefact import whole_folder
+from pipeline.checkpoint import Checkpoint
+from pipeline.events import Events
+from pipeline.families import Family
+from pipeline.geometry import Geometry
+from pipeline.options import RunOptions
+from pipeline.plan import Plan, Selection
+from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import Profile, RebuildSlice
+
+QUIET = Events()
+BIAS = 1e-3  # not 0: a runtime may leave out an addition of zeros
+Shape = dict[str, Any]
+
+
+def shape_of(geometry: Geometry) -> Shape:
+    """Per block the FFN channels and KV groups, and the projections that have a bias beside their family's."""
+    return {"blocks": [[block.ffn, block.kv_groups] for block in geometry.blocks], "biases": sorted(geometry.biases)}
+
+
+def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path) -> None:
+    """A model of a shape, cut from the first units of the dense one, as ONNX in ``out``.
+
+    Raises:
+        TrimlineError: the model cannot be exported.
+    """
+    dense = Checkpoint(source)
+    if shape == shape_of(dense.geometry):
+        export(source, ExportSlice(), options, out, QUIET)
+        return
+    plan, model = out.with_name(f"{out.name}-plan"), out.with_name(f"{out.name}-model")
+    with whole_folder(plan) as place:
+        plan_of(dense.geometry, shape).write(place)
+    with whole_folder(model) as place:
+        rebuild(source, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
+    export(model, ExportSlice(), options, out, QUIET)
+
+
+def plan_of(geometry: Geometry, shape: Shape) -> Plan:
+    """The plan that leaves the first units of the first blocks."""
+    gone = len(geometry.blocks) - len(shape["blocks"])
+    selection = Selection(
+        blocks=tuple(range(len(shape["blocks"]))),
+        ffn=(*(tuple(range(ffn)) for ffn, _ in shape["blocks"]), *[()] * gone),
+        kv_groups=(*(tuple(range(groups)) for _, groups in shape["blocks"]), *[()] * gone),
+    )
+    added = tuple(sorted(set(shape["biases"]) - geometry.biases))
+    return Plan(geometry.family, selection, (), updates=_biases(geometry.family, geometry.hidden, selection, added), biases=added)
+
+
+def _biases(family: Family, hidden: int, selection: Selection, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Of readers, which write the residual stream; absent sublayers have none."""
+    readers = {linear.name: linear for linear in family.linears if linear.name in names}
+    return {
+        f"{family.module(block, name)}.bias": torch.full((hidden,), BIAS)
+        for name, linear in readers.items()
+        for block in selection.blocks
+        if selection.units(linear.sublayer)[block]
+    }
