@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -119,7 +119,8 @@ def run_options(dtype: str, threads: int) -> RunOptions:
     """
     if dtype not in get_args(DType):
         raise TrimlineError(f"There is no dtype {dtype!r}.", f"Known are {', '.join(get_args(DType))}.")
-    return RunOptions(dtype=cast(DType, dtype), **({"threads": threads} if threads else {}))
+    options = RunOptions(dtype=cast(DType, dtype))
+    return replace(options, threads=threads) if threads else options
 
 
 def main(

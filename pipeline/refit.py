@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,15 +16,14 @@ from pipeline.families import Axis, Sublayer
 from pipeline.shrinking import ShrinkingModel
 
 Kept = Mapping[tuple[Sublayer, int], tuple[int, ...]]
-ORDER = (Sublayer.ATTENTION, Sublayer.FFN)  # as a block computes them
 
 
 @torch.inference_mode()
 def refit(model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: Kept, share: float, damping: float, events: Events) -> None:
     """Removes what is not in ``kept`` and refits every reader, block by block, on what the refitted blocks before it give.
 
-    Each block runs once in the dense model and three times in the pruned one: to fit the attention's reader, to fit the
-    FFN's on what the new attention gives, and to go on.
+    Each block runs once in the dense model. In the pruned one it runs as far as the attention's reader, to fit that, and
+    once whole, to fit the FFN's on what the new attention gives; what leaves the block follows from that.
 
     Args:
         model: the pruned model so far.
@@ -44,14 +44,15 @@ def refit(model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: 
             targets = _dense_streams(original, family.reader(Sublayer.ATTENTION).name, theirs, given)
             theirs = [after for _, after in targets]
             if number in model.selection.blocks:
-                for sublayer in ORDER:
-                    aims = [middle if sublayer is Sublayer.ATTENTION else after for middle, after in targets]
-                    units = kept[sublayer, number]
-                    if units:
-                        pull = _measured(block, model, sublayer, ours, given, aims)
-                        _solve(model, sublayer, number, units, pull, share, damping)
-                    model.keep_units(sublayer, number, units)
-            ours = [block(hidden, **kept_arguments) for hidden, kept_arguments in zip(ours, given, strict=True)]
+                middles, afters = zip(*targets, strict=True)
+                attention, ffn = kept[Sublayer.ATTENTION, number], kept[Sublayer.FFN, number]
+                reads = _reads_of_attention(block, model, ours, given) if attention else []
+                _fit(model, Sublayer.ATTENTION, number, attention, reads, middles, share, damping)
+                reads = _reads_of_ffn(block, model, ours, given) if ffn else []
+                _fit(model, Sublayer.FFN, number, ffn, reads, afters, share, damping)
+                ours = [read.stream() for read in reads] or _through(block, ours, given)
+            else:
+                ours = _through(block, ours, given)
             advance(1)
 
 
@@ -68,25 +69,95 @@ def _dense_streams(
     return found
 
 
-def _measured(
-    block: nn.Module,
-    model: ShrinkingModel,
-    sublayer: Sublayer,
-    states: list[torch.Tensor],
-    arguments: list[Arguments],
-    aims: list[torch.Tensor],
-) -> Pull:
-    """What a reader reads in the pruned block, and how far the stream behind it lags."""
-    reader = block.get_submodule(model.geometry.family.reader(sublayer).name)
-    assert isinstance(reader, nn.Linear)
-    pull = Pull.zeros(reader.out_features, reader.in_features, reader.weight.device)
-    for hidden, given, aim in zip(states, arguments, aims, strict=True):
+@dataclass(frozen=True)
+class _Read:
+    """What a reader read in one batch.
+
+    Attributes:
+        reader: the projection.
+        inputs: shape (tokens, columns).
+        without: the residual stream but for what the reader adds to it, shape (B, S, H), fp32.
+        dtype: of the stream.
+    """
+
+    reader: nn.Linear
+    inputs: torch.Tensor
+    without: torch.Tensor
+    dtype: torch.dtype
+
+    def stream(self) -> torch.Tensor:
+        """The residual stream behind the reader as it is now."""
+        return (self.without + self.reader(self.inputs).view_as(self.without)).to(self.dtype)
+
+
+class _Enough(Exception):
+    """Ends a block's forward pass where nothing behind is needed."""
+
+
+def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
+    found, reader = [], _reader(block, model, Sublayer.ATTENTION)
+
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Enough
+
+    for hidden, given in zip(states, arguments, strict=True):
+        seen: list[torch.Tensor] = []
+        handle = reader.register_forward_pre_hook(stop)
+        try:
+            block(hidden, **given)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        found.append(_Read(reader, seen[0].flatten(0, -2), hidden.float(), hidden.dtype))
+    return found
+
+
+def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
+    found, reader = [], _reader(block, model, Sublayer.FFN)
+    for hidden, given in zip(states, arguments, strict=True):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):
             after = block(hidden, **given)
-        stream = hidden + seen[0][1].view_as(hidden) if sublayer is Sublayer.ATTENTION else after
-        lag = (aim.float() - stream.float()).flatten(0, -2)
-        pull.add(seen[0][0].flatten(0, -2), lag, token_weights(aim.flatten(0, -2)))
+        inputs, wrote = seen[0]
+        found.append(_Read(reader, inputs.flatten(0, -2), after.float() - wrote.view_as(after).float(), hidden.dtype))
+    return found
+
+
+def _reader(block: nn.Module, model: ShrinkingModel, sublayer: Sublayer) -> nn.Linear:
+    reader = block.get_submodule(model.geometry.family.reader(sublayer).name)
+    assert isinstance(reader, nn.Linear)
+    return reader
+
+
+def _through(block: nn.Module, states: list[torch.Tensor], arguments: list[Arguments]) -> list[torch.Tensor]:
+    return [block(hidden, **given) for hidden, given in zip(states, arguments, strict=True)]
+
+
+def _fit(
+    model: ShrinkingModel,
+    sublayer: Sublayer,
+    block: int,
+    units: tuple[int, ...],
+    reads: Sequence[_Read],
+    aims: Sequence[torch.Tensor],
+    share: float,
+    damping: float,
+) -> None:
+    """Solves for the reader of the units that stay, if any, and removes the others."""
+    if reads:
+        _solve(model, sublayer, block, units, _pull(reads, aims), share, damping)
+    model.keep_units(sublayer, block, units)
+
+
+def _pull(reads: Sequence[_Read], aims: Sequence[torch.Tensor]) -> Pull:
+    """What a reader reads in the pruned block, and how far the stream behind it lags."""
+    reader = reads[0].reader
+    pull = Pull.zeros(reader.out_features, reader.in_features, reader.weight.device)
+    for read, aim in zip(reads, aims, strict=True):
+        lag = (aim.float() - read.stream().float()).flatten(0, -2)
+        pull.add(read.inputs, lag, token_weights(aim.flatten(0, -2)))
     return pull
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import product
 
 import pytest
@@ -151,3 +152,32 @@ def test_the_refit_brings_the_logits_nearer(tmp_path) -> None:
             return (model.model(WINDOWS, use_cache=False).logits - reference).square().mean().item()
 
     assert loss_of(1.0, 1) < loss_of(0.0, 0)
+
+
+def test_the_last_reader_is_fitted_on_what_the_finished_blocks_before_it_give(tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(damping=0.1, options={"share": 1.0})]}), Events())
+    last = len(model.geometry.blocks) - 1
+    units = torch.tensor(model.selection.ffn[last])
+    inputs, wrote, after = seen_in_block(model.model, last)
+    _, _, aim = seen_in_block(load_model(folder, dtype=torch.float32), last)
+    weight = Checkpoint(folder).tensor(f"model.layers.{last}.mlp.down_proj.weight").double()[:, units]
+    scaled = inputs[:, units].double() * token_weights(aim).double().sqrt()[:, None]
+    missing = (aim - (after - wrote)).double() * token_weights(aim).double().sqrt()[:, None] - scaled @ weight.T
+    gram = scaled.T @ scaled
+    correction = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(units)), scaled.T @ missing).T
+    found = model.weight(last, "mlp.down_proj")[:, units].double()
+    torch.testing.assert_close(found, weight + correction, rtol=1e-3, atol=1e-4)
+
+
+def seen_in_block(model: torch.nn.Module, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a block's FFN reader reads and writes, and what leaves the block; all tokens as rows."""
+    seen: list[torch.Tensor] = []
+    layer = model.get_submodule(f"model.layers.{block}")
+    with ExitStack() as hooks:
+        hooks.callback(layer.mlp.down_proj.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output))).remove)
+        hooks.callback(layer.register_forward_hook(lambda _, __, output: seen.append(output)).remove)
+        with torch.inference_mode():
+            model(WINDOWS, use_cache=False)
+    return tuple(tensor.flatten(0, -2) for tensor in seen)
