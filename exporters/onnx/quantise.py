@@ -82,10 +82,8 @@ def quantised_graph(model: ir.Model, precision: str, folder: Path) -> ir.Model:
         folder: where the graph passes through files; they are gone afterwards, and the result is in memory.
     """
     source, target = folder / WHOLE, folder / f"quantised-{WHOLE}"
-    for node in model.graph:  # what the exporter noted of shapes contradicts what onnx infers where blocks differ
-        for value in node.outputs:
-            value.shape = value.shape if value.is_graph_output() else None
     ir.save(model, source, external_data=f"{WHOLE}.data")
+    _forget_shapes(source)
     try:
         with _silenced():
             (_dynamic if precision == "int8" else _in_blocks)(source, target)
@@ -95,6 +93,13 @@ def quantised_graph(model: ir.Model, precision: str, folder: Path) -> ir.Model:
         for path in folder.glob(f"*{WHOLE}*"):
             path.unlink()
     return found
+
+
+def _forget_shapes(graph: Path) -> None:
+    """The tool for int8 turns weights round, and then trips over the shapes that they are said to have."""
+    model = onnx.load(graph, load_external_data=False)
+    del model.graph.value_info[:]
+    graph.write_bytes(model.SerializeToString())
 
 
 def _dynamic(source: Path, target: Path) -> None:

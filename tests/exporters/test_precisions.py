@@ -121,7 +121,7 @@ def test_the_logits_are_fp32_in_every_precision(tmp_path: Path) -> None:
 
 def test_a_perplexity_beyond_its_bar_fails_the_export(tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"perplexity of .* where its checkpoint has .* 1 is allowed.*perplexity_bar"):
-        exported(uneven("llama", tmp_path), tmp_path / "out", "fused", "int4", bar=1.0)
+        exported(uneven("qwen3", tmp_path, (2, 0, 4, 2)), tmp_path / "out", "fused", "int4", bar=1.0)
 
 
 def test_bf16_is_refused_on_a_processor(tmp_path: Path) -> None:
