@@ -20,7 +20,7 @@ BYTES = {
     "fp32": Widths(),
     "fp16": Widths(2, 2),
     "bf16": Widths(2, 2),
-    "int8": Widths(FP32, bytes_per_weight(8)),
+    "int8": Widths(FP32, bytes_per_weight(8, offsets=False)),
     "int4": Widths(FP32, bytes_per_weight(4)),
 }
 

@@ -46,11 +46,9 @@ NUMBERS: dict[Precision, Numbers] = {
 }
 
 
-def bytes_per_weight(bits: int) -> float:
-    """What a weight costs to read: in blocks of 32 with an fp32 scale, and an offset of its own width below 8 bits."""
-    if bits >= 16:
-        return bits / 8
-    return bits / 8 + 4 / BLOCK + (bits / 8 / BLOCK if bits < 8 else 0)
+def bytes_per_weight(bits: int, *, offsets: bool = True) -> float:
+    """What a weight costs to read: below 16 bits in blocks of 32, with an fp32 scale and maybe an offset of a weight's width."""
+    return bits / 8 if bits >= 16 else bits / 8 + (4 + offsets * bits / 8) / BLOCK
 
 
 def bits_by_operator(model: ir.Model, precision: Precision, geometry: Geometry) -> dict[str, int]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers, as_trimline_error, as_value
 from exporters.onnx.files import GRAPH, LOWERING_KEY
-from exporters.onnx.last_position import all_positions
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
 
@@ -168,7 +167,7 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
     if CPU not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        without_choice = all_positions(graph) if every_position else None
+        without_choice = _every_position(graph) if every_position else None
         options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
         session = onnxruntime.InferenceSession(without_choice or str(graph), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -179,6 +178,12 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
     if lost:
         raise _refusal(lost[0], "it did not start (a library or a device is missing)")
     return session
+
+
+def _every_position(graph: Path) -> bytes | None:
+    from exporters.onnx.last_position import all_positions  # brings onnx, which a process that is measured does without
+
+    return all_positions(graph)
 
 
 def _refusal(provider: str, why: str) -> TrimlineError:
