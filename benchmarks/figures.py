@@ -37,22 +37,30 @@ REMOVE = {"30 % of the FFN": 0.3, "50 % of the FFN": 0.5}
 QUIET = Events()
 
 
+def checkpoints(folder: Path, options: RunOptions) -> dict[str, Path]:
+    """The dense default model, and CFSP with least squares at each budget; what is there is not made again."""
+    model = checkpoint_folder(made(folder / "source", lambda out: source(ModelSlice(), options, out, QUIET)))
+    text = made(folder / "text", lambda out: texts(TextSlice(), options, out, QUIET))
+    return {"dense": model} | {name: _smaller(folder, model, text, remove, options) for name, remove in REMOVE.items()}
+
+
 def prepare(folder: Path, options: RunOptions) -> tuple[Path, dict[str, Path]]:
-    """ONNX of the dense default model, and of CFSP with least squares at each budget; what is there is not made again."""
-    model = checkpoint_folder(_made(folder / "source", lambda out: source(ModelSlice(), options, out, QUIET)))
-    text = _made(folder / "text", lambda out: texts(TextSlice(), options, out, QUIET))
-    dense = _made(folder / "onnx-dense", lambda out: export(model, ExportSlice(), options, out, QUIET))
-    smaller = {name: _smaller(folder, model, text, remove, options) for name, remove in REMOVE.items()}
-    return model, smaller | {"dense": dense}
+    """The dense checkpoint, and ONNX of every checkpoint by name."""
+    models = checkpoints(folder, options)
+    suffix = {name: str(remove) for name, remove in REMOVE.items()} | {"dense": "dense"}
+
+    def exported(name: str) -> Path:
+        return made(folder / f"onnx-{suffix[name]}", lambda out: export(models[name], ExportSlice(), options, out, QUIET))
+
+    return models["dense"], {name: exported(name) for name in models}
 
 
 def _smaller(folder: Path, model: Path, text: Path, remove: float, options: RunOptions) -> Path:
     step = PruneStep(budget={Space.FFN: Budget(remove=remove)}, compensation="least_squares")
     wanted = PruneSlice(calibration=CalibrationWindows(windows=32, window=512), steps=(step,))
     shape = RebuildSlice(profile=Profile.DECILM)
-    plan = _made(folder / f"plan-{remove}", lambda out: prune(model, text, wanted, options, out, QUIET))
-    cut = _made(folder / f"model-{remove}", lambda out: rebuild(model, plan, shape, options, out, QUIET))
-    return _made(folder / f"onnx-{remove}", lambda out: export(cut, ExportSlice(), options, out, QUIET))
+    plan = made(folder / f"plan-{remove}", lambda out: prune(model, text, wanted, options, out, QUIET))
+    return made(folder / f"model-{remove}", lambda out: rebuild(model, plan, shape, options, out, QUIET))
 
 
 def gains(folders: dict[str, Path], options: RunOptions, output: Path, rounds: int, most_seconds: float) -> None:
@@ -114,7 +122,8 @@ def main(
         raise typer.Exit(error.exit_code) from None
 
 
-def _made(folder: Path, work: Callable[[Path], None]) -> Path:
+def made(folder: Path, work: Callable[[Path], None]) -> Path:
+    """A folder that is there, or is made now, whole or not at all."""
     if not folder.exists():
         with whole_folder(folder) as out:
             work(out)

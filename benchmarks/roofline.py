@@ -10,8 +10,9 @@ Rates in bytes/s and FLOP/s, times in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from pipeline.families import Axis, Norm, Sublayer
 from pipeline.geometry import BlockShape, Geometry
@@ -63,10 +64,24 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes per number, of activations and of weights (fewer than 4 where weights are quantised)."""
+    """Bytes per number, of activations and of weights (fewer than 4 where weights are quantised).
+
+    Attributes:
+        special: of the weights of single operators, by their names.
+    """
 
     activation: float = FP32
     weight: float = FP32
+    special: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, operator: str) -> float:
+        """Bytes per weight of one operator."""
+        return self.special.get(operator, self.weight)
+
+    def in_block(self, number: int) -> Widths:
+        """The same, with the operators of one block under their names without its number."""
+        own = {name.removeprefix(f"{number}."): width for name, width in self.special.items() if name.startswith(f"{number}.")}
+        return replace(self, special=own)
 
 
 def operators(geometry: Geometry, call: Call, widths: Widths | None = None) -> list[Operator]:
@@ -74,7 +89,7 @@ def operators(geometry: Geometry, call: Call, widths: Widths | None = None) -> l
     widths = widths or Widths()
     found = list(_embedding(geometry, call, widths))
     for number, block in enumerate(geometry.blocks):
-        found += [Operator(f"{number}.{op.name}", op.bytes, op.flops) for op in _block(geometry, block, call, widths)]
+        found += [Operator(f"{number}.{op.name}", op.bytes, op.flops) for op in _block(geometry, block, call, widths.in_block(number))]
     found += list(_head(geometry, call, widths))
     return found
 
@@ -96,8 +111,17 @@ def flops(work: list[Operator]) -> float:
 
 def weight_bytes(geometry: Geometry, widths: Widths | None = None) -> float:
     """Weights read by any call: all but looked-up tables. A tied table is read, as the output head."""
+    widths = widths or Widths()
     looked_up = geometry.hidden * (geometry.positions + (0 if geometry.tied else geometry.vocab))
-    return (geometry.total_parameters() - looked_up) * (widths or Widths()).weight
+    usual = (geometry.total_parameters() - looked_up) * widths.weight
+    return usual + sum(_weights(geometry, name) * (width - widths.weight) for name, width in widths.special.items())
+
+
+def _weights(geometry: Geometry, operator: str) -> int:
+    number, _, name = operator.partition(".")
+    if operator == geometry.family.head:
+        return geometry.vocab * geometry.hidden
+    return next(math.prod(shape) for linear, shape in geometry.linears(geometry.blocks[int(number)]) if linear.name == name)
 
 
 def cache_bytes(geometry: Geometry, call: Call, widths: Widths | None = None) -> float:
@@ -154,7 +178,7 @@ def _head(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Operator]:
 
 def _linear(name: str, outputs: int, inputs: int, rows: int, widths: Widths, *, bias: bool) -> Operator:
     weights = outputs * inputs + (outputs if bias else 0)
-    return Operator(name, weights * widths.weight + rows * (outputs + inputs) * widths.activation, 2 * rows * outputs * inputs)
+    return Operator(name, weights * widths.of(name) + rows * (outputs + inputs) * widths.activation, 2 * rows * outputs * inputs)
 
 
 def _norm(name: str, width: int, rows: int, widths: Widths) -> Operator:

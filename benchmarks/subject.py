@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
+from exporters.onnx.precision import bytes_per_weight
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
 
 CONFIG = "checkpoint_config.json"
 EXPORT = "export.json"
-BYTES = {"fp32": Widths(), "fp16": Widths(2, 2), "bf16": Widths(2, 2), "int8": Widths(FP32, 1), "int4": Widths(FP32, 0.5)}
+BYTES = {
+    "fp32": Widths(),
+    "fp16": Widths(2, 2),
+    "bf16": Widths(2, 2),
+    "int8": Widths(FP32, bytes_per_weight(8, offsets=False)),
+    "int4": Widths(FP32, bytes_per_weight(4)),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Subject:
 
     Attributes:
         logits: ``all`` positions or only the ``last``.
+        bits: of the weights of single operators, where they differ from the precision's.
     """
 
     name: str
@@ -31,6 +40,7 @@ class Subject:
     precision: str
     logits: str
     lowering: str
+    bits: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Subject:
@@ -44,11 +54,14 @@ class Subject:
         precision = str(export.get("precision"))
         if precision not in BYTES:
             raise TrimlineError(f"{folder / EXPORT} states the precision {precision!r}.", f"Known are {', '.join(BYTES)}.")
-        return cls(name, folder, geometry, precision, str(export.get("logits", "all")), str(export.get("lowering")))
+        return cls(
+            name, folder, geometry, precision, str(export.get("logits", "all")), str(export.get("lowering")), dict(export.get("bits", {}))
+        )
 
     @property
     def widths(self) -> Widths:
-        return BYTES[self.precision]
+        special = {operator: bytes_per_weight(bits) for operator, bits in self.bits.items()}
+        return replace(BYTES[self.precision], special=special)
 
     def call(self, workload: Workload, metric: str) -> Call:
         """The call that a metric times: the whole prompt pass, or the decode step in the middle of the request."""

@@ -7,6 +7,7 @@ process per model keeps peak memory apart and lets no model inherit another's wa
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from benchmarks.pinning import pin
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
 
+GGUF = "model.gguf"
 SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed
 
 
@@ -37,6 +39,16 @@ class Decoder(Protocol):
 
 
 Opener = Callable[[Path, int], Decoder]
+
+
+def opener_for(folder: Path) -> Opener:
+    """What opens a folder: llama.cpp where it holds a GGUF file, else ONNX Runtime."""
+    if (folder / GGUF).is_file():
+        from benchmarks.llama_cpp import LlamaDecoder
+
+        importlib.import_module("llama_cpp")  # before any clock runs
+        return LlamaDecoder
+    return onnx_opener()
 
 
 def onnx_opener() -> Opener:
@@ -65,7 +77,7 @@ class Worker:
 
     def load(self, folder: str, threads: int) -> dict[str, Any]:
         """Opens a model after letting go of the one before: seconds that it took, the first half of the cold start, and bytes held just before."""
-        opener = self._opener or onnx_opener()
+        opener = self._opener or opener_for(Path(folder))
         self._decoder = None
         gc.collect()
         before = process_memory()["anonymous"]

@@ -183,7 +183,11 @@ def export(
     lowering: Annotated[
         Literal["auto", "fused", "portable"], typer.Option(help="fused: fastest in ONNX Runtime; portable: standard operators.")
     ] = "auto",
-    logits: Annotated[Literal["all", "last"], typer.Option(help="Of all positions, or only of the last.")] = "all",
+    precision: Annotated[Literal["fp32", "fp16", "bf16", "int8", "int4"], typer.Option(help="Of the weights.")] = "fp32",
+    perplexity_bar: Annotated[
+        float | None, typer.Option(min=1.0, help="What the graph's perplexity may be over the model's; default: by precision.")
+    ] = None,
+    logits: Annotated[Literal["all", "last"], typer.Option(help="Of each row's last token, or of all positions.")] = "last",
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     trust: Trust = False,
@@ -195,7 +199,7 @@ def export(
         from exporters.recipe import ExportSlice
         from trimline import api
 
-        recipe = ExportSlice(lowering=lowering, logits=logits)
+        recipe = ExportSlice(lowering=lowering, precision=precision, logits=logits, perplexity_bar=perplexity_bar)
         options = _options(device, DTypeName.AUTO, threads, trust)
         _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 

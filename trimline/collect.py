@@ -77,7 +77,7 @@ def collect(
         blocks=tuple(_block_rows(decision, original.blocks)),
         importance_name="mean angular distance between a block's input and output",
         flops_context=FLOPS_CONTEXT,
-        evaluation=f"{text['evaluation']['name']}, {recipe.evaluate.windows} windows of {recipe.evaluate.window} tokens, not overlapping",
+        evaluation=_evaluation(recipe, text),
         workloads=tuple(_workloads(results)),
         decode_points=tuple(_points(models, results)),
         gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items()}, done)),
@@ -89,6 +89,12 @@ def collect(
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
     )
+
+
+def _evaluation(recipe: Recipe, text: Mapping[str, Any]) -> str:
+    precision, windows = recipe.export.precision, recipe.evaluate
+    reader = "" if precision == "fp32" else f", read by the {precision} graphs in ONNX Runtime"
+    return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
 
 
 def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:

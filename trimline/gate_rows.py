@@ -25,15 +25,28 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Ite
     if "recover" in done:
         yield from _recovery_gates(read_json(done["recover"].folder / "gate.json"))
     for role, folder in exports.items():
-        record = read_json(folder / "gate.json")
-        for name, comparison in record["checks"].items():
-            yield _gate(f"{role} checkpoint → ONNX, {name}", comparison, "ONNX Runtime against torch in fp32")
-        genai = record["genai"]
-        yield (
-            _gate(f"{role} checkpoint → onnxruntime-genai", genai, "teacher-forced")
-            if genai["run"]
-            else GateRow(f"{role} checkpoint → onnxruntime-genai", None, detail=genai["why"])
+        yield from _onnx_gates(role, read_json(folder / "gate.json"))
+
+
+def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
+    cost, genai = record["perplexity"], record["genai"]
+    name = f"{role} checkpoint → ONNX in {record['precision']}, perplexity"
+    if cost["run"]:
+        yield GateRow(
+            name, cost["passed"], cost["ratio"], cost["bar"], f"{cost['graph']:.2f} over {cost['checkpoint']:.2f}; {cost['evaluation']}"
         )
+    else:
+        yield GateRow(name, None, detail=cost["why"])
+    exact = record["precision"] == "fp32"
+    source, detail = (
+        (f"{role} checkpoint", "against torch in fp32") if exact else (f"{role} graph read at once", "KL divergence in nats, mean")
+    )
+    for check, comparison in record["checks"].items():
+        yield _gate(f"{source} → ONNX, {check}", comparison, f"ONNX Runtime, {detail}")
+    if genai["run"]:
+        yield _gate(f"{source} → onnxruntime-genai", genai, f"teacher-forced, {detail}")
+    else:
+        yield GateRow(f"{source} → onnxruntime-genai", None, detail=genai["why"])
 
 
 def _recovery_gates(record: Mapping[str, Any]) -> Iterator[GateRow]:

@@ -16,6 +16,7 @@ import trimline
 from benchmarks.environment import fingerprint, versions
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
+from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.stage import export
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
@@ -93,6 +94,7 @@ class Run:
             for lane in LANES:
                 self.evaluate(lane)
                 self.export(lane)
+                self.evaluate_graph(lane)
             self.benchmark()
             report = self.report()
             self.package()
@@ -155,11 +157,25 @@ class Run:
         checkpoint = self._checkpoint(lane)
         self._make("export", depends, (pipeline, exporters), lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
 
+    def evaluate_graph(self, lane: Role) -> None:
+        """Perplexity of what was exported, where it is not the checkpoint's to within a thousandth."""
+        if self.recipe.export.precision == "fp32":
+            return
+        checkpoint, folder, texts, slice_ = self._checkpoint(lane), self._folder("export", lane), self._folder("text"), self.recipe.evaluate
+        depends = self._from(f"export {lane}", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        self._make(
+            "evaluate",
+            depends,
+            (pipeline, exporters),
+            lambda out: evaluate_graph(checkpoint, folder, texts, slice_, self.options, out, self.events),
+            _graph_of(lane),
+        )
+
     def benchmark(self) -> None:
         """Both lanes timed side by side."""
         slice_ = self.recipe.benchmark
         dense, pruned = self._folder("export", DENSE), self._folder("export", PRUNED)
-        accuracy: dict[str, float] = {lane: read_json(self._folder("evaluate", lane) / RESULT)["perplexity"] for lane in LANES}
+        accuracy: dict[str, float] = {lane: read_json(self._evaluation(lane) / RESULT)["perplexity"] for lane in LANES}
         depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
@@ -199,7 +215,7 @@ class Run:
 
     def _write_report(self, out: Path) -> None:
         lanes: dict[Role, Lane] = {
-            lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._folder("evaluate", lane)) for lane in LANES
+            lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._evaluation(lane)) for lane in LANES
         }
         data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
         write_report(data, out)
@@ -215,6 +231,10 @@ class Run:
 
     def _folder(self, stage: str, lane: str = "") -> Path:
         return self.done[f"{stage} {lane}".strip()].folder
+
+    def _evaluation(self, lane: str) -> Path:
+        """The perplexity of what runs: the graph's own where it has one."""
+        return self._folder("evaluate", _graph_of(lane) if f"evaluate {_graph_of(lane)}" in self.done else lane)
 
     def _origin(self, lane: str) -> str:
         """The stage that a lane's checkpoint comes from."""
@@ -236,6 +256,10 @@ class Run:
             beside.unlink(missing_ok=True)
             beside.symlink_to(target.relative_to(self.output))
             beside.replace(link)
+
+
+def _graph_of(lane: str) -> str:
+    return f"{lane} graph"
 
 
 def _new(folder: Path) -> Path:

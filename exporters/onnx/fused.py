@@ -18,7 +18,10 @@ import onnx_ir as ir
 from transformers import PretrainedConfig
 
 from exporters.onnx.config import stock_config
+from exporters.onnx.precision import NUMBERS
+from exporters.onnx.quantise import quantised_matrix
 from exporters.onnx.runtime import needs_builder
+from exporters.recipe import Precision
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -26,7 +29,7 @@ from pipeline.geometry import BlockShape, Geometry
 
 ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"}
 ROPE_TYPES = {"LlamaModel": {"default", "llama3"}}  # every other builder class: default only
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "/lm_head/MatMul"
 
 
 def fused_obstacle(checkpoint: Checkpoint) -> str | None:
@@ -47,15 +50,12 @@ def fused_obstacle(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def lower_fused(checkpoint: Checkpoint, logits: str, events: Events) -> ir.Model:
-    """The graph of a checkpoint, fp32, for ONNX Runtime; weights are read when the graph is saved.
+def lower_fused(checkpoint: Checkpoint, precision: Precision, events: Events) -> ir.Model:
+    """The graph of a checkpoint for ONNX Runtime; weights are read when the graph is saved, or quantised one by one.
 
     Inputs ``input_ids`` and ``attention_mask`` (batch, past + sequence), int64; per block with attention
     ``past_key_values.{i}.key``/``.value`` (batch, KV heads of that block, past, head_dim); outputs ``logits`` (batch,
-    sequence or 1, vocabulary) and ``present.{i}.key``/``.value``. Rows are padded on the right only.
-
-    Args:
-        logits: ``all`` positions or only the ``last``.
+    sequence, vocabulary) and ``present.{i}.key``/``.value``. Rows are padded on the right only.
 
     Raises:
         TrimlineError: the lowering cannot express this checkpoint; onnxruntime-genai is not installed.
@@ -65,19 +65,20 @@ def lower_fused(checkpoint: Checkpoint, logits: str, events: Events) -> ir.Model
     needs_builder()
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard), tempfile.TemporaryDirectory() as cache:
-        graph = _builder(checkpoint, logits, cache).build(checkpoint)
+        graph = _builder(checkpoint, precision, cache).build(checkpoint)
     events.note("built the fused graph", builder=heard.getvalue().splitlines())
     return graph
 
 
-def _builder(checkpoint: Checkpoint, logits: str, cache: str) -> Any:
+def _builder(checkpoint: Checkpoint, precision: Precision, cache: str) -> Any:
     importlib.import_module("onnxruntime_genai.models")  # puts the builder's own helpers on the import path
     builders = importlib.import_module("onnxruntime_genai.models.builders")
     geometry = checkpoint.geometry
     base = getattr(builders, str(geometry.family.onnx_builder))
     kind = type("PerBlockBuilder", (_PerBlock, base), {"geometry": geometry})
-    options = {"prune_lm_head": logits == "last", "hf_token": False, "hf_remote": False}
-    return kind(_builder_config(checkpoint), ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", cache, options)
+    numbers = NUMBERS[precision]
+    options = {"hf_token": False, "hf_remote": False, **numbers.options}
+    return kind(_builder_config(checkpoint), numbers.io, numbers.weights, "cpu", cache, options)
 
 
 def _builder_config(checkpoint: Checkpoint) -> PretrainedConfig:
@@ -96,16 +97,21 @@ class _PerBlock:
 
     def build(self: Any, checkpoint: Checkpoint) -> ir.Model:
         geometry, family = self.geometry, self.geometry.family
+        self.output_types["logits"] = ir.DataType.FLOAT
         self.make_inputs_and_outputs()
         self.make_preprocessing_nodes()
         table = checkpoint.tensor(f"{family.embeddings[0]}.weight")
+        head = SimpleNamespace(weight=table if geometry.tied else checkpoint.tensor(f"{family.head}.weight"), bias=None)
+        if self.io_dtype != self.onnx_dtype:
+            head = self._quantised(head, HEAD)
+            self.tied_quantized_embeddings = geometry.tied  # the table is then read out of the head's blocks
+            self.weights = SimpleNamespace(lm_head=head)
         self.make_embedding(table)
         for number in range(len(geometry.blocks)):
             self.make_layer(number, _block_modules(checkpoint, number))
         self.layernorm_attrs["last_layernorm"] = True
         self._normalise(len(geometry.blocks), SimpleNamespace(weight=checkpoint.tensor(f"{family.final_norms[0]}.weight")), "final_norm")
-        head = table if geometry.tied else checkpoint.tensor(f"{family.head}.weight")
-        self.make_lm_head(SimpleNamespace(weight=head, bias=None))
+        self.make_lm_head(head)
         _forget_products(self.model.graph)
         self.model.graph.sort()
         return self.model
@@ -139,13 +145,26 @@ class _PerBlock:
         self.make_layernorm(number, norm, skip=not first, simple=True, location=location)
         self.layernorm_attrs["first_layernorm"] = False
 
+    def is_gqa_supported(self: Any) -> bool:
+        return True  # the builder says no to fp16 on a processor, which ONNX Runtime has had for long
+
     def make_matmul_float(self: Any, matmul: Any, name: str, root_input: str, **options: Any) -> str:
-        if name != "/lm_head/MatMul" or not self.geometry.tied:
+        if name != HEAD or not self.geometry.tied:
             return super().make_matmul_float(matmul, name, root_input, **options)  # type: ignore[misc]
         # A tied head reads the embedding table itself; the builder would store a transposed second copy of it.
-        self.make_node("FusedMatMul", [root_input, EMBEDDING], ["logits"], name=name, domain="com.microsoft", transB=1)
-        self.make_value("logits", self.io_dtype, shape=["batch_size", options["seq_dim"], self.vocab_size])
+        output = "logits" if options["logits"] else f"{name}/output_0"
+        self.make_node("FusedMatMul", [root_input, EMBEDDING], [output], name=name, domain="com.microsoft", transB=1)
+        self.make_value(output, self.io_dtype, shape=["batch_size", options["seq_dim"], self.vocab_size])
         return name
+
+    def make_matmul_nbits(self: Any, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
+        # The builder would quantise the finished graph, all weights in memory, and not the table that a tied head reads.
+        quantised = matmul if hasattr(matmul, "qweight") else self._quantised(matmul, basename)
+        return super().make_matmul_nbits(quantised, basename, root_input, **options)  # type: ignore[misc]
+
+    def _quantised(self: Any, matmul: Any, name: str) -> SimpleNamespace:
+        bits = self.int4_customized_weight_config.get(name, {}).get("bits", self.quant_attrs["bits"])
+        return quantised_matrix(matmul.weight, bits, method=self.quantization_algo, symmetric=self.quant_attrs["is_symmetric"])
 
 
 def _forget_products(graph: ir.Graph) -> None:

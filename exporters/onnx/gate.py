@@ -1,25 +1,35 @@
-"""The gate between a checkpoint and its ONNX form: logits within 1e-3 everywhere, and the same greedy text.
+"""The gate between a checkpoint and its ONNX form: the same perplexity, and the same logits along every path.
 
 Each check runs another path through the graph: no past, a past grown token by token, a past grown by chunks, ragged
-rows, and onnxruntime-genai. The reference is torch in fp32. A badly hurt model amplifies rounding beyond any fixed bar (the
-rebuild gate meets the same), so where a check fails, the bar is set against what rounding alone does to torch's logits.
+rows, the graph's own text, and onnxruntime-genai. fp32 is compared with torch, logit by logit. A badly hurt model
+amplifies rounding beyond any fixed bar (the rebuild gate meets the same), so where a check fails, the bar is set against
+what rounding alone does to torch's logits.
+
+In fewer bits no logit is torch's. There, perplexity says what the bits cost, and the paths are compared with the same
+graph read without a past, by KL divergence: a cache that is filled wrongly is off by nats, rounding by thousandths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from exporters.onnx.config import context_length
-from exporters.onnx.genai import CONFIG, GenaiDecoder
+from exporters.onnx.divergence import Divergence, compare_distributions
+from exporters.onnx.genai import CONFIG
+from exporters.onnx.paths import Walk, at_once, through_genai, walks
+from exporters.onnx.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
 from exporters.onnx.runtime import has_genai
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.session import OnnxDecoder, providers_for
+from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, write_json
+from pipeline.errors import GateError, TrimlineError
+from pipeline.evaluate import window_losses
 from pipeline.events import Events
 from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
 from pipeline.loading import load_model
@@ -27,53 +37,142 @@ from pipeline.options import RunOptions
 
 BAR = 1e-3
 ROUNDINGS = 4  # of torch's own: two programs that round differently, each off by as much, and as much again for luck
-GREEDY_TOKENS = 64
 RECORD = "gate.json"
 TEXT = "The river had been frozen for three weeks when the first boats of the year came up from the harbour, and"
+NO_GENAI = "onnxruntime-genai is not installed"
+
+Found = Comparison | Divergence
 
 
-def gate_onnx(checkpoint: Path, folder: Path, options: RunOptions, events: Events) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judge:
+    """What the graph should say.
+
+    Attributes:
+        reference: token ids (rows, tokens) to logits of all positions, read without a past.
+        compare: a path's reference and candidate logits into what was found.
+        name: of the reference, for messages.
+    """
+
+    reference: Callable[[torch.Tensor], torch.Tensor]
+    compare: Callable[[torch.Tensor, torch.Tensor, Walk], Found]
+    name: str
+
+
+def gate_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunOptions, events: Events) -> dict[str, Any]:
     """Compares the checkpoint in torch with the graph in ``folder``, and writes gate.json there.
 
     Returns:
-        What gate.json holds: per check the largest difference, the bar, the KL divergence and agreed tokens.
+        What gate.json holds: perplexities, and per check the largest difference, the bar and agreed tokens.
 
     Raises:
         GateError: a check failed; which one, and where first, is said.
+        TrimlineError: there is no tokenizer, without which only fp32 can be judged.
     """
-    source = Checkpoint(checkpoint)
+    source, exact = Checkpoint(checkpoint), recipe.precision == "fp32"
+    windows = fixed_windows(source, options.trust_remote_code)
+    if windows is None and not exact:
+        raise TrimlineError(
+            f"{checkpoint} has no tokenizer, without which {recipe.precision} cannot be judged by perplexity.",
+            "Put the tokenizer's files beside it, or export in fp32.",
+        )
+    ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source) // 4))
+    lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, exact, options, events)
     model = load_model(source.folder, dtype=torch.float32, device="cpu", trust_remote_code=options.trust_remote_code)
-    decoder = OnnxDecoder(folder, options.threads)
-    length = min(48, context_length(source) // 4)
-    ids = gate_tokens(source.geometry.vocab, rows=2, length=length)
-    record: dict[str, Any] = {"lowering": decoder.lowering, "reference": "torch, float32"}
-    bar, rounding = BAR, None
-    found = _all_checks(model, decoder, ids, _prompt(source, ids), bar, events)
-    if not all(comparison.passed for comparison in found.values()):
-        rounding = _rounding(model, ids)
-        bar = max(BAR, ROUNDINGS * rounding)
-        found = _all_checks(model, decoder, ids, _prompt(source, ids), bar, events) if bar > BAR else found
-    for name, comparison in found.items():
-        events.gate(f"ONNX, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
-        demand(comparison, f"{checkpoint} (torch)", f"{folder} ({name})")
-    del decoder  # its packed weights, before another runtime packs its own
-    record |= {"rounding of torch": rounding, "checks": {name: comparison.as_record() for name, comparison in found.items()}}
-    record["genai"] = _genai(model, folder, ids[0], bar, events)
+    record: dict[str, Any] = {"lowering": lowering, "precision": recipe.precision, "perplexity": {"run": False, "why": NO_TOKENIZER}}
+    if windows is not None:
+        record["perplexity"] = compared(window_losses(model, windows, events), losses, recipe.most_perplexity)
+    if exact:
+        found, name, rounding = _against_torch(model, walked, ids)
+        record["rounding of torch"] = rounding
+    else:
+        del model  # before the graph is opened again
+        view = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True)
+        judge = Judge(lambda tokens: torch.from_numpy(view.logits(tokens.numpy())), _by_divergence, "the graph without a past")
+        found, name = _judged(walked, judge), judge.name
+    _demand_all(found, name, folder, events)
+    if windows is not None:
+        demand_perplexity(record["perplexity"], folder, recipe.precision, events)
+    record |= {"reference": name, "genai": {"run": False, "why": NO_GENAI}}
+    for path, comparison in found.items():
+        if path == "onnxruntime-genai":
+            record["genai"] = {"run": True} | comparison.as_record()
+    record["checks"] = {path: comparison.as_record() for path, comparison in found.items() if path != "onnxruntime-genai"}
     write_json(folder / RECORD, record)
     return record
 
 
-def _all_checks(
-    model: PreTrainedModel, decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor, bar: float, events: Events
-) -> dict[str, Comparison]:
-    found: dict[str, Comparison] = {}
-    with events.progress("gating the ONNX graph", 4 if decoder.last_logits_only else 5) as advance:
-        for name, comparison in _checks(model, decoder, ids, prompt, bar):
-            found[name] = comparison
+def _walk(
+    folder: Path, ids: torch.Tensor, prompt: torch.Tensor, windows: torch.Tensor | None, exact: bool, options: RunOptions, events: Events
+) -> tuple[str, list[Walk], list[float]]:
+    """Lowering, every path's logits, and the windows' losses. One session at a time: each packs its own copy of the weights."""
+    providers, walked, losses = providers_for(options.device), [], list[float]()
+    decoder = OnnxDecoder(folder, options.threads, providers, every_position=True)
+    if windows is not None:
+        losses = graph_losses(decoder, windows, events)
+    if exact:
+        walked.append(at_once(decoder, ids))
+    del decoder
+    decoder = OnnxDecoder(folder, options.threads, providers)
+    lowering = decoder.lowering
+    with events.progress("running the ONNX graph along every path", 4) as advance:
+        for walk in walks(decoder, ids, prompt):
+            walked.append(walk)
             advance(1)
-            if not comparison.passed:
-                break
+    del decoder
+    if has_genai() and (folder / CONFIG).is_file():
+        walked.append(through_genai(folder, ids[0]))
+    else:
+        events.note(f"{NO_GENAI}; the graph was not run in it")
+    return lowering, walked, losses
+
+
+def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
+    found = {}
+    for walk in walked:
+        pairs = [(judge.reference(part.ids)[:, list(part.positions)], part.logits) for part in walk.parts]
+        reference, candidate = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+        found[walk.name] = judge.compare(reference, candidate, walk)
     return found
+
+
+def _against_torch(model: PreTrainedModel, walked: list[Walk], ids: torch.Tensor) -> tuple[dict[str, Found], str, float | None]:
+    found = _judged(walked, judge := _torch_judge(model, BAR))
+    if all(comparison.passed for comparison in found.values()):
+        return found, judge.name, None
+    rounding = _rounding(model, ids)
+    return _judged(walked, _torch_judge(model, max(BAR, ROUNDINGS * rounding))), judge.name, rounding
+
+
+def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
+    def compare(reference: torch.Tensor, candidate: torch.Tensor, walk: Walk) -> Comparison:
+        found = compare_logits(reference, candidate, bar)
+        if not walk.greedy:
+            return found
+        # What the graph said next has to be what torch would have said, or a close call for torch too.
+        gap = reference.max(-1).values - reference.gather(-1, candidate.argmax(-1)[..., None])[..., 0]
+        agreed = int((gap < 2 * bar).sum())
+        return Comparison(found.difference, bar, found.kl_divergence, found.first_difference, agreed, gap.numel())
+
+    return Judge(lambda ids: _reference(model, ids), compare, "torch, float32")
+
+
+def _by_divergence(reference: torch.Tensor, candidate: torch.Tensor, walk: Walk) -> Divergence:
+    return compare_distributions(reference, candidate)
+
+
+def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: Events) -> None:
+    for name, comparison in found.items():
+        what = "mean KL divergence" if isinstance(comparison, Divergence) else "largest logit difference"
+        events.gate(f"ONNX, {name}: {what} {comparison.difference:.2g}", **comparison.as_record())
+        if isinstance(comparison, Comparison):
+            demand(comparison, reference, f"{folder} ({name})")
+        elif not comparison.passed:
+            raise GateError(
+                f"{folder} ({name}) does not say what {reference} says: {comparison.difference:.3g} nats apart on average, "
+                f"where {comparison.bar:g} is allowed.",
+                "This is a fault of the conversion, not of the recipe; please report it with the recipe.",
+            )
 
 
 def _rounding(model: PreTrainedModel, ids: torch.Tensor) -> float:
@@ -84,75 +183,6 @@ def _rounding(model: PreTrainedModel, ids: torch.Tensor) -> float:
     finally:
         model.float()
     return (exact - single.double()).abs().max().item()
-
-
-def _checks(
-    model: PreTrainedModel, decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor, bar: float
-) -> Iterator[tuple[str, Comparison]]:
-    reference, half = _reference(model, ids), ids.shape[1] // 2
-    whole = [(0, ids.shape[1])]
-    steps = [(0, half), *((at, at + 1) for at in range(half, ids.shape[1]))]
-    yield "without cache", _compare(decoder, ids, whole, reference, bar)
-    yield "with cache, token by token", _compare(decoder, ids, steps, reference, bar)
-    third = max(1, ids.shape[1] // 3)
-    chunks = [(at, min(at + third, ids.shape[1])) for at in range(0, ids.shape[1], third)]
-    yield "with cache, in chunks", _compare(decoder, ids[:1], chunks, reference[:1], bar)
-    if not decoder.last_logits_only:
-        yield "rows of unequal length", _ragged(model, decoder, ids, bar)
-    yield f"{GREEDY_TOKENS} greedy tokens", _greedy(model, decoder, prompt, bar)
-
-
-def _compare(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]], reference: torch.Tensor, bar: float) -> Comparison:
-    """Feeds the pieces one after another; a graph of last logits is compared where each piece ends."""
-    past, found, expected = decoder.empty(len(ids)), [], []
-    for start, end in pieces:
-        logits, past = decoder.step(ids[:, start:end].numpy(), past)
-        found.append(logits)
-        expected.append(reference[:, end - logits.shape[1] : end])
-    return compare_logits(torch.cat(expected, 1), torch.from_numpy(np.concatenate(found, 1)), bar)
-
-
-def _ragged(model: PreTrainedModel, decoder: OnnxDecoder, ids: torch.Tensor, bar: float) -> Comparison:
-    """Two prompts of unequal length side by side, then some steps, against each prompt alone."""
-    short, full = ids.shape[1] // 2, ids.shape[1] - 4
-    mask = np.ones((2, full), np.int64)
-    mask[0, short:] = 0
-    _, past = decoder.step(ids[:, :full].numpy(), decoder.empty(2), mask)
-    tails = torch.stack([ids[0, short : short + 4], ids[1, full:]])
-    steps = []
-    for at in range(tails.shape[1]):
-        logits, past = decoder.step(tails[:, at : at + 1].numpy(), past)
-        steps.append(logits)
-    rows = [torch.cat([ids[:1, :short], tails[:1]], 1), torch.cat([ids[1:, :full], tails[1:]], 1)]
-    expected = torch.cat([_reference(model, row)[:, -tails.shape[1] :] for row in rows])
-    return compare_logits(expected, torch.from_numpy(np.concatenate(steps, 1)), bar)
-
-
-def _greedy(model: PreTrainedModel, decoder: OnnxDecoder, prompt: torch.Tensor, bar: float) -> Comparison:
-    """The graph's own greedy text, judged by what torch would have said after each of its tokens.
-
-    One pass of torch over the finished text gives all its verdicts, and does not lose its way after a close call.
-    """
-    text = torch.from_numpy(np.concatenate([prompt.numpy(), decoder.greedy(prompt.numpy(), GREEDY_TOKENS)], 1))
-    seen, said = text[:, :-1], text[:, prompt.shape[1] :]
-    reference = _reference(model, seen)
-    verdicts = reference[:, -said.shape[1] :]
-    gap = verdicts.max(-1).values - verdicts.gather(-1, said[..., None])[..., 0]
-    found = _compare(decoder, seen, [(0, seen.shape[1])], reference, bar)
-    agreed = int((gap < 2 * bar).sum())
-    return Comparison(found.difference, bar, found.kl_divergence, found.first_difference, agreed, said.numel())
-
-
-def _genai(model: PreTrainedModel, folder: Path, ids: torch.Tensor, bar: float, events: Events) -> dict[str, Any]:
-    if not (has_genai() and (folder / CONFIG).is_file()):
-        events.note("onnxruntime-genai is not installed; the graph was not run in it")
-        return {"run": False, "why": "onnxruntime-genai is not installed"}
-    half = len(ids) // 2
-    found = GenaiDecoder(folder).forced(ids[:half].tolist(), ids[half:].tolist())
-    comparison = compare_logits(_reference(model, ids[None])[0, half - 1 :][None], torch.from_numpy(found)[None], bar)
-    events.gate(f"onnxruntime-genai: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
-    demand(comparison, "the checkpoint (torch)", f"{folder} (onnxruntime-genai)")
-    return {"run": True} | comparison.as_record()
 
 
 def _prompt(source: Checkpoint, ids: torch.Tensor) -> torch.Tensor:

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, PreTrainedModel
 
+from exporters.onnx.precision import NUMBERS
+from exporters.recipe import Precision
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
 from pipeline.loading import load_model
 
-OPSET = 20
+OPSET, OPSET_OF_INT4 = 20, 21
 STANDARD = {"", "ai.onnx"}
 
 
-def lower_portable(checkpoint: Checkpoint, events: Events, *, trust_remote_code: bool = False) -> ir.Model:
-    """The graph of a checkpoint, fp32, of standard operators.
+def lower_portable(checkpoint: Checkpoint, precision: Precision, events: Events, *, trust_remote_code: bool = False) -> ir.Model:
+    """The graph of a checkpoint, of standard operators, in fp32, fp16 or bf16 (fp32 for what is quantised later).
 
     As the fused graph, with ``position_ids`` (batch, sequence) as a further input; batch, sequence and past are
     dynamic, and padding may stand anywhere.
@@ -35,15 +37,16 @@ def lower_portable(checkpoint: Checkpoint, events: Events, *, trust_remote_code:
         TrimlineError: a node outside the standard domain came out.
     """
     geometry = checkpoint.geometry
-    model = load_model(checkpoint.folder, dtype=torch.float32, device="cpu", trust_remote_code=trust_remote_code)
+    dtype = NUMBERS[precision].torch
+    model = load_model(checkpoint.folder, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
     names = [f"{number}.{kind}" for number in with_attention for kind in ("key", "value")]
     with _quietly() as heard, torch.no_grad():
         program = torch.onnx.export(
             _Flat(model, _cache_slots(model, geometry, with_attention)).eval(),
-            _sample(geometry, with_attention),
+            _sample(geometry, with_attention, dtype),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSET_OF_INT4 if precision == "int4" else OPSET,
             dynamic_shapes=_dynamic(len(names)),
             input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
             output_names=["logits", *(f"present.{name}" for name in names)],
@@ -71,6 +74,7 @@ class _Flat(nn.Module):
         config = model.config
         window = getattr(config, "sliding_window", None)
         self.window = window if getattr(config, "use_sliding_window", True) else None
+        self.dtype = model.dtype
         self.kinds = set(getattr(config, "layer_types", None) or ())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
@@ -85,17 +89,17 @@ class _Flat(nn.Module):
             use_cache=True,
         )
         present = [t for slot in self.slots for t in (cache.layers[slot].keys, cache.layers[slot].values)]
-        return (out.logits, *present)
+        return (out.logits.float(), *present)
 
     def _mask(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
         sequence, total = input_ids.shape[1], attention_mask.shape[1]
         queries = (torch.arange(sequence) + (total - sequence))[:, None]
         seen = (torch.arange(total)[None, :] <= queries)[None] & attention_mask.bool()[:, None, :]
-        masks = {"full_attention": _additive(seen)}
+        masks = {"full_attention": _additive(seen, self.dtype)}
         if self.window is not None:
             # A window counts tokens, and padding may stand between them: places in the cache will not do.
             places = attention_mask.cumsum(1) - 1
-            masks["sliding_attention"] = _additive(seen & (places[:, None, :] > position_ids[:, :, None] - self.window))
+            masks["sliding_attention"] = _additive(seen & (places[:, None, :] > position_ids[:, :, None] - self.window), self.dtype)
         if "sliding_attention" in self.kinds:
             return masks
         return masks["sliding_attention" if self.window is not None else "full_attention"]
@@ -108,22 +112,22 @@ def _cache_slots(model: PreTrainedModel, geometry: Geometry, with_attention: lis
     return [module.layer_idx for module in modules]
 
 
-def _additive(seen: Tensor) -> Tensor:
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a query may look and a large negative number elsewhere: (batch, sequence, total) to (batch, 1, sequence, total).
 
     Not -inf: a query that may look nowhere (padding) would become NaN and spread through the cache.
     """
-    return torch.where(seen[:, None], 0.0, torch.finfo(torch.float32).min)
+    return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype))
 
 
-def _sample(geometry: Geometry, with_attention: list[int]) -> tuple[Any, ...]:
+def _sample(geometry: Geometry, with_attention: list[int], dtype: torch.dtype) -> tuple[Any, ...]:
     # No two sizes alike and none 0 or 1, which torch.export would take for a constant.
     batch, sequence, past = 2, 3, 5
     ids = torch.ones(batch, sequence, dtype=torch.long)
     mask = torch.ones(batch, past + sequence, dtype=torch.long)
     positions = torch.arange(past, past + sequence).repeat(batch, 1)
     shapes = [(batch, geometry.blocks[number].kv_groups, past, geometry.head_dim) for number in with_attention for _ in range(2)]
-    return ids, mask, positions, [torch.zeros(shape) for shape in shapes]
+    return ids, mask, positions, [torch.zeros(shape, dtype=dtype) for shape in shapes]
 
 
 def _dynamic(caches: int) -> tuple[Any, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers, as_trimline_error, as_value
 from exporters.onnx.files import GRAPH, LOWERING_KEY
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
 
-CPU = "CPUExecutionProvider"
-PAST, PRESENT = "past_key_values.", "present."
-SPARE_TOKENS = 64
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -36,7 +35,7 @@ class Past:
 
     mask: Ids
     values: dict[str, Any] = field(default_factory=dict)
-    buffers: _Buffers | None = None
+    buffers: Buffers | None = None
 
     @property
     def length(self) -> int:
@@ -50,18 +49,20 @@ class OnnxDecoder:
         folder: holds model.onnx.
         threads: of ONNX Runtime inside an operator; by default all that this process may use.
         providers: execution providers, best first. Asking for one is demanding it.
+        every_position: logits of all positions from a graph that gives those of the last, over the same weights.
 
     Raises:
         TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this
             machine cannot give (ONNX Runtime itself would quietly compute on the processor).
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, providers: Sequence[str] = (CPU,), every_position: bool = False) -> None:
         needs_runtime()
         self.folder = Path(folder)
-        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers))
+        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers), every_position)
         inputs = self.session.get_inputs()
         self._cache_shapes = {i.name: (i.shape[1], i.shape[3]) for i in inputs if i.name.startswith(PAST)}
+        self._cache_dtype = next(DTYPES[i.type] for i in inputs if i.name.startswith(PAST))
         self._wants_positions = any(i.name == "position_ids" for i in inputs)
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.lowering = self.session.get_modelmeta().custom_metadata_map.get(LOWERING_KEY, "portable")
@@ -73,9 +74,9 @@ class OnnxDecoder:
         """A past without tokens; ``capacity`` tokens fit before a fused graph's buffers have to grow."""
         mask = np.zeros((batch, 0), np.int64)
         if self.lowering == "fused":
-            return Past(mask, buffers=_Buffers(self.session, self._cache_shapes, batch, capacity))
-        empty = {name: np.zeros((batch, heads, 0, width), np.float32) for name, (heads, width) in self._cache_shapes.items()}
-        return Past(mask, values={name: _value(array) for name, array in empty.items()})
+            return Past(mask, buffers=Buffers(self.session, self._cache_shapes, self._cache_dtype, batch, capacity))
+        empty = {name: np.zeros((batch, heads, 0, width), self._cache_dtype) for name, (heads, width) in self._cache_shapes.items()}
+        return Past(mask, values={name: as_value(array) for name, array in empty.items()})
 
     def run(self, ids: Ids, past: Past, mask: Ids | None = None) -> tuple[Any, Past]:
         """One call of the graph, nothing copied out: what a benchmark times.
@@ -100,8 +101,8 @@ class OnnxDecoder:
                 raise TrimlineError("A fused graph continues several rows by one token at a time.", "Feed one row, or one token.")
             past.buffers.reserve(seen.shape[1], past.length)
             return past.buffers.run(feeds), Past(seen, buffers=past.buffers)
-        values = {name: _value(array) for name, array in feeds.items()} | past.values
-        with _as_trimline_error():
+        values = {name: as_value(array) for name, array in feeds.items()} | past.values
+        with as_trimline_error():
             logits, *present = self.session.run_with_ort_values(self._outputs, values)
         names = (name.replace(PRESENT, PAST) for name in self._outputs[1:])
         return logits, Past(seen, values=dict(zip(names, present, strict=True)))
@@ -116,27 +117,28 @@ class OnnxDecoder:
         return self.step(ids, self.empty(len(ids), ids.shape[1]))[0]
 
     def greedy(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> Ids:
-        """The ``tokens`` most likely next tokens per prompt, with the cache; an end-of-text token does not stop it.
+        """The ``tokens`` most likely next tokens per prompt, (prompts, tokens); as ``greedy_with_logits``."""
+        return self.greedy_with_logits(prompts, tokens)[0]
+
+    def greedy_with_logits(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> tuple[Ids, Logits]:
+        """The most likely next tokens with the cache; an end-of-text token does not stop it.
 
         Prompts of unequal length are padded on the right.
 
         Returns:
-            Token ids, (prompts, tokens).
-
-        Raises:
-            TrimlineError: unequal prompts and a graph that gives logits of the last position only.
+            Token ids, (prompts, tokens), and the logits that each was chosen by, (prompts, tokens, vocabulary).
         """
         ids, mask = _pad(prompts)
         lengths = mask.sum(axis=1)
-        if self.last_logits_only and lengths.min() != lengths.max():
-            raise TrimlineError("This graph gives no logits where the shorter prompts end.", "Export it with logits: all.")
         logits, past = self.step(ids, self.empty(len(ids), ids.shape[1] + tokens), mask)
         ends = np.zeros_like(lengths) if self.last_logits_only else lengths - 1
-        chosen = [logits[np.arange(len(ids)), ends].argmax(-1)]
+        said = [logits[np.arange(len(ids)), ends]]
+        chosen = [said[-1].argmax(-1)]
         while len(chosen) < tokens:
             logits, past = self.step(chosen[-1][:, None], past)
-            chosen.append(logits[:, -1].argmax(-1))
-        return np.stack(chosen, axis=1)
+            said.append(logits[:, -1])
+            chosen.append(said[-1].argmax(-1))
+        return np.stack(chosen, axis=1), np.stack(said, axis=1)
 
     def greedy_without_cache(self, ids: Ids, tokens: int) -> Ids:
         """As ``greedy``, reading the whole text anew for each token: slow, and a check on the cache."""
@@ -146,44 +148,12 @@ class OnnxDecoder:
         return text[:, -tokens:]
 
 
-class _Buffers:
-    """The cache of a fused graph, which reads and writes it in place, as onnxruntime-genai has it do.
-
-    A plain run would allocate and copy the whole cache for every token: 60 tensors for a model of 30 blocks.
-    """
-
-    def __init__(self, session: Any, shapes: dict[str, tuple[int, int]], batch: int, capacity: int) -> None:
-        self._session, self._shapes, self._batch = session, shapes, batch
-        self._arrays: dict[str, NDArray[np.float32]] = {}
-        self.capacity = -1
-        self.reserve(capacity, 0)
-
-    def reserve(self, needed: int, length: int) -> None:
-        """Makes room for ``needed`` tokens; the first ``length`` of what is there are kept."""
-        if needed <= self.capacity:
-            return
-        self.capacity = max(needed + SPARE_TOKENS, 2 * self.capacity)
-        old, self._arrays = self._arrays, {}
-        self._binding = self._session.io_binding()
-        for name, (heads, width) in self._shapes.items():
-            array = np.zeros((self._batch, heads, self.capacity, width), np.float32)
-            if length:
-                array[:, :, :length] = old[name][:, :, :length]
-            value = _value(array)  # shares the array's memory
-            self._arrays[name] = array
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
-
-    def run(self, feeds: dict[str, Ids]) -> Any:
-        for name, array in feeds.items():
-            self._binding.bind_ortvalue_input(name, _value(array))
-        self._binding.bind_output("logits", "cpu")
-        with _as_trimline_error():
-            self._session.run_with_iobinding(self._binding)
-        return self._binding.get_outputs()[-1]  # bound last
+def providers_for(device: str) -> tuple[str, ...]:
+    """Of a run option: the GPU's own where it is ``cuda``, which still leaves bookkeeping on shapes to the processor."""
+    return (CPU,) if device == "cpu" else (CUDA, CPU)
 
 
-def _open(graph: Path, threads: int, providers: tuple[str, ...]) -> Any:
+def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position: bool) -> Any:
     import onnxruntime
 
     if not graph.is_file():
@@ -197,7 +167,9 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...]) -> Any:
     if CPU not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
+        without_choice = _every_position(graph) if every_position else None
+        options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
+        session = onnxruntime.InferenceSession(without_choice or str(graph), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise TrimlineError(
             f"ONNX Runtime cannot open {graph}: {str(error).strip()}", "Export it again, or ask for fewer providers."
@@ -208,24 +180,14 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...]) -> Any:
     return session
 
 
+def _every_position(graph: Path) -> bytes | None:
+    from exporters.onnx.last_position import all_positions  # brings onnx, which a process that is measured does without
+
+    return all_positions(graph)
+
+
 def _refusal(provider: str, why: str) -> TrimlineError:
     return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")
-
-
-@contextmanager
-def _as_trimline_error() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # as in _open
-        raise TrimlineError(
-            f"ONNX Runtime failed on the graph: {str(error).strip()}", "Check the input's shape; else export again."
-        ) from error
-
-
-def _value(array: NDArray[Any]) -> Any:
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _pad(prompts: Ids | Sequence[Sequence[int]]) -> tuple[Ids, Ids]:

@@ -8,7 +8,10 @@ from exporters.onnx.files import copy_tokenizer, save_graph
 from exporters.onnx.fused import fused_obstacle, lower_fused
 from exporters.onnx.gate import gate_onnx
 from exporters.onnx.genai import write_genai_config
+from exporters.onnx.last_position import keep_last_position
 from exporters.onnx.portable import lower_portable
+from exporters.onnx.precision import NUMBERS, bits_by_operator, check_precision
+from exporters.onnx.quantise import quantised_graph
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, write_json
@@ -20,38 +23,42 @@ from pipeline.options import RunOptions
 def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path, events: Events) -> None:
     """Writes model.onnx, its weights, genai_config.json, the tokenizer's files and gate.json into ``out``.
 
-    Weights of any float type become fp32; their values do not change by that.
+    Weights of any float type become fp32, which changes no value, and then what ``recipe.precision`` says.
 
     Raises:
         TrimlineError: the lowering does not know this model, or what it needs is not installed.
         GateError: the graph does not compute what the checkpoint computes.
     """
     needs_runtime()
+    check_precision(recipe.precision, options.device)
     options.apply()
     source = Checkpoint(checkpoint)
     _check(source)
     lowering = choose_lowering(source, recipe, events)
     with events.progress("exporting to ONNX", 2) as advance:
         if lowering == "fused":
-            graph = lower_fused(source, recipe.logits, events)
+            graph = lower_fused(source, recipe.precision, events)
         else:
-            graph = lower_portable(source, events, trust_remote_code=options.trust_remote_code)
+            graph = lower_portable(source, recipe.precision, events, trust_remote_code=options.trust_remote_code)
+        if recipe.logits == "last":
+            keep_last_position(graph)
+        if lowering == "portable" and NUMBERS[recipe.precision].quantised:
+            graph = quantised_graph(graph, recipe.precision, out)
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
         write_json(out / "checkpoint_config.json", source.config)  # sizes per block, for whoever measures the graph
-        write_json(out / "export.json", {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits})
+        bits = bits_by_operator(graph, recipe.precision, source.geometry)
+        form = {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits}
+        write_json(out / "export.json", form | ({"bits": bits} if bits else {}))
         write_genai_config(source, lowering, out)
         advance(1)
-    gate_onnx(checkpoint, out, options, events)
+    del graph  # its weights, before the gate opens what was written
+    gate_onnx(checkpoint, out, recipe, options, events)
 
 
 def choose_lowering(source: Checkpoint, recipe: ExportSlice, events: Events) -> str:
-    """``fused`` or ``portable``.
-
-    Raises:
-        TrimlineError: last logits are asked for, and the model needs the portable lowering.
-    """
+    """``fused`` or ``portable``."""
     lowering: str = recipe.lowering
     if lowering == "auto":
         obstacle = fused_obstacle(source)
@@ -60,8 +67,6 @@ def choose_lowering(source: Checkpoint, recipe: ExportSlice, events: Events) -> 
         lowering = "fused" if obstacle is None else "portable"
         if obstacle is not None:
             events.note(f"portable lowering, because {obstacle}")
-    if lowering == "portable" and recipe.logits == "last":
-        raise TrimlineError("The portable lowering gives logits of all positions.", "Use logits: all, or lowering: fused.")
     return lowering
 
 

@@ -28,7 +28,7 @@ def _export(root: Path, name: str, ffn: int) -> Path:
 
     checkpoint, out = tiny_model("llama", root / f"{name} checkpoint", intermediate_size=ffn), root / name
     out.mkdir()
-    save_graph(lower_fused(Checkpoint(checkpoint), "all", Events()), out, "fused")
+    save_graph(lower_fused(Checkpoint(checkpoint), "fp32", Events()), out, "fused")
     shutil.copyfile(checkpoint / "config.json", out / CONFIG)
     (out / EXPORT).write_text(json.dumps({"lowering": "fused", "precision": "fp32", "logits": "all"}), encoding="utf-8")
     return out

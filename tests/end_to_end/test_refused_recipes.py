@@ -72,7 +72,8 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
         ((*STEP, "budget"), {"layer": {"keep": 0}}, ("'prune.steps.0.budget.layer.keep'", "0")),
         ((*STEP, "damping"), float("nan"), ("'prune.steps.0.damping'",)),
         (("rebuild", "profile"), "deci", ("'rebuild.profile'", "'decilm'", "'deci'")),
-        (("export", "precision"), "int4", ("'export.precision'", "'int4'")),
+        (("export", "precision"), "int3", ("'export.precision'", "'int3'")),
+        (("export", "perplexity_bar"), 0.5, ("'export.perplexity_bar'", "0.5")),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values, tmp_path, path, value, words):

@@ -2,7 +2,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -36,7 +35,7 @@ def largest_difference(checkpoint: Path, folder: Path) -> float:
     ids = gate_tokens(Checkpoint(checkpoint).geometry.vocab, length=20)
     with torch.no_grad():
         reference = load_model(checkpoint, dtype=torch.float32)(ids).logits
-    return float((reference - torch.from_numpy(OnnxDecoder(folder, 1).logits(ids.numpy()))).abs().max())
+    return float((reference - torch.from_numpy(OnnxDecoder(folder, 1, every_position=True).logits(ids.numpy()))).abs().max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,18 +103,6 @@ def test_half_precision_checkpoint_is_exported_in_fp32(tmp_path):
     assert {t.data_type for t in onnx.load(out / "model.onnx").graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
 
 
-def test_last_logits_only(tmp_path):
-    checkpoint = stock("llama", tmp_path)
-    last = exported(checkpoint, tmp_path / "last", ExportSlice(lowering="fused", logits="last"))
-    whole = OnnxDecoder(exported(checkpoint, tmp_path / "all"), 1)
-    decoder, ids = OnnxDecoder(last, 1), gate_tokens(128, length=12).numpy()
-    assert decoder.last_logits_only
-    np.testing.assert_allclose(decoder.logits(ids), whole.logits(ids)[:, -1:], atol=1e-5)
-    np.testing.assert_array_equal(decoder.greedy(ids, 8), whole.greedy(ids, 8))
-    with pytest.raises(TrimlineError, match="shorter prompts"):
-        decoder.greedy([[1, 2], [3]], 2)
-
-
 def test_gate_fails_on_wrong_weights(tmp_path):
     checkpoint = stock("llama", tmp_path)
     out = exported(checkpoint, tmp_path / "out")
@@ -123,7 +110,7 @@ def test_gate_fails_on_wrong_weights(tmp_path):
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] += 0.5
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GateError, match=r"without cache.*first at row"):
-        gate_onnx(checkpoint, out, OPTIONS, Events())
+        gate_onnx(checkpoint, out, FUSED, OPTIONS, Events())
 
 
 def test_gate_is_set_against_rounding_where_the_bar_is_below_it(tmp_path, monkeypatch):
@@ -132,7 +119,7 @@ def test_gate_is_set_against_rounding_where_the_bar_is_below_it(tmp_path, monkey
     assert json.loads((out / "gate.json").read_text())["rounding of torch"] is None
     monkeypatch.setattr(gate, "BAR", 1e-9)
     monkeypatch.setattr(gate, "ROUNDINGS", 50)
-    record = gate_onnx(checkpoint, out, OPTIONS, Events())
+    record = gate_onnx(checkpoint, out, FUSED, OPTIONS, Events())
     assert 0 < record["rounding of torch"] < 1e-4
     assert {check["bar"] for check in record["checks"].values()} == {50 * record["rounding of torch"]}
 

@@ -8,7 +8,6 @@ import pytest
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.errors import TrimlineError
 from pipeline.events import Event, Events
 from tests.exporters.models import OPTIONS, stock, uneven
 
@@ -73,8 +72,3 @@ def test_uneven_families(family, tmp_path):
 def test_full_and_sliding_attention_side_by_side(tmp_path):
     checkpoint = stock("qwen2", tmp_path, use_sliding_window=True, sliding_window=16, max_window_layers=1)
     assert passed(exported(checkpoint, tmp_path / "out", ExportSlice()))
-
-
-def test_last_logits_are_refused(tmp_path):
-    with pytest.raises(TrimlineError, match="logits of all positions"):
-        export(stock("opt", tmp_path), ExportSlice(logits="last"), OPTIONS, tmp_path, Events())

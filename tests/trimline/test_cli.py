@@ -169,7 +169,7 @@ def test_verify_of_what_is_no_package(tmp_path):
         (("rebuild", "MODEL", "MODEL", "-o", "OUT"), ("plan.json",)),
         (("rebuild", "MODEL", "SMALLER", "-o", "OUT"), ("updates.safetensors", "trimline prune")),
         (("rebuild", "OTHER", "PLAN", "-o", "OUT", "--profile", "decilm"), ("block", "plan")),
-        (("export", "MODEL", "-o", "OUT", "--logits", "last", "--lowering", "portable"), ("portable", "logits")),
+        (("export", "MODEL", "-o", "OUT", "--precision", "bf16"), ("bf16", "processor")),
         (("evaluate", "MODEL", "--text", "none.txt"), ("none.txt",)),
         (("evaluate", "MODEL", "--text", "TEXT", "--windows", "9999"), ("9999 windows", "the text has")),
         (("bench", "MODEL", "ONNX", "-o", "OUT", "--perplexity", "dense=3", "--perplexity", "onnx=4"), ("model",)),

@@ -1,0 +1,79 @@
+"""llama.cpp's 4-bit form of the built-in model, as one more decoder that the benchmark times.
+
+Optional: llama-cpp-python is no dependency, since its build takes a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from benchmarks.subject import CONFIG, EXPORT
+from benchmarks.worker import GGUF
+from pipeline.checkpoint import Checkpoint, write_json
+
+NOT_RUN = "llama-cpp-python is not installed"
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python can be imported."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def llama_folder(gguf: Path, checkpoint: Path, out: Path) -> None:
+    """A GGUF file of a checkpoint's shape, in a folder that the benchmark opens."""
+    shutil.copyfile(gguf, out / GGUF)
+    write_json(out / CONFIG, Checkpoint(checkpoint).config)
+    write_json(out / EXPORT, {"lowering": "llama.cpp", "precision": "int4", "logits": "last"})
+
+
+class LlamaDecoder:
+    """The file of a folder in llama.cpp.
+
+    Args:
+        folder: holds model.gguf.
+        threads: for prompts and for steps.
+        every_position: logits of all positions, for perplexity.
+    """
+
+    def __init__(self, folder: Path, threads: int, every_position: bool = False, context: int = 1024) -> None:
+        llama: Any = importlib.import_module("llama_cpp")
+        self._model = llama.Llama(
+            str(folder / GGUF),
+            n_ctx=context,
+            n_batch=context,
+            n_ubatch=context,
+            n_threads=threads or os.cpu_count(),
+            n_threads_batch=threads or os.cpu_count(),
+            logits_all=every_position,
+            verbose=False,
+        )
+
+    def empty(self, batch: int, capacity: int) -> None:
+        """Forgets what was read; one row only."""
+        assert batch == 1
+        self._model.reset()
+
+    def run(self, ids: NDArray[np.int64], past: None) -> tuple[None, None]:
+        """Reads more tokens, (1, tokens); the cache is the model's own."""
+        self._model.eval(ids[0].tolist())
+        return None, None
+
+    def losses(self, windows: torch.Tensor) -> list[float]:
+        """Mean cross-entropy of each window, nats per predicted token."""
+        found = []
+        for window in windows:
+            self._model.reset()
+            self._model.eval(window.tolist())
+            logits = torch.from_numpy(self._model.scores[: len(window) - 1].copy())
+            found.append(cross_entropy(logits, window[1:]).item())
+        return found

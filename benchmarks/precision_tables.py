@@ -1,0 +1,87 @@
+"""The tables of ``benchmarks.precisions``, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.llama_cpp import NOT_RUN
+from benchmarks.markdown import interval, machine
+from benchmarks.pages import markdown_table
+from benchmarks.statistics import Ratio, control_holds, paired_ratio
+from benchmarks.timing import DENSE
+
+BUILDER, OURS, ALL, LLAMA = "builder", "ours", "ours, all positions", "llama.cpp, Q4_1 (dense)"
+WORKLOADS = {("512/1", "prefill"), ("128/17", "decode")}
+REALISED_BAR = 0.9
+Results = Mapping[str, Any]
+
+
+def document(results: Sequence[Results]) -> str:
+    """Markdown: the three questions, a table each, and the machine."""
+    parts = [_as_fast_as_the_builder(results)]
+    four = next((found for found in results if found["precision"] == "int4"), None)
+    if four is not None:
+        parts.append(_pruned_and_four_bits(four))
+    parts += [_one_position(results), machine(results[-1])]
+    return "\n\n".join(parts)
+
+
+def _as_fast_as_the_builder(results: Sequence[Results]) -> str:
+    rows = []
+    for found in results:
+        for row in _rows(found):
+            if row["model"] in (OURS, ALL):
+                both = (_perplexity(found, BUILDER), _perplexity(found, row["model"]))
+                rows.append([found["precision"], row["model"], row["metric"], *both, *_measured(row), _reached(row, 1.0)])
+    columns = ["precision", "graph", "metric", "perplexity, builder", "perplexity", "rounds", "speed over the builder's", "builder again"]
+    return "**Our graph over onnxruntime-genai's own, dense, same precision** (bar 1.0)\n\n" + markdown_table([*columns, "outcome"], rows)
+
+
+def _pruned_and_four_bits(found: Results) -> str:
+    rows = []
+    for row in _rows(found):
+        if row["model"] in (OURS, ALL):
+            continue
+        share = [f"{row['allowed']:.3f}", interval(row["realised_gain"]), f"{REALISED_BAR}", _reached(row, REALISED_BAR * row["allowed"])]
+        if row["model"] == LLAMA:
+            share = ["–", "–", "–", "–"]
+        rows.append([row["model"], row["metric"], _perplexity(found, row["model"]), *_measured(row), *share])
+    if LLAMA not in found["perplexities"]:
+        rows.append([LLAMA, "not run", NOT_RUN, *["–"] * 7])
+    columns = ["model", "metric", "perplexity", "rounds", "speed over dense int4 of the builder", "builder again", "allowed", "realised"]
+    title = f"**int4: channels removed, over the builder's dense int4** (perplexity {_perplexity(found, BUILDER)})"
+    return f"{title}\n\n" + markdown_table([*columns, "bar", "outcome"], rows)
+
+
+def _one_position(results: Sequence[Results]) -> str:
+    rows = []
+    for found in results:
+        ratio, control = (_prefill(found, *pair) for pair in ((ALL, OURS), (DENSE, f"{DENSE} again")))
+        resolved = "" if control_holds(control) else "not resolved"
+        rows.append([found["precision"], _perplexity(found, OURS), str(ratio.rounds), interval(ratio.as_record()), resolved])
+    title = "**Logits of the last token over logits of all, prefill of 512 tokens, our graph**"
+    return f"{title}\n\n" + markdown_table(["precision", "perplexity", "rounds", "speed over all positions", "outcome"], rows)
+
+
+def _prefill(found: Results, first: str, second: str) -> Ratio:
+    samples = found["samples"]["512/1"]
+    return paired_ratio(samples[first]["prefill"], samples[second]["prefill"])
+
+
+def _rows(found: Results) -> Iterator[Mapping[str, Any]]:
+    yield from (row for row in found["comparisons"] if (row["workload"], row["metric"]) in WORKLOADS)
+
+
+def _measured(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return str(row["speed_up"]["rounds"]), interval(row["speed_up"]), interval(row["control"])
+
+
+def _reached(row: Mapping[str, Any], bar: float) -> str:
+    if not row["control_holds"]:
+        return "not resolved"
+    return "reached" if Ratio(**row["speed_up"]).reaches(bar) else "missed"
+
+
+def _perplexity(found: Results, name: str) -> str:
+    return f"{found['perplexities'][name]:.2f}"

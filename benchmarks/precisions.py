@@ -1,0 +1,119 @@
+"""``python -m benchmarks.precisions``: fewer bits, on the built-in model, side by side in interleaved rounds.
+
+Three questions. Is our graph as fast as the one that onnxruntime-genai's own builder writes, of the same shape and
+precision? Does a pruned model in 4 bits gain over a dense one in 4 bits what the removed weights allow? And what does prefill
+gain where the output head reads one position? Beside every speed stands the perplexity on the text of the export gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.figures import DOCS, checkpoints, made
+from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
+from benchmarks.pages import fill
+from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
+from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
+from benchmarks.stage import measure
+from benchmarks.stock_builder import stock_graph
+from exporters.onnx.perplexity import fixed_windows, graph_losses
+from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice, Precision
+from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.evaluate import perplexity_record
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from pipeline.sources.model import default_gguf
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+QUIET = Events()
+NO_BAR = 1e6  # a benchmark shows what a precision costs; it is the export's gate that refuses
+
+
+def forms(models: Mapping[str, Path], precision: Precision, folder: Path, options: RunOptions) -> dict[str, Path]:
+    """Folders to time against each other, the builder's own graph first; what is there is not made again.
+
+    Args:
+        models: checkpoints by name, ``dense`` among them; the others are measured in int4 only.
+    """
+    dense = models["dense"]
+
+    def ours(checkpoint: Path, logits: str, name: str) -> Path:
+        recipe = ExportSlice.model_validate({"precision": precision, "logits": logits, "perplexity_bar": NO_BAR})
+        return made(folder / f"{precision}-{name}", lambda out: export(checkpoint, recipe, options, out, QUIET))
+
+    found = {BUILDER: made(folder / f"{precision}-builder", lambda out: stock_graph(dense, precision, out))}
+    found |= {OURS: ours(dense, "last", "dense"), ALL: ours(dense, "all", "dense-all")}
+    if precision == "int4":
+        found |= {
+            name: ours(path, "last", name.replace(" ", "-").replace("%", "percent")) for name, path in models.items() if name != "dense"
+        }
+        if has_llama_cpp():
+            found[LLAMA] = made(folder / "llama-cpp", lambda out: llama_folder(default_gguf(), dense, out))
+    return found
+
+
+def perplexities(found: Mapping[str, Path], dense: Path, options: RunOptions) -> dict[str, float]:
+    """Of every form on the text of the export gate, by the program that is timed."""
+    windows = fixed_windows(Checkpoint(dense))
+    if windows is None:
+        raise TrimlineError(f"{dense} has no tokenizer.", "Give a model that has one.")
+    values = {}
+    for name, folder in found.items():
+        gate = folder / "gate.json"
+        if gate.is_file():
+            values[name] = read_json(gate)["perplexity"]["graph"]
+        elif name == LLAMA:
+            values[name] = perplexity_record(LlamaDecoder(folder, options.threads, every_position=True).losses(windows))["perplexity"]
+        else:
+            values[name] = perplexity_record(graph_losses(OnnxDecoder(folder, options.threads), windows, QUIET))["perplexity"]
+    return values
+
+
+def measured(models: Mapping[str, Path], precision: Precision, folder: Path, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, Any]:
+    """One precision: what ``results.json`` of the benchmark stage holds, ``dense`` being the builder's graph."""
+    found = forms(models, precision, folder, options)
+    values = perplexities(found, models["dense"], options)
+    results = measure(found[BUILDER], {name: path for name, path in found.items() if name != BUILDER}, recipe, options, QUIET)
+    return results | {"precision": precision, "perplexities": values}
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for models and raw figures; what is there is not made again.")] = Path(
+        "runs/figures"
+    ),
+    rounds: Annotated[int, typer.Option(help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
+    most_seconds: Annotated[float, typer.Option(help="Of timing, per precision.")] = 600.0,
+    precision: Annotated[list[str] | None, typer.Option(help="Only these: fp32, int8, int4.")] = None,
+    threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
+    page: Annotated[Path | None, typer.Option(help="Fill in the place called precisions.")] = DOCS / "results.md",
+    fill_page: Annotated[bool, typer.Option("--fill/--print-only", help="Write into the page, or only print.")] = True,
+) -> None:
+    """Measure, print, and write the tables into docs/results.md."""
+    options = RunOptions(threads=threads) if threads else RunOptions()
+    recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds)
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        models, results = checkpoints(output, options), []
+        for name in [wanted for wanted in PRECISIONS if precision is None or wanted in precision]:
+            raw = output / f"precision-{name}.json"
+            if not raw.exists():
+                write_json(raw, measured(models, name, output, recipe, options))
+            results.append(read_json(raw))
+        text = document(results)
+        if page is not None and fill_page:
+            fill(page, "precisions", text)
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

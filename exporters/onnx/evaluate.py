@@ -1,0 +1,39 @@
+"""Perplexity of an exported graph on the evaluation text: what a report of fewer bits has to show instead of the checkpoint's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporters.onnx.perplexity import graph_losses
+from exporters.onnx.session import OnnxDecoder, providers_for
+from pipeline.calibrate.windows import check_windows, consecutive_windows
+from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.evaluate import RESULT, perplexity_record
+from pipeline.events import Events
+from pipeline.loading import load_tokenizer
+from pipeline.options import RunOptions
+from pipeline.recipe import EvaluateSlice
+
+
+def evaluate_graph(
+    checkpoint: Path, folder: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events
+) -> None:
+    """Stage: writes perplexity.json, as ``pipeline.evaluate`` does for a checkpoint.
+
+    Args:
+        checkpoint: what was exported; its tokenizer is read.
+        folder: the export.
+        texts: folder with evaluation.txt.
+
+    Raises:
+        TrimlineError: the text is shorter than the recipe asks for, or the graph does not run.
+    """
+    text = (texts / "evaluation.txt").read_text(encoding="utf-8")
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+    windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
+    check_windows(windows, Checkpoint(checkpoint).geometry)
+    decoder = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True)
+    found = perplexity_record(graph_losses(decoder, windows, events))
+    precision = read_json(folder / "export.json")["precision"]
+    write_json(out / RESULT, found | {"text": "evaluation.txt", "window": recipe.window, "precision": precision})
+    events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")

@@ -1,0 +1,92 @@
+"""What each precision is in each lowering, and where it cannot run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from exporters.onnx.quantise import BLOCK
+from exporters.recipe import Precision
+from pipeline.errors import TrimlineError
+from pipeline.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One precision.
+
+    Attributes:
+        io: of activations and cache.
+        weights: what the builder calls the weights' type.
+        options: of the builder. Only these spellings count: others that its help names are ignored without a word.
+        torch: what the portable lowering loads the checkpoint as.
+    """
+
+    io: ir.DataType
+    weights: ir.DataType
+    options: dict[str, Any] = field(default_factory=dict)
+    torch: torch.dtype = torch.float32
+
+    @property
+    def quantised(self) -> bool:
+        return self.io != self.weights
+
+
+# int4: k-quants; 8 bits for the output head, and for values and down projections of the blocks that need it most.
+NUMBERS: dict[Precision, Numbers] = {
+    "fp32": Numbers(ir.DataType.FLOAT, ir.DataType.FLOAT),
+    "fp16": Numbers(ir.DataType.FLOAT16, ir.DataType.FLOAT16, torch=torch.float16),
+    "bf16": Numbers(ir.DataType.BFLOAT16, ir.DataType.BFLOAT16, torch=torch.bfloat16),
+    "int8": Numbers(ir.DataType.FLOAT, ir.DataType.INT8, {"algo_config": "default", "is_symmetric": True}),
+    "int4": Numbers(ir.DataType.FLOAT, ir.DataType.UINT4, {"algo_config": "k_quant_mixed", "is_symmetric": False}),
+}
+
+
+def bytes_per_weight(bits: int, *, offsets: bool = True) -> float:
+    """What a weight costs to read: below 16 bits in blocks of 32, with an fp32 scale and maybe an offset of a weight's width."""
+    return bits / 8 if bits >= 16 else bits / 8 + (4 + offsets * bits / 8) / BLOCK
+
+
+def bits_by_operator(model: ir.Model, precision: Precision, geometry: Geometry) -> dict[str, int]:
+    """Projections whose weights are not of the precision's own width, such as ``{"lm_head": 8, "0.mlp.down_proj": 8}``.
+
+    They are named as the roofline names them: by block and projection, and by the head's own name.
+    """
+    usual = {"int8": 8, "int4": 4}.get(precision)
+    if usual is None:
+        return {}
+    found: dict[str, int] = {}
+    for node in model.graph:
+        if node.op_type == "MatMulNBits" and (bits := node.attributes.get_int("bits", 4)) != usual:
+            found |= dict.fromkeys(_operators(str(node.name), geometry), bits)
+        elif node.op_type == "MatMul" and any(value.name == "logits" for value in node.outputs) and geometry.tied:
+            found[geometry.family.head] = 32  # the portable graph's, which reads the table of the tokens
+    return found
+
+
+def _operators(name: str, geometry: Geometry) -> list[str]:
+    """``/model/layers.3/attn/qkv_proj/MatMulNBits``: the query, key and value projections of block 3, packed."""
+    place = re.fullmatch(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)/\w+", name)
+    if place is None:
+        return [geometry.family.head]
+    block, projection = place.groups()
+    linears = [linear.name for linear, _ in geometry.linears(geometry.blocks[int(block)])]
+    packed = ("q_proj", "k_proj", "v_proj", "qkv_proj") if projection == "qkv_proj" else (projection,)
+    return [f"{block}.{linear}" for linear in linears if linear.split(".")[-1] in packed]
+
+
+def check_precision(precision: Precision, device: str) -> None:
+    """Whether what is written could be run, and so gated, here.
+
+    Raises:
+        TrimlineError: it could not.
+    """
+    if precision == "bf16" and device == "cpu":
+        raise TrimlineError(
+            "bf16 does not run in ONNX Runtime on a processor, which has no bf16 kernel for MatMul.",
+            "Use precision: fp16, fp32, int8 or int4, or export with --device cuda.",
+        )

@@ -1,0 +1,133 @@
+"""The benchmark of fewer bits on tiny models: the builder's own graph opens, and the tables say what the samples say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from benchmarks import stage
+from benchmarks.llama_cpp import NOT_RUN, LlamaDecoder, has_llama_cpp, llama_folder
+from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
+from benchmarks.precisions import measured
+from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.roofline import Call, Widths, operators, weight_bytes
+from benchmarks.stock_builder import stock_graph
+from benchmarks.subject import Subject
+from exporters.onnx.precision import bytes_per_weight
+from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from tests.end_to_end.scenario import InProcess
+from tests.exporters.models import uneven
+from tests.tiny import tiny_model
+
+pytest.importorskip("onnxruntime_genai", reason="the builder is part of onnxruntime-genai")
+OPTIONS = RunOptions(threads=1)
+SMALLER = "half of the FFN"
+RECIPE = BenchmarkSlice(workloads=(Workload(prompt=512), Workload(prompt=128, output=17)), rounds=2, minimum_seconds=0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    sizes = {"dense": 192, SMALLER: 96}
+    return {name: tiny_model("llama", root / name, intermediate_size=ffn, max_position_embeddings=1024) for name, ffn in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "Child", InProcess)
+        patch.setattr("benchmarks.precisions.has_llama_cpp", lambda: False)
+        found = measured(models, "int4", tmp_path_factory.mktemp("precisions"), RECIPE, OPTIONS)
+    return json.loads(json.dumps(found))
+
+
+def test_every_form_is_timed_and_has_a_perplexity(results: dict[str, Any]) -> None:
+    forms = {OURS, ALL, SMALLER}
+    assert {row["model"] for row in results["comparisons"]} == forms
+    assert set(results["perplexities"]) == forms | {BUILDER}
+    assert results["perplexities"][OURS] == pytest.approx(results["perplexities"][ALL], rel=1e-4)
+    assert results["perplexities"][BUILDER] == pytest.approx(results["perplexities"][OURS], rel=1e-2), (
+        "the same quantiser, the same options"
+    )
+
+
+def test_the_tables(results: dict[str, Any]) -> None:
+    text = document([results])
+    assert text.count("| int4 |") == 5  # two graphs, two metrics; and the last position
+    assert f"| {SMALLER} | decode |" in text
+    assert f"| {LLAMA} | not run | {NOT_RUN} |" in text
+    assert "not resolved" in text, "two rounds resolve nothing"
+    assert not any(word in text for word in ("reached", "missed"))
+
+
+def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
+    found = copy.deepcopy(results)
+    for row in found["comparisons"]:
+        row["control_holds"] = True
+        row["speed_up"] |= {"value": 0.8, "low": 0.7, "high": 0.99 if row["model"] == OURS else 1.01}
+    lines = document([found]).splitlines()
+    assert next(line for line in lines if f"| {OURS} | decode" in line).endswith("missed |")
+    assert next(line for line in lines if f"| {ALL} | decode" in line).endswith("reached |")
+
+
+def test_the_builder_says_why_it_cannot(tmp_path: Path) -> None:
+    checkpoint = uneven("llama", tmp_path)
+    with pytest.raises(TrimlineError, match="builder fails on"):
+        stock_graph(checkpoint, "fp32", tmp_path / "out")
+
+
+def test_what_four_bits_cost_to_read(models: dict[str, Path], tmp_path: Path) -> None:
+    export(models["dense"], ExportSlice(precision="int4", perplexity_bar=100), OPTIONS, tmp_path, Events())
+    subject = Subject.read("ours", tmp_path)
+    assert subject.bits["lm_head"] == 8
+    assert subject.bits["0.self_attn.q_proj"] == subject.bits["0.mlp.down_proj"] == 8
+    assert "0.mlp.gate_proj" not in subject.bits
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    stored = {tensor.name: math.prod(tensor.dims) * (4 if tensor.name.endswith("scales") else 1) for tensor in graph.initializer}
+    quantised = sum(size for name, size in stored.items() if name.endswith(("qweight", "scales", "qzeros")))
+    norms = 64 * (2 * len(subject.geometry.blocks) + 1)
+    assert weight_bytes(subject.geometry, subject.widths) == quantised + norms * bytes_per_weight(4)
+
+
+def test_widths_of_single_operators(models: dict[str, Path]) -> None:
+    geometry, call = Checkpoint(models["dense"]).geometry, Call(1)
+    plain, mixed = Widths(4, 0.5), Widths(4, 0.5, {"1.mlp.down_proj": 1.0, "lm_head": 2.0})
+    bytes_of = [{op.name: op.bytes for op in operators(geometry, call, widths)} for widths in (plain, mixed)]
+    differ = {name: bytes_of[1][name] - size for name, size in bytes_of[0].items() if bytes_of[1][name] != size}
+    assert differ == {"1.mlp.down_proj": 0.5 * 192 * 64, "lm_head": 1.5 * 128 * 64}
+    assert weight_bytes(geometry, mixed) - weight_bytes(geometry, plain) == sum(differ.values())
+    assert [bytes_per_weight(bits) for bits in (32, 16, 8, 4)] == [4, 2, 1.15625, 0.640625]
+
+
+def test_the_builders_graph_computes_what_ours_computes(models: dict[str, Path], tmp_path: Path) -> None:
+    (ours := tmp_path / "ours").mkdir()
+    (theirs := tmp_path / "theirs").mkdir()
+    export(models["dense"], ExportSlice(logits="all"), OPTIONS, ours, Events())
+    stock_graph(models["dense"], "fp32", theirs)
+    ids = np.arange(4, 24)[None]
+    np.testing.assert_allclose(OnnxDecoder(theirs, 1).logits(ids), OnnxDecoder(ours, 1).logits(ids), atol=1e-4)
+
+
+@pytest.mark.skipif(not has_llama_cpp(), reason=NOT_RUN)
+def test_llama_cpp_is_a_decoder_like_the_others(smollm2: Path, tmp_path: Path) -> None:
+    from pipeline.sources.model import default_gguf
+
+    llama_folder(default_gguf(), smollm2, tmp_path)
+    decoder = LlamaDecoder(tmp_path, 2, every_position=True)
+    decoder.run(np.arange(100, 110)[None], decoder.empty(1, 20))
+    (loss,) = decoder.losses(torch.arange(100, 164)[None])
+    assert 1 < loss < 15
