@@ -180,24 +180,32 @@ def evaluate(
 def export(
     model: Model,
     output: Output,
+    form: Annotated[Literal["onnx", "gguf"], typer.Option("--format", help="gguf: one file for llama.cpp.")] = "onnx",
     lowering: Annotated[
         Literal["auto", "fused", "portable"], typer.Option(help="fused: fastest in ONNX Runtime; portable: standard operators.")
     ] = "auto",
     logits: Annotated[Literal["all", "last"], typer.Option(help="Of all positions, or only of the last.")] = "all",
+    precision: Annotated[str | None, typer.Option(help="Of a GGUF's matrices: fp32, fp16 (default) or bf16.")] = None,
+    quantise: Annotated[str | None, typer.Option(metavar="KIND", help="Let llama.cpp quantise the GGUF, to q4_k_m, say.")] = None,
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write ONNX and prove it."""
+    """Write ONNX or GGUF and prove it."""
     with session(as_json, debug) as here:
+        if form == "gguf":
+            from trimline.cli_gguf import export_gguf
+
+            return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust))
         from exporters.recipe import ExportSlice
         from trimline import api
 
+        _only_for_gguf(precision, quantise)
         recipe = ExportSlice(lowering=lowering, logits=logits)
         options = _options(device, DTypeName.AUTO, threads, trust)
-        _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
+        return _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 
 
 @app.command()
@@ -308,6 +316,14 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         findings = examine()
         render_findings(findings, here.out)
         here.answer({"findings": [asdict(finding) for finding in findings]})
+
+
+def _only_for_gguf(precision: str | None, quantise: str | None) -> None:
+    from pipeline.errors import TrimlineError
+
+    for name, value in (("precision", precision), ("quantise", quantise)):
+        if value is not None:
+            raise TrimlineError(f"--{name} is for GGUF, and the format is onnx.", "Add --format gguf, or leave it out.")
 
 
 def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool) -> RunOptions:
