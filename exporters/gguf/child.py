@@ -76,7 +76,12 @@ def run(python: Path, job: dict[str, Any]) -> dict[str, Any]:
         # -I: nothing of this environment or of the working directory is imported there.
         done = subprocess.run([str(python), "-I", str(RUNNER)], input=told, capture_output=True, text=True, errors="replace")
         if done.returncode or not answer.is_file():
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            last = " / ".join(said[-3:])[-400:] or "it said nothing"
-            raise TrimlineError(f"llama.cpp failed on {job['model']} (exit {done.returncode}): {last}", HOW)
+            raise TrimlineError(f"llama.cpp failed on {job['model']} (exit {done.returncode}): {_reason(done.stderr)}", HOW)
         return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def _reason(said: str) -> str:
+    """The lines of a dead child that name an error, else its last words."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return " / ".join((errors or lines)[-2:])[-400:] or "it said nothing"

@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exporters.gguf.tensors import query_heads, written_geometry
+from exporters.gguf.tokenizer import strips_like_phi3
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
 from pipeline.geometry import Geometry
@@ -22,6 +23,8 @@ FILE_TYPES = {
     "fp16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
 }
+# llama.cpp looks for this in the model's name, and then drops spaces behind special tokens; other names must not hold it.
+PHI3_NAME = "Phi-3"
 ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddings", "rms_norm_eps")
 
 
@@ -30,7 +33,7 @@ def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, 
     geometry, stock = written_geometry(source.geometry, form), stock_config(source)
     label = gguf.size_label(geometry.total_parameters(), geometry.total_parameters(), 0, 0)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(f"{geometry.family.class_prefix} {label}")
+    writer.add_name(f"{PHI3_NAME if strips_like_phi3(source.folder) else title(geometry)} {label}")
     writer.add_size_label(label)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -43,6 +46,11 @@ def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, 
     writer.add_value_length(geometry.head_dim)
     _block_sizes(writer, geometry, form)
     _rotary(writer, geometry, stock.rope_parameters)
+
+
+def title(geometry: Geometry) -> str:
+    """A name for people, which holds nothing that llama.cpp acts on."""
+    return geometry.family.class_prefix.replace("Phi3", "Phi 3")
 
 
 def rope_factors(source: Checkpoint) -> torch.Tensor | None:

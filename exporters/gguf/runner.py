@@ -43,7 +43,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         logits_all=True,
         type_k=F32,
         type_v=F32,
-        verbose=False,
+        verbose=True,  # on stderr, where the parent looks for the reason when loading fails
     )
     found = np.stack([logits(model, row) for row in job["rows"]]).astype(np.float32)
     found.tofile(job["logits"])

@@ -39,6 +39,7 @@ PRE_TOKENIZERS = {
     ((_QWEN2,), False): "qwen2",
     ((_TEKKEN,), True): "tekken",
 }
+PHI3_KEEPS = {"<unk>", "<s>", "<|endoftext|>"}  # special tokens of Phi-3 that leave spaces alone
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,26 @@ def write_tokenizer(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
         writer.add_token_scores(scores(vocabulary, _merges(model)))
     writer.add_token_types(vocabulary.kinds)
     if byte_level:
-        writer.add_token_merges([" ".join(pair) for pair in _merges(model)])
+        # llama.cpp insists on merges. Symbols start as single letters, so this one is never applied.
+        writer.add_token_merges([" ".join(pair) for pair in _merges(model)] or ["no-such-symbol no-such-symbol"])
     writer.add_add_space_prefix(not byte_level and _adds_space(data))
     _special(writer, source)
+
+
+def strips_like_phi3(folder: Path) -> bool:
+    """Whether special tokens swallow the spaces behind them, as llama.cpp has it for Phi-3 alone.
+
+    Raises:
+        TrimlineError: some do in another way, or swallow spaces before them.
+    """
+    added = {entry["content"]: entry for entry in _read(folder).get("added_tokens") or ()}
+    stripping = {token for token, entry in added.items() if entry.get("rstrip") or entry.get("lstrip")}
+    if not stripping:
+        return False
+    expected = {token for token, entry in added.items() if entry["special"]} - PHI3_KEEPS
+    if stripping != expected or PHI3_KEEPS - set(added) or any(entry.get("lstrip") for entry in added.values()):
+        raise _unknown(f"its token {min(stripping)} swallows the spaces beside it")
+    return True
 
 
 def pre_tokenizer(data: Mapping[str, Any]) -> str:

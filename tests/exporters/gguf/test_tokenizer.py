@@ -13,7 +13,8 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from exporters.gguf.tokenizer import pre_tokenizer, write_tokenizer
+from exporters.gguf.metadata import title
+from exporters.gguf.tokenizer import pre_tokenizer, strips_like_phi3, write_tokenizer
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from tests.exporters.models import stock
@@ -172,3 +173,23 @@ def test_no_tokenizer_and_too_large_a_one(tmp_path: Path) -> None:
     (source.folder / "tokenizer.json").unlink()
     with pytest.raises(TrimlineError, match=r"has no tokenizer\.json"):
         written(source, tmp_path / "t.gguf")
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["like Phi-3", "otherwise"])
+def test_special_tokens_that_swallow_spaces(tmp_path: Path, keeps: bool) -> None:
+    """llama.cpp does that where the model's name holds phi-3 or phi3, for all special tokens but three."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "<|endoftext|>"] if keeps else ["<unk>", "<s>"])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True, special=True), AddedToken("</s>", rstrip=True, special=True)])
+    source = saved(tmp_path, tokenizer, bos_token="<s>")
+    if not keeps:
+        with pytest.raises(TrimlineError, match="swallows the spaces"):
+            strips_like_phi3(source.folder)
+        return
+    assert strips_like_phi3(source.folder)
+
+
+def test_the_name_of_a_phi3_says_nothing_to_llama_cpp(tmp_path: Path) -> None:
+    source = Checkpoint(stock("phi3", tmp_path))
+    assert not strips_like_phi3(source.folder)
+    assert not any(word in title(source.geometry).lower() for word in ("phi-3", "phi3"))
