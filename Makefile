@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
+# Environments of `make test-servers`: which, and where they are kept.
+SERVERS ?= llama_cpp vllm
+SERVERS_FOLDER ?= .servers
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
@@ -11,7 +14,7 @@ EVALUATION ?= default
 DTYPE ?= float32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow quality bench results clean
+.PHONY: help demo test test-slow test-servers quality bench results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,10 +31,14 @@ demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, 
 	$(BIN)/trimline run recipes/quickstart.yaml --output $(RUN)
 
 test: $(STAMP) ## set up, and run the test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not servers"
 
 test-slow: $(STAMP) ## the tests that take longer than a minute each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not servers"
+
+test-servers: $(STAMP) ## servers with environments of their own: builds them (SERVERS=, minutes to an hour), and tests them
+	for name in $(SERVERS); do PYTHON=$(PYTHON) sh tests/servers/make_$$name.sh $(SERVERS_FOLDER)/$$name || exit 1; done
+	TRIMLINE_SERVERS=$(abspath $(SERVERS_FOLDER)) $(BIN)/python -m pytest -m servers
 
 quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.recipe import BenchmarkSlice
+    from exporters.gguf.recipe import GgufSlice
     from exporters.recipe import ExportSlice
     from pipeline.errors import GateError, TrimlineError
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, evaluate, export, package, prune, rebuild, recover, report, run
+    from trimline.api import Perplexity, bench, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
 
 _PLACES = {
-    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "recover", "report", "run"),
+    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run"),
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.options": ("RunOptions",),
     "pipeline.plan": ("Plan",),
     "exporters.recipe": ("ExportSlice",),
+    "exporters.gguf.recipe": ("GgufSlice",),
     "benchmarks.recipe": ("BenchmarkSlice",),
     "pipeline.events": ("Event", "Events"),
     "pipeline.errors": ("GateError", "TrimlineError"),
@@ -41,6 +43,7 @@ __all__ = [
     "Events",
     "ExportSlice",
     "GateError",
+    "GgufSlice",
     "Perplexity",
     "Plan",
     "Recipe",
@@ -50,6 +53,7 @@ __all__ = [
     "bench",
     "evaluate",
     "export",
+    "export_gguf",
     "inspect_folder",
     "package",
     "prune",

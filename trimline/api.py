@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
+from exporters.gguf.recipe import GgufSlice
+from exporters.gguf.stage import export_gguf as write_gguf
 from exporters.onnx.stage import export as write_export
 from exporters.recipe import ExportSlice
 from pipeline.artefact import WORK, digest, file_digest, folder_digest, whole_folder
@@ -178,6 +180,15 @@ def export(
     return Path(output)
 
 
+def export_gguf(
+    model: Path | str, output: Path | str, *, recipe: GgufSlice | None = None, options: RunOptions = HERE, events: Events = QUIET
+) -> Path:
+    """Writes and gates a folder with one GGUF file that llama.cpp loads."""
+    with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, whole_folder(Path(output)) as out:
+        write_gguf(folder, recipe or GgufSlice(), options, out, events)
+    return Path(output)
+
+
 def bench(
     dense: Path | str,
     candidates: Mapping[str, Path | str],
@@ -305,4 +316,4 @@ def _report_of(folder: Path) -> Path:
     raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
 
 
-__all__ = ["Perplexity", "bench", "evaluate", "export", "package", "prune", "rebuild", "recover", "report", "run"]
+__all__ = ["Perplexity", "bench", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run"]

@@ -180,28 +180,37 @@ def evaluate(
 def export(
     model: Model,
     output: Output,
+    form: Annotated[Literal["onnx", "gguf"], typer.Option("--format", help="gguf: one file for llama.cpp.")] = "onnx",
     lowering: Annotated[
         Literal["auto", "fused", "portable"], typer.Option(help="fused: fastest in ONNX Runtime; portable: standard operators.")
     ] = "auto",
-    precision: Annotated[Literal["fp32", "fp16", "bf16", "int8", "int4"], typer.Option(help="Of the weights.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8", "int4"] | None, typer.Option(help="Of the weights; default: fp32, and fp16 in GGUF.")
+    ] = None,
     perplexity_bar: Annotated[
         float | None, typer.Option(min=1.0, help="What the graph's perplexity may be over the model's; default: by precision.")
     ] = None,
     logits: Annotated[Literal["all", "last"], typer.Option(help="Of each row's last token, or of all positions.")] = "last",
+    quantise: Annotated[str | None, typer.Option(metavar="KIND", help="Let llama.cpp quantise the GGUF, to q4_k_m, say.")] = None,
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write ONNX and prove it."""
+    """Write ONNX or GGUF and prove it."""
     with session(as_json, debug) as here:
+        if form == "gguf":
+            from trimline.cli_gguf import export_gguf
+
+            return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust))
         from exporters.recipe import ExportSlice
         from trimline import api
 
-        recipe = ExportSlice(lowering=lowering, precision=precision, logits=logits, perplexity_bar=perplexity_bar)
+        _only_for_gguf(quantise)
+        recipe = ExportSlice(lowering=lowering, precision=precision or "fp32", logits=logits, perplexity_bar=perplexity_bar)
         options = _options(device, DTypeName.AUTO, threads, trust)
-        _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
+        return _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 
 
 @app.command()
@@ -312,6 +321,13 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         findings = examine()
         render_findings(findings, here.out)
         here.answer({"findings": [asdict(finding) for finding in findings]})
+
+
+def _only_for_gguf(quantise: str | None) -> None:
+    if quantise is not None:
+        from pipeline.errors import TrimlineError
+
+        raise TrimlineError("--quantise is for GGUF, and the format is onnx.", "Add --format gguf, or use --precision int4.")
 
 
 def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool) -> RunOptions:

@@ -1,7 +1,7 @@
 """Which consumers load a result, why not, and what to change: the table of ``trimline inspect``.
 
 Each rule was either seen to hold by running the consumer (docs/shape-profiles.md says which versions), or is taken
-from its documentation or source; ``Verdict.checked`` says which.
+from its documentation or source; ``Verdict.checked`` says which. What has never been run here, for any model, is "not run".
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 from pipeline.families import Sublayer
 from pipeline.geometry import Geometry
-from pipeline.rebuild.stock import has_sliding_window
+from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form
+from pipeline.rebuild.stock import accepts_heads, has_sliding_window
 from pipeline.recipe import Profile
 
-Evidence = Literal["seen to run", "from its documentation"]
+Evidence = Literal["seen to run", "from its documentation", "not run"]
 RAN: Evidence = "seen to run"
 READ: Evidence = "from its documentation"
+NOT_RUN: Evidence = "not run"  # from its documentation too, and nothing of this consumer was ever started here
 NO_BIAS = "compensate by least squares, which needs no new bias"
+UNIFORM = "use profile 'uniform', with all blocks alike"
+EDGE_LLM = ("llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,13 @@ class Case:
         return RAN if family.model_type in families and not biased else READ
 
     @property
+    def becomes_mistral(self) -> bool:
+        """Whether stock Llama refuses the number of heads, so that ``uniform`` is written as Mistral."""
+        heads = self.result.blocks[0].kv_groups * self.result.queries_per_group
+        config = {**self.config, "hidden_size": self.result.hidden}
+        return self.result.family.model_type == "llama" and not accepts_heads(self.result.family, config, heads)
+
+    @property
     def qwen3_output_bias(self) -> bool:
         """Whether a Qwen3 has a bias where published ones have none, and some consumers know none."""
         family = self.result.family
@@ -84,7 +95,19 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
         config: the config.json of the dense model (the smaller one's serves as well).
     """
     case = Case(result, profile, config)
-    rules: tuple[Callable[[Case], Verdict], ...] = (_stock, _shipped, _onnx, _genai, _tensorrt, _vllm, _llama_cpp, _optimum)
+    rules: tuple[Callable[[Case], Verdict], ...] = (
+        _stock,
+        _shipped,
+        _onnx,
+        _genai,
+        _tensorrt,
+        _tensorrt_llm,
+        _edge_llm,
+        _vllm,
+        _sglang,
+        _llama_cpp,
+        _optimum,
+    )
     return [rule(case) for rule in rules]
 
 
@@ -92,8 +115,7 @@ def _stock(case: Case) -> Verdict:
     name = "transformers (stock)"
     if case.uniform:
         return Verdict(name, True, "the stock classes load it; no remote code", "", RAN)
-    change = "use profile 'uniform', with all blocks alike"
-    return Verdict(name, False, "the stock classes know one size for all blocks", change, RAN)
+    return Verdict(name, False, "the stock classes know one size for all blocks", UNIFORM, RAN)
 
 
 def _shipped(case: Case) -> Verdict:
@@ -116,6 +138,41 @@ def _tensorrt(case: Case) -> Verdict:
     return Verdict("TensorRT", True, "parses the portable graph, whose shapes are fixed block by block", "", READ)
 
 
+def _tensorrt_llm(case: Case) -> Verdict:
+    name, family = "TensorRT-LLM", case.result.family
+    if not case.uniform:
+        why = "its class for sizes per block reads FFN widths as a multiplier in steps of 256, which these folders do not state"
+        return Verdict(name, False, why, UNIFORM, NOT_RUN)
+    if family.model_type == "opt":
+        return Verdict(name, False, "its PyTorch backend lists no opt", "serve it with another runtime", NOT_RUN)
+    return Verdict(name, True, "as any model of its architecture, by the PyTorch backend", "", NOT_RUN)
+
+
+def _edge_llm(case: Case) -> Verdict:
+    name, family = "TensorRT Edge-LLM", case.result.family
+    if family.model_type not in EDGE_LLM:
+        return Verdict(name, False, f"its list of supported models has no {family.model_type}", "serve it with another runtime", NOT_RUN)
+    if not case.uniform:
+        return Verdict(name, False, "it lists the stock architectures, which have one size for all blocks", UNIFORM, NOT_RUN)
+    if case.becomes_mistral:
+        why = "a Llama with this many heads is written as mistral, which its list of supported models does not have"
+        return Verdict(name, False, why, "keep a number of heads that divides the hidden size", NOT_RUN)
+    return Verdict(name, True, "as any model of its architecture", "", NOT_RUN)
+
+
+def _sglang(case: Case) -> Verdict:
+    name, family = "SGLang", case.result.family
+    if not case.uniform:
+        why = "its DeciLM class reads FFN widths as a multiplier in steps of 256, which these folders do not state"
+        return Verdict(name, False, why, UNIFORM, NOT_RUN)
+    if family.decilm == "qkv_bias" and not case.heads_fill_hidden:
+        why = f"its {family.class_prefix} class takes hidden size / heads for head_dim"
+        return Verdict(name, False, why, "keep all KV groups", NOT_RUN)
+    if family.model_type == "llama" and any(linear.sublayer is Sublayer.FFN and case.result.has_bias(linear) for linear in family.linears):
+        return Verdict(name, False, "its Llama class has no biases in the FFN, and skips them without a word", NO_BIAS, NOT_RUN)
+    return Verdict(name, True, "as any model of its architecture", "", NOT_RUN)
+
+
 def _vllm(case: Case) -> Verdict:
     name, family = "vLLM", case.result.family
     if case.decilm:
@@ -132,30 +189,19 @@ def _vllm(case: Case) -> Verdict:
 
 
 def _llama_cpp(case: Case) -> Verdict:
-    name, family = "llama.cpp", case.result.family
-    if family.gguf_arch is None:
-        return Verdict(name, False, f"it has no architecture for {family.model_type}", "serve it with another runtime", READ)
-    if case.uniform and family.gguf_square and not case.heads_fill_hidden:
-        return Verdict(name, False, f"its {family.gguf_arch} takes hidden size / heads for head_dim", "keep all KV groups", READ)
-    if case.uniform and case.qwen3_output_bias:
-        return Verdict(name, False, "its architecture qwen3 has no bias on the output projection", NO_BIAS, READ)
-    if case.uniform:
-        return Verdict(name, True, f"as GGUF architecture {family.gguf_arch}", "", case.seen_as("llama", "mistral"))
-    if family.decilm is None:
-        why = f"only its architecture deci has sizes per block, and it computes as Llama, not as {family.model_type}"
-        return Verdict(name, False, why, "use profile 'uniform'", READ)
-    if not case.decilm:
-        return Verdict(name, False, "its converter knows no model type of profile 'free'", _towards_decilm(case), READ)
-    return _deci(case, name)
+    name = "llama.cpp"
+    try:
+        form = gguf_form(case.result, case.config)
+    except NoGgufForm as obstacle:
+        return Verdict(name, False, _clause(obstacle.problem), _clause(obstacle.remedy), READ)
+    sizes = ", with sizes per block" if form.arch == DECI and len(set(form.blocks)) > 1 else ""
+    window = ", as far as its sliding window reaches" if has_sliding_window(case.result.family, case.config) else ""
+    return Verdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as("llama", "mistral", "qwen2"))
 
 
-def _deci(case: Case, name: str) -> Verdict:
-    for number, block in enumerate(case.result.blocks):
-        if block.kv_groups and not block.ffn:
-            why = f"its deci silently skips the attention of a block without FFN (block {number})"
-            return Verdict(name, False, why, f"keep some FFN channels in block {number}, or drop its attention too", RAN)
-    evidence = case.seen_as("llama")
-    return Verdict(name, True, "as GGUF architecture deci, with sizes per block", "", evidence)
+def _clause(sentence: str) -> str:
+    """A sentence as the table has it."""
+    return (sentence if sentence.startswith("llama.cpp") else sentence[0].lower() + sentence[1:]).rstrip(".")
 
 
 def _optimum(case: Case) -> Verdict:
@@ -171,7 +217,7 @@ def _towards_decilm(case: Case) -> str:
     """What stands between a ``free`` result and ``decilm``."""
     result = case.result
     if result.family.decilm is None or has_sliding_window(result.family, case.config):
-        return "use profile 'uniform', with all blocks alike"
+        return UNIFORM
     needs = []
     if len({block.kv_groups for block in result.blocks if block.kv_groups}) > 1:
         needs.append("the same KV groups in every block")

@@ -116,7 +116,7 @@ def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: 
     result = plan_for(source, choose).selection.geometry(checkpoint.geometry)
     check_profile(result.family, checkpoint.geometry, result, profile, checkpoint.config)
     table = {verdict.consumer: verdict for verdict in consumers(result, profile, checkpoint.config)}
-    assert len(table) == 8
+    assert len(table) == 11
     assert all(bool(verdict.change) is not verdict.loads for verdict in table.values())
     return table
 
@@ -129,30 +129,61 @@ def test_uniform_llama_loads_everywhere(tmp_path: Path) -> None:
     assert refusing(verdicts(tmp_path, "llama", same_width, Profile.UNIFORM)) == set()
 
 
+UNEVEN = {"transformers (stock)", "optimum-onnx", "TensorRT-LLM", "TensorRT Edge-LLM", "SGLang"}  # what needs blocks alike
+
+
 def test_uniform_qwen2_with_fewer_heads_does_not_load_in_vllm(tmp_path: Path) -> None:
-    assert refusing(verdicts(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)) == {"vLLM"}
+    table = verdicts(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)
+    assert refusing(table) == {"vLLM", "SGLang"}
+    assert table["llama.cpp"].why == "as GGUF architecture deci"
 
 
 def test_uniform_phi3_with_fewer_heads_does_not_load_in_llama_cpp(tmp_path: Path) -> None:
-    assert refusing(verdicts(tmp_path, "phi3", fewer_groups, Profile.UNIFORM)) == {"llama.cpp"}
-    assert refusing(verdicts(tmp_path / "whole", "phi3", same_width, Profile.UNIFORM)) == set()
+    assert refusing(verdicts(tmp_path, "phi3", fewer_groups, Profile.UNIFORM)) == {"llama.cpp", "TensorRT Edge-LLM"}
+    assert refusing(verdicts(tmp_path / "whole", "phi3", same_width, Profile.UNIFORM)) == {"TensorRT Edge-LLM"}
+
+
+def test_a_llama_that_is_written_as_mistral_is_not_on_the_list_of_edge_llm(tmp_path: Path) -> None:
+    source = tiny_model("llama", tmp_path / "dense", **WIDE)
+    checkpoint = Checkpoint(source)
+    result = plan_for(source, three_groups).selection.geometry(checkpoint.geometry)
+    table = {verdict.consumer: verdict for verdict in consumers(result, Profile.UNIFORM, checkpoint.config)}
+    assert refusing(table) == {"TensorRT Edge-LLM"}
+    assert "mistral" in table["TensorRT Edge-LLM"].why
+
+
+def test_sglang_has_no_biases_in_the_ffn(tmp_path: Path) -> None:
+    source = Checkpoint(tiny_model("llama", tmp_path, mlp_bias=True))
+    table = {verdict.consumer: verdict for verdict in consumers(source.geometry, Profile.UNIFORM, source.config)}
+    assert refusing(table) == {"SGLang"}
+    assert "biases in the FFN" in table["SGLang"].why
+
+
+def test_what_was_never_started_says_so(tmp_path: Path) -> None:
+    for profile, choose in ((Profile.UNIFORM, same_width), (Profile.FREE, anything)):
+        table = verdicts(tmp_path / profile, "llama", choose, profile)
+        assert {name for name, verdict in table.items() if verdict.checked == "not run"} == {
+            "TensorRT-LLM",
+            "TensorRT Edge-LLM",
+            "SGLang",
+        }
 
 
 def test_decilm(tmp_path: Path) -> None:
     table = verdicts(tmp_path, "llama", absent_parts, Profile.DECILM)
-    assert refusing(table) == {"transformers (stock)", "optimum-onnx", "llama.cpp"}
-    assert "block 2" in table["llama.cpp"].change  # its FFN is absent and its attention is not
+    assert refusing(table) == UNEVEN
+    assert table["llama.cpp"].why == "as GGUF architecture deci, with sizes per block"
 
     def uneven(choice: Choice) -> None:
         choice.ffn[2] = (1, 2, 3)
 
     table = verdicts(tmp_path / "uneven", "llama", uneven, Profile.DECILM)
-    assert refusing(table) == {"transformers (stock)", "optimum-onnx"}
+    assert refusing(table) == UNEVEN
 
 
 def test_free_says_what_stands_in_the_way_of_decilm(tmp_path: Path) -> None:
     table = verdicts(tmp_path, "llama", anything, Profile.FREE)
-    assert refusing(table) == {"transformers (stock)", "optimum-onnx", "llama.cpp", "vLLM"}
+    assert refusing(table) == UNEVEN | {"vLLM"}
     assert table["vLLM"].change == "use profile 'decilm', with the same KV groups in every block and attention in the first block"
     table = verdicts(tmp_path / "opt", "opt", anything, Profile.FREE)
     assert "uniform" in table["vLLM"].change

@@ -1,0 +1,1 @@
+"""A checkpoint into a GGUF file that llama.cpp computes rightly."""

@@ -1,0 +1,113 @@
+"""Reading a GGUF again without llama.cpp: by gguf's reader, tensor for tensor, and by transformers where that can read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from exporters.gguf.metadata import context_length, stock_config
+from exporters.gguf.tensors import Entry, entries, part_halves, stored, written_geometry
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import GateError
+from pipeline.events import Events
+from pipeline.geometry import BlockShape
+from pipeline.loading import quiet_transformers
+from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
+
+REPORT = "This is a fault of the conversion; please report it."
+
+
+def compare_tensors(source: Checkpoint, form: GgufForm, precision: str, path: Path) -> int:
+    """Reads every tensor back and compares it, number by number, with the checkpoint's in the stored type.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        GateError: a tensor is missing, of another shape, or holds another number; or a size in the keys is wrong.
+    """
+    reader = gguf.GGUFReader(path)
+    _compare_sizes(source, form, reader)
+    held = {tensor.name: tensor for tensor in reader.tensors}
+    listed = list(entries(source, form, precision))
+    unknown = set(held) - {entry.name for entry in listed} - {"rope_freqs.weight"}
+    if unknown or len(listed) > len(held):
+        raise GateError(f"{path} does not hold the checkpoint's tensors (unknown: {sorted(unknown)}).", REPORT)
+    for entry in listed:
+        if entry.name not in held or not torch.equal(_read(held[entry.name], entry, source), stored(source, entry)):
+            raise GateError(f"{path}: {entry.name} is not the checkpoint's {entry.source or 'zeros'}.", REPORT)
+    return len(listed)
+
+
+def transformers_obstacle(source: Checkpoint, form: GgufForm, path: Path) -> str | None:
+    """Why transformers' GGUF reader would not give this model; None where it does. It reads fewer keys than llama.cpp."""
+    if form.arch == DECI:
+        return "transformers' GGUF reader knows no architecture deci"
+    family = source.geometry.family
+    if form.arch == "llama" and any(source.geometry.has_bias(linear) for linear in family.linears):
+        return "transformers' GGUF reader takes a llama to have no biases"
+    if rope_type(source.config) != "default":
+        return "transformers' GGUF reader drops the scaling of rotary embeddings"
+    try:
+        with quiet_transformers():
+            read = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # whatever its config classes check; the file itself has been compared by now
+        return f"transformers' config class refuses it: {' '.join(str(error).split())[:120]}"
+    head_dim = getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads
+    if head_dim != source.geometry.head_dim:
+        return f"transformers' GGUF reader takes {head_dim} for head_dim, not {source.geometry.head_dim}"
+    return None
+
+
+def open_with_transformers(path: Path) -> PreTrainedModel:
+    """The model that transformers reads from a GGUF, in fp32."""
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+
+
+def _compare_sizes(source: Checkpoint, form: GgufForm, reader: gguf.GGUFReader) -> None:
+    geometry, stock = written_geometry(source.geometry, form), stock_config(source)
+    blocks = len(geometry.blocks)
+    groups = _per_block(reader, form, "attention.head_count_kv", blocks)
+    found = [BlockShape(ffn, kv) for ffn, kv in zip(_per_block(reader, form, "feed_forward_length", blocks), groups, strict=True)]
+    heads = _per_block(reader, form, "attention.head_count", blocks)
+    if tuple(found) != geometry.blocks or heads != [group * geometry.queries_per_group for group in groups]:
+        raise GateError(f"The sizes in the keys of the GGUF are not the checkpoint's: {found}.", REPORT)
+    expected = {
+        "embedding_length": geometry.hidden,
+        "block_count": blocks,
+        "context_length": context_length(source, Events()),
+        "attention.key_length": geometry.head_dim,
+        "attention.value_length": geometry.head_dim,
+        "rope.dimension_count": geometry.head_dim,
+        "vocab_size": geometry.vocab,
+        "attention.layer_norm_rms_epsilon": float(np.float32(stock.rms_norm_eps)),
+        "rope.freq_base": float(np.float32(stock.rope_parameters["rope_theta"])),
+    }
+    for key, value in expected.items():
+        if _key(reader, form, key) != value:
+            raise GateError(f"The GGUF says {key} = {_key(reader, form, key)}, and the checkpoint {value}.", REPORT)
+
+
+def _key(reader: gguf.GGUFReader, form: GgufForm, name: str) -> Any:
+    field = reader.get_field(f"{form.arch}.{name}")
+    return None if field is None else field.contents()
+
+
+def _per_block(reader: gguf.GGUFReader, form: GgufForm, name: str, blocks: int) -> list[int]:
+    value = _key(reader, form, name)
+    return list(value) if isinstance(value, list) else [value] * blocks
+
+
+def _read(tensor: gguf.ReaderTensor, entry: Entry, source: Checkpoint) -> torch.Tensor:
+    data = np.array(tensor.data)  # a copy: the reader's is read-only
+    found = torch.from_numpy(data.view(np.uint16) if entry.precision == "bf16" else data)
+    if entry.precision == "bf16":
+        found = found.view(torch.bfloat16)
+    found = found.reshape(entry.shape)
+    return part_halves(found, source.geometry.head_dim) if entry.rotated else found

