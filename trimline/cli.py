@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trimline.cli_build import build
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -198,6 +199,9 @@ def export(
         recipe = ExportSlice(lowering=lowering, logits=logits)
         options = _options(device, DTypeName.AUTO, threads, trust)
         _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
+
+
+app.command()(build)
 
 
 @app.command()

@@ -17,6 +17,9 @@ from benchmarks.environment import fingerprint, versions
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
+from exporters.tensorrt.builders import BUILDERS
+from exporters.tensorrt.shapes import Request
+from exporters.tensorrt.stage import build
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
@@ -39,6 +42,7 @@ PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
 REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
+TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Run:
             for lane in LANES:
                 self.evaluate(lane)
                 self.export(lane)
+                if self.recipe.build:
+                    self.build(lane)
             self.benchmark()
             report = self.report()
             self.package()
@@ -154,6 +160,25 @@ class Run:
         depends = self._from(self._origin(lane)) | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
         checkpoint = self._checkpoint(lane)
         self._make("export", depends, (pipeline, exporters), lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
+
+    def build(self, lane: Role) -> None:
+        """TensorRT engine of one lane."""
+        slice_, texts, onnx = self.recipe.build, self._folder("text"), self._folder("export", lane)
+        assert slice_ is not None
+        requests = [Request(workload.prompt, workload.output, workload.batch) for workload in self.recipe.benchmark.workloads]
+        depends = self._from(f"export {lane}", *(["text"] if slice_.precision == "int8" else [])) | {
+            "recipe": slice_.model_dump(mode="json"),
+            "requests": [list(request) for request in requests],
+            "machine": fingerprint(self.options.threads) if BUILDERS[slice_.builder].needs_gpu else None,
+        }
+        cache = self.store / TIMINGS
+        self._make(
+            "build",
+            depends,
+            (pipeline, exporters),
+            lambda out: build(onnx, slice_, requests, self.options, out, self.events, texts=texts, timing_cache=cache),
+            lane,
+        )
 
     def benchmark(self) -> None:
         """Both lanes timed side by side."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from exporters.tensorrt.builders import demand_builder
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
 from pipeline.options import RunOptions
@@ -30,6 +32,13 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     if recipe.recover:
         check_recovery(recipe.recover, options)
         _demand_importance(recipe)
+    if recipe.build:
+        if recipe.export.lowering != "portable":
+            raise TrimlineError(
+                f"TensorRT knows standard operators only, and the recipe exports with lowering: {recipe.export.lowering}.",
+                "Set export.lowering to portable, or leave build out.",
+            )
+        demand_builder(recipe.build.builder)
 
 
 def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
