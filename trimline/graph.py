@@ -14,6 +14,7 @@ import exporters
 import pipeline
 import trimline
 from benchmarks.environment import fingerprint, versions
+from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.stage import export
@@ -183,9 +184,9 @@ class Run:
     def benchmark(self) -> None:
         """Both lanes timed side by side."""
         slice_ = self.recipe.benchmark
-        dense, pruned = self._folder("export", DENSE), self._folder("export", PRUNED)
+        dense, pruned = self._timed(DENSE), self._timed(PRUNED)
         accuracy: dict[str, float] = {lane: read_json(self._folder("evaluate", lane) / RESULT)["perplexity"] for lane in LANES}
-        depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
+        depends = self._from(*(self._timed_stage(lane) for lane in LANES)) | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
             "machine": fingerprint(self.options.threads),
@@ -240,6 +241,16 @@ class Run:
 
     def _folder(self, stage: str, lane: str = "") -> Path:
         return self.done[f"{stage} {lane}".strip()].folder
+
+    def _timed_stage(self, lane: Role) -> str:
+        """The stage whose result of a lane the benchmark's runtime opens."""
+        form = FORMS[self.recipe.benchmark.runtime]
+        return {"onnx": f"export {lane}", "engine": f"build {lane}", "checkpoint": self._origin(lane)}[form]
+
+    def _timed(self, lane: Role) -> Path:
+        if FORMS[self.recipe.benchmark.runtime] == "checkpoint":
+            return self._checkpoint(lane)
+        return self.done[self._timed_stage(lane)].folder
 
     def _origin(self, lane: str) -> str:
         """The stage that a lane's checkpoint comes from."""
