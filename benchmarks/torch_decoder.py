@@ -25,7 +25,7 @@ class TorchDecoder:
         device: ``cuda``; ``cpu`` is for comparing results.
 
     Raises:
-        TrimlineError: torch sees no GPU, or no projection is 2:4 in a shape that semi-structured tensors take.
+        TrimlineError: torch sees no GPU, or projections are 2:4 and none has a shape that semi-structured tensors take.
     """
 
     def __init__(self, folder: Path, threads: int, *, sparse: bool = False, device: str = "cuda") -> None:
@@ -55,10 +55,10 @@ class TorchDecoder:
 def make_sparse(model: nn.Module, folder: Path, convert: Callable[[torch.Tensor], torch.Tensor]) -> int:
     """Replaces the weights of projections that are 2:4; returns how many.
 
-    A shape that the form does not take stays dense.
+    A shape that the form does not take stays dense, and so does a model that has no such projection.
 
     Raises:
-        TrimlineError: none could be replaced.
+        TrimlineError: there are such projections, and none could be replaced.
     """
     geometry = Checkpoint(folder).geometry
     paths = [
@@ -74,7 +74,7 @@ def make_sparse(model: nn.Module, folder: Path, convert: Callable[[torch.Tensor]
             done += 1
         except (RuntimeError, ValueError) as error:
             refused = f" ({path}: {str(error).splitlines()[0]})"
-    if not done:
+    if refused and not done:
         raise TrimlineError(
             f"No projection of {folder} can be held as a semi-structured weight{refused}.",
             "Prune with pattern 2:4 and widths that are multiples of 64, or measure runtime: torch.",

@@ -2,7 +2,8 @@
 
 Ampere and Ada have sparse kernels for int8 only, and NVIDIA's own example needed quantisers behind the products too before
 TensorRT took them. ONNX Runtime's static quantiser writes them: weights symmetric with one scale per output channel,
-activations symmetric with one scale each, zero points 0, so that a zero weight stays zero. The head stays as it is.
+activations symmetric with one scale each, zero points 0, so that a zero weight stays zero. Before that, outliers are moved
+(``smooth.py``). The head stays as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx as onnx_format
 import torch
 from onnx import helper
 from transformers import PreTrainedTokenizerFast
@@ -30,6 +32,7 @@ from exporters.recipe import BuildSlice
 from exporters.tensorrt.perplexity import graph_perplexity
 from exporters.tensorrt.shapes import BATCH, Axes, graph_inputs
 from exporters.tensorrt.shapes import PAST as PAST_AXIS
+from exporters.tensorrt.smooth import observe, products_of, smooth, too_rough
 from pipeline.calibrate.windows import consecutive_windows
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
@@ -56,14 +59,20 @@ def quantise(onnx: Path, recipe: BuildSlice, options: RunOptions, out: Path, eve
         raise TrimlineError(f"{onnx} holds no named product with a weight.", "Export it again with lowering: portable.")
     out.mkdir(parents=True)
     with events.progress(f"quantising {len(nodes)} products on {windows.numel():,} tokens", 1) as advance:
-        _write(onnx, nodes, _Feeds(onnx / GRAPH, windows), out)
+        left_alone = _write(onnx, nodes, windows, options.threads, out)
         advance(1)
     found = _judge(onnx, out, judged, recipe, options, events)
     sparsity = {"before": check_two_four(before), "after": check_two_four(list(weight_patterns(out / GRAPH)))}
     lost = sorted(set(sparsity["after"]["others"]) - {f"{name}_quantized" for name in sparsity["before"]["others"]})
     if sparsity["before"]["complies"] and lost:
         raise GateError(f"{len(lost)} weights were 2:4 before they were quantised and are not now, {lost[0]} first.", "Please report it.")
-    return found | {"products": len(nodes), "two_four": {name: verdict["complies"] for name, verdict in sparsity.items()}}
+    if left_alone:
+        events.note(f"{len(left_alone)} of {len(nodes)} products stay as they are: int8 has no scale for their outliers")
+    return found | {
+        "products": len(nodes) - len(left_alone),
+        "left_alone": left_alone,
+        "two_four": {name: verdict["complies"] for name, verdict in sparsity.items()},
+    }
 
 
 def _windows(onnx: Path, recipe: BuildSlice, texts: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +116,8 @@ class _Feeds:
         return np.zeros([1 if axis == BATCH else 0 if axis == PAST_AXIS else int(axis) for axis in axes], kind)
 
 
-def _write(onnx: Path, nodes: list[str], feeds: _Feeds, out: Path) -> None:
+def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, out: Path) -> list[str]:
+    """Smooths, quantises and writes; returns the nodes that were left as they are."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch, _quietly():
@@ -115,15 +125,16 @@ def _write(onnx: Path, nodes: list[str], feeds: _Feeds, out: Path) -> None:
         for name in (GRAPH, WEIGHTS):
             if (onnx / name).is_file():
                 shutil.copyfile(onnx / name, Path(scratch) / name)
+        left_alone = _smoothed(Path(scratch) / GRAPH, nodes, windows, threads)
         quantize_static(
             Path(scratch) / GRAPH,
             out / GRAPH,
-            feeds,
+            _Feeds(onnx / GRAPH, windows),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
+            nodes_to_quantize=sorted(set(nodes) - set(left_alone)),
             op_types_to_quantize=["MatMul", "Gemm"],
             calibrate_method=CalibrationMethod.MinMax,
             use_external_data_format=True,
@@ -133,6 +144,19 @@ def _write(onnx: Path, nodes: list[str], feeds: _Feeds, out: Path) -> None:
     for path in onnx.iterdir():
         if path.is_file() and path.name not in {GRAPH, WEIGHTS, GATE} and path.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copyfile(path, out / path.name)
+    return left_alone
+
+
+def _smoothed(graph: Path, nodes: list[str], windows: torch.Tensor, threads: int) -> list[str]:
+    """Replaces a graph file by its smoothed form; returns the nodes that int8 cannot hold even so."""
+    model = onnx_format.load(graph)
+    products = products_of(model, nodes)
+    seen = observe(graph, products, _Feeds(graph, windows), threads)
+    scales = smooth(model, products, seen)
+    for name in (WEIGHTS, "watched.onnx"):
+        (graph.parent / name).unlink(missing_ok=True)
+    onnx_format.save(model, graph, save_as_external_data=True, location=WEIGHTS)
+    return too_rough(products, seen, scales)
 
 
 def _judge(onnx: Path, out: Path, windows: torch.Tensor, recipe: BuildSlice, options: RunOptions, events: Events) -> dict[str, Any]:

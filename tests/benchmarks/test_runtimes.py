@@ -54,8 +54,13 @@ def test_only_two_four_projections_become_sparse(checkpoint, tmp_path):
     before = model.model.layers[0].mlp.up_proj.weight.clone()
     assert make_sparse(model, sparse, convert) == len(shapes) == 4 * 5
     torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight, 2 * before)
-    with pytest.raises(TrimlineError, match="No projection"):
-        make_sparse(load_model(checkpoint, dtype=torch.float32), checkpoint, convert)
+    assert make_sparse(load_model(checkpoint, dtype=torch.float32), checkpoint, convert) == 0  # a dense model stays dense
+
+    def refuse(weight: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("only compressible shapes")
+
+    with pytest.raises(TrimlineError, match="No projection .* only compressible shapes"):
+        make_sparse(load_model(sparse, dtype=torch.float32), sparse, refuse)
 
 
 def test_a_checkpoint_is_a_subject(checkpoint):
