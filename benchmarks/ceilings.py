@@ -19,6 +19,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.errors import TrimlineError
+
 READ_BYTES = 512 * 2**20
 SIDE = 2048
 ROWS = 1024
@@ -45,6 +47,30 @@ def multiply_rates(threads: int, repeats: int, rows: int = ROWS, side: int = SID
     binding.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((rows, side), np.float32)))
     work = 2 * rows * side * side
     return [work / seconds for seconds in _time(lambda: session.run_with_iobinding(binding), repeats)]
+
+
+def measure_gpu_ceilings(repeats: int = REPEATS, size: int = 8 * READ_BYTES, side: int = 4 * SIDE) -> dict[str, list[float]]:
+    """Bytes/s of reading the GPU's memory and FLOP/s of a large fp16 product there, of every repeat; both in torch.
+
+    Raises:
+        TrimlineError: torch sees no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise TrimlineError("This torch sees no CUDA device.", "Install a CUDA build of torch.")
+    array = torch.ones(size // 4, device="cuda")
+    one, other = (torch.ones((side, side), dtype=torch.float16, device="cuda") for _ in range(2))
+
+    def finished(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return run
+
+    return {
+        "bandwidth": [size / seconds for seconds in _time(finished(lambda: array.sum()), repeats)],
+        "rate": [2 * side**3 / seconds for seconds in _time(finished(lambda: one @ other), repeats)],
+    }
 
 
 def _time(call: Callable[[], Any], repeats: int) -> list[float]:

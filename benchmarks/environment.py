@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "torch", "transformers", "numpy", "scipy", "trimline")
+ENGINES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12", "polygraphy")
 FLAGS = (
     "avx2",
     "fma",
@@ -87,7 +88,7 @@ def usable_cores() -> list[int] | None:
 def versions() -> dict[str, str]:
     """Installed packages that take part in the measurement."""
     found = {}
-    for name in RUNTIMES:
+    for name in (*RUNTIMES, *ENGINES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

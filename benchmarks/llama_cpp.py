@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from benchmarks.runtimes import GGUF
 from benchmarks.subject import CONFIG, EXPORT
-from benchmarks.worker import GGUF
 from pipeline.checkpoint import Checkpoint, write_json
 
 NOT_RUN = "llama-cpp-python is not installed"

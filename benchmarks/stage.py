@@ -52,7 +52,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     if reserved := {DENSE, CONTROL} & set(candidates):
         raise TrimlineError(f"No candidate may be called {min(reserved)!r}.", "Give it another name.")
     subjects = {DENSE: Subject.read(DENSE, dense)} | {name: Subject.read(name, folder) for name, folder in candidates.items()}
-    before, ceilings = load_average(), [_ceilings(options)]
+    before, ceilings = load_average(), [_ceilings(options, recipe)]
     with ExitStack() as running:
         models = {
             name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
@@ -61,7 +61,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
         with events.progress("timing dense and smaller, in turns", recipe.rounds * len(recipe.workloads)) as advance:
             timed = time_workloads(models, recipe, advance)
         facts = {name: model.facts() for name, model in models.items()}
-    ceilings.append(_ceilings(options))
+    ceilings.append(_ceilings(options, recipe))
     surroundings = environment(options.threads) | {"load_average": {"before": before, "after": load_average()}}
     return document(subjects, timed, recipe, ceilings, facts) | {"environment": surroundings}
 
@@ -71,6 +71,7 @@ class MeasuredModel:
 
     def __init__(self, child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
         self._child, self._subject, self._first_workload, self._threads = child, subject, recipe.workloads[0], options.threads
+        self._runtime = recipe.runtime
         self._before: list[int | None] = []
         self._load: list[float] = []
         self._first_request: list[float] = []
@@ -78,7 +79,7 @@ class MeasuredModel:
 
     def open(self) -> None:
         """Loads the model, letting go of what was loaded before."""
-        reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), threads=self._threads)
+        reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), threads=self._threads, runtime=self._runtime)
         self._load.append(reply["seconds"])
         self._before.append(reply["before"])
 
@@ -100,8 +101,8 @@ class MeasuredModel:
         }
 
 
-def _ceilings(options: RunOptions) -> dict[str, list[float]]:
+def _ceilings(options: RunOptions, recipe: BenchmarkSlice) -> dict[str, list[float]]:
     """Measured in a process of its own, apart from the models': its array is half a gigabyte."""
     with Child("the machine") as child:
         child.ask("pin", threads=options.threads)
-        return child.ask("ceilings", threads=options.threads)
+        return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime)

@@ -10,12 +10,13 @@ from typing import Any
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
 from exporters.onnx.precision import bytes_per_weight
-from pipeline.checkpoint import read_json
+from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
 
 CONFIG = "checkpoint_config.json"
 EXPORT = "export.json"
+WEIGHT_FILES = ("*.onnx*", "*.engine", "*.safetensors")
 BYTES = {
     "fp32": Widths(),
     "fp16": Widths(2, 2),
@@ -49,6 +50,8 @@ class Subject:
         Raises:
             TrimlineError: it was not written by an export stage, or in a precision that is not known here.
         """
+        if not (folder / EXPORT).exists() and (folder / "config.json").exists():
+            return cls(name, folder, Checkpoint(folder).geometry, "fp16", "all", "torch")  # what benchmarks.torch_decoder makes of it
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)
         precision = str(export.get("precision"))
@@ -75,6 +78,6 @@ class Subject:
             "lowering": self.lowering,
             "logits": self.logits,
             "parameters": self.geometry.total_parameters(),
-            "weight_file_bytes": sum(path.stat().st_size for path in self.folder.glob("*.onnx*")),
+            "weight_file_bytes": sum(path.stat().st_size for kind in WEIGHT_FILES for path in self.folder.glob(kind)),
             "kv_bytes_per_token": self.geometry.kv_bytes_per_token(1) * self.widths.activation,
         }

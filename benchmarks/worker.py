@@ -7,12 +7,10 @@ process per model keeps peak memory apart and lets no model inherit another's wa
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -21,10 +19,11 @@ import psutil
 
 from benchmarks.memory import process_memory
 from benchmarks.pinning import pin
+from benchmarks.runtimes import ON_GPU, Opener, Runtime
+from benchmarks.runtimes import opener as opener_of
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
 
-GGUF = "model.gguf"
 SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed
 
 
@@ -36,29 +35,6 @@ class Decoder(Protocol):
 
     def run(self, ids: Any, past: Any) -> tuple[Any, Any]:
         """Token ids (batch, tokens) and the cache so far into logits and the longer cache."""
-
-
-Opener = Callable[[Path, int], Decoder]
-
-
-def opener_for(folder: Path) -> Opener:
-    """What opens a folder: llama.cpp where it holds a GGUF file, else ONNX Runtime."""
-    if (folder / GGUF).is_file():
-        from benchmarks.llama_cpp import LlamaDecoder
-
-        importlib.import_module("llama_cpp")  # before any clock runs
-        return LlamaDecoder
-    return onnx_opener()
-
-
-def onnx_opener() -> Opener:
-    """What opens an exported folder in ONNX Runtime; everything that has to be imported is, before any clock runs."""
-    needs_runtime()
-    import onnxruntime  # noqa: F401
-
-    from exporters.onnx.session import OnnxDecoder
-
-    return OnnxDecoder
 
 
 class Worker:
@@ -75,9 +51,9 @@ class Worker:
         self._cores = pin(threads)
         return {"cores": self._cores}
 
-    def load(self, folder: str, threads: int) -> dict[str, Any]:
+    def load(self, folder: str, threads: int, runtime: Runtime = "onnxruntime") -> dict[str, Any]:
         """Opens a model after letting go of the one before: seconds that it took, the first half of the cold start, and bytes held just before."""
-        opener = self._opener or opener_for(Path(folder))
+        opener = self._opener or opener_of(runtime, Path(folder))
         self._decoder = None
         gc.collect()
         before = process_memory()["anonymous"]
@@ -105,12 +81,12 @@ class Worker:
         """Bytes that this process has held at most, and holds now."""
         return process_memory()
 
-    def ceilings(self, threads: int) -> dict[str, Any]:
-        """What memory and the matrix units of this machine can do."""
+    def ceilings(self, threads: int, runtime: Runtime = "onnxruntime") -> dict[str, Any]:
+        """What memory and the matrix units of this machine, or of its GPU, can do."""
         needs_runtime()
-        from benchmarks.ceilings import measure_ceilings
+        from benchmarks.ceilings import measure_ceilings, measure_gpu_ceilings
 
-        return measure_ceilings(threads)
+        return measure_gpu_ceilings() if runtime in ON_GPU else measure_ceilings(threads)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Reply to one request; a user's error becomes a reply, a fault of ours ends the process."""

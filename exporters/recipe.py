@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.recipe import Slice
+from pipeline.recipe import Count, Slice
 
 Lowering = Literal["auto", "fused", "portable"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -34,3 +34,32 @@ class ExportSlice(Slice):
     def most_perplexity(self) -> float:
         """The bar that counts: ``perplexity_bar``, or what is usual for the precision."""
         return PERPLEXITY_BARS[self.precision] if self.perplexity_bar is None else self.perplexity_bar
+
+
+class BuildSlice(Slice):
+    """A portable ONNX graph into a TensorRT engine. The precision is the graph's own: networks are strongly typed."""
+
+    builder: Literal["tensorrt", "tensorrt_rtx"] = Field(
+        "tensorrt", description="tensorrt needs the GPU that it builds for; tensorrt_rtx builds anywhere, for named compute capabilities"
+    )
+    sparsity: Literal["auto", "require", "off"] = Field(
+        "auto", description="SPARSE_WEIGHTS where every weight but the output head's is 2:4; require: else refuse"
+    )
+    precision: Literal["graph", "int8"] = Field(
+        "graph", description="int8: quantisers before and behind every product first, calibrated on the calibration text"
+    )
+    calibration_windows: Count = Field(16, description="of int8")
+    calibration_window: Annotated[int, Field(ge=8, le=10**5)] = Field(256, description="tokens per window of int8's calibration")
+    largest_ratio: float = Field(
+        1.5, gt=1.0, le=1e3, description="of int8: perplexity of the quantised graph over that of the graph before"
+    )
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")], ...] = Field(
+        (), description="of tensorrt_rtx, such as 8.6; empty: what its portable engines cover"
+    )
+    level: Annotated[int, Field(ge=0, le=5)] = Field(3, description="of the builder's optimisation: higher takes longer")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> BuildSlice:
+        if self.compute_capabilities and self.builder != "tensorrt_rtx":
+            raise ValueError("'compute_capabilities' belong to builder 'tensorrt_rtx'; tensorrt builds for the GPU that is there")
+        return self

@@ -12,24 +12,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.recipe import BenchmarkSlice
     from exporters.gguf.recipe import GgufSlice
-    from exporters.recipe import ExportSlice
+    from exporters.recipe import BuildSlice, ExportSlice
     from pipeline.errors import GateError, TrimlineError
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run
+    from trimline.api import Perplexity, bench, build, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
 
 _PLACES = {
-    "trimline.api": ("Perplexity", "bench", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run"),
+    "trimline.api": (
+        "Perplexity",
+        "bench",
+        "build",
+        "evaluate",
+        "export",
+        "export_gguf",
+        "package",
+        "prune",
+        "rebuild",
+        "recover",
+        "report",
+        "run",
+    ),  # fmt: skip
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.options": ("RunOptions",),
     "pipeline.plan": ("Plan",),
-    "exporters.recipe": ("ExportSlice",),
+    "exporters.recipe": ("BuildSlice", "ExportSlice"),
     "exporters.gguf.recipe": ("GgufSlice",),
     "benchmarks.recipe": ("BenchmarkSlice",),
     "pipeline.events": ("Event", "Events"),
@@ -39,6 +52,7 @@ _HOME = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "BenchmarkSlice",
+    "BuildSlice",
     "Event",
     "Events",
     "ExportSlice",
@@ -51,6 +65,7 @@ __all__ = [
     "RunResult",
     "TrimlineError",
     "bench",
+    "build",
     "evaluate",
     "export",
     "export_gguf",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,10 @@ from benchmarks.stage import benchmark
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
 from exporters.onnx.stage import export as write_export
-from exporters.recipe import ExportSlice
+from exporters.recipe import BuildSlice, ExportSlice
+from exporters.tensorrt.shapes import Request
+from exporters.tensorrt.stage import RECORD as BUILD_RECORD
+from exporters.tensorrt.stage import build as write_build
 from pipeline.artefact import WORK, digest, file_digest, folder_digest, whole_folder
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
@@ -28,7 +32,7 @@ from pipeline.plan import Plan
 from pipeline.prune import check_steps
 from pipeline.prune import prune as write_plan
 from pipeline.rebuild.stage import rebuild as write_rebuild
-from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSource
+from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSlice, TextSource
 from pipeline.recover.stage import check_recovery, first_process, result_key
 from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
@@ -189,6 +193,39 @@ def export_gguf(
     return Path(output)
 
 
+def build(
+    onnx: Path | str,
+    output: Path | str,
+    *,
+    recipe: BuildSlice | None = None,
+    requests: Sequence[Request] = (),
+    calibration: str = "default",
+    evaluation: str = "default",
+    timing_cache: Path | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> dict[str, Any]:
+    """Builds a TensorRT engine from a portable ONNX folder; returns what its build.json holds.
+
+    Args:
+        onnx: as ``export`` writes it with the portable lowering.
+        output: new or empty folder.
+        recipe: builder, sparsity, precision.
+        requests: that the engine must serve; a prompt of 512, and 16 steps after a prompt of 128, where there are none.
+        calibration, evaluation: texts that int8 is calibrated and judged on.
+        timing_cache: file of kernel timings, read and added to.
+        options: threads.
+        events: progress.
+    """
+    wanted = recipe or BuildSlice()
+    with tempfile.TemporaryDirectory() as scratch, whole_folder(Path(output)) as out:
+        if wanted.precision == "int8":
+            named = TextSlice(calibration=TextSource(source=calibration), evaluation=TextSource(source=evaluation))
+            write_texts(named, options, Path(scratch), events)
+        write_build(Path(onnx), wanted, requests, options, out, events, texts=Path(scratch), timing_cache=timing_cache)
+    return dict(read_json(Path(output) / BUILD_RECORD))
+
+
 def bench(
     dense: Path | str,
     candidates: Mapping[str, Path | str],
@@ -244,6 +281,18 @@ def by_name(folders: Sequence[Path]) -> dict[str, Path]:
             raise TrimlineError(f"{named[name]} and {folder} are both called {name!r}.", "Rename one: results are listed by name.")
         named[name] = folder
     return named
+
+
+def parse_request(text: str) -> Request:
+    """``512/128x4`` to a prompt of 512 tokens, 128 tokens to make, four requests at once.
+
+    Raises:
+        TrimlineError: it is something else.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,8})(?:/([1-9]\d{0,8}))?(?:x([1-9]\d{0,4}))?", text, flags=re.ASCII)
+    if not found:
+        raise TrimlineError(f"{text!r} is no request.", "Write PROMPT/OUTPUT or PROMPT/OUTPUTxBATCH, such as 512/128x4.")
+    return Request(int(found[1]), int(found[2] or 1), int(found[3] or 1))
 
 
 def benchmark_slice(recipe: Path | None, rounds: int | None) -> BenchmarkSlice:
@@ -316,4 +365,6 @@ def _report_of(folder: Path) -> Path:
     raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
 
 
-__all__ = ["Perplexity", "bench", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run"]
+__all__ = [
+    "Perplexity", "bench", "build", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+]  # fmt: skip

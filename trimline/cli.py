@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trimline.cli_build import build
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -213,6 +214,9 @@ def export(
         return _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 
 
+app.command()(build)
+
+
 @app.command()
 def bench(
     dense: Annotated[Path, typer.Argument(help="ONNX folder that the others are compared with.")],
@@ -280,12 +284,21 @@ def package(
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, a plan or an ONNX folder.")],
     source: Annotated[Path | None, typer.Option(help="The dense checkpoint that a plan is for.")] = None,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Only whether each weight is 2:4, along the axis that is summed over.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show widths, sizes, 2:4, and who loads it."""
     with session(as_json, debug) as here:
-        from trimline.inspect import inspect_folder, render_inspection
+        from trimline.inspect import inspect_folder, inspect_sparsity, render_inspection, render_sparsity
+
+        if sparsity:
+            weights = inspect_sparsity(folder)
+            render_sparsity(weights, here.out)
+            here.answer({"folder": str(folder), "weights": [weight.as_record() for weight in weights]})
+            return
 
         inspection = inspect_folder(folder, source)
         render_inspection(inspection, here.out)

@@ -26,6 +26,8 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Ite
         yield from _recovery_gates(read_json(done["recover"].folder / "gate.json"))
     for role, folder in exports.items():
         yield from _onnx_gates(role, read_json(folder / "gate.json"))
+        if f"build {role}" in done:
+            yield from _engine_gates(role, done[f"build {role}"].folder)
 
 
 def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
@@ -47,6 +49,25 @@ def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
         yield _gate(f"{source} → onnxruntime-genai", genai, f"teacher-forced, {detail}")
     else:
         yield GateRow(f"{source} → onnxruntime-genai", None, detail=genai["why"])
+
+
+def _engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+    record = read_json(folder / "build.json")
+    name, pattern, proof = f"{role} ONNX → {record['builder']} engine", record["two_four"], record["sparse_kernels"]
+    if int8 := record["int8"]:
+        figures = int8["perplexity"]
+        detail = f"perplexity {figures['before']:.2f} → {figures['after']:.2f} in ONNX Runtime, {int8['tokens']:,} tokens"
+        yield GateRow(f"{role} ONNX → int8", True, int8["ratio"], int8["bar"], detail)
+    if pattern["two_four"]:
+        share = pattern["two_four"] / pattern["weights"]
+        yield GateRow(
+            f"{role} ONNX: weights that are 2:4", pattern["complies"], share, 1.0, f"sparse kernels: {proof['verdict']}, {proof['why']}"
+        )
+    if record["run"]["run"]:
+        for check, comparison in read_json(folder / "gate.json")["checks"].items():
+            yield _gate(f"{name}, {check}", comparison, "on the GPU against ONNX Runtime")
+    else:
+        yield GateRow(name, None, detail=f"{record['run']['why']}: {record['run']['proves']}")
 
 
 def _recovery_gates(record: Mapping[str, Any]) -> Iterator[GateRow]:

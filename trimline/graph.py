@@ -14,10 +14,14 @@ import exporters
 import pipeline
 import trimline
 from benchmarks.environment import fingerprint, versions
+from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.stage import export
+from exporters.tensorrt.builders import BUILDERS
+from exporters.tensorrt.shapes import Request
+from exporters.tensorrt.stage import build
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
@@ -40,6 +44,7 @@ PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
 REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
+TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Run:
                 self.evaluate(lane)
                 self.export(lane)
                 self.evaluate_graph(lane)
+                if self.recipe.build:
+                    self.build(lane)
             self.benchmark()
             report = self.report()
             self.package()
@@ -171,12 +178,31 @@ class Run:
             _graph_of(lane),
         )
 
+    def build(self, lane: Role) -> None:
+        """TensorRT engine of one lane."""
+        slice_, texts, onnx = self.recipe.build, self._folder("text"), self._folder("export", lane)
+        assert slice_ is not None
+        requests = [Request(workload.prompt, workload.output, workload.batch) for workload in self.recipe.benchmark.workloads]
+        depends = self._from(f"export {lane}", *(["text"] if slice_.precision == "int8" else [])) | {
+            "recipe": slice_.model_dump(mode="json"),
+            "requests": [list(request) for request in requests],
+            "machine": fingerprint(self.options.threads) if BUILDERS[slice_.builder].needs_gpu else None,
+        }
+        cache = self.store / TIMINGS
+        self._make(
+            "build",
+            depends,
+            (pipeline, exporters),
+            lambda out: build(onnx, slice_, requests, self.options, out, self.events, texts=texts, timing_cache=cache),
+            lane,
+        )
+
     def benchmark(self) -> None:
         """Both lanes timed side by side."""
         slice_ = self.recipe.benchmark
-        dense, pruned = self._folder("export", DENSE), self._folder("export", PRUNED)
+        dense, pruned = self._timed(DENSE), self._timed(PRUNED)
         accuracy: dict[str, float] = {lane: read_json(self._evaluation(lane) / RESULT)["perplexity"] for lane in LANES}
-        depends = self._from(f"export {DENSE}", f"export {PRUNED}") | {
+        depends = self._from(*(self._timed_stage(lane) for lane in LANES)) | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
             "machine": fingerprint(self.options.threads),
@@ -235,6 +261,16 @@ class Run:
     def _evaluation(self, lane: str) -> Path:
         """The perplexity of what runs: the graph's own where it has one."""
         return self._folder("evaluate", _graph_of(lane) if f"evaluate {_graph_of(lane)}" in self.done else lane)
+
+    def _timed_stage(self, lane: Role) -> str:
+        """The stage whose result of a lane the benchmark's runtime opens."""
+        form = FORMS[self.recipe.benchmark.runtime]
+        return {"onnx": f"export {lane}", "engine": f"build {lane}", "checkpoint": self._origin(lane)}[form]
+
+    def _timed(self, lane: Role) -> Path:
+        if FORMS[self.recipe.benchmark.runtime] == "checkpoint":
+            return self._checkpoint(lane)
+        return self.done[self._timed_stage(lane)].folder
 
     def _origin(self, lane: str) -> str:
         """The stage that a lane's checkpoint comes from."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from benchmarks.runtimes import FORMS, ON_GPU
+from exporters.tensorrt.builders import demand_builder
 from pipeline.checkpoint import Checkpoint
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
 from pipeline.options import RunOptions
@@ -30,6 +34,14 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     if recipe.recover:
         check_recovery(recipe.recover, options)
         _demand_importance(recipe)
+    if recipe.build:
+        if recipe.export.lowering != "portable":
+            raise TrimlineError(
+                f"TensorRT knows standard operators only, and the recipe exports with lowering: {recipe.export.lowering}.",
+                "Set export.lowering to portable, or leave build out.",
+            )
+        demand_builder(recipe.build.builder)
+    _demand_runtime(recipe)
 
 
 def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
@@ -73,3 +85,12 @@ def _demand_importance(recipe: Recipe) -> None:
     methods = [(step, method_named(step.method)) for step in recipe.prune.steps]
     if wanted and not any(isinstance(method, ScoringMethod) and needs_of(step).distance for step, method in methods):
         raise no_importance()
+
+
+def _demand_runtime(recipe: Recipe) -> None:
+    """What the benchmark runs in is there; said before hours of pruning."""
+    runtime = recipe.benchmark.runtime
+    if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
+        raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
+    if runtime in ON_GPU and not cuda_devices():
+        raise TrimlineError(f"benchmark.runtime {runtime} needs a GPU, and the driver sees none here.", "Use runtime: onnxruntime.")

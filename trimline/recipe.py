@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
-from exporters.recipe import ExportSlice
+from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.errors import TrimlineError
 from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
 
@@ -31,6 +31,7 @@ class Recipe(Slice):
     recover: RecoverSlice | None = None
     evaluate: EvaluateSlice = EvaluateSlice()
     export: ExportSlice = ExportSlice()
+    build: BuildSlice | None = None
     benchmark: BenchmarkSlice = BenchmarkSlice()
     package: PackageSlice = PackageSlice()
 
@@ -82,6 +83,16 @@ def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:
     for place, given in _truths_read_as_numbers(value, recipe.model_dump()):
         raise TrimlineError(f"{name} has a wrong value at {place!r}: a number is wanted (given {given}).", "Mend that value.")
     return recipe
+
+
+def checked_slice(name: str, value: dict[str, Any]) -> Any:
+    """One part of a recipe given as plain values, such as ``build``.
+
+    Raises:
+        TrimlineError: as ``checked_recipe``.
+    """
+    needed = {"prune": {"steps": [{"budget": {"ffn": {"remove": 0.0}}}]}}
+    return getattr(checked_recipe(needed | {name: value}, "the command"), name)
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def graph_losses(decoder: OnnxDecoder, windows: torch.Tensor, events: Events) ->
             losses.append(cross_entropy(logits.float(), window[1:]).item())
             advance(1)
     return losses
+
+
+def graph_perplexity(folder: Path, windows: torch.Tensor, threads: int) -> dict[str, Any]:
+    """Of an exported folder, on windows (N, S); see ``pipeline.evaluate.perplexity_record``."""
+    return perplexity_record(graph_losses(OnnxDecoder(folder, threads, every_position=True), windows, Events()))
 
 
 def compared(checkpoint: list[float], graph: list[float], bar: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from pipeline.driver import cuda_devices
 from pipeline.options import processor_has_bf16
 from trimline.doctor.finding import Finding
 from trimline.reporting import formats
@@ -93,25 +93,6 @@ def driver() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", ", ".join(devices), "warn", "This torch is a processor build: install a CUDA build to use the GPU.")
     return Finding("GPU", ", ".join(devices))
-
-
-def cuda_devices() -> list[str] | None:
-    """Names of the GPUs that the driver sees; None without a driver."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return None
-    count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    return [_device_name(cuda, number) for number in range(count.value)]
-
-
-def _device_name(cuda: ctypes.CDLL, number: int) -> str:
-    handle, name = ctypes.c_int(), ctypes.create_string_buffer(128)
-    if cuda.cuDeviceGet(ctypes.byref(handle), number) or cuda.cuDeviceGetName(name, len(name), handle):
-        return f"GPU {number}"
-    return name.value.decode(errors="replace")
 
 
 def _browser() -> Finding:

@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 
 from pipeline.sources.model import DEFAULT_PACKAGE
 from trimline.doctor.finding import Finding
+from trimline.doctor.pairing import pairing
 from trimline.reporting import formats
 
 SHOWN = ("transformers", "gguf", "onnx", "datasets")  # others are only mentioned where they are wrong
@@ -26,6 +27,7 @@ def examine_packages() -> Iterator[Finding]:
     yield _optional("onnxruntime-genai", installed, "pip install 'trimline[cpu]'; the fused export and its gate need it.")
     yield _optional("peft", installed, "pip install 'trimline[recover]'; recovery by LoRA needs it.")
     yield _tensorrt(installed)
+    yield from pairing(installed)
     yield built_in_model()
 
 

@@ -3,6 +3,18 @@
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
 from trimline.inspect.graph import Graph
 from trimline.inspect.read import inspect_folder
+from trimline.inspect.sparsity import SparseWeight, inspect_sparsity, render_sparsity
 from trimline.inspect.view import render_inspection
 
-__all__ = ["BlockWidth", "Graph", "Inspection", "Loading", "TensorPattern", "inspect_folder", "render_inspection"]
+__all__ = [
+    "BlockWidth",
+    "Graph",
+    "Inspection",
+    "Loading",
+    "SparseWeight",
+    "TensorPattern",
+    "inspect_folder",
+    "inspect_sparsity",
+    "render_inspection",
+    "render_sparsity",
+]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto
 
-from pipeline.errors import TrimlineError
-from pipeline.sparsity import two_four_fraction
+from exporters.onnx.sparsity import load_graph, weight_patterns
 
 STANDARD = "ai.onnx"
 
@@ -47,7 +45,7 @@ def inspect_graph(path: Path) -> Graph:
     Raises:
         TrimlineError: it is not an ONNX file, or a data file that it names is missing or too short.
     """
-    model = _load(path)
+    model = load_graph(path)
     files = {path.name} | {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     return Graph(
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", STANDARD)), 0),
@@ -57,18 +55,8 @@ def inspect_graph(path: Path) -> Graph:
         initialiser_bytes=sum(_bytes(tensor) for tensor in model.graph.initializer),
         file_bytes=sum((path.parent / name).stat().st_size for name in files if (path.parent / name).exists()),
         operators=_operators(model),
-        two_four=dict(_patterns(model, path.parent)),
+        two_four=_patterns(path),
     )
-
-
-def _load(path: Path) -> ModelProto:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # noqa: BLE001 - protobuf's own error classes differ between its implementations
-        raise TrimlineError(f"{path} is not a readable ONNX file ({error}).", "Export it again.") from None
-    if not model.graph.node:
-        raise TrimlineError(f"{path} holds no graph.", "Export it again.")
-    return model
 
 
 def _type(value: onnx.ValueInfoProto) -> str:
@@ -97,40 +85,9 @@ def _operators(model: ModelProto) -> dict[str, dict[str, int]]:
     return {domain: dict(sorted(counts.items())) for domain, counts in sorted(counted.items())}
 
 
-def _patterns(model: ModelProto, folder: Path) -> Iterator[tuple[str, float]]:
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        axis = _summed_axis(node)
-        if axis is None or len(node.input) < 2:
-            continue
-        tensor = weights.get(node.input[1])
-        if tensor is None or len(tensor.dims) < 2 or tensor.name in seen:
-            continue
-        seen.add(tensor.name)
-        yield tensor.name, two_four_fraction(_values(tensor, folder), axis)
-
-
-def _summed_axis(node: NodeProto) -> int | None:
-    """The axis of a product's right-hand side that is summed over; None for every other operator."""
-    if node.op_type == "MatMul":
-        return -2
-    if node.op_type in {"Gemm", "FusedMatMul"}:
-        flags = {attribute.name: attribute.i for attribute in node.attribute}
-        return -1 if flags.get("transB") else -2
-    return None
-
-
-def _values(tensor: TensorProto, folder: Path) -> torch.Tensor:
-    filled = TensorProto()
-    filled.CopyFrom(tensor)
-    try:
-        if external_data_helper.uses_external_data(filled):
-            external_data_helper.load_external_data_for_tensor(filled, str(folder))
-        values = numpy_helper.to_array(filled)
-    except Exception as error:  # noqa: BLE001 - onnx raises ValueError, OSError and its own checker's errors here
-        raise TrimlineError(
-            f"The weight {tensor.name} cannot be read from {folder} ({error}).", "Export it again, or copy it without links."
-        ) from None
-    # Only zeros matter, and torch has no view of every ONNX type.
-    return torch.from_numpy(values != 0)
+def _patterns(path: Path) -> dict[str, float]:
+    """Of a weight that is read along two axes, the smaller share."""
+    found: dict[str, float] = {}
+    for pattern in weight_patterns(path):
+        found[pattern.name] = min(pattern.two_four, found.get(pattern.name, 1.0))
+    return found

@@ -33,9 +33,9 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
     folder = Path(folder)
     if not folder.is_dir():
         raise TrimlineError(f"There is no folder {folder}.", "Give a checkpoint, plan, ONNX or package folder.")
-    if graph := _graph_file(folder):
+    if graph := graph_file(folder):
         return _inspect_onnx(graph)
-    if place := _checkpoint_place(folder):
+    if place := checkpoint_place(folder):
         return _inspect_checkpoint(place)
     if (folder / "plan.json").exists():
         return _inspect_plan(folder, source)
@@ -44,11 +44,13 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
     )
 
 
-def _graph_file(folder: Path) -> Path | None:
+def graph_file(folder: Path) -> Path | None:
+    """The first ONNX file that lies directly in a folder."""
     return next(iter(sorted(folder.glob("*.onnx"))), None)
 
 
-def _checkpoint_place(folder: Path) -> Path | None:
+def checkpoint_place(folder: Path) -> Path | None:
+    """The folder, or the one inside it, that holds a checkpoint."""
     places = (folder, *(folder / name for name in PACKAGED))
     return next((place for place in places if (place / "config.json").exists()), None)
 

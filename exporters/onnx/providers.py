@@ -1,0 +1,171 @@
+"""ONNX Runtime on a GPU: its CUDA and TensorRT providers, opened so that nothing falls back to the processor unnoticed.
+
+ONNX Runtime lists providers that cannot start, and computes on the processor instead without a word. Here the provider
+must be in the opened session, and fallback is forbidden. The CUDA provider itself keeps computations on shapes on the
+processor, which that rule forbids too: then the session is opened again and asked where each node runs, and anything but
+such a computation is refused.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporters.onnx.device import PAST, DeviceDecoder
+from exporters.onnx.files import GRAPH
+from exporters.onnx.runtime import needs_runtime
+from exporters.onnx.sparsity import check_two_four, weight_patterns
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CHAINS = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
+FORBID, RECORD = "session.disable_cpu_ep_fallback", "session.record_ep_graph_assignment_info"
+FORBIDDEN = "assigned to the default CPU EP"  # in ONNX Runtime's own error
+# What computes shapes, positions and masks from sizes: a few numbers each.
+SHAPE_OPERATORS = {
+    *("Shape", "Size", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Reshape", "ConstantOfShape", "Range"),
+    *("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Where", "Expand", "Identity", "Constant", "ReduceProd", "ReduceSum"),
+}
+KINDS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
+
+
+class ProviderDecoder(DeviceDecoder):
+    """An exported folder in ONNX Runtime with the cache kept on the device.
+
+    Args:
+        folder: holds model.onnx.
+        threads: of what runs on the processor.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``. Asking for one is demanding it.
+
+    Raises:
+        TrimlineError: no GPU or no driver, a provider that cannot start, or products that would run on the processor.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None, provider: str = "cuda") -> None:
+        needs_runtime()
+        self.folder, self.provider = Path(folder), provider
+        if provider != "cpu":
+            demand_gpu(CHAINS[provider][0])
+        self.device = "cpu" if provider == "cpu" else "cuda"
+        with tempfile.TemporaryDirectory(prefix="trimline-provider-") as scratch:
+            self.session = open_on(self.folder / GRAPH, provider, threads or 0, options_of(provider, self.folder / GRAPH, Path(scratch)))
+        given = self.session.get_inputs()
+        self.inputs = [value.name for value in given]
+        self.caches = {value.name: (value.shape[1], value.shape[3], KINDS[value.type]) for value in given if value.name.startswith(PAST)}
+        self._outputs = [(value.name, value.shape, KINDS[value.type]) for value in self.session.get_outputs()]
+        self.vocab = int(self._outputs[0][1][2])
+
+    def call(self, feeds: dict[str, Any], kind: str) -> dict[str, Any]:
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_input(name, self.device, 0, _numpy_type(value.dtype), tuple(value.shape), value.data_ptr())
+        batch, sequence = feeds["input_ids"].shape
+        total = feeds["attention_mask"].shape[1]
+        outputs = {}
+        for name, shape, dtype in self._outputs:
+            sizes = (batch, shape[1], total, shape[3]) if len(shape) == 4 else (batch, 1 if shape[1] == 1 else sequence, shape[2])
+            outputs[name] = torch.empty(sizes, dtype=dtype, device=self.device)
+            binding.bind_output(name, self.device, 0, _numpy_type(dtype), sizes, outputs[name].data_ptr())
+        try:
+            binding.synchronize_inputs()
+            self.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise TrimlineError(f"ONNX Runtime failed on the graph: {str(error).strip()}", "Check the input's shape.") from error
+        return outputs
+
+
+def demand_gpu(provider: str) -> None:
+    """Whether there is a GPU at all, asked of the driver: some libraries crash without one.
+
+    Raises:
+        TrimlineError: there is none.
+    """
+    devices = cuda_devices()
+    if not devices:
+        what = "no NVIDIA driver" if devices is None else "an NVIDIA driver but no GPU"
+        raise TrimlineError(f"The execution provider {provider} needs a GPU, and this machine has {what}.", f"Use {CPU}.")
+
+
+def options_of(provider: str, graph: Path, cache: Path) -> list[dict[str, str]]:
+    """Options of each provider of a chain; TensorRT's sparse kernels are allowed where the graph's weights are 2:4."""
+    if provider != "tensorrt":
+        return [{} for _ in CHAINS[provider]]
+    sparse = bool(check_two_four(list(weight_patterns(graph)))["complies"])
+    tensorrt = {"trt_sparsity_enable": str(sparse), "trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache)}
+    return [tensorrt, {}]
+
+
+def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence[Mapping[str, str]]) -> Any:
+    """A session on a provider, and only there but for computations on shapes.
+
+    Raises:
+        TrimlineError: the provider is not in this build, does not start, or leaves products to the processor.
+    """
+    import onnxruntime
+
+    chain = CHAINS[provider]
+    missing = [name for name in chain if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise _refusal(missing[0], "this build of ONNX Runtime does not have it")
+    if not graph.is_file():
+        raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
+    strict = provider != "cpu"
+    try:
+        session = _session(graph, chain, threads, provider_options, strict)
+    except Exception as error:  # as in call
+        if FORBIDDEN not in str(error):
+            raise TrimlineError(
+                f"ONNX Runtime cannot open {graph} on {chain[0]}: {str(error).strip()}", "See `trimline doctor`."
+            ) from error
+        session = _session(graph, chain, threads, provider_options, strict=False)
+        check_places(places(session), chain)
+    lost = [name for name in chain if name not in session.get_providers()]
+    if lost:
+        raise _refusal(lost[0], "it did not start (a library or a device is missing)")
+    return session
+
+
+def places(session: Any) -> list[tuple[str, str]]:
+    """(provider, operator) of every node, as the session assigned them."""
+    return [(part.ep_name, node.op_type) for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+
+
+def check_places(found: Iterable[tuple[str, str]], chain: Sequence[str]) -> None:
+    """Whether only computations on shapes run elsewhere than on the chain.
+
+    Raises:
+        TrimlineError: something else does; the operators are named.
+    """
+    stray = sorted({operator for provider, operator in found if provider not in chain and operator not in SHAPE_OPERATORS})
+    if stray:
+        raise _refusal(chain[0], f"it leaves {', '.join(stray)} to the processor")
+
+
+def _session(graph: Path, chain: Sequence[str], threads: int, provider_options: Sequence[Mapping[str, str]], strict: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry(RECORD, "1")
+    if strict:
+        options.add_session_config_entry(FORBID, "1")
+    return onnxruntime.InferenceSession(str(graph), options, providers=list(chain), provider_options=list(map(dict, provider_options)))
+
+
+def _refusal(provider: str, why: str) -> TrimlineError:
+    return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")
+
+
+def _numpy_type(dtype: torch.dtype) -> Any:
+    if dtype is torch.bfloat16:  # numpy has no such type; ONNX names it by its number
+        import onnx
+
+        return onnx.TensorProto.BFLOAT16
+    return np.dtype(str(dtype).removeprefix("torch.")).type

@@ -1,0 +1,56 @@
+"""The gate between a graph in ONNX Runtime on the processor and its engine on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporters.onnx.gate import RECORD
+from exporters.onnx.session import OnnxDecoder
+from exporters.tensorrt.shapes import Request
+from pipeline.checkpoint import write_json
+from pipeline.events import Events
+from pipeline.gates import compare_logits, demand, gate_tokens
+from pipeline.options import RunOptions
+
+# Of the largest logit. In fp32 without TF32 both sum in another order; in fp16 and int8 they round between the products too.
+BARS = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2, "int8": 2e-1}
+
+
+def gate_engine(graph: Path, folder: Path, requests: Sequence[Request], options: RunOptions, events: Events) -> dict[str, Any]:
+    """Compares prompt and steps of both, and writes gate.json into the engine's folder.
+
+    Raises:
+        GateError: they differ by more than the precision's bar.
+        TrimlineError: the engine does not open here.
+    """
+    from exporters.tensorrt.session import EngineDecoder
+
+    reference, engine = OnnxDecoder(graph.parent, options.threads), EngineDecoder(folder)
+    length = min(32, max(request.prompt for request in requests))
+    ids = gate_tokens(reference.vocab, rows=1, length=length).numpy()
+    half = max(1, length // 2)
+    # A graph of last logits tells of where each piece ends, so both are fed the same pieces.
+    paths = {"without cache": [(0, length)], "with cache, token by token": [(0, half), *((at, at + 1) for at in range(half, length))]}
+    found = {name: (_pieces(reference, ids, pieces), _pieces(engine, ids, pieces)) for name, pieces in paths.items()}
+    bar = BARS[engine.precision] * max(1.0, *(float(np.abs(expected).max()) for expected, _ in found.values()))
+    record: dict[str, Any] = {"reference": "ONNX Runtime on the processor", "precision": engine.precision, "checks": {}}
+    for name, logits in found.items():
+        comparison = compare_logits(*map(torch.from_numpy, logits), bar)
+        record["checks"][name] = comparison.as_record()
+        events.gate(f"engine, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
+        demand(comparison, f"{graph} (ONNX Runtime)", f"{folder} ({name})")
+    write_json(folder / RECORD, record)
+    return record
+
+
+def _pieces(decoder: Any, ids: Any, pieces: list[tuple[int, int]]) -> Any:
+    past, found = decoder.empty(len(ids), ids.shape[1]), []
+    for start, end in pieces:
+        logits, past = decoder.step(ids[:, start:end], past)
+        found.append(logits)
+    return np.concatenate(found, 1)

@@ -1,0 +1,149 @@
+"""The build stage: a portable ONNX folder into a folder with an engine and everything that is known of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporters.onnx.files import GRAPH, TOKENIZER_FILES
+from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
+from exporters.recipe import BuildSlice
+from exporters.tensorrt.builders import Builder, demand_builder, installed_version
+from exporters.tensorrt.child import LOG, build_in_child, log_lines, warnings_of
+from exporters.tensorrt.gate import gate_engine
+from exporters.tensorrt.qdq import quantise
+from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
+from exporters.tensorrt.verdict import judge, read_inspector, read_log
+from pipeline.checkpoint import read_json, write_json
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+
+ENGINE, RECORD, INSPECTOR, TIMINGS, SECONDS = "model.engine", "build.json", "layers.json", "timing.cache", "seconds.json"
+QDQ = "qdq"  # folder of the quantised graph
+NOT_RUN = "built, not run"
+CARRIED = ("checkpoint_config.json", "export.json", "genai_config.json", *TOKENIZER_FILES)
+
+
+def build(
+    onnx: Path,
+    recipe: BuildSlice,
+    requests: Sequence[Request],
+    options: RunOptions,
+    out: Path,
+    events: Events,
+    *,
+    texts: Path | None = None,
+    timing_cache: Path | None = None,
+) -> None:
+    """Writes model.engine, build.json, build.log, and where there is a GPU layers.json, timing.cache and gate.json.
+
+    Args:
+        onnx: a folder that the export stage wrote with the portable lowering.
+        recipe: builder, sparsity, precision.
+        requests: that the engine must serve; they make its profiles.
+        options: threads, of the graph that the engine is compared with.
+        out: empty folder.
+        events: progress.
+        texts: folder with calibration.txt and evaluation.txt; int8 needs it.
+        timing_cache: kernel timings to start from, and to add to: a second build of a like model is quicker.
+
+    Raises:
+        TrimlineError: the builder cannot work here or refuses the graph, or 2:4 is required and the graph is not.
+        GateError: the engine does not compute what the graph computes, or quantising costs too much.
+    """
+    builder = demand_builder(recipe.builder)
+    graph = _demand_portable(onnx)
+    quality = None
+    if recipe.precision == "int8":
+        quality = quantise(onnx, recipe, options, out / QDQ, events, texts=texts)
+        graph = out / QDQ / GRAPH
+    sparsity = check_two_four(list(weight_patterns(graph)))
+    sparse = _wants_sparse(recipe, sparsity, graph)
+    profiles = profiles_for(graph_inputs(graph), requests or DEFAULT_REQUESTS)
+    gpus = cuda_devices() or []
+    cache = out / TIMINGS
+    if timing_cache and timing_cache.is_file():
+        shutil.copyfile(timing_cache, cache)
+    request = {
+        "builder": builder.name,
+        "onnx": str(graph.resolve()),
+        "engine": str((out / ENGINE).resolve()),
+        "inspector": str((out / INSPECTOR).resolve()),
+        "timing_cache": str(cache.resolve()),
+        "sparse": sparse,
+        "inspect": bool(gpus) and builder.needs_gpu,
+        "level": recipe.level,
+        "profiles": [profile.as_record() for profile in profiles],
+        "capabilities": [[int(part) for part in capability.split(".")] for capability in recipe.compute_capabilities],
+    }
+    with events.progress(f"building with {builder.name}", 1) as advance:
+        found = build_in_child(request, out / LOG)
+        advance(1)
+    if timing_cache and cache.is_file():
+        shutil.copyfile(cache, timing_cache)
+    layers = (out / INSPECTOR).read_text(encoding="utf-8") if found["inspected"] else None
+    proof = judge(sparse, read_log(log_lines(out / LOG)), read_inspector(layers))
+    events.note(f"engine of {found['bytes']:,} bytes; sparse kernels: {proof.verdict} ({proof.why})")
+    write_json(out / SECONDS, found["seconds"])  # what is measured stands apart
+    _carry(onnx, out, recipe)
+    record = _record(builder, recipe, found, request, gpus) | {"two_four": sparsity, "sparse_kernels": proof.as_record(), "int8": quality}
+    record |= {"log": LOG, "warnings": warnings_of(out / LOG), "run": {"run": False, "why": NOT_RUN, "proves": builder.proves}}
+    write_json(out / RECORD, record)
+    if request["inspect"]:
+        gate_engine(graph, out, requests or DEFAULT_REQUESTS, options, events)
+        write_json(out / RECORD, record | {"run": {"run": True, "why": "", "proves": builder.proves}})
+    else:
+        events.note(f"{NOT_RUN}: {builder.proves}")
+
+
+def _carry(onnx: Path, out: Path, recipe: BuildSlice) -> None:
+    """What a server and a benchmark want beside the engine: the tokenizer, sizes per block, the precision."""
+    for name in CARRIED:
+        if (onnx / name).is_file():
+            shutil.copyfile(onnx / name, out / name)
+    if recipe.precision == "int8" and (out / "export.json").is_file():
+        write_json(out / "export.json", read_json(out / "export.json") | {"precision": "int8"})
+
+
+def _record(builder: Builder, recipe: BuildSlice, found: dict[str, Any], request: dict[str, Any], gpus: list[str]) -> dict[str, Any]:
+    return {
+        "builder": builder.name,
+        "versions": {builder.name: found["version"], "polygraphy": installed_version("polygraphy")},
+        "flags": found["flags"],
+        "strongly_typed": True,
+        "level": recipe.level,
+        "precision": recipe.precision,
+        "compute_capabilities": list(recipe.compute_capabilities),
+        "gpus": gpus,
+        "profiles": request["profiles"],
+        "layers": found["layers"],
+        "engine": ENGINE,
+        "bytes": found["bytes"],
+    }
+
+
+def _demand_portable(folder: Path) -> Path:
+    """The graph of an exported folder, where it is of standard operators."""
+    graph = folder / GRAPH
+    if not graph.is_file():
+        raise TrimlineError(f"There is no {GRAPH} in {folder}.", "Give a folder that `trimline export --lowering portable` wrote.")
+    foreign = sorted({node.domain for node in load_graph(graph).graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise TrimlineError(
+            f"{graph} holds operators of {', '.join(foreign)}, which TensorRT does not know.", "Export it with lowering: portable."
+        )
+    return graph
+
+
+def _wants_sparse(recipe: BuildSlice, sparsity: dict[str, Any], graph: Path) -> bool:
+    if recipe.sparsity == "require" and not sparsity["complies"]:
+        shown = ", ".join(sparsity["others"][:3]) or "there is no weight to judge"
+        raise TrimlineError(
+            f"{sparsity['two_four']} of {sparsity['weights']} weights of {graph} are 2:4; not so are {shown}.",
+            "Prune with pattern 2:4 (recipes/smaller-then-2-4.yaml), or use sparsity: auto.",
+        )
+    return recipe.sparsity != "off" and bool(sparsity["complies"])

@@ -1,0 +1,102 @@
+"""Runtimes other than ONNX Runtime on the processor: what they refuse here, and torch against ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.ceilings import measure_gpu_ceilings
+from benchmarks.runtimes import FORMS, ON_GPU, opener
+from benchmarks.subject import Subject
+from benchmarks.torch_decoder import TorchDecoder, make_sparse
+from benchmarks.worker import Worker
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+from pipeline.loading import load_model
+from tests.exporters.tensorrt.conftest import two_four
+from tests.tiny import tiny_model
+
+NO_GPU = pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_model("llama", tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+def test_torch_with_its_cache_computes_what_torch_without_it_computes(checkpoint):
+    ids = np.arange(4, 20)[None]
+    decoder = TorchDecoder(checkpoint, 1, device="cpu")
+    first, past = decoder.run(ids[:, :9], decoder.empty(1, 16))
+    found = [first]
+    for at in range(9, 16):
+        logits, past = decoder.run(ids[:, at : at + 1], past)
+        found.append(logits)
+    with torch.inference_mode():
+        whole = load_model(checkpoint, dtype=torch.float32)(torch.from_numpy(ids)).logits
+    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-5, rtol=0)
+
+
+def test_only_two_four_projections_become_sparse(checkpoint, tmp_path):
+    sparse = two_four(tiny_model("llama", tmp_path / "sparse"))
+    shapes = []
+
+    def convert(weight: torch.Tensor) -> torch.Tensor:
+        if weight.shape[0] == 32:  # k and v: as torch refuses what is too small
+            raise RuntimeError("too small")
+        shapes.append(tuple(weight.shape))
+        return weight * 2
+
+    model = load_model(sparse, dtype=torch.float32)
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    assert make_sparse(model, sparse, convert) == len(shapes) == 4 * 5
+    torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight, 2 * before)
+    assert make_sparse(load_model(checkpoint, dtype=torch.float32), checkpoint, convert) == 0  # a dense model stays dense
+
+    def refuse(weight: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("only compressible shapes")
+
+    with pytest.raises(TrimlineError, match="No projection .* only compressible shapes"):
+        make_sparse(load_model(sparse, dtype=torch.float32), sparse, refuse)
+
+
+def test_a_checkpoint_is_a_subject(checkpoint):
+    subject = Subject.read("dense", checkpoint)
+    assert (subject.precision, subject.lowering) == ("fp16", "torch")
+    assert subject.as_record()["weight_file_bytes"] == (checkpoint / "model.safetensors").stat().st_size
+
+
+@NO_GPU
+@pytest.mark.parametrize("runtime", sorted(ON_GPU))
+def test_without_a_gpu_every_gpu_runtime_is_a_sentence(runtime, checkpoint, tmp_path):
+    (tmp_path / "build.json").write_text('{"builder": "tensorrt"}')
+    folder = checkpoint if FORMS[runtime] == "checkpoint" else tmp_path
+    answer = Worker().answer({"do": "load", "folder": str(folder), "threads": 1, "runtime": runtime})
+    assert "CUDA device" in answer["problem"] or "no NVIDIA driver" in answer["problem"]
+    assert answer["remedy"]
+
+
+@NO_GPU
+def test_ceilings_of_a_gpu_that_is_not_there():
+    with pytest.raises(TrimlineError, match="no CUDA device"):
+        measure_gpu_ceilings()
+    with pytest.raises(TrimlineError, match="CUDA devices only"):
+        TorchDecoder(Path("anywhere"), 1, sparse=True, device="cpu")
+
+
+@pytest.mark.gpu
+def test_semi_structured_weights_compute_the_same(tmp_path):
+    folder = two_four(tiny_model("llama", tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64))
+    ids = np.arange(4, 68)[None]
+    plain, sparse = (opener(name)(folder, 1).run(ids, None)[0].float() for name in ("torch", "torch_2_4"))
+    torch.testing.assert_close(sparse, plain, atol=2e-2 * plain.abs().max().item(), rtol=0)
+
+
+@pytest.mark.gpu
+def test_ceilings_of_a_gpu():
+    found = measure_gpu_ceilings(repeats=2)
+    assert min(found["bandwidth"]) > 1e10
+    assert min(found["rate"]) > 1e12

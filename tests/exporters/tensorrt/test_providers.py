@@ -1,0 +1,102 @@
+"""ONNX Runtime's GPU providers: the same code runs here on the processor; what needs a GPU is marked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporters.onnx import providers
+from exporters.onnx.files import save_graph
+from exporters.onnx.fused import lower_fused
+from exporters.onnx.providers import CHAINS, CPU, CUDA, TENSORRT, ProviderDecoder, check_places, open_on, options_of, places
+from exporters.onnx.session import OnnxDecoder
+from pipeline.checkpoint import Checkpoint
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.gates import gate_tokens
+from tests.exporters.models import uneven
+
+pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("providers")
+    save_graph(lower_fused(Checkpoint(uneven("llama", place)), "all", Events()), place, "fused")
+    return place
+
+
+def test_a_cache_on_the_device_computes_the_same(folder):
+    ids = gate_tokens(128, rows=2, length=16).numpy()
+    plain, bound = OnnxDecoder(folder, 1), ProviderDecoder(folder, 1, "cpu")
+    whole = plain.logits(ids)
+    np.testing.assert_allclose(bound.logits(ids), whole, atol=1e-5)
+    past, found = bound.empty(2), []
+    for start, end in [(0, 7), *((at, at + 1) for at in range(7, 16))]:
+        logits, past = bound.step(ids[:, start:end], past)
+        found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-5)
+    assert past.length == 16
+    np.testing.assert_array_equal(bound.greedy(ids, 6), plain.greedy(ids, 6))
+
+
+def test_a_past_can_be_continued_again(folder):
+    ids, bound = gate_tokens(128, rows=1, length=9).numpy(), ProviderDecoder(folder, 1, "cpu")
+    _, past = bound.step(ids[:, :8], bound.empty())
+    first, again = (bound.step(ids[:, 8:], past)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_without_a_gpu_it_is_refused_before_anything_is_loaded(folder, provider):
+    with pytest.raises(TrimlineError, match=f"{CHAINS[provider][0]} needs a GPU, and this machine has no NVIDIA driver"):
+        ProviderDecoder(folder, 1, provider)
+
+
+def test_a_build_without_the_provider_is_refused(folder):
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this build has the CUDA provider")
+    with pytest.raises(TrimlineError, match=f"{CUDA} was asked for and this build"):
+        open_on(folder / "model.onnx", "cuda", 1, [{}])
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_falls_back_is_refused(folder, monkeypatch, provider):
+    """As onnxruntime-gpu does without a GPU: the provider is listed, and the session would quietly run without it."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    with pytest.raises(TrimlineError, match=f"{CHAINS[provider][0]}"):
+        open_on(folder / "model.onnx", provider, 1, [{} for _ in CHAINS[provider]])
+
+
+def test_where_nodes_run_is_known_and_judged(folder):
+    found = places(open_on(folder / "model.onnx", "cpu", 1, [{}]))
+    assert {provider for provider, _ in found} == {CPU}
+    assert "GroupQueryAttention" in {operator for _, operator in found}
+    check_places(found, (CPU,))
+    with pytest.raises(TrimlineError, match=r"leaves .*GroupQueryAttention.* to the processor"):
+        check_places(found, (CUDA,))
+    check_places([(CUDA, "MatMul"), (CPU, "Shape"), (CPU, "Gather")], (CUDA,))
+
+
+def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(folder, tmp_path, monkeypatch):
+    (tensorrt, cuda) = options_of("tensorrt", folder / "model.onnx", tmp_path)
+    assert (tensorrt["trt_sparsity_enable"], cuda) == ("False", {})
+    monkeypatch.setattr(providers, "check_two_four", lambda _: {"complies": True})
+    assert options_of("tensorrt", folder / "model.onnx", tmp_path)[0]["trt_sparsity_enable"] == "True"
+    assert options_of("cuda", folder / "model.onnx", tmp_path) == [{}]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_on_a_gpu_it_computes_what_the_processor_computes(sparse_onnx, provider):
+    ids = gate_tokens(128, rows=2, length=16).numpy()
+    expected = OnnxDecoder(sparse_onnx, 1).logits(ids)
+    bound = ProviderDecoder(sparse_onnx, 1, provider)
+    np.testing.assert_allclose(bound.logits(ids), expected, atol=1e-2)
+    np.testing.assert_array_equal(bound.greedy(ids, 8), OnnxDecoder(sparse_onnx, 1).greedy(ids, 8))
