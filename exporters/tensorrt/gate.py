@@ -39,8 +39,8 @@ def gate_engine(graph: Path, folder: Path, requests: Sequence[Request], options:
     found = {name: (_pieces(reference, ids, pieces), _pieces(engine, ids, pieces)) for name, pieces in paths.items()}
     bar = BARS[engine.precision] * max(1.0, *(float(np.abs(expected).max()) for expected, _ in found.values()))
     record: dict[str, Any] = {"reference": "ONNX Runtime on the processor", "precision": engine.precision, "checks": {}}
-    for name, logits in found.items():
-        comparison = compare_logits(*map(torch.from_numpy, logits), bar)
+    for name, (expected, logits) in found.items():
+        comparison = compare_logits(torch.from_numpy(expected), torch.from_numpy(logits), bar)
         record["checks"][name] = comparison.as_record()
         events.gate(f"engine, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
         demand(comparison, f"{graph} (ONNX Runtime)", f"{folder} ({name})")
