@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
+# Environments of servers that need other versions than ours.
+TRIMLINE_SERVERS ?= $(CURDIR)/.servers
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow quality bench results clean
+.PHONY: help demo test test-slow test-servers quality bench results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -26,10 +28,14 @@ demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, 
 	$(BIN)/trimline run recipes/quickstart.yaml --output $(RUN)
 
 test: $(STAMP) ## set up, and run the test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not servers"
 
 test-slow: $(STAMP) ## the tests that take longer than a minute each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not servers"
+
+test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS
+	PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_triton.sh
+	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
 
 quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -27,6 +27,8 @@ def gate_text_model(onnx: Path, options: RunOptions, events: Events) -> None:
         TrimlineError: the backend cannot open the folder.
     """
     tokenizer, theirs = Tokenizer.from_file(str(onnx / "tokenizer.json")), AutoTokenizer.from_pretrained(onnx)
+    decoder = _opened(onnx, options)
+    reader = Reader(tokenizer, decoder.context)  # from here on the tokenizer cuts nothing off
     for text in TEXTS:
         ours, wanted = tokenizer.encode(text).ids, theirs(text)["input_ids"]
         if ours != wanted:
@@ -34,7 +36,8 @@ def gate_text_model(onnx: Path, options: RunOptions, events: Events) -> None:
                 f"Triton's backend reads {text!r} as tokens {ours[:8]}…, and transformers as {wanted[:8]}….",
                 "Save the tokenizer anew: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
             )
-    replies = _together(onnx, tokenizer, options)
+    replies = _together(decoder, reader, tokenizer)
+    del decoder
     alone = OnnxDecoder(onnx, options.threads)
     for reply in replies:
         wanted_ids = alone.greedy(np.asarray([reply.wish.ids], np.int64), reply.wish.max_tokens)[0].tolist()
@@ -43,12 +46,14 @@ def gate_text_model(onnx: Path, options: RunOptions, events: Events) -> None:
     events.gate(f"Triton's text model: {len(replies)} texts together as each alone")
 
 
-def _together(onnx: Path, tokenizer: Tokenizer, options: RunOptions) -> list[Reply]:
+def _opened(onnx: Path, options: RunOptions) -> Decoder:
     try:
-        decoder = Decoder(onnx, options.threads)
+        return Decoder(onnx, options.threads)
     except RuntimeError as error:
         raise TrimlineError(str(error), "Serve it with another target, or export it in fp32 or fp16.") from error
-    reader = Reader(tokenizer, decoder.context)
+
+
+def _together(decoder: Decoder, reader: Reader, tokenizer: Tokenizer) -> list[Reply]:
     wishes = [reader.wish(text.encode(), min(TOKENS - at, decoder.context // 4)) for at, text in enumerate(TEXTS)]
     replies = [Reply(wish, tokenizer, frozenset()) for wish in wishes]
     for _ in generate(decoder, replies):

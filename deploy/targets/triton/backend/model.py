@@ -7,12 +7,16 @@ together. A request that is wrong gets an error of its own, and the others are a
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+# The package's manifest knows every file in it: nothing may be left here, such as what the stub compiled before this line.
+sys.dont_write_bytecode = True
+shutil.rmtree(HERE / "__pycache__", ignore_errors=True)
 sys.path.insert(0, str(HERE))
 # The backend's stub ignores PYTHONPATH; where its own Python lacks the packages, this says where they lie.
 if os.environ.get("TRIMLINE_SITE_PACKAGES"):
@@ -62,6 +66,8 @@ class TritonPythonModel:
         """The replies to begin, one per row of the request, or the error that it gets."""
         try:
             texts = _column(request, "text_input")
+            if texts is None:
+                raise ValueError("text_input is missing.")
             if self.streams and len(texts) > 1:
                 raise ValueError("A stream takes one text per request.")
             wishes = [self._wish(request, row, text) for row, text in enumerate(texts)]
