@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
-# Environments of `make test-servers`: which, and where they are kept.
-SERVERS ?= llama_cpp vllm
-SERVERS_FOLDER ?= .servers
+# Environments of `make test-servers`, of servers that need other versions than ours: which, and where they are kept.
+SERVERS ?= llama_cpp vllm triton
+TRIMLINE_SERVERS ?= $(CURDIR)/.servers
 RTX := tensorrt-rtx-cu12==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116 tensorrt-rtx-cu12-libs==1.7.1.116
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
@@ -44,9 +44,9 @@ test: $(STAMP) ## set up, and run the test suite
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
 
-test-servers: $(STAMP) ## servers with environments of their own: builds them (SERVERS=, minutes to an hour), and tests them
-	for name in $(SERVERS); do PYTHON=$(PYTHON) sh tests/servers/make_$$name.sh $(SERVERS_FOLDER)/$$name || exit 1; done
-	TRIMLINE_SERVERS=$(abspath $(SERVERS_FOLDER)) $(BIN)/python -m pytest -m servers
+test-servers: $(STAMP) ## real servers in environments of their own: makes them (SERVERS=, minutes to an hour), and tests them
+	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) bash tests/servers/make_$$name.sh $(TRIMLINE_SERVERS)/$$name || exit 1; done
+	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
 
 quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

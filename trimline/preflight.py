@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.runtimes import FORMS, ON_GPU
+from deploy.targets import Candidate, check_targets
 from exporters.tensorrt.builders import demand_builder
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
@@ -42,6 +43,7 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
             )
         demand_builder(recipe.build.builder)
     _demand_runtime(recipe)
+    check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
 
 
 def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
