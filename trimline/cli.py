@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trimline.cli_serve import serve
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -308,6 +309,9 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         findings = examine()
         render_findings(findings, here.out)
         here.answer({"findings": [asdict(finding) for finding in findings]})
+
+
+app.command()(serve)
 
 
 def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool) -> RunOptions:
