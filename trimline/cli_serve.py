@@ -22,7 +22,8 @@ def serve(
     parallel: Annotated[int, typer.Option(min=1, max=256, help="Requests that take turns, each with its own cache.")] = 4,
     max_queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are refused with 429.")] = 128,
     api_key: Annotated[
-        str | None, typer.Option(envvar="TRIMLINE_API_KEY", help="Clients must send it. Others see a command line: better set the variable.")
+        str | None,
+        typer.Option(envvar="TRIMLINE_API_KEY", help="Clients must send it. Others see a command line: better set the variable."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

@@ -68,7 +68,7 @@ class CompletionAnswer(_Kind):
         if with_usage:
             yield Completion(**self._common, object="text_completion", choices=[], usage=usage(done))
 
-    def _chunk(self, text: str, reason: str | None) -> BaseModel:
+    def _chunk(self, text: str, reason: Any) -> BaseModel:
         # The class knows only whole answers, whose reason is never null; in a stream it is, until the end.
         choice = CompletionChoice.model_construct(index=0, text=text, logprobs=None, finish_reason=reason)
         return Completion.model_construct(**self._common, object="text_completion", choices=[choice])

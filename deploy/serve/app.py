@@ -23,7 +23,7 @@ from deploy.serve.schemas import ChatRequest, CompletionRequest
 from deploy.serve.schemas import Request as Asked
 from deploy.serve.streams import EventStream, Listener, unless_gone
 
-LEAST_BODY, BYTES_PER_TOKEN = 2**20, 16
+LEAST_BODY, BYTES_PER_TOKEN = 2**18, 16
 CLIENT_GONE = 499  # nobody reads it; the metrics do
 
 
@@ -59,7 +59,7 @@ class Service:
 
     async def answer(self, request: Request, asked: Asked, encode: Callable[[], list[int]], answer: Answer, arrived: float) -> Response:
         """Runs one request."""
-        self._check_name(asked.model)
+        self.check_name(asked.model)
         try:
             prompt = await run_in_threadpool(encode)
         except ValueError as error:
@@ -88,7 +88,8 @@ class Service:
             raise ValueError(f"{wrong} is not a token of this model, which has {self.model.vocabulary}.")
         return prompt
 
-    def _check_name(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
+        """Refuses every name but the model's."""
         if name != self.options.name:
             raise ApiError(404, f"There is no model {name[:100]!r} here, only {self.options.name!r}.", "model_not_found", "model")
 
@@ -104,7 +105,7 @@ class Service:
         return context if limit is None else wanted
 
 
-def create_app(model: ServedModel, options: ServeOptions) -> FastAPI:
+def create_app(model: ServedModel, options: ServeOptions) -> Guard:
     """The application; its engine starts and stops with it."""
     service = Service(model, options)
 
@@ -116,12 +117,10 @@ def create_app(model: ServedModel, options: ServeOptions) -> FastAPI:
 
     # The pages for browsers would load scripts from elsewhere; the description itself stays.
     app = FastAPI(title="Trimline", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=service.largest_body)
-    app.state.service = service
     add_handlers(app, service.metrics)
     _add_generation(app, service)
     _add_status(app, service)
-    app.add_middleware(Guard, key=options.api_key, metrics=service.metrics)
-    return app
+    return Guard(app, options.api_key, service.largest_body, service.metrics)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
@@ -148,7 +147,7 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{name:path}", response_model=None)
     async def one_model(name: str) -> Response:
-        service._check_name(name)
+        service.check_name(name)
         return JSONResponse(card)
 
     @app.get("/health/live", response_model=None)

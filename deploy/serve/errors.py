@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from deploy.serve.metrics import Metrics
 
 INVALID, SERVER = "invalid_request_error", "server_error"
+TOO_LARGE = "request_too_large"
 
 
 class ApiError(Exception):
@@ -63,7 +65,8 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        code = TOO_LARGE if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else phrase
         return answer(ApiError(error.status_code, str(error.detail), code, headers=error.headers))
 
     @app.exception_handler(Exception)
@@ -74,8 +77,12 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 def _explain(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong; what was sent is not repeated, since it may be long or no valid text."""
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body")[:200] or None
-    message = str(first["msg"]).removeprefix("Value error, ")[:500]
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", "invalid_json")
+    if first["loc"] == ("body",) and first["type"] == "model_attributes_type":
+        return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.", "invalid_json")
+    # Of a key that takes two types, pydantic also names the type that it tried.
+    parts = [str(part) for part in first["loc"] if part not in ("body", "str") and re.fullmatch(r"\w+", str(part))]
+    param = ".".join(parts)[:200] or None
+    message = str(first["msg"]).removeprefix("Value error, ")[:500]
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
