@@ -15,7 +15,7 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel
 
-from deploy.serve.engine import Done
+from deploy.serve.answering import Done
 
 END = format_sse_event(data_str="[DONE]")
 

@@ -105,13 +105,12 @@ class Service:
         return context if limit is None else wanted
 
 
-def create_app(model: ServedModel, options: ServeOptions) -> Guard:
-    """The application; its engine starts and stops with it."""
-    service = Service(model, options)
+def create_app(service: Service) -> Guard:
+    """The application; at its end the engine, which was started before, finishes what it has."""
+    options = service.options
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.engine.start()
         yield
         await run_in_threadpool(service.engine.stop)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from exporters.onnx.genai import CONFIG
 from exporters.onnx.runtime import has_genai, needs_runtime
@@ -49,22 +46,21 @@ def onnx_folder(folder: Path) -> Path:
 
 
 class ServedModel:
-    """A model and its tokenizer in memory.
-
-    The runtime is not thread-safe: only the engine's thread calls ``generator``.
+    """What there is to know of a model without opening it.
 
     Attributes:
+        folder: with the graph.
         context: most tokens of prompt and answer together.
         vocabulary: tokens that the model knows.
         ends: ids of the tokens that end a text.
         search: what the folder says about sampling.
 
     Raises:
-        TrimlineError: the folder is not a model that onnxruntime-genai opens, or has no tokenizer.
+        TrimlineError: the folder is no ONNX export for onnxruntime-genai, or has no tokenizer.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        place = onnx_folder(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = place = onnx_folder(folder)
         config = read_json(place / CONFIG)
         self.tokenizer = _tokenizer(place)
         self.fast = self.tokenizer.backend_tokenizer
@@ -76,7 +72,6 @@ class ServedModel:
             raise TrimlineError(f"{place / CONFIG} does not state {error}.", "Export the model again.") from error
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self.search: dict[str, Any] = config.get("search", {})
-        self._model = _open(place, threads)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids, with the tokens that the tokenizer puts around a text unless ``special`` is off."""
@@ -98,16 +93,6 @@ class ServedModel:
             raise ValueError(f"The model's chat template refuses this conversation: {error}") from error
         return self.encode(text, special=False)
 
-    def generator(self, prompt: Sequence[int], options: dict[str, Any]) -> Any:
-        """A generator that has read the prompt."""
-        import onnxruntime_genai as genai
-
-        params = genai.GeneratorParams(self._model)
-        params.set_search_options(**options)
-        generator = genai.Generator(self._model, params)
-        generator.append_tokens(np.asarray(prompt, np.int32))
-        return generator
-
 
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
@@ -123,16 +108,3 @@ def _tokenizer(folder: Path) -> Any:
     if not found.is_fast:
         raise TrimlineError(f"The tokenizer of {folder} has no tokenizer.json.", "Save it again with transformers 5.")
     return found
-
-
-def _open(folder: Path, threads: int | None) -> Any:
-    import onnxruntime_genai as genai
-
-    try:
-        config = genai.Config(str(folder))
-        if threads is not None:
-            session = {"session_options": {"intra_op_num_threads": threads}}
-            config.overlay(json.dumps({"model": {"decoder": session}}))
-        return genai.Model(config)
-    except Exception as error:  # its exceptions are plain RuntimeErrors
-        raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {str(error).strip()}.", "Export it again.") from error

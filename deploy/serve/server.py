@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from deploy.serve.app import ServeOptions, create_app
+from deploy.serve.app import ServeOptions, Service, create_app
 from deploy.serve.model import ServedModel
 from pipeline.errors import TrimlineError
 
@@ -33,11 +33,15 @@ def serve(folder: Path, host: str, port: int, threads: int | None, options: Serv
         TrimlineError: the address is taken or wrong, or the folder cannot be served.
     """
     with _bound(host, port) as listening:  # before the model is read, which takes a while
-        app = create_app(ServedModel(folder, threads), options)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        server = _Server(config, lambda: announce(_url(listening)))
-        with _signals_are_handled():
-            server.run(sockets=[listening])
+        service = Service(ServedModel(folder), options)
+        try:
+            service.engine.start(service.model.folder, threads)
+            config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
+            server = _Server(config, lambda: announce(_url(listening)))
+            with _signals_are_handled():
+                server.run(sockets=[listening])
+        finally:
+            service.engine.kill()
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""One request between the server's event loop and the engine's thread."""
+"""One request between the server's event loop and the engine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from deploy.serve.answering import Done, Event, Failed, Job, Piece
 from deploy.serve.answers import END, Answer, as_event
-from deploy.serve.engine import Done, Engine, Event, Failed, Job, Piece, QueueFull, Stopping
+from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.errors import ApiError
 
 RETRY_AFTER = "1"  # seconds; what waits is not known to take longer
@@ -33,7 +34,7 @@ class Listener:
             busy = "Too many requests wait already; try again in a moment."
             raise ApiError(429, busy, "queue_full", headers={"Retry-After": RETRY_AFTER}) from None
         except Stopping:
-            raise ApiError(503, "The server is shutting down.", "shutting_down") from None
+            raise ApiError(503, "The server takes no more requests.", "not_ready") from None
 
     def _hear(self, event: Event) -> None:
         with suppress(RuntimeError):  # a loop that was closed under a forced exit

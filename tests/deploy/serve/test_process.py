@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from deploy.serve.engine import Done, Engine, Event, Failed, Job, Piece, QueueFull, Stopping
+from deploy.serve.answering import Done, Event, Failed, Job, Piece
+from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
 from tests.deploy.serve.conftest import CONTEXT, ROOT, Served, serving
@@ -178,7 +181,7 @@ class Heard:
 
 def test_the_engine_takes_as_many_as_it_says_and_finishes_them(tiny_onnx: Path) -> None:
     told = Metrics()
-    engine = Engine(ServedModel(tiny_onnx, 1), 2, 3, told)
+    engine = Engine(ServedModel(tiny_onnx), 2, 3, told)
     heard = [Heard() for _ in range(5)]
     jobs = [one.job() for one in heard]
     for job in jobs[:3]:  # before it starts: nothing leaves the queue
@@ -187,7 +190,7 @@ def test_the_engine_takes_as_many_as_it_says_and_finishes_them(tiny_onnx: Path) 
         engine.submit(jobs[3])
     engine.cancel(jobs[1])
     engine.submit(jobs[4])
-    engine.start()
+    engine.start(tiny_onnx, 1)
     engine.stop()
     ends = [one.events[-1] if one.events else None for one in heard]
     assert ends == [Done("length", 2, 10), None, Done("length", 2, 10), None, Done("length", 2, 10)]
@@ -196,13 +199,48 @@ def test_the_engine_takes_as_many_as_it_says_and_finishes_them(tiny_onnx: Path) 
 
 
 def test_a_request_that_the_runtime_refuses_fails_alone(tiny_onnx: Path) -> None:
-    engine = Engine(ServedModel(tiny_onnx, 1), 2, 3, Metrics())
+    engine = Engine(ServedModel(tiny_onnx), 2, 3, Metrics())
     good, bad = Heard(), Heard()
     engine.submit(bad.job(max_length=CONTEXT + 1))
     engine.submit(good.job())
-    engine.start()
+    engine.start(tiny_onnx, 1)
     engine.stop()
     assert isinstance(bad.events[-1], Failed)
     assert "max_length" in bad.events[-1].message
     assert isinstance(good.events[0], Piece)
     assert good.events[-1] == Done("length", 2, 10)
+
+
+def test_requests_of_a_process_that_is_killed_fail_and_readiness_says_so(tiny_onnx: Path) -> None:
+    with serving(tiny_onnx) as (url, process):
+        with httpx2.stream("POST", url + PATH, json=body(CONTEXT - 1, stream=True), timeout=PATIENCE) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            engine = next(child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline()))
+            engine.kill()
+            rest = [line for line in lines if line]
+        assert "the process that computes has ended" in rest[-2]
+        assert httpx2.get(f"{url}/health/live").status_code == 200
+        assert httpx2.get(f"{url}/health/ready").status_code == 503
+        refused = httpx2.post(url + PATH, json=body(1))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_server_that_is_killed_leaves_no_process(tiny_onnx: Path) -> None:
+    with serving(tiny_onnx) as (_, process):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+        assert alive == []
+
+
+def test_a_graph_that_the_runtime_cannot_open_is_one_sentence(tiny_onnx: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_onnx, folder)
+    (folder / "model.onnx").write_bytes(b"nonsense")
+    code, said = called(str(folder), "--port", "0")
+    assert code == 2
+    assert "onnxruntime-genai cannot open" in said

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deploy.serve.model import ServedModel
 from deploy.serve.sampling import Sampling
+from deploy.serve.worker import Runtime
 from exporters.onnx.genai import GenaiDecoder
 
-DRAWS = 2000
+DRAWS, VOCABULARY = 2000, 104
 PROMPT = [5, 6, 7, 50]
 
 
@@ -41,8 +41,8 @@ def test_an_ignored_end_cannot_come_before_the_limit() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_onnx: Path) -> ServedModel:
-    return ServedModel(tiny_onnx, 1)
+def runtime(tiny_onnx: Path) -> Runtime:
+    return Runtime(tiny_onnx, 1)
 
 
 def wanted(logits: NDArray[np.float64], temperature: float, top_p: float, top_k: int) -> NDArray[np.float64]:
@@ -64,15 +64,15 @@ def distance(probabilities: NDArray[np.float64], counts: NDArray[np.float64]) ->
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 0.5, 0), (0.5, 0.8, 0), (1.0, 1.0, 3), (0.7, 0.6, 20)]
 )
-def test_tokens_come_as_often_as_they_should(model: ServedModel, tiny_onnx: Path, temperature: float, top_p: float, top_k: int) -> None:
+def test_tokens_come_as_often_as_they_should(runtime: Runtime, tiny_onnx: Path, temperature: float, top_p: float, top_k: int) -> None:
     logits = GenaiDecoder(tiny_onnx).forced(PROMPT, [])[0].astype(np.float64)
     drawn: Counter[int] = Counter()
     for seed in range(DRAWS):
-        asked = Sampling(temperature, top_p, top_k, seed).options({}, model.vocabulary, len(PROMPT) + 1)
-        generator = model.generator(PROMPT, asked)
+        asked = Sampling(temperature, top_p, top_k, seed).options({}, VOCABULARY, len(PROMPT) + 1)
+        generator = runtime.generator(PROMPT, asked)
         generator.generate_next_token()
         drawn[int(generator.get_next_tokens()[0])] += 1
-    counts = np.array([drawn[token] for token in range(model.vocabulary)], float)
+    counts = np.array([drawn[token] for token in range(VOCABULARY)], float)
     probabilities = wanted(logits, temperature, top_p, top_k)
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(probabilities))
     chance = [distance(probabilities, np.random.default_rng(seed).multinomial(DRAWS, probabilities)) for seed in range(20)]
