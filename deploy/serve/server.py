@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -30,7 +31,7 @@ def serve(folder: Path, host: str, port: int, threads: int | None, options: Serv
         announce: called with the URL as soon as requests are taken.
 
     Raises:
-        TrimlineError: the address is taken or wrong, or the folder cannot be served.
+        TrimlineError: the address is taken or wrong, the folder cannot be served, or a second Ctrl-C cut answers off.
     """
     with _bound(host, port) as listening:  # before the model is read, which takes a while
         service = Service(ServedModel(folder), options)
@@ -40,6 +41,8 @@ def serve(folder: Path, host: str, port: int, threads: int | None, options: Serv
             server = _Server(config, lambda: announce(_url(listening)))
             with _signals_are_handled():
                 server.run(sockets=[listening])
+            if server.force_exit:
+                raise TrimlineError("The server was stopped twice, so answers that ran were cut off.", "Once lets them end.")
         finally:
             service.engine.kill()
 
@@ -53,6 +56,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # each answer that breaks off would be logged with its traceback
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 @contextmanager

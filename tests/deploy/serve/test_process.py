@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_a_signal_ends_it_after_what_runs(tiny_onnx: Path, number: signal.Signal
         assert process.wait(PATIENCE) == 0
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{url}/health/live")
+
+
+def test_a_second_interrupt_does_not_wait(tiny_onnx: Path) -> None:
+    with serving(tiny_onnx, "--parallel", "1") as (url, process), ExitStack() as open_streams:
+        for _ in range(6):
+            asked = httpx2.stream("POST", url + PATH, json=body(CONTEXT - 1, stream=True), timeout=PATIENCE)
+            open_streams.enter_context(asked)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # two signals of one kind at once may count as one
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 2
+        assert process.stdout is not None
+        assert process.stdout.read().strip().splitlines()[-1].startswith("error: The server was stopped twice")
 
 
 def called(*arguments: str) -> tuple[int, str]:
