@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trimline.cli_build import build
+from trimline.cli_serve import serve
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -337,6 +338,9 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         findings = examine()
         render_findings(findings, here.out)
         here.answer({"findings": [asdict(finding) for finding in findings]})
+
+
+app.command()(serve)
 
 
 def _only_for_gguf(quantise: str | None) -> None:

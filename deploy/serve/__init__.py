@@ -1,0 +1,1 @@
+"""One model behind OpenAI's completions protocol, on one machine: ``trimline serve``."""

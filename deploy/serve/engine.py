@@ -1,0 +1,173 @@
+"""Requests through one model: a bounded queue, a process that computes, text that comes back.
+
+onnxruntime-genai 0.18 has an engine of its own (``Engine``, ``Request``). It is not used: it batches statically, so
+that a late request waits until every sequence of the running batch has ended, and on graphs of the portable lowering
+rows of unequal length get wrong tokens or an error. Here each request has its own ``Generator``; a new one joins after
+the token that is being computed. The price: sequences that run together share the processor, and gain nothing by it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections import deque
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from deploy.serve.answering import Answering, Failed, Job
+from deploy.serve.metrics import Metrics
+from deploy.serve.model import ServedModel
+from deploy.serve.worker import Broken, Cancel, Ready, Refused, Start, Stop, Token, work
+from pipeline.errors import TrimlineError
+
+
+class QueueFull(Exception):
+    """As many requests wait as may."""
+
+
+class Stopping(Exception):
+    """The engine takes no more requests."""
+
+
+class Engine:
+    """Owner of the process that has the model.
+
+    Args:
+        model: what the tokens mean.
+        parallel: sequences that take turns.
+        queue: requests that may wait besides.
+        metrics: told about tokens and times.
+    """
+
+    def __init__(self, model: ServedModel, parallel: int, queue: int, metrics: Metrics) -> None:
+        self._model, self._parallel, self._most, self._metrics = model, parallel, queue, metrics
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Answering] = {}
+        self._numbers = 0
+        self._closing = self._gone = False
+        self._process: Any = None
+        # Written by a thread, since the pipe is full while a long prompt is read, and the event loop must not wait.
+        self._commands: SimpleQueue[Start | Cancel | Stop | None] = SimpleQueue()
+        metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
+
+    def start(self, folder: Path, threads: int | None) -> None:
+        """Opens the model in a process of its own.
+
+        Raises:
+            TrimlineError: the runtime cannot open it, or the process ends meanwhile.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, folder, threads), name="engine", daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise TrimlineError(f"The process that opens {folder} was ended.", "Look for a lack of memory.") from None
+        if isinstance(answer, Refused):
+            raise TrimlineError(answer.problem, answer.remedy)
+        assert isinstance(answer, Ready)
+        threading.Thread(target=self._write, name="commands", daemon=True).start()
+        threading.Thread(target=self._read, name="tokens", daemon=True).start()
+        with self._changed:
+            self._dispatch()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and worked on."""
+        return self._process is not None and self._process.is_alive() and not (self._closing or self._gone)
+
+    def submit(self, job: Job) -> None:
+        """Puts a request at the end of the queue.
+
+        Raises:
+            QueueFull: ``queue`` requests wait already.
+            Stopping: the engine was told to stop, or its process is gone.
+        """
+        with self._changed:
+            if self._closing or self._gone:
+                raise Stopping
+            if len(self._waiting) >= self._most and not (self._process and len(self._running) < self._parallel):
+                raise QueueFull
+            self._waiting.append(job)
+            self._dispatch()
+
+    def cancel(self, job: Job) -> None:
+        """Ends a request that nobody waits for; the model goes on with the token that it is computing."""
+        with self._changed:
+            number = next((number for number, answering in self._running.items() if answering.job is job), None)
+            if job in self._waiting:
+                self._waiting.remove(job)
+            elif number is not None:
+                self._end(number)
+            else:
+                return
+            self._metrics.cancelled.inc()
+
+    def stop(self) -> None:
+        """Takes no more requests, finishes those that it has, and returns when the last one has ended."""
+        with self._changed:
+            self._closing = True
+            self._changed.wait_for(lambda: self._gone or not (self._running or self._waiting))
+        self._commands.put(Stop())
+        self._process.join()
+
+    def kill(self) -> None:
+        """Ends the process without waiting for anything."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _dispatch(self) -> None:
+        while self._process and self._waiting and len(self._running) < self._parallel:
+            job, self._numbers = self._waiting.popleft(), self._numbers + 1
+            self._running[self._numbers] = Answering(job, self._model, self._metrics)
+            self._commands.put(Start(self._numbers, job.prompt, job.options))
+        self._changed.notify_all()
+
+    def _end(self, number: int) -> None:
+        """Makes room; the process is told, since a stop string or a client that left is none of its business."""
+        self._running.pop(number)
+        self._commands.put(Cancel(number))
+        self._dispatch()
+
+    def _write(self) -> None:
+        while command := self._commands.get():
+            try:
+                self._connection.send(command)
+            except OSError:  # the process is gone, which the other thread notices and tells
+                return
+
+    def _read(self) -> None:
+        while True:
+            try:
+                event = self._connection.recv()
+            except (EOFError, OSError):
+                self._lose()
+                return
+            with self._changed:
+                answering = self._running.get(event.number)
+                if answering is None:  # it has ended on this side already
+                    continue
+                match event:
+                    case Token(number, token, last):
+                        over = answering.token(token, last)
+                    case Broken(number, message):
+                        over = True
+                        answering.job.emit(Failed(message))
+                if over:
+                    self._end(number)
+
+    def _lose(self) -> None:
+        """The process has ended: as asked, or killed, and then nobody may wait for it."""
+        with self._changed:
+            self._gone = True
+            lost = [*(answering.job for answering in self._running.values()), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._commands.put(None)
+        for job in lost:
+            job.emit(Failed("the process that computes has ended"))

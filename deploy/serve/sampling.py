@@ -1,0 +1,51 @@
+"""What a request asks of the sampler, in the words of onnxruntime-genai's search options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SEEDS = 2**31  # the runtime takes 32-bit seeds
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; None: as the model's folder says, else as OpenAI's protocol does.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_p: share of the probability that is sampled from; 0 takes the most likely token.
+        top_k: most tokens that are sampled from; 0 or -1: no limit.
+        seed: same seed, same tokens; None: another text each time.
+        ignore_end: goes on to the limit, as benchmarks want.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    ignore_end: bool = False
+
+    def options(self, folder: Mapping[str, Any], vocabulary: int, length: int) -> dict[str, Any]:
+        """Search options of the runtime.
+
+        Args:
+            folder: ``search`` of genai_config.json.
+            vocabulary: tokens that the model knows.
+            length: tokens of prompt and answer together.
+        """
+        temperature = _first(self.temperature, folder.get("temperature"), 1.0)
+        top_p = _first(self.top_p, folder.get("top_p"), 1.0)
+        top_k = _first(self.top_k, folder.get("top_k"), 0)
+        common = {"max_length": length, "batch_size": 1, "min_length": length if self.ignore_end else 0}
+        if temperature == 0 or top_p == 0 or top_k == 1:
+            return common | {"do_sample": False}
+        # Version 0.18 samples top_p alone, without top_k, from too many tokens; with top_k over all tokens it is right.
+        top_k = min(top_k, vocabulary) if top_k > 0 else (vocabulary if top_p < 1 else 0)
+        seed = {} if self.seed is None else {"random_seed": self.seed % SEEDS}
+        return common | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": int(top_k)} | seed
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
