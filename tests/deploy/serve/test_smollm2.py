@@ -19,11 +19,11 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 from tests.deploy.serve.conftest import serving
 
-PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "Il était une fois", "🎉 Party"]
-TOKENS = 64
+PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "🎉 Party"]
+TOKENS = 32
 TIE = 1e-3  # logits that are nearer than the gate's bar may change places
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # converting, exporting and gating the model take most of it
 
 
 @pytest.fixture(scope="module")
