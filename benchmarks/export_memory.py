@@ -81,6 +81,6 @@ def child(checkpoint: Path, lowering: str, precision: str, threads: int) -> None
 
 if __name__ == "__main__":
     if len(sys.argv) == 5 and not sys.argv[1].startswith("-"):
-        child(Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4]))
+        child(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
         typer.run(main)
