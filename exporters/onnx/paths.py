@@ -67,7 +67,8 @@ def through_genai(folder: Path, ids: torch.Tensor) -> Walk:
 
 def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> Part:
     """Feeds the pieces one after another; a graph of last logits tells of where each piece ends."""
-    past, found, positions = decoder.empty(len(ids)), [], list[int]()
+    past, found = decoder.empty(len(ids)), []
+    positions: list[int] = []
     for start, end in pieces:
         logits, past = decoder.step(ids[:, start:end].numpy(), past)
         found.append(logits)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from exporters.onnx.config import context_length
 from exporters.onnx.session import OnnxDecoder
-from pipeline.calibrate.windows import consecutive_windows
+from pipeline.calibrate.windows import check_windows, consecutive_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError
 from pipeline.evaluate import perplexity_record
@@ -29,7 +29,9 @@ def fixed_windows(source: Checkpoint, trust_remote_code: bool = False) -> torch.
     if not any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    return consecutive_windows(tokenizer, load_text(TEXT, "evaluation"), WINDOWS, min(WINDOW, context_length(source)))
+    windows = consecutive_windows(tokenizer, load_text(TEXT, "evaluation"), WINDOWS, min(WINDOW, context_length(source)))
+    check_windows(windows, source.geometry)
+    return windows
 
 
 def graph_losses(decoder: OnnxDecoder, windows: torch.Tensor, events: Events) -> list[float]:

@@ -122,6 +122,27 @@ def test_the_builders_graph_computes_what_ours_computes(models: dict[str, Path],
     np.testing.assert_allclose(OnnxDecoder(theirs, 1).logits(ids), OnnxDecoder(ours, 1).logits(ids), atol=1e-4)
 
 
+def test_four_bits_are_the_builders_own_bit_for_bit(models: dict[str, Path], tmp_path: Path) -> None:
+    """Ours quantises matrix by matrix, the builder the finished graph."""
+    (ours := tmp_path / "ours").mkdir()
+    (theirs := tmp_path / "theirs").mkdir()
+    export(models["dense"], ExportSlice(precision="int4", perplexity_bar=100), OPTIONS, ours, Events())
+    stock_graph(models["dense"], "int4", theirs)
+    first, second = quantised(ours), quantised(theirs)
+    assert first.keys() == second.keys()
+    assert len(first) > 10
+    for name, arrays in first.items():
+        assert [array.tobytes() for array in arrays] == [array.tobytes() for array in second[name]], name
+
+
+def quantised(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Values, scales and offsets of every product in blocks, by its name in the builder."""
+    graph = onnx.load(folder / "model.onnx").graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    products = {node.name.split("/MatMul")[0]: node.input[1:] for node in graph.node if node.op_type == "MatMulNBits"}
+    return {name: [onnx.numpy_helper.to_array(stored[tensor]) for tensor in inputs] for name, inputs in products.items()}
+
+
 @pytest.mark.skipif(not has_llama_cpp(), reason=NOT_RUN)
 def test_llama_cpp_is_a_decoder_like_the_others(smollm2: Path, tmp_path: Path) -> None:
     from pipeline.sources.model import default_gguf

@@ -93,10 +93,11 @@ def test_onnx_computes_what_the_checkpoint_computes(done):
     assert onnx.load(folder / "model.onnx", load_external_data=True).graph.node
     model = AutoModelForCausalLM.from_pretrained(done.result.package / "model", trust_remote_code=True, dtype=torch.float32)
     ids = torch.arange(5, 17)[None]
-    decoder = OnnxDecoder(folder, 1)
-    found, _ = decoder.step(ids.numpy(), decoder.empty(1, 16))
     with torch.inference_mode():
-        torch.testing.assert_close(torch.as_tensor(found), model(ids).logits, atol=1e-3, rtol=0)
+        expected = model(ids).logits
+    for decoder, positions in ((OnnxDecoder(folder, 1), slice(-1, None)), (OnnxDecoder(folder, 1, every_position=True), slice(None))):
+        found, _ = decoder.step(ids.numpy(), decoder.empty(1, 16))
+        torch.testing.assert_close(torch.as_tensor(found), expected[:, positions], atol=1e-3, rtol=0)
 
 
 def test_the_report_says_what_the_files_say(done):

@@ -1,0 +1,45 @@
+"""Optimum's ORTModelForCausalLM on our folders of blocks alike: an optional check, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice, Precision
+from pipeline.events import Events
+from tests.exporters.models import OPTIONS, stock
+
+ROOT = Path(__file__).parents[2]
+PROMPT = [5, 60, 71, 8, 99, 10, 23]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    folder = Path(os.environ.get("TRIMLINE_SERVERS") or ROOT / ".servers") / "optimum"
+    if not list(folder.glob(".made-*")):
+        pytest.skip(f"{folder} is not there: tests/servers/make_optimum.sh makes Optimum's environment")
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32")])
+def test_optimum_says_the_same(lowering: Literal["fused", "portable"], precision: Precision, python: Path, tmp_path: Path) -> None:
+    checkpoint, out = stock("llama", tmp_path), tmp_path / "onnx"
+    out.mkdir()
+    export(checkpoint, ExportSlice(lowering=lowering, precision=precision), OPTIONS, out, Events())
+    shutil.copyfile(checkpoint / "config.json", out / "config.json")  # Optimum opens no folder without one
+    client = [str(python), str(Path(__file__).parent / "optimum_client.py"), str(out), str(TOKENS), *map(str, PROMPT)]
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(client, capture_output=True, text=True, check=False, env=surroundings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = OnnxDecoder(out, 1).greedy(np.array([PROMPT]), TOKENS)[0].tolist()
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
