@@ -262,6 +262,7 @@ def test_a_config_that_triton_refuses_is_seen(tmp_path, triton):
     assert 'has no field named "most_rows"' in (tmp_path / "triton.log").read_text()
 
 
+@pytest.mark.timeout(3600)
 def test_the_pruned_smollm2_is_served(smollm2, tmp_path):
     environment("triton", "tritonserver")
     blocks = len(Checkpoint(smollm2).geometry.blocks)
