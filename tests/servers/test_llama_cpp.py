@@ -30,7 +30,7 @@ from tests.servers.environments import free_port, python_of, served
 from tests.servers.models import pruned
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
-OPTIONS = RunOptions(threads=2)
+OPTIONS = RunOptions(threads=1)
 PROMPTS = ("The capital of France is", "Once upon a time, in a village by the sea,", "def fibonacci(n):")
 CONTEXT = 256
 LLAMA3: dict[str, Any] = {
