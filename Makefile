@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
-# Environments of `make test-servers`: which, and where they are kept.
-SERVERS ?= llama_cpp vllm
-SERVERS_FOLDER ?= .servers
+# Environments of servers that need other versions than ours: where they are kept, and which are made.
+TRIMLINE_SERVERS ?= $(CURDIR)/.servers
+SERVERS ?= triton llama_cpp vllm
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
@@ -34,9 +34,9 @@ test: $(STAMP) ## set up, and run the test suite
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
 
-test-servers: $(STAMP) ## servers with environments of their own: builds them (SERVERS=, minutes to an hour), and tests them
-	for name in $(SERVERS); do PYTHON=$(PYTHON) sh tests/servers/make_$$name.sh $(SERVERS_FOLDER)/$$name || exit 1; done
-	TRIMLINE_SERVERS=$(abspath $(SERVERS_FOLDER)) $(BIN)/python -m pytest -m servers
+test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS (SERVERS= says which)
+	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done
+	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
 
 quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ from typing import Any
 
 from deploy.card import model_card
 from deploy.recipe import PackageSlice
+from deploy.targets import Shipment, Target, write_targets
+from deploy.targets.section import with_section
 from pipeline.artefact import MEASURED as MEASURED_RECORD
 from pipeline.artefact import RECORD, file_digest
 from pipeline.checkpoint import read_json, write_json
@@ -72,9 +74,11 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
             link_or_copy(parts.report / name, out / name)
         link_or_copy(parts.plan / "plan.json", out / "plan.json")
         (out / "recipe.yaml").write_text(parts.recipe, encoding="utf-8", newline="\n")
-        (out / CARD).write_text(_card(parts, recipe, report, out, with_onnx), encoding="utf-8", newline="\n")
+        targets = write_targets(Shipment(out, parts.options, events), recipe)
+        card = with_section(_card(parts, recipe, report, out, with_onnx), targets)
+        (out / CARD).write_text(card, encoding="utf-8", newline="\n")
         write_json(out / RUN, run_record(report))
-        write_json(out / MANIFEST, manifest(parts, report, out, events))
+        write_json(out / MANIFEST, manifest(parts, report, targets, out, events))
     except OSError as error:
         raise TrimlineError(f"The package could not be written: {error}.", "Free some space, or run the missing stage again.") from error
 
@@ -103,7 +107,7 @@ def run_record(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def manifest(parts: PackageParts, report: dict[str, Any], out: Path, events: Events) -> dict[str, Any]:
+def manifest(parts: PackageParts, report: dict[str, Any], targets: list[Target], out: Path, events: Events) -> dict[str, Any]:
     """What made the package, and SHA-256 and bytes of every file in it but the manifest itself."""
     return {
         "format": FORMAT,
@@ -111,7 +115,8 @@ def manifest(parts: PackageParts, report: dict[str, Any], out: Path, events: Eve
         "command": parts.command,
         "made_with": dict(_versions()),
         "settings": parts.options.as_record(),
-        "files": _sums(out, events),
+        "targets": [target.name for target in targets],
+        "files": sums(out, events),
     }
 
 
@@ -136,15 +141,16 @@ def _card(parts: PackageParts, recipe: PackageSlice, report: dict[str, Any], out
     )
 
 
-def _sums(out: Path, events: Events) -> dict[str, Any]:
+def sums(out: Path, events: Events) -> dict[str, Any]:
+    """SHA-256 and bytes of every file but the manifest, by its path relative to the package."""
     files = packaged_files(out)
-    sums: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     with events.progress("summing files", len(files)) as advance:
         for path in files:
             name = path.relative_to(out).as_posix()
-            sums[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size, "measured": name in MEASURED}
+            found[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size, "measured": name in MEASURED}
             advance(1)
-    return sums
+    return found
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pipeline.recipe import Slice
+
+TargetName = Literal["onnxruntime-genai", "triton"]  # as deploy.targets.TARGETS
 
 
 class PackageSlice(Slice):
@@ -13,3 +17,10 @@ class PackageSlice(Slice):
     onnx: bool = Field(True, description="ship the ONNX export beside the checkpoint")
     licence: str | None = Field(None, max_length=100, description="of the dense model, as an SPDX identifier such as apache-2.0")
     base_model: str | None = Field(None, max_length=200, description="hub id of the dense model, for the card")
+    targets: tuple[TargetName, ...] = Field((), description="servers that the package brings a folder for, below serve/")
+    served_name: str = Field(
+        "model",
+        # What Kubernetes takes as a name; every server here takes it too.
+        pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$",
+        description="what clients of those servers call the model",
+    )

@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
+from deploy.add import add_targets, is_package
+from deploy.targets import with_targets
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
 from exporters.onnx.stage import export as write_export
@@ -225,10 +227,29 @@ def report(folder: Path | str, output: Path | str) -> Path:
 
 
 def package(
-    recipe: Path | str | Recipe | Mapping[str, Any], output: Path | str, *, options: RunOptions = HERE, events: Events = QUIET
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    output: Path | str,
+    *,
+    targets: Sequence[str] = (),
+    options: RunOptions = HERE,
+    events: Events = QUIET,
 ) -> Path:
-    """The folder to ship, of a recipe's run in ``output``; what is missing is run first."""
-    return run(recipe, output, options=options, events=events).package
+    """The folder to ship, of a recipe's run in ``output``; what is missing is run first.
+
+    Args:
+        recipe: as for ``run``; or a package folder, which is copied to ``output``, a new folder, with more targets.
+        output: the run's folder.
+        targets: servers to write folders for, beside those that the recipe names.
+        options: device, dtype, threads.
+        events: progress.
+    """
+    if isinstance(recipe, (str, Path)) and is_package(Path(recipe)):
+        with whole_folder(Path(output)) as out:
+            add_targets(Path(recipe), targets, options, out, events)
+        return Path(output)
+    wanted = as_recipe(recipe)
+    served = wanted.model_copy(update={"package": with_targets(wanted.package, targets)})
+    return run(served, output, options=options, events=events).package
 
 
 def by_name(folders: Sequence[Path]) -> dict[str, Path]:

@@ -253,8 +253,11 @@ def report(
 
 @app.command()
 def package(
-    recipe: RecipeFile,
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; or a package folder, copied to a new --output with more servers.")],
     output: Output = Path("runs/run"),
+    targets: Annotated[
+        list[str] | None, typer.Option("--for", metavar="SERVER", help="Also write serve/SERVER/; may be given several times.")
+    ] = None,
     device: DeviceOption = Device.CPU,
     dtype: DTypeOption = DTypeName.AUTO,
     threads: Threads = None,
@@ -266,7 +269,7 @@ def package(
     with session(as_json, debug) as here:
         from trimline import api
 
-        folder = api.package(recipe, output, options=_options(device, dtype, threads, trust), events=here.events)
+        folder = api.package(recipe, output, targets=targets or (), options=_options(device, dtype, threads, trust), events=here.events)
         here.out.print(f"Package: {folder}", soft_wrap=True, highlight=False)
         here.answer({"package": str(folder)})
 

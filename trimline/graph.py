@@ -194,7 +194,10 @@ class Run:
         )
         # A level below the artefact: its records have no place among the files that a manifest sums.
         self._make(
-            "package", depends, (pipeline, deploy), lambda out: package(parts, self.recipe.package, _new(out / SHIPPED), self.events)
+            "package",
+            depends,
+            (pipeline, exporters, deploy),
+            lambda out: package(parts, self.recipe.package, _new(out / SHIPPED), self.events),
         )
 
     def _write_report(self, out: Path) -> None:

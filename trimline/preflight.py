@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploy.targets import Candidate, check_targets
 from pipeline.checkpoint import Checkpoint
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
@@ -30,6 +31,7 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     if recipe.recover:
         check_recovery(recipe.recover, options)
         _demand_importance(recipe)
+    check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
 
 
 def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:

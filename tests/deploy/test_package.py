@@ -17,50 +17,17 @@ import pytest
 import yaml
 
 from deploy import package as packaging
-from deploy.package import MEASURED, PackageParts, package
+from deploy.package import MEASURED, package
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
-from exporters.onnx.stage import export
-from exporters.recipe import ExportSlice
 from pipeline.artefact import RECORD
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plan import Plan, Selection, Step
-from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, RebuildSlice
-from tests.tiny import tiny_model
 from tests.trimline.sample_report import sample
 from trimline.inspect import inspect_folder
 from trimline.reporting import write_report
 
 pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai, whose snippet the card prints, is not installed")
-RECIPE = "name: test\nmodel:\n  source: someone/some-model\n"
-OPTIONS = RunOptions(threads=1)
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> PackageParts:
-    """A tiny model with uneven blocks, through the real rebuild and export stages."""
-    root = tmp_path_factory.mktemp("parts")
-    for name in ("plan", "model", "onnx", "report"):
-        (root / name).mkdir()
-    dense = tiny_model("llama", root / "dense")
-    (dense / "LICENSE").write_text("invented licence\n")
-    checkpoint = Checkpoint(dense)
-    everything = Selection.everything(checkpoint.geometry)
-    ffn = (tuple(range(64)), tuple(range(32)), tuple(range(96)), tuple(range(16)))
-    selection = Selection(everything.blocks, ffn, everything.kv_groups)
-    Plan(checkpoint.geometry.family, selection, (Step("by hand on ffn", {}, {}, {}),)).write(root / "plan")
-    rebuild(dense, root / "plan", RebuildSlice(profile=Profile.DECILM), OPTIONS, root / "model", Events())
-    export(root / "model", ExportSlice(), OPTIONS, root / "onnx", Events())
-    for name in ("model", "onnx"):
-        (root / name / RECORD).write_text("{}")  # as the store leaves it
-    write_report(sample(), root / "report")
-    return PackageParts(
-        root / "model", root / "onnx", root / "plan", root / "report", RECIPE, "trimline run r.yaml --output runs/run", OPTIONS
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""More targets for a package that is there already: a new folder, so that what somebody has summed stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from deploy.package import CARD, MANIFEST, link_or_copy, packaged_files, sums
+from deploy.recipe import PackageSlice
+from deploy.targets import SERVE, Shipment, with_targets, write_targets
+from deploy.targets.section import with_section
+from deploy.targets.text import write_text
+from deploy.verify import verify
+from pipeline.checkpoint import read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+
+RECIPE = "recipe.yaml"
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a place is a package folder rather than a recipe file."""
+    return (folder / MANIFEST).is_file()
+
+
+def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out: Path, events: Events) -> None:
+    """Writes a copy of ``package`` with folders for more servers into the empty folder ``out``.
+
+    The targets that it has are written anew too. Weights in safetensors are hard links where that is possible.
+
+    Raises:
+        TrimlineError: no target is named, the package is not as its manifest says, or a target refuses the model.
+    """
+    if not targets:
+        raise TrimlineError(f"{package} is a package already, and no server is named to add.", "Add, say, --for triton.")
+    problems = verify(package)
+    if problems:
+        raise TrimlineError(f"{package} is not as its manifest says: {problems[0]}.", "Package again from the recipe.")
+    manifest = read_json(package / MANIFEST)
+    document = yaml.safe_load((package / RECIPE).read_text(encoding="utf-8")) or {}
+    recipe = with_targets(_slice(document.get("package", {}), package), [*manifest.get("targets", []), *targets])
+    try:
+        _copy(package, out)
+        document["package"] = recipe.model_dump(mode="json", exclude_defaults=True)
+        write_text(out / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        written = write_targets(Shipment(out, options, events), recipe)
+        write_text(out / CARD, with_section((package / CARD).read_text(encoding="utf-8"), written))
+        write_json(out / MANIFEST, manifest | {"targets": [target.name for target in written], "files": sums(out, events)})
+    except OSError as error:
+        raise TrimlineError(f"The package could not be written: {error}.", "Free some space and run it again.") from error
+
+
+def _copy(package: Path, out: Path) -> None:
+    for path in packaged_files(package):
+        name = path.relative_to(package)
+        if name.parts[0] != SERVE:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, out / name)
+
+
+def _slice(given: object, package: Path) -> PackageSlice:
+    try:
+        return PackageSlice.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise TrimlineError(f"{package / RECIPE} has a wrong value at package.{place}: {first['msg']}.", "Package again.") from None

@@ -1,0 +1,1 @@
+"""Templates of what the targets write; ``deploy.targets.text`` renders them."""

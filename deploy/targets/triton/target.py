@@ -1,0 +1,58 @@
+"""The model repository: `tritonserver` started on it takes text over HTTP and gRPC and gives text back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from deploy.recipe import PackageSlice
+from deploy.targets.target import Candidate, Obstacle, Part, Shipment
+from deploy.targets.text import write_rendered
+from deploy.targets.triton import backend
+from deploy.targets.triton.step import BATCH, write_step_models
+
+TOKENIZER = "tokenizer.json"
+FILES = ("model.py", "decoder.py", "replies.py")
+QUEUE = 1024
+WARM_TEXT, WARM_TOKENS = b"The", 2
+
+
+class Triton:
+    """Points to the package's ``onnx/``; nothing of it is copied."""
+
+    name = "triton"
+    needs: frozenset[Part] = frozenset({"onnx"})
+    brings: tuple[str, ...] = ()
+    start = "tritonserver --model-repository=models"
+
+    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+        if TOKENIZER not in candidate.files:
+            return Obstacle("its backend reads tokenizer.json, and the checkpoint has none", "save a fast tokenizer beside the checkpoint")
+        return None
+
+    def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:
+        from deploy.targets.triton.gate import gate_text_model  # needs ONNX Runtime, which not everybody has
+
+        kind = "KIND_GPU" if shipment.options.device == "cuda" else "KIND_CPU"
+        for place, name, streams in (("models", recipe.served_name, False), ("streaming", f"{recipe.served_name}-stream", True)):
+            _write_text_model(out / place / name, shipment, kind, streams)
+        write_step_models(shipment.onnx, recipe.served_name, kind, out / "step")
+        for file in ("Dockerfile", "compose.yaml", "README.md"):
+            write_rendered(out / file, f"triton.{file}", name=recipe.served_name, start=self.start)
+        gate_text_model(shipment.onnx, shipment.options, shipment.events)
+
+
+def _write_text_model(folder: Path, shipment: Shipment, kind: str, streams: bool) -> None:
+    onnx = os.path.relpath(shipment.onnx, folder)
+    values = {"name": folder.name, "batch": BATCH, "queue": QUEUE, "kind": kind, "streams": streams, "onnx": Path(onnx).as_posix()}
+    write_rendered(folder / "config.pbtxt", "triton.text.pbtxt", **values)
+    version, warm = folder / "1", folder / "warmup"
+    version.mkdir()
+    for file in FILES:
+        shutil.copyfile(Path(backend.__path__[0]) / file, version / file)
+    if not streams:
+        warm.mkdir()
+        (warm / "text").write_bytes(struct.pack("<I", len(WARM_TEXT)) + WARM_TEXT)  # Triton's form of a string tensor
+        (warm / "tokens").write_bytes(struct.pack("<i", WARM_TOKENS))
