@@ -44,8 +44,8 @@ test: $(STAMP) ## set up, and run the test suite
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
 
-test-servers: $(STAMP) ## real servers in environments of their own: makes them (SERVERS=, minutes to an hour), and tests them
-	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) bash tests/servers/make_$$name.sh $(TRIMLINE_SERVERS)/$$name || exit 1; done
+test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS (SERVERS= says which)
+	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done
 	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
 
 quality: $(STAMP) ## formatter, linter, types

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.recipe import Slice
 
-TargetName = Literal["onnxruntime-genai", "triton", "kserve"]  # as deploy.targets.TARGETS
+TargetName = Literal["onnxruntime-genai", "triton", "kserve", "llama.cpp", "vllm"]  # as deploy.targets.TARGETS
 
 
 class PackageSlice(Slice):

@@ -12,13 +12,15 @@ from pathlib import Path
 from deploy.recipe import PackageSlice
 from deploy.targets.genai import Genai
 from deploy.targets.kserve import KServe
+from deploy.targets.llama_cpp import LlamaCpp
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, Target
 from deploy.targets.triton.target import Triton
+from deploy.targets.vllm import Vllm
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.rebuild.modelling import profile_of
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Genai(), Triton(), KServe())}
+TARGETS: dict[str, Target] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm())}
 SERVE = "serve"
 
 

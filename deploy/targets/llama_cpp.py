@@ -1,0 +1,38 @@
+"""llama.cpp on one machine: one GGUF file, served through llama-cpp-python's OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from deploy.recipe import PackageSlice
+from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
+from deploy.targets.text import write_rendered
+from exporters.gguf.files import MODEL
+from exporters.gguf.recipe import GgufSlice
+from exporters.gguf.stage import export_gguf
+
+TOKENIZER = "tokenizer.json"
+
+
+class LlamaCpp:
+    """Writes model.gguf, gated, in fp16: what llama.cpp quantises from, if somebody wants it smaller."""
+
+    name = "llama.cpp"
+    needs: frozenset[Part] = frozenset({"model"})
+    brings: tuple[str, ...] = ()
+    start = "sh start.sh"
+
+    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+        if TOKENIZER not in candidate.files:
+            return Obstacle(f"it takes text, and the model has no {TOKENIZER}", "save its tokenizer into the folder first")
+        return as_consumer("llama.cpp", candidate)
+
+    def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".gguf-") as scratch:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            export_gguf(shipment.model, GgufSlice(), shipment.options, folder, shipment.events)
+            (folder / MODEL).replace(out / MODEL)
+        for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):
+            write_rendered(out / file, f"llama_cpp.{file}", name=recipe.served_name, file=MODEL)
