@@ -35,10 +35,11 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Ite
             else GateRow(f"{role} checkpoint → onnxruntime-genai", None, detail=genai["why"])
         )
         if f"build {role}" in done:
-            yield from _engine_gates(role, done[f"build {role}"].folder)
+            yield from engine_gates(role, done[f"build {role}"].folder)
 
 
-def _engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+    """Rows on one lane's engine folder; an engine that was not run says so."""
     record = read_json(folder / "build.json")
     name, pattern, proof = f"{role} ONNX → {record['builder']} engine", record["two_four"], record["sparse_kernels"]
     if int8 := record["int8"]:

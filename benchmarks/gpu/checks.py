@@ -19,10 +19,10 @@ from benchmarks.runtimes import FORMS, opener
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.errors import TrimlineError
 from pipeline.prune import check_steps
-from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice
+from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, Slice
 
 ROOT = Path(__file__).parents[2]
-PARTS = {
+PARTS: dict[str, type[Slice]] = {
     "model": ModelSlice,
     "prune": PruneSlice,
     "rebuild": RebuildSlice,
