@@ -51,7 +51,8 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     """Everything that ``results.json`` holds but the perplexities."""
     if reserved := {DENSE, CONTROL} & set(candidates):
         raise TrimlineError(f"No candidate may be called {min(reserved)!r}.", "Give it another name.")
-    subjects = {DENSE: Subject.read(DENSE, dense)} | {name: Subject.read(name, folder) for name, folder in candidates.items()}
+    folders = {DENSE: dense} | dict(candidates)
+    subjects = {name: Subject.read(name, folder, recipe.runtime) for name, folder in folders.items()}
     before, ceilings = load_average(), [_ceilings(options, recipe)]
     with ExitStack() as running:
         models = {

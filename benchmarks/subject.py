@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
+from benchmarks.runtimes import FORMS, Runtime
 from exporters.onnx.precision import bytes_per_weight
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
@@ -44,13 +45,13 @@ class Subject:
     bits: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, name: str, folder: Path) -> Subject:
-        """Opens an exported folder.
+    def read(cls, name: str, folder: Path, runtime: Runtime = "onnxruntime") -> Subject:
+        """Opens what the runtime runs: an exported folder, an engine folder, or a checkpoint.
 
         Raises:
             TrimlineError: it was not written by an export stage, or in a precision that is not known here.
         """
-        if not (folder / EXPORT).exists() and (folder / "config.json").exists():
+        if FORMS[runtime] == "checkpoint":
             return cls(name, folder, Checkpoint(folder).geometry, "fp16", "all", "torch")  # what benchmarks.torch_decoder makes of it
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)

@@ -51,7 +51,7 @@ class BuildSlice(Slice):
     calibration_windows: Count = Field(16, description="of int8")
     calibration_window: Annotated[int, Field(ge=8, le=10**5)] = Field(256, description="tokens per window of int8's calibration")
     largest_ratio: float = Field(
-        1.5, gt=1.0, le=1e3, description="of int8: perplexity of the quantised graph over that of the graph before"
+        1.1, gt=1.0, le=1e3, description="of int8: perplexity of the quantised graph over that of the graph before"
     )
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")], ...] = Field(
         (), description="of tensorrt_rtx, such as 8.6; empty: what its portable engines cover"

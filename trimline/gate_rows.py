@@ -27,7 +27,7 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Ite
     for role, folder in exports.items():
         yield from _onnx_gates(role, read_json(folder / "gate.json"))
         if f"build {role}" in done:
-            yield from _engine_gates(role, done[f"build {role}"].folder)
+            yield from engine_gates(role, done[f"build {role}"].folder)
 
 
 def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
@@ -51,7 +51,8 @@ def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
         yield GateRow(f"{source} → onnxruntime-genai", None, detail=genai["why"])
 
 
-def _engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+    """Rows on one lane's engine folder; an engine that was not run says so."""
     record = read_json(folder / "build.json")
     name, pattern, proof = f"{role} ONNX → {record['builder']} engine", record["two_four"], record["sparse_kernels"]
     if int8 := record["int8"]:

@@ -8,7 +8,6 @@ such a computation is refused.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from exporters.onnx.device import PAST, DeviceDecoder
 from exporters.onnx.files import GRAPH
 from exporters.onnx.runtime import needs_runtime
 from exporters.onnx.sparsity import check_two_four, weight_patterns
+from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 
@@ -32,6 +32,7 @@ SHAPE_OPERATORS = {
     *("Shape", "Size", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Reshape", "ConstantOfShape", "Range"),
     *("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Where", "Expand", "Identity", "Constant", "ReduceProd", "ReduceSum"),
 }
+SERVED = (Request(512, 513), Request(512, 1, 8))  # limits of the TensorRT provider's engine: prompts, steps, batch
 KINDS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 
 
@@ -53,8 +54,8 @@ class ProviderDecoder(DeviceDecoder):
         if provider != "cpu":
             demand_gpu(CHAINS[provider][0])
         self.device = "cpu" if provider == "cpu" else "cuda"
-        with tempfile.TemporaryDirectory(prefix="trimline-provider-") as scratch:
-            self.session = open_on(self.folder / GRAPH, provider, threads or 0, options_of(provider, self.folder / GRAPH, Path(scratch)))
+        graph = self.folder / GRAPH
+        self.session = open_on(graph, provider, threads or 0, options_of(provider, graph))
         given = self.session.get_inputs()
         self.inputs = [value.name for value in given]
         self.caches = {value.name: (value.shape[1], value.shape[3], KINDS[value.type]) for value in given if value.name.startswith(PAST)}
@@ -93,13 +94,30 @@ def demand_gpu(provider: str) -> None:
         raise TrimlineError(f"The execution provider {provider} needs a GPU, and this machine has {what}.", f"Use {CPU}.")
 
 
-def options_of(provider: str, graph: Path, cache: Path) -> list[dict[str, str]]:
+def options_of(provider: str, graph: Path) -> list[dict[str, str]]:
     """Options of each provider of a chain; TensorRT's sparse kernels are allowed where the graph's weights are 2:4."""
     if provider != "tensorrt":
         return [{} for _ in CHAINS[provider]]
     sparse = bool(check_two_four(list(weight_patterns(graph)))["complies"])
-    tensorrt = {"trt_sparsity_enable": str(sparse), "trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache)}
-    return [tensorrt, {}]
+    return [{"trt_sparsity_enable": str(sparse)} | _shapes(graph), {}]
+
+
+def _shapes(graph: Path) -> dict[str, str]:
+    """One profile for all calls: without it the provider builds its engine again whenever a past is longer than any before."""
+    profiles = profiles_for(graph_inputs(graph), SERVED)
+    least: dict[str, list[int]] = {}
+    best: dict[str, list[int]] = {}
+    most: dict[str, list[int]] = {}
+    for name in profiles[0].shapes:
+        ranges = [profile.shapes[name] for profile in profiles]
+        least[name] = [min(sizes) for sizes in zip(*(low for low, _, _ in ranges), strict=True)]
+        best[name] = list(ranges[-1][1])  # a step's: most calls are steps
+        most[name] = [max(sizes) for sizes in zip(*(high for _, _, high in ranges), strict=True)]
+    kinds = {"min": least, "opt": best, "max": most}
+    return {
+        f"trt_profile_{kind}_shapes": ",".join(f"{name}:{'x'.join(map(str, sizes))}" for name, sizes in shapes.items())
+        for kind, shapes in kinds.items()
+    }
 
 
 def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence[Mapping[str, str]]) -> Any:

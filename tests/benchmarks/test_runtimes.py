@@ -64,7 +64,7 @@ def test_only_two_four_projections_become_sparse(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_is_a_subject(checkpoint):
-    subject = Subject.read("dense", checkpoint)
+    subject = Subject.read("dense", checkpoint, "torch")
     assert (subject.precision, subject.lowering) == ("fp16", "torch")
     assert subject.as_record()["weight_file_bytes"] == (checkpoint / "model.safetensors").stat().st_size
 

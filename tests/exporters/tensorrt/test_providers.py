@@ -84,12 +84,21 @@ def test_where_nodes_run_is_known_and_judged(folder):
     check_places([(CUDA, "MatMul"), (CPU, "Shape"), (CPU, "Gather")], (CUDA,))
 
 
-def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(folder, tmp_path, monkeypatch):
-    (tensorrt, cuda) = options_of("tensorrt", folder / "model.onnx", tmp_path)
-    assert (tensorrt["trt_sparsity_enable"], cuda) == ("False", {})
-    monkeypatch.setattr(providers, "check_two_four", lambda _: {"complies": True})
-    assert options_of("tensorrt", folder / "model.onnx", tmp_path)[0]["trt_sparsity_enable"] == "True"
-    assert options_of("cuda", folder / "model.onnx", tmp_path) == [{}]
+def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(sparse_onnx, monkeypatch):
+    graph = sparse_onnx / "model.onnx"
+    (tensorrt, cuda) = options_of("tensorrt", graph)
+    assert (tensorrt["trt_sparsity_enable"], cuda) == ("True", {})
+    monkeypatch.setattr(providers, "check_two_four", lambda _: {"complies": False})
+    assert options_of("tensorrt", graph)[0]["trt_sparsity_enable"] == "False"
+    assert options_of("cuda", graph) == [{}]
+
+
+def test_the_tensorrt_provider_gets_one_profile_for_prompts_and_steps(sparse_onnx):
+    options = options_of("tensorrt", sparse_onnx / "model.onnx")[0]
+    shapes = {kind: dict(part.split(":") for part in options[f"trt_profile_{kind}_shapes"].split(",")) for kind in ("min", "opt", "max")}
+    assert [shapes[kind]["input_ids"] for kind in ("min", "opt", "max")] == ["1x1", "1x1", "8x512"]
+    assert [shapes[kind]["past_key_values.2.key"] for kind in ("min", "max")] == ["1x2x0x16", "8x2x1024x16"]
+    assert shapes["max"]["attention_mask"] == "8x1536"
 
 
 @pytest.mark.gpu
