@@ -120,11 +120,11 @@ def test_kserves_own_names_fit_together(shipped):
 def test_paths_in_containers_are_folders_of_the_package(shipped):
     named = set()
     for _, _, container in containers(shipped):
-        for argument in container["args"]:
-            place = re.search(r"/(?:mnt/models|package)/([\w/-]+)", argument)
+        for argument in (*container.get("command", []), *container["args"]):
+            place = re.search(r"/(?:mnt/models|package)/([\w/.-]+)", argument)
             named |= {place.group(1)} if place else set()
-    assert named == {"serve/triton/models", "onnx"}
-    assert all((shipped / name).is_dir() for name in named)
+    assert named == {"serve/triton/start.sh", "onnx"}
+    assert all((shipped / name).exists() for name in named)
 
 
 def test_memory_covers_the_weights(shipped):

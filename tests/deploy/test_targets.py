@@ -52,7 +52,7 @@ def test_a_package_with_a_target(parts, tmp_path, name):
     assert f"| {name} | `serve/{name}/` | `{TARGETS[name].start}` |" in (shipped / "README.md").read_text()
     assert "README.md" in {path.name for path in files}
     for path in files:
-        if path.suffix in {".md", ".yaml", ".pbtxt", ".py", ""}:
+        if path.suffix in {".md", ".yaml", ".pbtxt", ".py", ".sh", ""}:
             assert str(tmp_path) not in path.read_text(encoding="utf-8"), f"{path.name} names a place on this machine"
 
 

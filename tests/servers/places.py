@@ -36,9 +36,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], folder: Path, log: Path, ready: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process in ``folder``, from the moment that the address ``ready`` answers."""
-    with log.open("wb") as out, subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT) as process:
+def started(command: Sequence[str], folder: Path, log: Path, ready: str, path: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process in ``folder``, from the moment that the address ``ready`` answers; ``path`` is where programs are looked for."""
+    known = os.environ | ({"PATH": path} if path else {})
+    with log.open("wb") as out, subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=known) as process:
         try:
             _wait(process, log, ready)
             yield process

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -74,9 +76,10 @@ def serving(package: Path, log: Path, *repositories: str) -> Iterator[Triton]:
     home, ports = environment("triton", "tritonserver"), free_ports(3)
     flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     folders = [f"--model-repository={name}" for name in repositories]
-    command = [str(home / "tritonserver"), *folders, *flags, "--exit-on-error=false", "--strict-readiness=false"]
+    command = ["sh", "start.sh", *folders, *flags, "--exit-on-error=false", "--strict-readiness=false"]
     ready = f"http://127.0.0.1:{ports[0]}/v2/health/ready"
-    with started(command, package / "serve" / "triton", log, ready) as process:
+    path = f"{home}{os.pathsep}{os.environ['PATH']}"
+    with started(command, package / "serve" / "triton", log, ready, path) as process:
         yield Triton(home, package, tuple(ports), process)
 
 
@@ -106,7 +109,7 @@ def triton(request, tmp_path_factory) -> Iterator[Triton]:
     root = tmp_path_factory.mktemp(request.param)
     dense = tiny_model("llama", root / "dense")
     folder = packaged(root, dense, (64, 32, 96, 16), Profile.DECILM, OPTIONS, lowering=request.param)
-    with serving(folder, root / "triton.log", "models", "streaming", "step") as server:
+    with serving(folder, root / "triton.log", "streaming", "step") as server:
         yield server
 
 
@@ -207,6 +210,17 @@ def test_raw_nonsense_is_refused(triton, path, body):
     assert triton.http("/v2/models/model/generate", b'{"text_input": "a", "max_tokens": 2}')[0] == 200
 
 
+@pytest.mark.parametrize("path", ["generate", "infer"])
+def test_ten_megabytes_of_json_do_not_end_the_server(triton, path):
+    text = "word " * 2_000_000
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    body = {"generate": {"text_input": text}, "infer": {"inputs": [tensor]}}[path]
+    status, said = triton.http(f"/v2/models/model/{path}", json.dumps(body).encode())
+    assert (status, json.loads(said)["error"]) == (400, "text_input has 10,000,000 bytes; 256 tokens have at most 1,280.")
+    assert triton.process.poll() is None
+    assert triton.http("/v2/models/model/generate", b'{"text_input": "a", "max_tokens": 2}')[0] == 200
+
+
 def test_a_request_beside_a_wrong_one_is_answered(triton):
     given = [{"text_input": ["" if number % 2 else "fine"], "max_tokens": [3]} for number in range(16)]
     answers = triton.ask(("parallel", "grpc", "model", given))[0]["answers"]
@@ -256,6 +270,8 @@ def test_a_config_that_triton_refuses_is_seen(tmp_path, triton):
     folder = tmp_path / "serve" / "triton" / "step" / "broken"
     (folder / "1").mkdir(parents=True)
     good = (triton.package / "serve" / "triton" / "step" / "model-onnxruntime" / "config.pbtxt").read_text()
+    (tmp_path / "serve" / "triton" / "models").mkdir()
+    shutil.copy(triton.package / "serve" / "triton" / "start.sh", tmp_path / "serve" / "triton")
     (folder / "config.pbtxt").write_text(good.replace('"model-onnxruntime"', '"broken"').replace("max_batch_size", "most_rows"))
     with serving(tmp_path, tmp_path / "triton.log", "step") as server:
         assert ACCEPTED not in json.dumps(server.ask(("states",))[0])
@@ -269,7 +285,7 @@ def test_the_pruned_smollm2_is_served(smollm2, tmp_path):
     ffn = tuple(1408 if number % 2 else 1280 for number in range(blocks))
     folder = packaged(tmp_path, smollm2, ffn, Profile.DECILM, RunOptions(dtype="float32"))
     wanted = greedy(folder / "model", PROMPTS, 32)
-    with serving(folder, tmp_path / "triton.log", "models") as server:
+    with serving(folder, tmp_path / "triton.log") as server:
         for over in ("http", "grpc"):
             answers = server.ask(*(("text", over, "model", {"text_input": [prompt], "max_tokens": [32]}) for prompt in PROMPTS))
             assert [answer["tokens"][0] for answer in answers] == wanted

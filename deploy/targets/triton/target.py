@@ -25,7 +25,7 @@ class Triton:
     name = "triton"
     needs: frozenset[Part] = frozenset({"onnx"})
     brings: tuple[str, ...] = ()
-    start = "tritonserver --model-repository=models"
+    start = "sh start.sh"
 
     def obstacle(self, candidate: Candidate) -> Obstacle | None:
         if TOKENIZER not in candidate.files:
@@ -39,7 +39,7 @@ class Triton:
         for place, name, streams in (("models", recipe.served_name, False), ("streaming", f"{recipe.served_name}-stream", True)):
             _write_text_model(out / place / name, shipment, kind, streams)
         write_step_models(shipment.onnx, recipe.served_name, kind, out / "step")
-        for file in ("Dockerfile", "compose.yaml", "README.md"):
+        for file in ("start.sh", "Dockerfile", "compose.yaml", "README.md"):
             write_rendered(out / file, f"triton.{file}", name=recipe.served_name, start=self.start)
         gate_text_model(shipment.onnx, shipment.options, shipment.events)
 
