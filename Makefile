@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
 # Environments of `make test-servers`, of servers that need other versions than ours: which, and where they are kept.
-SERVERS ?= llama_cpp vllm triton
+SERVERS ?= triton llama_cpp vllm optimum
 TRIMLINE_SERVERS ?= $(CURDIR)/.servers
 RTX := tensorrt-rtx-cu12==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116 tensorrt-rtx-cu12-libs==1.7.1.116
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.

@@ -23,4 +23,4 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_weights_are_held_two_and_a_half_times_at_most(medium: Path, precision: str) -> None:
     found = in_a_child(medium, "fused", precision, threads=2)
     assert found["weights"] > 200e6
-    assert 1 < found["times"] <= BAR, found
+    assert 0.2 < found["times"] <= BAR, found  # quantised weights are a fraction of those in fp32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,18 +16,16 @@ from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice, Precision
 from pipeline.events import Events
 from tests.exporters.models import OPTIONS, stock
+from tests.servers.places import environment
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.servers
 PROMPT = [5, 60, 71, 8, 99, 10, 23]
 TOKENS = 12
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    folder = Path(os.environ.get("TRIMLINE_SERVERS") or ROOT / ".servers") / "optimum"
-    if not list(folder.glob(".made-*")):
-        pytest.skip(f"{folder} is not there: tests/servers/make_optimum.sh makes Optimum's environment")
-    return folder / "bin" / "python"
+    return environment("optimum", "bin/python") / "bin" / "python"
 
 
 @pytest.mark.parametrize(("lowering", "precision"), [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32")])
