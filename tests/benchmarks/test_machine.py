@@ -31,7 +31,8 @@ def test_a_fingerprint_holds_still_and_tells_thread_counts_apart():
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(surroundings, "RUNTIMES", ("numpy", "a-package-that-nobody-wrote"))
+    monkeypatch.setattr(surroundings, "RUNTIMES", ("numpy",))
+    monkeypatch.setattr(surroundings, "ENGINES", ("a-package-that-nobody-wrote",))
     assert list(versions()) == ["numpy"]
 
 

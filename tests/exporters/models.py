@@ -19,7 +19,7 @@ OPTIONS = RunOptions(threads=1)
 
 
 def stock(family: str, folder: Path, **overrides: object) -> Path:
-    return tiny_model(family, folder / family, num_hidden_layers=2, **overrides)
+    return tiny_model(family, folder / family, **{"num_hidden_layers": 2} | overrides)
 
 
 def uneven(family: str, folder: Path, kv_groups: tuple[int, ...] = KV_GROUPS) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.calibrate.sweep import blocks_of
-from pipeline.families import family_named
+from pipeline.families import Sublayer, family_named
 from pipeline.loading import load_model
 from pipeline.recover.distillation import BlockOutputs, Lesson, prediction_divergence, state_distance
 from tests.tiny import TINY_FAMILIES, tiny_model
@@ -57,7 +57,7 @@ def test_the_dense_model_teaches_itself_nothing(family, tmp_path):
     assert lesson.loss(student, TOKENS).item() == pytest.approx(0, abs=1e-6)
     assert [state.shape for state in watched[0].states] == [(2, 16, 64)] * 4
     with torch.no_grad():
-        blocks_of(student, described)[2].get_submodule(described.linears[0].name).weight.mul_(3)
+        blocks_of(student, described)[2].get_submodule(described.reader(Sublayer.FFN).name).weight.mul_(3)
     plain = prediction_divergence(student(TOKENS).logits, teacher(TOKENS).logits, 1.0)
     assert lesson.loss(student, TOKENS).item() > plain.item() > 0
 
