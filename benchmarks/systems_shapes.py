@@ -24,6 +24,7 @@ from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import Profile, RebuildSlice
 
 QUIET = Events()
+EXPORT = ExportSlice()
 BIAS = 1e-3  # not 0: a runtime may leave out an addition of zeros
 Shape = dict[str, Any]
 
@@ -41,14 +42,14 @@ def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path) -> 
     """
     dense = Checkpoint(source)
     if shape == shape_of(dense.geometry):
-        export(source, ExportSlice(), options, out, QUIET)
+        export(source, EXPORT, options, out, QUIET)
         return
     plan, model = out.with_name(f"{out.name}-plan"), out.with_name(f"{out.name}-model")
     with whole_folder(plan) as place:
         plan_of(dense.geometry, shape).write(place)
     with whole_folder(model) as place:
         rebuild(source, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
-    export(model, ExportSlice(), options, out, QUIET)
+    export(model, EXPORT, options, out, QUIET)
 
 
 def plan_of(geometry: Geometry, shape: Shape) -> Plan:

@@ -17,7 +17,7 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
-from benchmarks.systems_shapes import Shape, export_shape, shape_of
+from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
@@ -78,7 +78,8 @@ def time_shapes(shapes: Mapping[str, Shape], setting: Setting, recipe: Benchmark
     (setting.records / TIMINGS).mkdir(exist_ok=True)
     for start in range(0, len(names), together):
         batch = {name: shapes[name] for name in names[start : start + together]}
-        depends = {"shapes": batch, "recipe": recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
+        depends = identity(setting) | {"shapes": batch, "recipe": recipe.model_dump(mode="json")}
+        depends |= {"machine": fingerprint(setting.options.threads)}
         place = setting.records / TIMINGS / f"{digest(depends)[:12]}.json"
         try:
             if not place.exists():
@@ -97,9 +98,14 @@ def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSli
     return measure(exported(dense, setting), folders, recipe, setting.options, QUIET)
 
 
+def identity(setting: Setting) -> dict[str, Any]:
+    """What a graph and its speed depend on beside the shape."""
+    return {"model": setting.identity["model"], "export": EXPORT.model_dump(mode="json")}
+
+
 def exported(shape: Shape, setting: Setting) -> Path:
     """The ONNX folder of a shape, made unless it is there."""
-    folder = setting.work / f"shape-{digest(shape)[:12]}"
+    folder = setting.work / f"shape-{digest(identity(setting) | {'shape': shape})[:12]}"
     return made(folder, lambda out: export_shape(setting.source, shape, setting.options, out))
 
 
