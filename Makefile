@@ -56,7 +56,7 @@ quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## every figure that the docs quote (about an hour)
+bench: $(STAMP) ## README's first table, realised gain, CFSP's cost and variants (about an hour; after make demo)
 	$(BIN)/python -m benchmarks.figures
 
 results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)

@@ -1,4 +1,4 @@
-"""Every figure that README and docs quote: ``python -m benchmarks.figures`` (``make bench``), about 40 quiet minutes.
+"""README's first table, realised gain, CFSP's cost and variants: ``python -m benchmarks.figures`` (``make bench``), about an hour.
 
 Needs a finished quickstart run for README's table (``make demo``), and two texts for the perplexities; the built-in
 halves serve, the published figures are on WikiText-2 (validation to calibrate, test to evaluate).

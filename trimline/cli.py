@@ -203,8 +203,9 @@ def export(
     """Write ONNX or GGUF and prove it."""
     with session(as_json, debug) as here:
         if form == "gguf":
-            from trimline.cli_gguf import export_gguf
+            from trimline.cli_gguf import export_gguf, only_for_onnx
 
+            only_for_onnx(lowering != "auto", logits != "last", perplexity_bar is not None)
             return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust))
         from exporters.recipe import ExportSlice
         from trimline import api
@@ -220,8 +221,10 @@ app.command()(build)
 
 @app.command()
 def bench(
-    dense: Annotated[Path, typer.Argument(help="ONNX folder that the others are compared with.")],
-    candidates: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="ONNX folders.")],
+    dense: Annotated[
+        Path, typer.Argument(help="Folder that the others are compared with: ONNX, or what the recipe's benchmark.runtime opens.")
+    ],
+    candidates: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of the same kind.")],
     output: Output,
     perplexity: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Once for dense, once per folder by its name; no speed without one.")

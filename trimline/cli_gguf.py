@@ -25,6 +25,17 @@ def export_gguf(here: Session, model: str, output: Path, precision: str | None, 
     here.answer({"folder": str(folder), "gate": gate})
 
 
+def only_for_onnx(lowering: bool, logits: bool, perplexity_bar: bool) -> None:
+    """Refuses options that say nothing about a GGUF; each is whether it was given.
+
+    Raises:
+        TrimlineError: one was given; the first is named.
+    """
+    for name, given in (("--lowering", lowering), ("--logits", logits), ("--perplexity-bar", perplexity_bar)):
+        if given:
+            raise TrimlineError(f"{name} is for ONNX, and the format is gguf.", f"Leave out {name}, or --format gguf.")
+
+
 def _slice(precision: str | None, quantise: str | None) -> GgufSlice:
     given = {name: value for name, value in (("precision", precision), ("quantise", quantise)) if value is not None}
     try:

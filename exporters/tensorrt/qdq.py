@@ -78,7 +78,7 @@ def quantise(onnx: Path, recipe: BuildSlice, options: RunOptions, out: Path, eve
 def _windows(onnx: Path, recipe: BuildSlice, texts: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows to calibrate on and windows to judge on, (N, S) each."""
     if texts is None:
-        raise TrimlineError("int8 is calibrated on a text, and none was named.", "Name one with --text, or use precision: graph.")
+        raise TrimlineError("int8 is calibrated on a text, and none was named.", "Name one with --calibration, or use precision: graph.")
     if not (onnx / "tokenizer.json").is_file():
         raise TrimlineError(f"There is no tokenizer.json in {onnx}.", "Export a checkpoint that has one, or use precision: graph.")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(onnx / "tokenizer.json"))

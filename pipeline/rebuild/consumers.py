@@ -23,6 +23,7 @@ NOT_RUN: Evidence = "not run"  # from its documentation too, and nothing of this
 NO_BIAS = "compensate by least squares, which needs no new bias"
 UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
+LLAMA_CPP_RAN = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # tests/servers/test_llama_cpp.py
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _llama_cpp(case: Case) -> Verdict:
         return Verdict(name, False, _clause(obstacle.problem), _clause(obstacle.remedy), READ)
     sizes = ", with sizes per block" if form.arch == DECI and len(set(form.blocks)) > 1 else ""
     window = ", as far as its sliding window reaches" if has_sliding_window(case.result.family, case.config) else ""
-    return Verdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as("llama", "mistral", "qwen2"))
+    return Verdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as(*LLAMA_CPP_RAN))
 
 
 def _clause(sentence: str) -> str:

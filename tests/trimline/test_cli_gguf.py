@@ -33,10 +33,13 @@ def test_one_file_and_what_its_gates_saw(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "gguf", "--precision", "int8"), "--precision int8 is not possible"),
+        (("--format", "gguf", "--precision", "int4"), "--precision int4 is not possible"),
         (("--format", "gguf", "--quantise", "q9"), "--quantise q9 is not possible"),
         (("--format", "gguf", "--quantise", "q8_0"), "llama-cpp-python is not installed"),
         (("--quantise", "q8_0"), "--quantise is for GGUF"),
+        (("--format", "gguf", "--lowering", "portable"), "--lowering is for ONNX"),
+        (("--format", "gguf", "--logits", "all"), "--logits is for ONNX"),
+        (("--format", "gguf", "--perplexity-bar", "1.2"), "--perplexity-bar is for ONNX"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
