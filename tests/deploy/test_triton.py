@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 
 from deploy.package import package
 from deploy.recipe import PackageSlice
@@ -241,6 +243,17 @@ def test_what_only_began_like_a_stop_text_is_shown_later():
 def test_what_is_held_back_is_shown_at_the_end():
     reply, shown = grown("x tw", stop=("two",))
     assert "".join(shown) == reply.text == "x tw"
+
+
+def test_bytes_that_make_no_character_after_a_line_s_end_do_not_end_the_answer():
+    """As in Llama 2's tokenizer: what has no token is written in bytes."""
+    words = {f"<0x{number:02X}>": number for number in range(256)} | {"<unk>": 256, "▁Paris": 257, "▁is": 258}
+    tokenizer = Tokenizer(BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    reply = Reply(Wish((258,), 9), tokenizer, frozenset())
+    for token in (ord("\n"), 0xC3, 257, 258, *"é".encode()):
+        reply.accept(np.eye(259, dtype=np.float32)[token])
+    assert reply.text == "\n\ufffd Paris isé"
 
 
 def test_an_end_token_ends_the_answer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import signal
@@ -223,6 +224,25 @@ def test_a_request_that_the_runtime_refuses_fails_alone(tiny_onnx: Path) -> None
     assert "max_length" in bad.events[-1].message
     assert isinstance(good.events[0], Piece)
     assert good.events[-1] == Done("length", 2, 10)
+
+
+def test_a_request_whose_text_raises_fails_alone(tiny_onnx: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(ServedModel(tiny_onnx), 1, 5, Metrics())
+    good, bad, worse = Heard(), Heard(), Heard()
+    engine.submit(dataclasses.replace(bad.job(), stops=(7,)))  # type: ignore[arg-type]
+    engine.submit(dataclasses.replace(worse.job(), prompt=[-1]))
+    engine.submit(dataclasses.replace(good.job(), emit=_raise))
+    engine.submit(good.job())
+    engine.start(tiny_onnx, 1)
+    engine.stop()
+    assert [type(event) for event in (*bad.events, *worse.events)] == [Failed, Failed]
+    assert "TypeError" in bad.events[0].message  # type: ignore[union-attr]
+    assert good.events[-1] == Done("length", 2, 10)
+    assert [record.message for record in caplog.records] == 3 * ["A request ended in an error."]
+
+
+def _raise(event: Event) -> None:
+    raise LookupError(event)
 
 
 def test_requests_of_a_process_that_is_killed_fail_and_readiness_says_so(tiny_onnx: Path) -> None:
