@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,16 +51,23 @@ class Engine:
         self._numbers = 0
         self._closing = self._gone = False
         self._process: Any = None
+        self._on_lost: Callable[[], None] | None = None
         # Written by a thread, since the pipe is full while a long prompt is read, and the event loop must not wait.
         self._commands: SimpleQueue[Start | Cancel | Stop | None] = SimpleQueue()
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
 
-    def start(self, folder: Path, threads: int | None) -> None:
+    def start(self, folder: Path, threads: int | None, on_lost: Callable[[], None] | None = None) -> None:
         """Opens the model in a process of its own.
+
+        Args:
+            folder: an ONNX export.
+            threads: of the runtime; None: as many as it wants.
+            on_lost: called by a thread of the engine when that process ends unasked, after every request was told.
 
         Raises:
             TrimlineError: the runtime cannot open it, or the process ends meanwhile.
         """
+        self._on_lost = on_lost
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=work, args=(theirs, folder, threads), name="engine", daemon=True)
@@ -161,6 +169,7 @@ class Engine:
     def _lose(self) -> None:
         """The process has ended: as asked, or killed, and then nobody may wait for it."""
         with self._changed:
+            asked = self._closing and not (self._running or self._waiting)
             self._gone = True
             lost = [*(answering.job for answering in self._running.values()), *self._waiting]
             self._running.clear()
@@ -169,6 +178,8 @@ class Engine:
         self._commands.put(None)
         for job in lost:
             job.emit(Failed("the process that computes has ended"))
+        if self._on_lost and not asked:
+            self._on_lost()
 
 
 def _is_over(answering: Answering, event: Token | Broken) -> bool:
