@@ -30,6 +30,7 @@ from deploy.targets.triton.step import StepGraph
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
+from exporters.tensorrt.stage import ENGINE
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
@@ -73,6 +74,9 @@ def test_every_config_is_one_that_triton_reads(shipped):
     assert set(found) == {"tiny", "tiny-stream", "tiny-onnxruntime", "tiny-tensorrt"}
     assert [found[name].model_transaction_policy.decoupled for name in ("tiny", "tiny-stream")] == [False, True]
     assert found["tiny-tensorrt"].platform == "tensorrt_plan"
+    assert found["tiny-tensorrt"].default_model_filename == ENGINE == "model.engine"
+    assert found["tiny-onnxruntime"].default_model_filename == "model.onnx"
+    assert "`model.engine`" in (shipped / "serve/triton/step/tiny-tensorrt/1/README.md").read_text()
 
 
 def test_the_check_of_configs_refuses_what_triton_refuses(shipped):
