@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from google.protobuf import text_format
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
@@ -134,7 +135,17 @@ def test_a_gpu_is_asked_for_where_the_run_used_one(parts, tmp_path):
     with monkeypatched.context() as patch:
         patch.setattr("pipeline.options.RunOptions.as_record", lambda self: {})  # asks torch about a device that is not here
         package(on_gpu, PackageSlice(targets=("triton",)), tmp_path, Events())
-    assert "kind: KIND_GPU" in (tmp_path / "serve/triton/models/model/config.pbtxt").read_text()
+    folder = tmp_path / "serve/triton"
+    assert "kind: KIND_GPU" in (folder / "models/model/config.pbtxt").read_text()
+    assert "\nARG RUNTIME=onnxruntime-gpu\n" in (folder / "Dockerfile").read_text()
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["model"]
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def test_without_a_gpu_none_is_asked_for(shipped):
+    folder = shipped / "serve/triton"
+    assert "\nARG RUNTIME=onnxruntime\n" in (folder / "Dockerfile").read_text()
+    assert "deploy" not in yaml.safe_load((folder / "compose.yaml").read_text())["services"]["tiny"]
 
 
 # --- the backend's decoder ------------------------------------------------------------------------------------------
