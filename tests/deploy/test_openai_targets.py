@@ -21,7 +21,7 @@ from pipeline.recipe import Profile
 from tests.exporters.models import uneven
 from tests.tiny import tiny_model
 
-RECIPE = PackageSlice(targets=("llama.cpp", "vllm"), served_name="tiny")
+RECIPE = PackageSlice(targets=("llama.cpp", "vllm", "onnxruntime-genai"), served_name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_gguf_holds_the_packages_model(served: Path) -> None:
     assert {path.name for path in (served / "llama.cpp").iterdir()} == {"model.gguf", "Dockerfile", "compose.yaml", "README.md", "start.sh"}
 
 
-@pytest.mark.parametrize(("target", "program"), [("llama.cpp", "python3"), ("vllm", "vllm")])
+@pytest.mark.parametrize(("target", "program"), [("llama.cpp", "python3"), ("vllm", "vllm"), ("onnxruntime-genai", "trimline")])
 def test_start_scripts_run_from_anywhere(served: Path, tmp_path: Path, target: str, program: str) -> None:
     """A stand-in for the server prints where it was started, and with what."""
     stand_in = tmp_path / program
@@ -53,8 +53,9 @@ def test_start_scripts_run_from_anywhere(served: Path, tmp_path: Path, target: s
     assert words[-2:] == ["--more", "a b"]
     assert words[words.index("--port") + 1] == "8000"
     assert words[words.index("--host") + 1] == "127.0.0.1"
-    model = words[words.index("serve") + 1] if target == "vllm" else words[words.index("--model") + 1]
+    model = words[words.index("--model" if target == "llama.cpp" else "serve") + 1]
     assert (Path(place) / model).exists()
+    assert "tiny" in words  # what clients call it, not its folder's name
     assert ("--trust-remote-code" in words) is (target == "vllm")  # these blocks differ
 
 
