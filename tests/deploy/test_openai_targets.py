@@ -14,6 +14,7 @@ import yaml
 from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from deploy.targets import Candidate, check_targets
+from exporters.gguf.child import llama_cpp_python
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -38,6 +39,21 @@ def test_the_gguf_holds_the_packages_model(served: Path) -> None:
     assert field is not None
     assert field.contents() == [64, 32, 96, 16]
     assert {path.name for path in (served / "llama.cpp").iterdir()} == {"model.gguf", "Dockerfile", "compose.yaml", "README.md", "start.sh"}
+
+
+def test_the_readme_says_whether_llama_cpp_ran_the_file(
+    parts: PackageParts, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = len(gguf.GGUFReader(served / "llama.cpp" / "model.gguf").tensors)
+    text = (served / "llama.cpp" / "README.md").read_text()
+    assert f"its {tensors} tensors were read back" in text
+    assert ("did **not** run it" in text) is (llama_cpp_python() is None)
+    gate = {"run": True, "llama-cpp-python": "9.8.7"}  # the server's own environment runs it in tests/servers
+    monkeypatch.setattr("exporters.gguf.stage.gate_llama_cpp", lambda *_: gate)
+    package(parts, RECIPE, tmp_path, Events())
+    text = (tmp_path / "serve/llama.cpp/README.md").read_text()
+    assert "llama.cpp itself ran it then (llama-cpp-python 9.8.7)" in text
+    assert "did **not** run it" not in text
 
 
 @pytest.mark.parametrize(("target", "program"), [("llama.cpp", "python3"), ("vllm", "vllm"), ("onnxruntime-genai", "trimline")])
