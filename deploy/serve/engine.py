@@ -8,9 +8,12 @@ the token that is being computed. The price: sequences that run together share t
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -48,16 +51,23 @@ class Engine:
         self._numbers = 0
         self._closing = self._gone = False
         self._process: Any = None
+        self._on_lost: Callable[[], None] | None = None
         # Written by a thread, since the pipe is full while a long prompt is read, and the event loop must not wait.
         self._commands: SimpleQueue[Start | Cancel | Stop | None] = SimpleQueue()
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
 
-    def start(self, folder: Path, threads: int | None) -> None:
+    def start(self, folder: Path, threads: int | None, on_lost: Callable[[], None] | None = None) -> None:
         """Opens the model in a process of its own.
+
+        Args:
+            folder: an ONNX export.
+            threads: of the runtime; None: as many as it wants.
+            on_lost: called by a thread of the engine when that process ends unasked, after every request was told.
 
         Raises:
             TrimlineError: the runtime cannot open it, or the process ends meanwhile.
         """
+        self._on_lost = on_lost
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=work, args=(theirs, folder, threads), name="engine", daemon=True)
@@ -123,7 +133,11 @@ class Engine:
     def _dispatch(self) -> None:
         while self._process and self._waiting and len(self._running) < self._parallel:
             job, self._numbers = self._waiting.popleft(), self._numbers + 1
-            self._running[self._numbers] = Answering(job, self._model, self._metrics)
+            try:
+                self._running[self._numbers] = Answering(job, self._model, self._metrics)
+            except Exception as error:  # of whatever kind: one request must not take the others with it
+                _fail(job, error)
+                continue
             self._commands.put(Start(self._numbers, job.prompt, job.options))
         self._changed.notify_all()
 
@@ -148,21 +162,14 @@ class Engine:
                 self._lose()
                 return
             with self._changed:
-                answering = self._running.get(event.number)
-                if answering is None:  # it has ended on this side already
-                    continue
-                match event:
-                    case Token(number, token, last):
-                        over = answering.token(token, last)
-                    case Broken(number, message):
-                        over = True
-                        answering.job.emit(Failed(message))
-                if over:
-                    self._end(number)
+                answering = self._running.get(event.number)  # None: it has ended on this side already
+                if answering is not None and _is_over(answering, event):
+                    self._end(event.number)
 
     def _lose(self) -> None:
         """The process has ended: as asked, or killed, and then nobody may wait for it."""
         with self._changed:
+            asked = self._closing and not (self._running or self._waiting)
             self._gone = True
             lost = [*(answering.job for answering in self._running.values()), *self._waiting]
             self._running.clear()
@@ -171,3 +178,24 @@ class Engine:
         self._commands.put(None)
         for job in lost:
             job.emit(Failed("the process that computes has ended"))
+        if self._on_lost and not asked:
+            self._on_lost()
+
+
+def _is_over(answering: Answering, event: Token | Broken) -> bool:
+    """Gives an answer what the process says of it; an error ends this answer, since the others need the thread."""
+    try:
+        match event:
+            case Token(_, token, last):
+                return answering.token(token, last)
+            case Broken(_, message):
+                answering.job.emit(Failed(message))
+    except Exception as error:
+        _fail(answering.job, error)
+    return True
+
+
+def _fail(job: Job, error: Exception) -> None:
+    logging.getLogger(__name__).error("A request ended in an error.", exc_info=error)
+    with suppress(Exception):  # a listener that cannot be told, which may be the very error
+        job.emit(Failed(f"{type(error).__name__}: {error}"))

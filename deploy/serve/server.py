@@ -31,18 +31,23 @@ def serve(folder: Path, host: str, port: int, threads: int | None, options: Serv
         announce: called with the URL as soon as requests are taken.
 
     Raises:
-        TrimlineError: the address is taken or wrong, the folder cannot be served, or a second Ctrl-C cut answers off.
+        TrimlineError: the address is taken or wrong, the folder cannot be served, a second Ctrl-C cut answers off, or the
+            process that computes was ended from outside.
     """
     with _bound(host, port) as listening:  # before the model is read, which takes a while
         service = Service(ServedModel(folder), options)
         try:
-            service.engine.start(service.model.folder, threads)
             config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
             server = _Server(config, lambda: announce(_url(listening)))
+            service.engine.start(service.model.folder, threads, server.lose)
             with _signals_are_handled():
                 server.run(sockets=[listening])
             if server.force_exit:
                 raise TrimlineError("The server was stopped twice, so answers that ran were cut off.", "Once lets them end.")
+            if server.lost:
+                raise TrimlineError(
+                    "The process that computes was ended, for lack of memory perhaps.", "Start again; a lower --parallel takes less."
+                )
         finally:
             service.engine.kill()
 
@@ -51,6 +56,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
+        self.lost = False
+
+    def lose(self) -> None:
+        """Without the process that computes there is nothing to serve: whoever watches this one shall start it again."""
+        self.lost = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -26,12 +26,14 @@ class Detokeniser:
 
     def push(self, token: int) -> str:
         """What this token makes whole; empty while a character is still incomplete."""
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            self._held.append(token)
-            return ""
-        self._held = []
-        return str(text)
+        held = [*self._held, token]
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # a plain one: bytes that make no character, after a byte such as a line's end, undo what was sent
+            text = self._tokenizer.decode(held, skip_special_tokens=True)
+            self._stream = DecodeStream(ids=held, skip_special_tokens=True)
+        self._held = held if text is None else []
+        return str(text or "")
 
     def flush(self) -> str:
         """What was held back when the sequence ends in the middle of a character."""

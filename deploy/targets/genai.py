@@ -15,11 +15,11 @@ class Genai:
     name = "onnxruntime-genai"
     needs: frozenset[Part] = frozenset({"onnx"})
     brings: tuple[str, ...] = ()
-    start = "trimline serve ../../onnx"
+    start = "sh start.sh"
 
     def obstacle(self, candidate: Candidate) -> Obstacle | None:
         return as_consumer("onnxruntime-genai", candidate)
 
     def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:
-        for file in ("Dockerfile", "compose.yaml", "README.md"):
+        for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):
             write_rendered(out / file, f"genai.{file}", name=recipe.served_name, start=self.start)

@@ -10,7 +10,8 @@ from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consum
 from deploy.targets.text import write_rendered
 from exporters.gguf.files import MODEL
 from exporters.gguf.recipe import GgufSlice
-from exporters.gguf.stage import export_gguf
+from exporters.gguf.stage import GATE, export_gguf
+from pipeline.checkpoint import read_json
 
 TOKENIZER = "tokenizer.json"
 
@@ -34,5 +35,8 @@ class LlamaCpp:
             folder.mkdir()
             export_gguf(shipment.model, GgufSlice(), shipment.options, folder, shipment.events)
             (folder / MODEL).replace(out / MODEL)
+            gate = read_json(folder / GATE)
         for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):
-            write_rendered(out / file, f"llama_cpp.{file}", name=recipe.served_name, file=MODEL)
+            write_rendered(
+                out / file, f"llama_cpp.{file}", name=recipe.served_name, file=MODEL, tensors=gate["tensors"], ran=gate["llama.cpp"]
+            )

@@ -15,6 +15,8 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.rebuild.gguf_form import gguf_form
 
+GATE = "gate.json"
+
 
 def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: Path, events: Events) -> None:
     """Writes model.gguf, export.json, checkpoint_config.json and gate.json into ``out``.
@@ -45,4 +47,4 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
     record["llama.cpp"] = gate_llama_cpp(source, recipe, out / MODEL, options, events)
     write_json(out / "checkpoint_config.json", source.config)
     write_json(out / "export.json", {"format": "gguf", "architecture": form.arch} | recipe.model_dump(mode="json"))
-    write_json(out / "gate.json", record)
+    write_json(out / GATE, record)

@@ -85,6 +85,8 @@ def test_containers_have_what_kubernetes_demands(shipped):
         names = {port["name"] for port in container["ports"] if "name" in port} | {port["containerPort"] for port in container["ports"]}
         probes = [container[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe") if probe in container]
         assert probes
+        if container["image"].startswith("trimline-serve"):
+            assert container["livenessProbe"]["httpGet"]["path"] == "/health/live", file
         assert {probe["httpGet"]["port"] for probe in probes} <= names
         for environment in container.get("env", []):
             assert isinstance(environment["value"], str)

@@ -14,6 +14,7 @@ import yaml
 from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from deploy.targets import Candidate, check_targets
+from exporters.gguf.child import llama_cpp_python
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -21,7 +22,7 @@ from pipeline.recipe import Profile
 from tests.exporters.models import uneven
 from tests.tiny import tiny_model
 
-RECIPE = PackageSlice(targets=("llama.cpp", "vllm"), served_name="tiny")
+RECIPE = PackageSlice(targets=("llama.cpp", "vllm", "onnxruntime-genai"), served_name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,22 @@ def test_the_gguf_holds_the_packages_model(served: Path) -> None:
     assert {path.name for path in (served / "llama.cpp").iterdir()} == {"model.gguf", "Dockerfile", "compose.yaml", "README.md", "start.sh"}
 
 
-@pytest.mark.parametrize(("target", "program"), [("llama.cpp", "python3"), ("vllm", "vllm")])
+def test_the_readme_says_whether_llama_cpp_ran_the_file(
+    parts: PackageParts, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = len(gguf.GGUFReader(served / "llama.cpp" / "model.gguf").tensors)
+    text = (served / "llama.cpp" / "README.md").read_text()
+    assert f"its {tensors} tensors were read back" in text
+    assert ("did **not** run it" in text) is (llama_cpp_python() is None)
+    gate = {"run": True, "llama-cpp-python": "9.8.7"}  # the server's own environment runs it in tests/servers
+    monkeypatch.setattr("exporters.gguf.stage.gate_llama_cpp", lambda *_: gate)
+    package(parts, RECIPE, tmp_path, Events())
+    text = (tmp_path / "serve/llama.cpp/README.md").read_text()
+    assert "llama.cpp itself ran it then (llama-cpp-python 9.8.7)" in text
+    assert "did **not** run it" not in text
+
+
+@pytest.mark.parametrize(("target", "program"), [("llama.cpp", "python3"), ("vllm", "vllm"), ("onnxruntime-genai", "trimline")])
 def test_start_scripts_run_from_anywhere(served: Path, tmp_path: Path, target: str, program: str) -> None:
     """A stand-in for the server prints where it was started, and with what."""
     stand_in = tmp_path / program
@@ -53,8 +69,9 @@ def test_start_scripts_run_from_anywhere(served: Path, tmp_path: Path, target: s
     assert words[-2:] == ["--more", "a b"]
     assert words[words.index("--port") + 1] == "8000"
     assert words[words.index("--host") + 1] == "127.0.0.1"
-    model = words[words.index("serve") + 1] if target == "vllm" else words[words.index("--model") + 1]
+    model = words[words.index("--model" if target == "llama.cpp" else "serve") + 1]
     assert (Path(place) / model).exists()
+    assert "tiny" in words  # what clients call it, not its folder's name
     assert ("--trust-remote-code" in words) is (target == "vllm")  # these blocks differ
 
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from google.protobuf import text_format
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 
 from deploy.package import package
 from deploy.recipe import PackageSlice
@@ -28,6 +31,7 @@ from deploy.targets.triton.step import StepGraph
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
+from exporters.tensorrt.stage import ENGINE
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
@@ -71,6 +75,9 @@ def test_every_config_is_one_that_triton_reads(shipped):
     assert set(found) == {"tiny", "tiny-stream", "tiny-onnxruntime", "tiny-tensorrt"}
     assert [found[name].model_transaction_policy.decoupled for name in ("tiny", "tiny-stream")] == [False, True]
     assert found["tiny-tensorrt"].platform == "tensorrt_plan"
+    assert found["tiny-tensorrt"].default_model_filename == ENGINE == "model.engine"
+    assert found["tiny-onnxruntime"].default_model_filename == "model.onnx"
+    assert "`model.engine`" in (shipped / "serve/triton/step/tiny-tensorrt/1/README.md").read_text()
 
 
 def test_the_check_of_configs_refuses_what_triton_refuses(shipped):
@@ -128,7 +135,17 @@ def test_a_gpu_is_asked_for_where_the_run_used_one(parts, tmp_path):
     with monkeypatched.context() as patch:
         patch.setattr("pipeline.options.RunOptions.as_record", lambda self: {})  # asks torch about a device that is not here
         package(on_gpu, PackageSlice(targets=("triton",)), tmp_path, Events())
-    assert "kind: KIND_GPU" in (tmp_path / "serve/triton/models/model/config.pbtxt").read_text()
+    folder = tmp_path / "serve/triton"
+    assert "kind: KIND_GPU" in (folder / "models/model/config.pbtxt").read_text()
+    assert "\nARG RUNTIME=onnxruntime-gpu\n" in (folder / "Dockerfile").read_text()
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["model"]
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def test_without_a_gpu_none_is_asked_for(shipped):
+    folder = shipped / "serve/triton"
+    assert "\nARG RUNTIME=onnxruntime\n" in (folder / "Dockerfile").read_text()
+    assert "deploy" not in yaml.safe_load((folder / "compose.yaml").read_text())["services"]["tiny"]
 
 
 # --- the backend's decoder ------------------------------------------------------------------------------------------
@@ -241,6 +258,17 @@ def test_what_only_began_like_a_stop_text_is_shown_later():
 def test_what_is_held_back_is_shown_at_the_end():
     reply, shown = grown("x tw", stop=("two",))
     assert "".join(shown) == reply.text == "x tw"
+
+
+def test_bytes_that_make_no_character_after_a_line_s_end_do_not_end_the_answer():
+    """As in Llama 2's tokenizer: what has no token is written in bytes."""
+    words = {f"<0x{number:02X}>": number for number in range(256)} | {"<unk>": 256, "▁Paris": 257, "▁is": 258}
+    tokenizer = Tokenizer(BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    reply = Reply(Wish((258,), 9), tokenizer, frozenset())
+    for token in (ord("\n"), 0xC3, 257, 258, *"é".encode()):
+        reply.accept(np.eye(259, dtype=np.float32)[token])
+    assert reply.text == "\n\ufffd Paris isé"
 
 
 def test_an_end_token_ends_the_answer():

@@ -11,6 +11,7 @@ import onnx
 
 from deploy.targets.text import write_rendered, write_text
 from exporters.onnx.files import GRAPH, LOWERING_KEY
+from exporters.tensorrt.stage import ENGINE
 from pipeline.errors import TrimlineError
 
 TYPES: dict[int, str] = {
@@ -80,7 +81,7 @@ def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path) -> Non
     # A fused graph takes several new tokens after a past for one row only: requests that are right alone would fail together.
     _write(out / f"{name}-onnxruntime", graph, backend="onnxruntime", platform="", file=GRAPH, batch=BATCH, batching=not fused, kind=kind)
     # A plan refuses batches beyond its optimisation profiles; one row fits all of them.
-    plan = {"backend": "tensorrt", "platform": "tensorrt_plan", "file": "model.plan", "batch": 1, "batching": False}
+    plan = {"backend": "tensorrt", "platform": "tensorrt_plan", "file": ENGINE, "batch": 1, "batching": False}
     _write(out / f"{name}-tensorrt", graph.portable(), kind="KIND_GPU", **plan)
 
 

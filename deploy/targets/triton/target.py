@@ -35,12 +35,13 @@ class Triton:
     def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:
         from deploy.targets.triton.gate import gate_text_model  # needs ONNX Runtime, which not everybody has
 
-        kind = "KIND_GPU" if shipment.options.device == "cuda" else "KIND_CPU"
+        gpu = shipment.options.device == "cuda"
+        kind = "KIND_GPU" if gpu else "KIND_CPU"
         for place, name, streams in (("models", recipe.served_name, False), ("streaming", f"{recipe.served_name}-stream", True)):
             _write_text_model(out / place / name, shipment, kind, streams)
         write_step_models(shipment.onnx, recipe.served_name, kind, out / "step")
         for file in ("start.sh", "Dockerfile", "compose.yaml", "README.md"):
-            write_rendered(out / file, f"triton.{file}", name=recipe.served_name, start=self.start)
+            write_rendered(out / file, f"triton.{file}", name=recipe.served_name, start=self.start, gpu=gpu)
         gate_text_model(shipment.onnx, shipment.options, shipment.events)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -225,7 +227,26 @@ def test_a_request_that_the_runtime_refuses_fails_alone(tiny_onnx: Path) -> None
     assert good.events[-1] == Done("length", 2, 10)
 
 
-def test_requests_of_a_process_that_is_killed_fail_and_readiness_says_so(tiny_onnx: Path) -> None:
+def test_a_request_whose_text_raises_fails_alone(tiny_onnx: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(ServedModel(tiny_onnx), 1, 5, Metrics())
+    good, bad, worse = Heard(), Heard(), Heard()
+    engine.submit(dataclasses.replace(bad.job(), stops=(7,)))  # type: ignore[arg-type]
+    engine.submit(dataclasses.replace(worse.job(), prompt=[-1]))
+    engine.submit(dataclasses.replace(good.job(), emit=_raise))
+    engine.submit(good.job())
+    engine.start(tiny_onnx, 1)
+    engine.stop()
+    assert [type(event) for event in (*bad.events, *worse.events)] == [Failed, Failed]
+    assert "TypeError" in bad.events[0].message  # type: ignore[union-attr]
+    assert good.events[-1] == Done("length", 2, 10)
+    assert [record.message for record in caplog.records] == 3 * ["A request ended in an error."]
+
+
+def _raise(event: Event) -> None:
+    raise LookupError(event)
+
+
+def test_requests_of_a_process_that_is_killed_fail_and_the_server_ends(tiny_onnx: Path) -> None:
     with serving(tiny_onnx) as (url, process):
         with httpx2.stream("POST", url + PATH, json=body(CONTEXT - 1, stream=True), timeout=PATIENCE) as answer:
             lines = answer.iter_lines()
@@ -234,12 +255,25 @@ def test_requests_of_a_process_that_is_killed_fail_and_readiness_says_so(tiny_on
             engine.kill()
             rest = [line for line in lines if line]
         assert "the process that computes has ended" in rest[-2]
-        assert httpx2.get(f"{url}/health/live").status_code == 200
-        assert httpx2.get(f"{url}/health/ready").status_code == 503
-        refused = httpx2.post(url + PATH, json=body(1))
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == 2
+        assert process.stdout is not None
+        assert process.stdout.read().startswith("error: The process that computes was ended")
+
+
+def test_an_engine_says_that_its_process_was_lost_and_not_that_it_was_stopped(tiny_onnx: Path) -> None:
+    lost = threading.Event()
+    stopped = Engine(ServedModel(tiny_onnx), 1, 1, Metrics())
+    stopped.start(tiny_onnx, 1, lost.set)
+    stopped.stop()
+    assert not lost.wait(0.5)
+    killed = Engine(ServedModel(tiny_onnx), 1, 1, Metrics())
+    killed.start(tiny_onnx, 1, lost.set)
+    killed.kill()
+    assert lost.wait(PATIENCE)
+    assert not killed.alive
+    with pytest.raises(Stopping):
+        killed.submit(Heard().job())
+    killed.stop()
 
 
 def test_a_server_that_is_killed_leaves_no_process(tiny_onnx: Path) -> None:

@@ -52,6 +52,13 @@ def test_bytes_of_a_fallback_make_characters() -> None:
     assert streamed(fallback_tokenizer(), [257, *"é".encode()], [258]) == [" Paris", "", "é", ""]
 
 
+def test_bytes_that_make_no_character_after_a_line_s_end_do_not_end_the_answer() -> None:
+    lone = "é".encode()[0]
+    pieces = streamed(fallback_tokenizer(), [ord("\n"), lone, 257, 258, *"é".encode(), 258], [258])
+    assert pieces == ["\n", "", "\ufffd Paris", " is", "", "é", " is", ""]
+    assert streamed(fallback_tokenizer(), [ord("\n"), lone], [258]) == ["\n", "", "\ufffd"]
+
+
 def test_the_blank_before_a_first_word_stays_after_a_prompt() -> None:
     assert "".join(streamed(fallback_tokenizer(), [257], [258])) == " Paris"
     assert "".join(streamed(fallback_tokenizer(), [257])) == "Paris"

@@ -90,6 +90,7 @@ class Reply:
     def __init__(self, wish: Wish, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
         self.wish, self._tokenizer, self._ends = wish, tokenizer, ends
         self._stream = DecodeStream(ids=list(wish.ids[-SEED_TOKENS:]), skip_special_tokens=True)
+        self._held: list[int] = []
         self._draws = np.random.default_rng(wish.seed)
         self._shown = self._sent = 0
         self.tokens: list[int] = []
@@ -103,7 +104,7 @@ class Reply:
         if token in self._ends:
             self.finish = "stop"
             return
-        self.text += self._stream.step(self._tokenizer, token) or ""
+        self.text += self._whole(token)
         found = [place for stop in self.wish.stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.text, self.finish = self.text[: min(found)], "stop"
@@ -116,6 +117,17 @@ class Reply:
         start, self._shown = self._shown, max(self._shown, len(self.text) - held)
         first, self._sent = self._sent, len(self.tokens)
         return self.text[start : self._shown], self.tokens[first:]
+
+    def _whole(self, token: int) -> str:
+        """What this token makes whole; empty while a character is still incomplete."""
+        held = [*self._held, token]
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # a plain one: bytes that make no character, after a byte such as a line's end, undo what was shown
+            text = self._tokenizer.decode(held, skip_special_tokens=True)
+            self._stream = DecodeStream(ids=held, skip_special_tokens=True)
+        self._held = held if text is None else []
+        return text or ""
 
     def _choose(self, logits: NDArray[np.float32]) -> int:
         if self.wish.temperature == 0:
