@@ -34,6 +34,7 @@ from exporters.tensorrt.shapes import BATCH, Axes, graph_inputs
 from exporters.tensorrt.shapes import PAST as PAST_AXIS
 from exporters.tensorrt.smooth import observe, products_of, smooth, too_rough
 from pipeline.calibrate.windows import consecutive_windows
+from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
@@ -144,6 +145,8 @@ def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, ou
     for path in onnx.iterdir():
         if path.is_file() and path.name not in {GRAPH, WEIGHTS, GATE} and path.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copyfile(path, out / path.name)
+    exported = onnx / "export.json"
+    write_json(out / exported.name, (read_json(exported) if exported.is_file() else {}) | {"precision": "int8"})
     return left_alone
 
 
