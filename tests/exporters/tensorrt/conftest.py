@@ -30,7 +30,7 @@ def portable_folder(checkpoint: Path, out: Path) -> Path:
     """What the export stage writes, without its gate, which is tested elsewhere and takes most of the time."""
     out.mkdir()
     source = Checkpoint(checkpoint)
-    save_graph(lower_portable(source, Events()), out, "portable")
+    save_graph(lower_portable(source, "fp32", Events()), out, "portable")
     copy_tokenizer(source.folder, out)
     write_json(out / "checkpoint_config.json", source.config)
     write_json(out / "export.json", {"lowering": "portable", "precision": "fp32", "logits": "all"})
