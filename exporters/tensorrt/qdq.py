@@ -145,8 +145,7 @@ def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, ou
     for path in onnx.iterdir():
         if path.is_file() and path.name not in {GRAPH, WEIGHTS, GATE} and path.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copyfile(path, out / path.name)
-    exported = onnx / "export.json"
-    write_json(out / exported.name, (read_json(exported) if exported.is_file() else {}) | {"precision": "int8"})
+    write_json(out / "export.json", read_json(onnx / "export.json") | {"precision": "int8"})
     return left_alone
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from exporters.onnx.files import GRAPH, TOKENIZER_FILES
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
-from exporters.tensorrt.builders import Builder, demand_builder, installed_version
+from exporters.tensorrt.builders import Builder, demand_buildable, demand_builder, installed_version
 from exporters.tensorrt.child import LOG, build_in_child, log_lines, warnings_of
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
@@ -23,9 +23,10 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 
 ENGINE, RECORD, INSPECTOR, TIMINGS, SECONDS = "model.engine", "build.json", "layers.json", "timing.cache", "seconds.json"
+EXPORT = "export.json"
 QDQ = "qdq"  # folder of the quantised graph
 NOT_RUN = "built, not run"
-CARRIED = ("checkpoint_config.json", "export.json", "genai_config.json", *TOKENIZER_FILES)
+CARRIED = ("checkpoint_config.json", EXPORT, "genai_config.json", *TOKENIZER_FILES)
 
 
 def build(
@@ -105,8 +106,8 @@ def _carry(onnx: Path, out: Path, recipe: BuildSlice) -> None:
     for name in CARRIED:
         if (onnx / name).is_file():
             shutil.copyfile(onnx / name, out / name)
-    if recipe.precision == "int8" and (out / "export.json").is_file():
-        write_json(out / "export.json", read_json(out / "export.json") | {"precision": "int8"})
+    if recipe.precision == "int8":
+        write_json(out / EXPORT, read_json(out / EXPORT) | {"precision": "int8"})
 
 
 def _record(builder: Builder, recipe: BuildSlice, found: dict[str, Any], request: dict[str, Any], gpus: list[str]) -> dict[str, Any]:
@@ -127,10 +128,11 @@ def _record(builder: Builder, recipe: BuildSlice, found: dict[str, Any], request
 
 
 def _demand_portable(folder: Path) -> Path:
-    """The graph of an exported folder, where it is of standard operators."""
+    """The graph of an exported folder, where it is of standard operators and of a precision that engines are built from."""
     graph = folder / GRAPH
     if not graph.is_file():
         raise TrimlineError(f"There is no {GRAPH} in {folder}.", "Give a folder that `trimline export --lowering portable` wrote.")
+    demand_buildable(str(read_json(folder / EXPORT).get("precision")), f"{folder} was exported")
     foreign = sorted({node.domain for node in load_graph(graph).graph.node} - {"", "ai.onnx"})
     if foreign:
         raise TrimlineError(

@@ -209,6 +209,14 @@ def test_the_links_point_inside_and_move_with_the_folder(inputs, tmp_path):
     assert (tmp_path / "moved" / "package" / "manifest.json").is_file()
 
 
+def test_bf16_on_a_processor_is_refused_before_anything_is_pruned(inputs, tmp_path):
+    values = recipe("cfsp-least-squares", inputs) | {"export": {"precision": "bf16"}}
+    with pytest.raises(TrimlineError, match="bf16 does not run"):
+        run(values, tmp_path / "out", options=OPTIONS)
+    assert_nothing_half_written(tmp_path / "out")
+    assert not list((tmp_path / "out" / "store").glob("prune-*"))
+
+
 def test_an_unknown_method_is_refused_before_the_model_is_opened(inputs, tmp_path):
     values = changed(recipe("cfsp-least-squares", inputs), *STEP, "method", to="cfps")
     with pytest.raises(TrimlineError, match="'cfsp'"):

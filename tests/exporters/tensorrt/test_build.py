@@ -121,10 +121,19 @@ def test_a_graph_of_foreign_operators_is_refused(tmp_path, rtx):
     node = onnx.helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft")
     value = onnx.helper.make_tensor_value_info("x", 1, [4, 4])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [])), tmp_path / "model.onnx")
+    (tmp_path / "export.json").write_text('{"precision": "fp32"}')
     with pytest.raises(TrimlineError, match=r"com\.microsoft.*lowering: portable"):
         built(tmp_path, tmp_path / "engine")
     with pytest.raises(TrimlineError, match=r"no model\.onnx"):
         built(tmp_path / "engine", tmp_path / "other")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_graph_of_a_precision_that_no_engine_is_built_from(sparse_onnx, tmp_path, precision, rtx):
+    folder = Path(shutil.copytree(sparse_onnx, tmp_path / "other"))
+    (folder / "export.json").write_text(json.dumps({"precision": precision}))
+    with pytest.raises(TrimlineError, match=rf"other was exported in {precision}, and TensorRT .* fp32 and fp16 graphs only"):
+        built(folder, tmp_path / "engine")
 
 
 def test_what_the_builder_refuses_is_a_sentence(sparse_onnx, tmp_path, rtx):
