@@ -107,6 +107,13 @@ def test_int8_that_costs_too_much_fails(sparse_onnx, tmp_path, texts, monkeypatc
         built(sparse_onnx, tmp_path / "engine", recipe, texts=texts)
 
 
+def test_int8_of_which_nothing_is_left_is_refused(sparse_onnx, tmp_path, texts, monkeypatch, rtx):
+    recipe = RTX.model_copy(update={"precision": "int8", "calibration_windows": 2, "calibration_window": 64})
+    monkeypatch.setattr("exporters.tensorrt.smooth.LARGEST_ERROR", -1.0)
+    with pytest.raises(TrimlineError, match="int8 has a scale for none of the 21 products"):
+        built(sparse_onnx, tmp_path / "engine", recipe, texts=texts)
+
+
 def test_int8_without_a_text_or_a_tokenizer(sparse_onnx, tmp_path, texts, rtx):
     recipe = RTX.model_copy(update={"precision": "int8"})
     with pytest.raises(TrimlineError, match="none was named"):
