@@ -15,7 +15,7 @@ from exporters.tensorrt.child import LOG, build_in_child, log_lines, warnings_of
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
 from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
-from exporters.tensorrt.verdict import judge, read_inspector, read_log
+from exporters.tensorrt.verdict import SparseProof, judge, read_inspector, read_log
 from pipeline.checkpoint import read_json, write_json
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -57,37 +57,15 @@ def build(
         GateError: the engine does not compute what the graph computes, or quantising costs too much.
     """
     builder = demand_builder(recipe.builder)
-    graph = _demand_portable(onnx)
-    quality = None
+    graph, quality = _demand_portable(onnx), None
     if recipe.precision == "int8":
         quality = quantise(onnx, recipe, options, out / QDQ, events, texts=texts)
         graph = out / QDQ / GRAPH
     sparsity = check_two_four(list(weight_patterns(graph)))
-    sparse = _wants_sparse(recipe, sparsity, graph)
-    profiles = profiles_for(graph_inputs(graph), requests or DEFAULT_REQUESTS)
     gpus = cuda_devices() or []
-    cache = out / TIMINGS
-    if timing_cache and timing_cache.is_file():
-        shutil.copyfile(timing_cache, cache)
-    request = {
-        "builder": builder.name,
-        "onnx": str(graph.resolve()),
-        "engine": str((out / ENGINE).resolve()),
-        "inspector": str((out / INSPECTOR).resolve()),
-        "timing_cache": str(cache.resolve()),
-        "sparse": sparse,
-        "inspect": bool(gpus) and builder.needs_gpu,
-        "level": recipe.level,
-        "profiles": [profile.as_record() for profile in profiles],
-        "capabilities": [[int(part) for part in capability.split(".")] for capability in recipe.compute_capabilities],
-    }
-    with events.progress(f"building with {builder.name}", 1) as advance:
-        found = build_in_child(request, out / LOG)
-        advance(1)
-    if timing_cache and cache.is_file():
-        shutil.copyfile(cache, timing_cache)
-    layers = (out / INSPECTOR).read_text(encoding="utf-8") if found["inspected"] else None
-    proof = judge(sparse, read_log(log_lines(out / LOG)), read_inspector(layers))
+    request = _request(builder, recipe, graph, requests or DEFAULT_REQUESTS, out, sparse=_wants_sparse(recipe, sparsity, graph), gpus=gpus)
+    found = _compiled(request, out, events, timing_cache)
+    proof = _proof(request, found, out)
     events.note(f"engine of {found['bytes']:,} bytes; sparse kernels: {proof.verdict} ({proof.why})")
     write_json(out / SECONDS, found["seconds"])  # what is measured stands apart
     _carry(onnx, out, recipe)
@@ -99,6 +77,43 @@ def build(
         write_json(out / RECORD, record | {"run": {"run": True, "why": "", "proves": builder.proves}})
     else:
         events.note(f"{NOT_RUN}: {builder.proves}")
+
+
+def _request(
+    builder: Builder, recipe: BuildSlice, graph: Path, requests: Sequence[Request], out: Path, *, sparse: bool, gpus: list[str]
+) -> dict[str, Any]:
+    """What the building process is asked for."""
+    return {
+        "builder": builder.name,
+        "onnx": str(graph.resolve()),
+        "engine": str((out / ENGINE).resolve()),
+        "inspector": str((out / INSPECTOR).resolve()),
+        "timing_cache": str((out / TIMINGS).resolve()),
+        "sparse": sparse,
+        "inspect": bool(gpus) and builder.needs_gpu,
+        "level": recipe.level,
+        "profiles": [profile.as_record() for profile in profiles_for(graph_inputs(graph), requests)],
+        "capabilities": [[int(part) for part in capability.split(".")] for capability in recipe.compute_capabilities],
+    }
+
+
+def _compiled(request: dict[str, Any], out: Path, events: Events, timing_cache: Path | None) -> dict[str, Any]:
+    """Builds in a process of its own, from the kernel timings of earlier builds and adding to them; what it says of the engine."""
+    cache = out / TIMINGS
+    if timing_cache and timing_cache.is_file():
+        shutil.copyfile(timing_cache, cache)
+    with events.progress(f"building with {request['builder']}", 1) as advance:
+        found = build_in_child(request, out / LOG)
+        advance(1)
+    if timing_cache and cache.is_file():
+        shutil.copyfile(cache, timing_cache)
+    return found
+
+
+def _proof(request: dict[str, Any], found: dict[str, Any], out: Path) -> SparseProof:
+    """Whether sparse kernels were chosen, from the builder's log and, where there is one, its layer information."""
+    layers = (out / INSPECTOR).read_text(encoding="utf-8") if found["inspected"] else None
+    return judge(request["sparse"], read_log(log_lines(out / LOG)), read_inspector(layers))
 
 
 def _carry(onnx: Path, out: Path, recipe: BuildSlice) -> None:
