@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ def build(
         timing_cache: kernel timings to start from, and to add to: a second build of a like model is quicker.
 
     Raises:
-        TrimlineError: the builder cannot work here or refuses the graph, or 2:4 is required and the graph is not.
+        TrimlineError: the builder cannot work here or refuses the graph, 2:4 is required and the graph is not, or the timings
+            cannot be kept where they should.
         GateError: the engine does not compute what the graph computes, or quantising costs too much.
     """
     builder = demand_builder(recipe.builder)
+    _check_timing_cache(timing_cache)
     graph, quality = _demand_portable(onnx), None
     if recipe.precision == "int8":
         quality = quantise(onnx, recipe, options, out / QDQ, events, texts=texts)
@@ -106,8 +109,29 @@ def _compiled(request: dict[str, Any], out: Path, events: Events, timing_cache: 
         found = build_in_child(request, out / LOG)
         advance(1)
     if timing_cache and cache.is_file():
-        shutil.copyfile(cache, timing_cache)
+        _keep(cache, timing_cache)
     return found
+
+
+def _check_timing_cache(timing_cache: Path | None) -> None:
+    """Whether kernel timings can be kept there; said before a build that takes minutes."""
+    if timing_cache is None:
+        return
+    if timing_cache.is_dir():
+        raise TrimlineError(f"{timing_cache} is a folder, and kernel timings are kept in a file.", "Name a file in it.")
+    if not timing_cache.parent.is_dir():
+        raise TrimlineError(f"There is no folder {timing_cache.parent} to keep kernel timings in.", "Make it, or name another file.")
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copies a file so that another build never reads half of it."""
+    with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=f".{kept.name}-", delete=False) as partial:
+        beside = Path(partial.name)
+    try:
+        shutil.copyfile(made, beside)
+        beside.replace(kept)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _proof(request: dict[str, Any], found: dict[str, Any], out: Path) -> SparseProof:

@@ -211,6 +211,15 @@ def test_a_timing_cache_is_read_and_added_to(sparse_onnx, tmp_path, monkeypatch,
         built(sparse_onnx, tmp_path / name, timing_cache=tmp_path / "kept")
     assert seen == [b"", b"more"]
     assert (tmp_path / "kept").read_bytes() == b"moremore"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "kept"]
+
+
+def test_a_timing_cache_that_cannot_be_kept_is_refused_before_the_build(sparse_onnx, tmp_path, monkeypatch, rtx):
+    monkeypatch.setattr(stage, "build_in_child", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(TrimlineError, match="is a folder, and kernel timings are kept in a file"):
+        built(sparse_onnx, tmp_path / "a", timing_cache=tmp_path)
+    with pytest.raises(TrimlineError, match="no folder .*nowhere to keep kernel timings in"):
+        built(sparse_onnx, tmp_path / "b", timing_cache=tmp_path / "nowhere" / "kept")
 
 
 def test_the_command(sparse_onnx, tmp_path, rtx):
