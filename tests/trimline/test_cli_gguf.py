@@ -33,7 +33,7 @@ def test_one_file_and_what_its_gates_saw(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "gguf", "--precision", "int3"), "--precision int3 is not possible"),
+        (("--format", "gguf", "--precision", "int4"), "--precision int4 is not possible"),
         (("--format", "gguf", "--quantise", "q9"), "--quantise q9 is not possible"),
         (("--format", "gguf", "--quantise", "q8_0"), "llama-cpp-python is not installed"),
         (("--quantise", "q8_0"), "--quantise is for GGUF"),
