@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.runtimes import GGUF
 from benchmarks.subject import CONFIG, EXPORT
 from pipeline.checkpoint import Checkpoint, write_json
+from pipeline.errors import TrimlineError
 
 NOT_RUN = "llama-cpp-python is not installed"
 
@@ -43,9 +44,11 @@ class LlamaDecoder:
         folder: holds model.gguf.
         threads: for prompts and for steps.
         every_position: logits of all positions, for perplexity.
+        context: tokens that fit, prompt and steps together.
     """
 
     def __init__(self, folder: Path, threads: int, every_position: bool = False, context: int = 1024) -> None:
+        self._context = context
         llama: Any = importlib.import_module("llama_cpp")
         self._model = llama.Llama(
             str(folder / GGUF),
@@ -59,8 +62,17 @@ class LlamaDecoder:
         )
 
     def empty(self, batch: int, capacity: int) -> None:
-        """Forgets what was read; one row only."""
-        assert batch == 1
+        """Forgets what was read.
+
+        Raises:
+            TrimlineError: several rows, or more tokens than fit.
+        """
+        if batch != 1:
+            raise TrimlineError(f"llama.cpp is timed with one row, and {batch} were asked for.", "Use workloads of batch 1.")
+        if capacity > self._context:
+            raise TrimlineError(
+                f"llama.cpp was opened for {self._context} tokens, and {capacity} were asked for.", "Use a shorter prompt or output."
+            )
         self._model.reset()
 
     def run(self, ids: NDArray[np.int64], past: None) -> tuple[None, None]:

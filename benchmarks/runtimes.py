@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.errors import TrimlineError
+
 Runtime = Literal["onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch", "torch_2_4"]
 Form = Literal["onnx", "engine", "checkpoint"]
 Opener = Callable[[Path, int], Any]
@@ -28,13 +30,10 @@ def opener(runtime: Runtime, folder: Path | None = None) -> Opener:
     """What opens a folder in that runtime, or a GGUF file in llama.cpp; what has to be imported is, before any clock runs.
 
     Raises:
-        TrimlineError: ONNX Runtime is missing or installed twice.
+        TrimlineError: ONNX Runtime is missing or installed twice, or llama-cpp-python is missing.
     """
     if folder is not None and (folder / GGUF).is_file():
-        from benchmarks.llama_cpp import LlamaDecoder
-
-        importlib.import_module("llama_cpp")
-        return LlamaDecoder
+        return _llama_opener()
     if FORMS[runtime] == "onnx":
         return _onnx_opener(runtime)
     if runtime == "tensorrt":
@@ -44,6 +43,16 @@ def opener(runtime: Runtime, folder: Path | None = None) -> Opener:
     from benchmarks.torch_decoder import TorchDecoder
 
     return partial(TorchDecoder, sparse=runtime == "torch_2_4")
+
+
+def _llama_opener() -> Opener:
+    from benchmarks.llama_cpp import NOT_RUN, LlamaDecoder
+
+    try:
+        importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise TrimlineError(f"A GGUF file is to be timed and {NOT_RUN} ({error}).", "Run pip install llama-cpp-python.") from error
+    return LlamaDecoder
 
 
 def _onnx_opener(runtime: Runtime) -> Opener:

@@ -49,12 +49,14 @@ class Subject:
         """Opens what the runtime runs: an exported folder, an engine folder, or a checkpoint.
 
         Raises:
-            TrimlineError: it was not written by an export stage, or in a precision that is not known here.
+            TrimlineError: it was not written by an export stage, as GGUF, or in a precision that is not known here.
         """
         if FORMS[runtime] == "checkpoint":
             return cls(name, folder, Checkpoint(folder).geometry, "fp16", "all", "torch")  # what benchmarks.torch_decoder makes of it
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)
+        if export.get("format") == "gguf":
+            raise TrimlineError(f"{folder} is a GGUF export, which ONNX Runtime and TensorRT do not run.", "Export it with --format onnx.")
         precision = str(export.get("precision"))
         if precision not in BYTES:
             raise TrimlineError(f"{folder / EXPORT} states the precision {precision!r}.", f"Known are {', '.join(BYTES)}.")

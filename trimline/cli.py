@@ -207,11 +207,12 @@ def export(
 
             only_for_onnx(lowering != "auto", logits != "last", perplexity_bar is not None)
             return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust))
-        from exporters.recipe import ExportSlice
         from trimline import api
+        from trimline.recipe import checked_slice
 
         _only_for_gguf(quantise)
-        recipe = ExportSlice(lowering=lowering, precision=precision or "fp32", logits=logits, perplexity_bar=perplexity_bar)
+        chosen = {"lowering": lowering, "precision": precision or "fp32", "logits": logits, "perplexity_bar": perplexity_bar}
+        recipe = checked_slice("export", chosen)
         options = _options(device, DTypeName.AUTO, threads, trust)
         return _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 

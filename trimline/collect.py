@@ -77,7 +77,7 @@ def collect(
         blocks=tuple(_block_rows(decision, original.blocks)),
         importance_name="mean angular distance between a block's input and output",
         flops_context=FLOPS_CONTEXT,
-        evaluation=_evaluation(recipe, text),
+        evaluation=_evaluation(recipe, text, lanes),
         workloads=tuple(_workloads(results)),
         decode_points=tuple(_points(models, results)),
         gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items()}, done)),
@@ -91,9 +91,10 @@ def collect(
     )
 
 
-def _evaluation(recipe: Recipe, text: Mapping[str, Any]) -> str:
-    precision, windows = recipe.export.precision, recipe.evaluate
-    reader = "" if precision == "fp32" else f", read by the {precision} graphs in ONNX Runtime"
+def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, Lane]) -> str:
+    windows = recipe.evaluate
+    precision = read_json(lanes["dense"].evaluation / RESULT).get("precision")  # a graph's; a checkpoint's record has a dtype
+    reader = f", read by the {precision} graphs in ONNX Runtime" if precision else ""
     return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
 
 

@@ -21,7 +21,7 @@ from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.stage import export
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
-from exporters.tensorrt.stage import build
+from exporters.tensorrt.stage import QDQ, build
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
@@ -102,6 +102,7 @@ class Run:
                 self.evaluate_graph(lane)
                 if self.recipe.build:
                     self.build(lane)
+                    self.evaluate_engine(lane)
             self.benchmark()
             report = self.report()
             self.package()
@@ -165,18 +166,14 @@ class Run:
         self._make("export", depends, (pipeline, exporters), lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
 
     def evaluate_graph(self, lane: Role) -> None:
-        """Perplexity of what was exported, where it is not the checkpoint's to within a thousandth."""
-        if self.recipe.export.precision == "fp32":
-            return
-        checkpoint, folder, texts, slice_ = self._checkpoint(lane), self._folder("export", lane), self._folder("text"), self.recipe.evaluate
-        depends = self._from(f"export {lane}", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        self._make(
-            "evaluate",
-            depends,
-            (pipeline, exporters),
-            lambda out: evaluate_graph(checkpoint, folder, texts, slice_, self.options, out, self.events),
-            _graph_of(lane),
-        )
+        """Perplexity of what was exported, where that is timed and not the checkpoint's to within a thousandth."""
+        if self._evaluated(lane) == f"evaluate {_graph_of(lane)}":
+            self._read_by_graph(lane, f"export {lane}", self._folder("export", lane), _graph_of(lane))
+
+    def evaluate_engine(self, lane: Role) -> None:
+        """Perplexity of the int8 graph that an engine was built from, where that engine is timed."""
+        if self._evaluated(lane) == f"evaluate {_engine_of(lane)}":
+            self._read_by_graph(lane, f"build {lane}", self._folder("build", lane) / QDQ, _engine_of(lane))
 
     def build(self, lane: Role) -> None:
         """TensorRT engine of one lane."""
@@ -202,7 +199,7 @@ class Run:
         slice_ = self.recipe.benchmark
         dense, pruned = self._timed(DENSE), self._timed(PRUNED)
         accuracy: dict[str, float] = {lane: read_json(self._evaluation(lane) / RESULT)["perplexity"] for lane in LANES}
-        depends = self._from(*(self._timed_stage(lane) for lane in LANES)) | {
+        depends = self._from(*map(self._timed_stage, LANES), *map(self._evaluated, LANES)) | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
             "machine": fingerprint(self.options.threads),
@@ -261,9 +258,29 @@ class Run:
     def _folder(self, stage: str, lane: str = "") -> Path:
         return self.done[f"{stage} {lane}".strip()].folder
 
-    def _evaluation(self, lane: str) -> Path:
-        """The perplexity of what runs: the graph's own where it has one."""
-        return self._folder("evaluate", _graph_of(lane) if f"evaluate {_graph_of(lane)}" in self.done else lane)
+    def _read_by_graph(self, lane: Role, made_by: str, folder: Path, name: str) -> None:
+        """The evaluation text, read in ONNX Runtime by a graph that a stage left in ``folder``."""
+        checkpoint, texts, slice_ = self._checkpoint(lane), self._folder("text"), self.recipe.evaluate
+        depends = self._from(made_by, "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
+        self._make(
+            "evaluate",
+            depends,
+            (pipeline, exporters),
+            lambda out: evaluate_graph(checkpoint, folder, texts, slice_, self.options, out, self.events),
+            name,
+        )
+
+    def _evaluated(self, lane: Role) -> str:
+        """The stage that read the text in the form that is timed: accuracy and speed are of the same weights."""
+        form, build_ = FORMS[self.recipe.benchmark.runtime], self.recipe.build
+        if form == "engine" and build_ is not None and build_.precision == "int8":
+            return f"evaluate {_engine_of(lane)}"
+        exact = self.recipe.export.precision == "fp32"
+        return f"evaluate {lane if form == 'checkpoint' or exact else _graph_of(lane)}"
+
+    def _evaluation(self, lane: Role) -> Path:
+        """The perplexity of what is timed."""
+        return self.done[self._evaluated(lane)].folder
 
     def _timed_stage(self, lane: Role) -> str:
         """The stage whose result of a lane the benchmark's runtime opens."""
@@ -299,6 +316,10 @@ class Run:
 
 def _graph_of(lane: str) -> str:
     return f"{lane} graph"
+
+
+def _engine_of(lane: str) -> str:
+    return f"{lane} engine"
 
 
 def _new(folder: Path) -> Path:

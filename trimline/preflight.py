@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.runtimes import FORMS, ON_GPU
 from deploy.targets import Candidate, check_targets
-from exporters.tensorrt.builders import demand_builder
+from exporters.onnx.precision import check_precision
+from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -21,11 +22,12 @@ from trimline.recipe import Recipe
 
 
 def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
-    """Whether the shape profile can hold what the steps may produce, and the recovery can be run.
+    """Whether the shape profile can hold what the steps may produce, and what follows can be run.
 
     Raises:
         TrimlineError: they cannot; says what to change.
     """
+    check_precision(recipe.export.precision, options.device)
     check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(recipe), dense.config)
     if any(Space.RESIDUAL in step.spaces for step in recipe.prune.steps):
         check_stream(dense.geometry.family)
@@ -41,6 +43,7 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
                 f"TensorRT knows standard operators only, and the recipe exports with lowering: {recipe.export.lowering}.",
                 "Set export.lowering to portable, or leave build out.",
             )
+        demand_buildable(recipe.export.precision, "The recipe exports")
         demand_builder(recipe.build.builder)
     _demand_runtime(recipe)
     check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))

@@ -17,13 +17,12 @@ import torch
 
 from exporters.onnx.device import PAST, DeviceDecoder
 from exporters.onnx.files import GRAPH
-from exporters.onnx.runtime import needs_runtime
+from exporters.onnx.runtime import CPU, CUDA, TENSORRT, needs_runtime, provider_refusal
 from exporters.onnx.sparsity import check_two_four, weight_patterns
 from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CHAINS = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
 FORBID, RECORD = "session.disable_cpu_ep_fallback", "session.record_ep_graph_assignment_info"
 FORBIDDEN = "assigned to the default CPU EP"  # in ONNX Runtime's own error
@@ -131,7 +130,7 @@ def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence
     chain = CHAINS[provider]
     missing = [name for name in chain if name not in onnxruntime.get_available_providers()]
     if missing:
-        raise _refusal(missing[0], "this build of ONNX Runtime does not have it")
+        raise provider_refusal(missing[0], "this build of ONNX Runtime does not have it")
     if not graph.is_file():
         raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
     strict = provider != "cpu"
@@ -146,7 +145,7 @@ def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence
         check_places(places(session), chain)
     lost = [name for name in chain if name not in session.get_providers()]
     if lost:
-        raise _refusal(lost[0], "it did not start (a library or a device is missing)")
+        raise provider_refusal(lost[0], "it did not start (a library or a device is missing)")
     return session
 
 
@@ -163,7 +162,7 @@ def check_places(found: Iterable[tuple[str, str]], chain: Sequence[str]) -> None
     """
     stray = sorted({operator for provider, operator in found if provider not in chain and operator not in SHAPE_OPERATORS})
     if stray:
-        raise _refusal(chain[0], f"it leaves {', '.join(stray)} to the processor")
+        raise provider_refusal(chain[0], f"it leaves {', '.join(stray)} to the processor")
 
 
 def _session(graph: Path, chain: Sequence[str], threads: int, provider_options: Sequence[Mapping[str, str]], strict: bool) -> Any:
@@ -175,10 +174,6 @@ def _session(graph: Path, chain: Sequence[str], threads: int, provider_options: 
     if strict:
         options.add_session_config_entry(FORBID, "1")
     return onnxruntime.InferenceSession(str(graph), options, providers=list(chain), provider_options=list(map(dict, provider_options)))
-
-
-def _refusal(provider: str, why: str) -> TrimlineError:
-    return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")
 
 
 def _numpy_type(dtype: torch.dtype) -> Any:

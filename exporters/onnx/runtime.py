@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pipeline.errors import TrimlineError
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
 def distributions() -> dict[str, str]:
@@ -55,3 +56,8 @@ def needs_builder() -> None:
             "The fused lowering is built by onnxruntime-genai, which is not installed.",
             "pip install onnxruntime-genai, or use lowering: portable.",
         )
+
+
+def provider_refusal(provider: str, why: str) -> TrimlineError:
+    """What is said where an execution provider was asked for and cannot be had; ``why`` ends the sentence."""
+    return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers, as_trimline_error, as_value
 from exporters.onnx.files import GRAPH, LOWERING_KEY
-from exporters.onnx.runtime import needs_runtime
+from exporters.onnx.runtime import CPU, CUDA, needs_runtime, provider_refusal
 from pipeline.errors import TrimlineError
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
 
 Ids = NDArray[np.int64]
@@ -160,7 +159,7 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
         raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if missing:
-        raise _refusal(missing[0], "this build of ONNX Runtime does not have it")
+        raise provider_refusal(missing[0], "this build of ONNX Runtime does not have it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -176,7 +175,7 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
         ) from error
     lost = [name for name in providers if name not in session.get_providers()]
     if lost:
-        raise _refusal(lost[0], "it did not start (a library or a device is missing)")
+        raise provider_refusal(lost[0], "it did not start (a library or a device is missing)")
     return session
 
 
@@ -184,10 +183,6 @@ def _every_position(graph: Path) -> bytes | None:
     from exporters.onnx.last_position import all_positions  # brings onnx, which a process that is measured does without
 
     return all_positions(graph)
-
-
-def _refusal(provider: str, why: str) -> TrimlineError:
-    return TrimlineError(f"The execution provider {provider} was asked for and {why}.", f"Install what it needs, or use {CPU}.")
 
 
 def _pad(prompts: Ids | Sequence[Sequence[int]]) -> tuple[Ids, Ids]:

@@ -31,12 +31,12 @@ FLOAT_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul"}
 
 @dataclass(frozen=True)
 class WeightPattern:
-    """One weight as one product reads it.
+    """One weight as one product reads it: an initialiser of a graph, or a tensor of a checkpoint.
 
     Attributes:
-        name: of the initialiser.
-        operator: that reads it.
-        node: its name.
+        name: of the initialiser or tensor.
+        operator: that reads it; ``Linear`` of a checkpoint.
+        node: its name; a checkpoint's module.
         axis: of the initialiser, that is summed over; None where a reshape or packing leaves no such axis.
         shape: of the initialiser.
         two_four: share of groups of four, along that axis, with at least two zeros; 0 where its length is no multiple of four.
@@ -58,6 +58,7 @@ class WeightPattern:
         return self.two_four == 1.0
 
     def as_record(self) -> dict[str, Any]:
+        """JSON-compatible."""
         return asdict(self) | {"complies": self.complies}
 
 

@@ -47,6 +47,7 @@ BUILDERS = {
     ),
 }
 POLYGRAPHY = "polygraphy"
+BUILDABLE = ("fp32", "fp16")  # bf16 has no reference on the processor to compare with; int8 and int4 graphs hold foreign operators
 
 
 def demand_builder(name: str, devices: Callable[[], list[str] | None] = cuda_devices) -> Builder:
@@ -68,6 +69,22 @@ def demand_builder(name: str, devices: Callable[[], list[str] | None] = cuda_dev
         if importlib.util.find_spec(module) is None:
             raise TrimlineError(f"{module} is not installed.", install)
     return builder
+
+
+def demand_buildable(precision: str, where: str) -> None:
+    """Whether an engine can be built, and compared, from a graph of that precision.
+
+    Args:
+        where: what states it; the sentence goes on with ``in bf16``.
+
+    Raises:
+        TrimlineError: it cannot.
+    """
+    if precision not in BUILDABLE:
+        raise TrimlineError(
+            f"{where} in {precision}, and TensorRT engines are built from {' and '.join(BUILDABLE)} graphs only.",
+            "Export in one of these; build.precision int8 makes int8 of it.",
+        )
 
 
 def installed_version(*names: str) -> str | None:

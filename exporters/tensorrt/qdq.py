@@ -34,6 +34,7 @@ from exporters.tensorrt.shapes import BATCH, Axes, graph_inputs
 from exporters.tensorrt.shapes import PAST as PAST_AXIS
 from exporters.tensorrt.smooth import observe, products_of, smooth, too_rough
 from pipeline.calibrate.windows import consecutive_windows
+from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
@@ -48,7 +49,7 @@ def quantise(onnx: Path, recipe: BuildSlice, options: RunOptions, out: Path, eve
         Perplexity before and after, their ratio and its bar, how many products were quantised, 2:4 before and after.
 
     Raises:
-        TrimlineError: there is no text to calibrate on, or the folder has no tokenizer.
+        TrimlineError: there is no text to calibrate on, the folder has no tokenizer, or int8 holds none of its products.
         GateError: perplexity rose by more than the recipe allows, or weights that were 2:4 no longer are.
     """
     needs_runtime()
@@ -126,6 +127,8 @@ def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, ou
             if (onnx / name).is_file():
                 shutil.copyfile(onnx / name, Path(scratch) / name)
         left_alone = _smoothed(Path(scratch) / GRAPH, nodes, windows, threads)
+        if not set(nodes) - set(left_alone):  # to onnxruntime, no nodes named means all of them
+            raise TrimlineError(f"int8 has a scale for none of the {len(nodes)} products of {onnx}.", "Use precision: graph.")
         quantize_static(
             Path(scratch) / GRAPH,
             out / GRAPH,
@@ -144,6 +147,7 @@ def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, ou
     for path in onnx.iterdir():
         if path.is_file() and path.name not in {GRAPH, WEIGHTS, GATE} and path.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copyfile(path, out / path.name)
+    write_json(out / "export.json", read_json(onnx / "export.json") | {"precision": "int8"})
     return left_alone
 
 

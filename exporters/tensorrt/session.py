@@ -55,7 +55,7 @@ class EngineDecoder(DeviceDecoder):
 
     def call(self, feeds: dict[str, Any], kind: str) -> dict[str, Any]:
         self._stream.wait_stream(torch.cuda.current_stream())
-        self._choose(self._profiles.get(kind, 0))
+        self._choose(self._profiles[kind])
         for name, value in feeds.items():
             if not self._context.set_input_shape(name, tuple(value.shape)):
                 raise TrimlineError(

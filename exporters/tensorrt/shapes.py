@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from exporters.onnx.device import DECODE, PREFILL
 from exporters.onnx.sparsity import load_graph
 from pipeline.errors import TrimlineError
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
 Axes = tuple[str | int, ...]
 Range = tuple[int, int, int]  # least, where it is fastest, most
-PREFILL, DECODE = "prefill", "decode"
 
 
 class Request(NamedTuple):

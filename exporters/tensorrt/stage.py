@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 from exporters.onnx.files import GRAPH, TOKENIZER_FILES
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
-from exporters.tensorrt.builders import Builder, demand_builder, installed_version
+from exporters.tensorrt.builders import Builder, demand_buildable, demand_builder, installed_version
 from exporters.tensorrt.child import LOG, build_in_child, log_lines, warnings_of
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
 from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
-from exporters.tensorrt.verdict import judge, read_inspector, read_log
+from exporters.tensorrt.verdict import SparseProof, judge, read_inspector, read_log
 from pipeline.checkpoint import read_json, write_json
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -23,9 +24,10 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 
 ENGINE, RECORD, INSPECTOR, TIMINGS, SECONDS = "model.engine", "build.json", "layers.json", "timing.cache", "seconds.json"
+EXPORT = "export.json"
 QDQ = "qdq"  # folder of the quantised graph
 NOT_RUN = "built, not run"
-CARRIED = ("checkpoint_config.json", "export.json", "genai_config.json", *TOKENIZER_FILES)
+CARRIED = ("checkpoint_config.json", EXPORT, "genai_config.json", *TOKENIZER_FILES)
 
 
 def build(
@@ -52,41 +54,21 @@ def build(
         timing_cache: kernel timings to start from, and to add to: a second build of a like model is quicker.
 
     Raises:
-        TrimlineError: the builder cannot work here or refuses the graph, or 2:4 is required and the graph is not.
+        TrimlineError: the builder cannot work here or refuses the graph, 2:4 is required and the graph is not, or the timings
+            cannot be kept where they should.
         GateError: the engine does not compute what the graph computes, or quantising costs too much.
     """
     builder = demand_builder(recipe.builder)
-    graph = _demand_portable(onnx)
-    quality = None
+    _check_timing_cache(timing_cache)
+    graph, quality = _demand_portable(onnx), None
     if recipe.precision == "int8":
         quality = quantise(onnx, recipe, options, out / QDQ, events, texts=texts)
         graph = out / QDQ / GRAPH
     sparsity = check_two_four(list(weight_patterns(graph)))
-    sparse = _wants_sparse(recipe, sparsity, graph)
-    profiles = profiles_for(graph_inputs(graph), requests or DEFAULT_REQUESTS)
     gpus = cuda_devices() or []
-    cache = out / TIMINGS
-    if timing_cache and timing_cache.is_file():
-        shutil.copyfile(timing_cache, cache)
-    request = {
-        "builder": builder.name,
-        "onnx": str(graph.resolve()),
-        "engine": str((out / ENGINE).resolve()),
-        "inspector": str((out / INSPECTOR).resolve()),
-        "timing_cache": str(cache.resolve()),
-        "sparse": sparse,
-        "inspect": bool(gpus) and builder.needs_gpu,
-        "level": recipe.level,
-        "profiles": [profile.as_record() for profile in profiles],
-        "capabilities": [[int(part) for part in capability.split(".")] for capability in recipe.compute_capabilities],
-    }
-    with events.progress(f"building with {builder.name}", 1) as advance:
-        found = build_in_child(request, out / LOG)
-        advance(1)
-    if timing_cache and cache.is_file():
-        shutil.copyfile(cache, timing_cache)
-    layers = (out / INSPECTOR).read_text(encoding="utf-8") if found["inspected"] else None
-    proof = judge(sparse, read_log(log_lines(out / LOG)), read_inspector(layers))
+    request = _request(builder, recipe, graph, requests or DEFAULT_REQUESTS, out, sparse=_wants_sparse(recipe, sparsity, graph), gpus=gpus)
+    found = _compiled(request, out, events, timing_cache)
+    proof = _proof(request, found, out)
     events.note(f"engine of {found['bytes']:,} bytes; sparse kernels: {proof.verdict} ({proof.why})")
     write_json(out / SECONDS, found["seconds"])  # what is measured stands apart
     _carry(onnx, out, recipe)
@@ -100,13 +82,71 @@ def build(
         events.note(f"{NOT_RUN}: {builder.proves}")
 
 
+def _request(
+    builder: Builder, recipe: BuildSlice, graph: Path, requests: Sequence[Request], out: Path, *, sparse: bool, gpus: list[str]
+) -> dict[str, Any]:
+    """What the building process is asked for."""
+    return {
+        "builder": builder.name,
+        "onnx": str(graph.resolve()),
+        "engine": str((out / ENGINE).resolve()),
+        "inspector": str((out / INSPECTOR).resolve()),
+        "timing_cache": str((out / TIMINGS).resolve()),
+        "sparse": sparse,
+        "inspect": bool(gpus) and builder.needs_gpu,
+        "level": recipe.level,
+        "profiles": [profile.as_record() for profile in profiles_for(graph_inputs(graph), requests)],
+        "capabilities": [[int(part) for part in capability.split(".")] for capability in recipe.compute_capabilities],
+    }
+
+
+def _compiled(request: dict[str, Any], out: Path, events: Events, timing_cache: Path | None) -> dict[str, Any]:
+    """Builds in a process of its own, from the kernel timings of earlier builds and adding to them; what it says of the engine."""
+    cache = out / TIMINGS
+    if timing_cache and timing_cache.is_file():
+        shutil.copyfile(timing_cache, cache)
+    with events.progress(f"building with {request['builder']}", 1) as advance:
+        found = build_in_child(request, out / LOG)
+        advance(1)
+    if timing_cache and cache.is_file():
+        _keep(cache, timing_cache)
+    return found
+
+
+def _check_timing_cache(timing_cache: Path | None) -> None:
+    """Whether kernel timings can be kept there; said before a build that takes minutes."""
+    if timing_cache is None:
+        return
+    if timing_cache.is_dir():
+        raise TrimlineError(f"{timing_cache} is a folder, and kernel timings are kept in a file.", "Name a file in it.")
+    if not timing_cache.parent.is_dir():
+        raise TrimlineError(f"There is no folder {timing_cache.parent} to keep kernel timings in.", "Make it, or name another file.")
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copies a file so that another build never reads half of it."""
+    with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=f".{kept.name}-", delete=False) as partial:
+        beside = Path(partial.name)
+    try:
+        shutil.copyfile(made, beside)
+        beside.replace(kept)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _proof(request: dict[str, Any], found: dict[str, Any], out: Path) -> SparseProof:
+    """Whether sparse kernels were chosen, from the builder's log and, where there is one, its layer information."""
+    layers = (out / INSPECTOR).read_text(encoding="utf-8") if found["inspected"] else None
+    return judge(request["sparse"], read_log(log_lines(out / LOG)), read_inspector(layers))
+
+
 def _carry(onnx: Path, out: Path, recipe: BuildSlice) -> None:
     """What a server and a benchmark want beside the engine: the tokenizer, sizes per block, the precision."""
     for name in CARRIED:
         if (onnx / name).is_file():
             shutil.copyfile(onnx / name, out / name)
-    if recipe.precision == "int8" and (out / "export.json").is_file():
-        write_json(out / "export.json", read_json(out / "export.json") | {"precision": "int8"})
+    if recipe.precision == "int8":
+        write_json(out / EXPORT, read_json(out / EXPORT) | {"precision": "int8"})
 
 
 def _record(builder: Builder, recipe: BuildSlice, found: dict[str, Any], request: dict[str, Any], gpus: list[str]) -> dict[str, Any]:
@@ -127,10 +167,11 @@ def _record(builder: Builder, recipe: BuildSlice, found: dict[str, Any], request
 
 
 def _demand_portable(folder: Path) -> Path:
-    """The graph of an exported folder, where it is of standard operators."""
+    """The graph of an exported folder, where it is of standard operators and of a precision that engines are built from."""
     graph = folder / GRAPH
     if not graph.is_file():
         raise TrimlineError(f"There is no {GRAPH} in {folder}.", "Give a folder that `trimline export --lowering portable` wrote.")
+    demand_buildable(str(read_json(folder / EXPORT).get("precision")), f"{folder} was exported")
     foreign = sorted({node.domain for node in load_graph(graph).graph.node} - {"", "ai.onnx"})
     if foreign:
         raise TrimlineError(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.ceilings import measure_gpu_ceilings
+from benchmarks.llama_cpp import LlamaDecoder, llama_folder
 from benchmarks.runtimes import FORMS, ON_GPU, opener
-from benchmarks.subject import Subject
+from benchmarks.subject import EXPORT, Subject
 from benchmarks.torch_decoder import TorchDecoder, make_sparse
 from benchmarks.worker import Worker
+from pipeline.checkpoint import write_json
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 from pipeline.loading import load_model
@@ -67,6 +71,34 @@ def test_a_checkpoint_is_a_subject(checkpoint):
     subject = Subject.read("dense", checkpoint, "torch")
     assert (subject.precision, subject.lowering) == ("fp16", "torch")
     assert subject.as_record()["weight_file_bytes"] == (checkpoint / "model.safetensors").stat().st_size
+
+
+def test_a_gguf_export_is_no_subject_and_llama_cpps_own_folder_is_one(checkpoint, tmp_path):
+    """The second is what ``benchmarks.precisions`` makes, and times by what is in the folder."""
+    (tmp_path / "any.gguf").write_bytes(b"GGUF")
+    llama_folder(tmp_path / "any.gguf", checkpoint, tmp_path)
+    assert Subject.read("llama", tmp_path).lowering == "llama.cpp"
+    write_json(tmp_path / EXPORT, {"format": "gguf", "architecture": "llama", "precision": "fp16", "quantise": None})
+    with pytest.raises(TrimlineError, match="is a GGUF export"):
+        Subject.read("exported", tmp_path)
+
+
+def test_llama_cpp_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # its import fails from here on
+    answer = Worker().answer({"do": "load", "folder": str(tmp_path), "threads": 1})
+    assert "llama-cpp-python is not installed" in answer["problem"]
+    assert "pip install llama-cpp-python" in answer["remedy"]
+
+
+@pytest.mark.parametrize(("batch", "capacity", "words"), [(2, 8, "one row, and 2"), (1, 65, "opened for 64 tokens, and 65")])
+def test_what_llama_cpp_is_not_timed_with(tmp_path, monkeypatch, batch, capacity, words):
+    model = SimpleNamespace(reset=lambda: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=lambda *_, **__: model))
+    decoder = LlamaDecoder(tmp_path, 1, context=64)
+    decoder.empty(1, 64)
+    with pytest.raises(TrimlineError, match=words):
+        decoder.empty(batch, capacity)
 
 
 @NO_GPU

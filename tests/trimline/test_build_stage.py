@@ -43,6 +43,9 @@ def prepared(values, output) -> Run:
     ("change", "words"),
     [
         ({"export": {"lowering": "auto"}}, "standard operators only.*lowering: auto"),
+        ({"export": {"lowering": "portable", "precision": "int8"}}, "exports in int8, and TensorRT.*fp32 and fp16 graphs only"),
+        ({"export": {"lowering": "portable", "precision": "int4"}}, "exports in int4, and TensorRT"),
+        ({"export": {"lowering": "portable", "precision": "bf16"}}, "bf16 does not run in ONNX Runtime on a processor"),
         ({"benchmark": {"runtime": "tensorrt"}}, "times TensorRT engines and builds none"),
         pytest.param({"benchmark": {"runtime": "torch_2_4"}}, "torch_2_4 needs a GPU", marks=NO_GPU),
         pytest.param({"build": {"builder": "tensorrt"}}, "no NVIDIA driver", marks=NO_GPU),
@@ -51,6 +54,13 @@ def prepared(values, output) -> Run:
 def test_refused_before_anything_is_measured(values, tmp_path, rtx, change, words):  # noqa: F811
     with pytest.raises(TrimlineError, match=words):
         prepared(values | change, tmp_path).preflight()
+
+
+def test_bf16_is_no_engine_even_where_a_gpu_runs_it(values, tmp_path, rtx):  # noqa: F811
+    run = prepared(values | {"export": {"lowering": "portable", "precision": "bf16"}}, tmp_path)
+    run.options = dataclasses.replace(OPTIONS, device="cuda")
+    with pytest.raises(TrimlineError, match="exports in bf16, and TensorRT engines"):
+        run.preflight()
 
 
 def test_wrong_values_are_sentences(values):

@@ -272,3 +272,10 @@ def test_the_console_script_starts_without_torch(tmp_path):
     done = subprocess.run([command()[0], "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "prune" in done.stdout
+
+
+@pytest.mark.parametrize("bar", ["2e7", "inf"])
+def test_a_perplexity_bar_that_is_none_is_a_sentence(tmp_path: Path, bar: str) -> None:
+    called = trimline("export", tmp_path, "-o", tmp_path / "out", "--perplexity-bar", bar)
+    assert_refused(called, "'export.perplexity_bar'", bar.replace("2e7", "20000000.0"))
+    assert not (tmp_path / "out").exists()

@@ -9,9 +9,13 @@ from dataclasses import replace
 import pytest
 
 import benchmarks.stage
+import trimline.graph
+from pipeline.artefact import Artefact
+from pipeline.checkpoint import read_json
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Event, Events
-from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe, tiny_inputs
+from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, prose, recipe, tiny_inputs
+from tests.exporters.tensorrt.conftest import rtx  # noqa: F401 - a fixture
 from trimline.api import run
 from trimline.graph import Run
 from trimline.preflight import shapes_asked_for
@@ -86,6 +90,68 @@ def test_the_key_of_the_plan_depends_on_all_that_decides(inputs, tmp_path):
     assert until(changed(values, "evaluate", "windows", to=2), tmp_path, *stages)["prune"].key == keys["as it is"]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "exported", "built", "read"),
+    [
+        ("onnxruntime", "fp32", "graph", "evaluate pruned"),
+        ("onnxruntime", "int4", "graph", "evaluate pruned graph"),
+        ("onnxruntime", "fp32", "int8", "evaluate pruned"),
+        ("torch", "int4", "graph", "evaluate pruned"),
+        ("torch_2_4", "fp16", "int8", "evaluate pruned"),
+        ("tensorrt", "fp32", "graph", "evaluate pruned"),
+        ("tensorrt", "fp16", "graph", "evaluate pruned graph"),
+        ("tensorrt", "fp16", "int8", "evaluate pruned engine"),
+    ],
+)
+def test_the_perplexity_beside_a_speed_is_of_what_is_timed(inputs, tmp_path, runtime, exported, built, read):
+    values = recipe("cfsp-least-squares", inputs) | {
+        "export": {"precision": exported, "lowering": "portable"},
+        "build": {"precision": built},
+    }
+    begun = Run(checked_recipe(changed(values, "benchmark", "runtime", to=runtime)), OPTIONS, tmp_path, Events(), "trimline run")
+    assert begun._evaluated("pruned") == read
+    made = []
+    begun._read_by_graph = lambda lane, made_by, folder, name: made.append((made_by, folder.name, name))
+    begun.done = {f"{stage} pruned": Artefact(stage, stage, tmp_path / stage, 0.0) for stage in ("export", "build")}
+    begun.evaluate_graph("pruned")
+    begun.evaluate_engine("pruned")
+    sources = {
+        "evaluate pruned graph": ("export pruned", "export", "pruned graph"),
+        "evaluate pruned engine": ("build pruned", "qdq", "pruned engine"),
+    }
+    assert made == [sources[name] for name in (read,) if name in sources]
+
+
+def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_path, monkeypatch, rtx):  # noqa: F811
+    """Its accuracy comes from the quantised graph, and the benchmark's key follows that evaluation."""
+    shown = []
+    monkeypatch.setattr(trimline.graph, "benchmark", lambda *given: shown.append(given[-1]))
+    for name, seed in (("calibration", 3), ("evaluation", 4)):
+        (tmp_path / f"{name}.txt").write_text(prose(seed, 60), encoding="utf-8")
+    texts = {name: str(tmp_path / f"{name}.txt") for name in ("calibration", "evaluation")}
+    engine = {"builder": "tensorrt_rtx", "precision": "int8", "calibration_windows": 2, "calibration_window": 32, "largest_ratio": 2.0}
+    values = recipe("cfsp-least-squares", inputs) | {"text": texts, "export": {"lowering": "portable"}, "build": engine}
+    values = changed(values, "benchmark", "runtime", to="tensorrt")
+    keys = {}
+    for windows in (2, 3):
+        run = Run(checked_recipe(changed(values, "evaluate", "windows", to=windows)), OPTIONS, tmp_path / "out", Events(), "trimline run")
+        for stage in ("source", "texts"):
+            getattr(run, stage)()
+        run.evaluate("dense")
+        run.export("dense")
+        run.build("dense")
+        run.evaluate_engine("dense")
+        run.done |= {name.replace("dense", "pruned"): found for name, found in run.done.items() if "dense" in name}
+        run.benchmark()
+        keys[windows] = run.done["benchmark"].key
+    read, exact = (read_json(run.done[name].folder / "perplexity.json") for name in ("evaluate dense engine", "evaluate dense"))
+    assert read["precision"] == "int8"
+    assert read_json(run.done["build dense"].folder / "qdq" / "export.json")["precision"] == "int8"
+    assert shown[-1] == {"dense": read["perplexity"], "pruned": read["perplexity"]}
+    assert read["perplexity"] != exact["perplexity"]
+    assert keys[2] != keys[3]
+
+
 def test_a_relative_model_is_the_same_model_from_elsewhere(inputs, tmp_path, monkeypatch):
     shutil.copytree(inputs, tmp_path / "here")
     (tmp_path / "elsewhere").mkdir()
@@ -141,6 +207,14 @@ def test_the_links_point_inside_and_move_with_the_folder(inputs, tmp_path):
         assert not os.path.isabs(os.readlink(link))
         assert link.resolve().is_relative_to(tmp_path / "moved")
     assert (tmp_path / "moved" / "package" / "manifest.json").is_file()
+
+
+def test_bf16_on_a_processor_is_refused_before_anything_is_pruned(inputs, tmp_path):
+    values = recipe("cfsp-least-squares", inputs) | {"export": {"precision": "bf16"}}
+    with pytest.raises(TrimlineError, match="bf16 does not run"):
+        run(values, tmp_path / "out", options=OPTIONS)
+    assert_nothing_half_written(tmp_path / "out")
+    assert not list((tmp_path / "out" / "store").glob("prune-*"))
 
 
 def test_an_unknown_method_is_refused_before_the_model_is_opened(inputs, tmp_path):

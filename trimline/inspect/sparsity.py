@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporters.onnx.sparsity import weight_patterns
+from exporters.onnx.sparsity import WeightPattern, weight_patterns
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.sparsity import two_four_fraction
@@ -19,36 +17,7 @@ from trimline.inspect.read import checkpoint_place, graph_file
 from trimline.reporting import formats
 
 
-@dataclass(frozen=True)
-class SparseWeight:
-    """One weight and how it complies with 2:4.
-
-    Attributes:
-        operator: that reads it; ``Linear`` of a checkpoint.
-        axis: of the weight, that the product sums over; None where it is packed.
-        two_four: share of groups of four with at least two zeros.
-        zeros: share of zeros.
-        head: it makes the logits; recipes do not prune it.
-    """
-
-    name: str
-    operator: str
-    axis: int | None
-    shape: tuple[int, ...]
-    two_four: float
-    zeros: float
-    head: bool = False
-
-    @property
-    def complies(self) -> bool:
-        return self.two_four == 1.0
-
-    def as_record(self) -> dict[str, Any]:
-        """JSON-compatible."""
-        return asdict(self) | {"complies": self.complies}
-
-
-def inspect_sparsity(folder: Path) -> tuple[SparseWeight, ...]:
+def inspect_sparsity(folder: Path) -> tuple[WeightPattern, ...]:
     """Every weight of a checkpoint's projections, or of an ONNX graph's products.
 
     Raises:
@@ -56,16 +25,13 @@ def inspect_sparsity(folder: Path) -> tuple[SparseWeight, ...]:
     """
     folder = Path(folder)
     if graph := graph_file(folder):
-        return tuple(
-            SparseWeight(found.name, found.operator, found.axis, found.shape, found.two_four, found.zeros, found.head)
-            for found in weight_patterns(graph)
-        )
+        return tuple(weight_patterns(graph))
     if place := checkpoint_place(folder):
         return _of_checkpoint(Checkpoint(place))
     raise TrimlineError(f"{folder} holds neither config.json nor an .onnx file.", "Give a checkpoint, ONNX or package folder.")
 
 
-def render_sparsity(weights: tuple[SparseWeight, ...], console: Console) -> None:
+def render_sparsity(weights: tuple[WeightPattern, ...], console: Console) -> None:
     """One row per weight, and how many comply."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Weight", overflow="fold")
@@ -81,7 +47,7 @@ def render_sparsity(weights: tuple[SparseWeight, ...], console: Console) -> None
     console.print(Text(f"{sum(weight.complies for weight in judged)} of {len(judged)} weights are 2:4, the output head not counted."))
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> tuple[SparseWeight, ...]:
+def _of_checkpoint(checkpoint: Checkpoint) -> tuple[WeightPattern, ...]:
     geometry = checkpoint.geometry
     names = [
         geometry.family.module(number, linear.name) + ".weight"
@@ -92,5 +58,5 @@ def _of_checkpoint(checkpoint: Checkpoint) -> tuple[SparseWeight, ...]:
     for name in names:
         weight = checkpoint.tensor(name)
         zeros = (weight == 0).double().mean().item()
-        found.append(SparseWeight(name, "Linear", 1, tuple(weight.shape), two_four_fraction(weight), zeros))
+        found.append(WeightPattern(name, "Linear", name.removesuffix(".weight"), 1, tuple(weight.shape), two_four_fraction(weight), zeros))
     return tuple(found)

@@ -107,6 +107,13 @@ def test_int8_that_costs_too_much_fails(sparse_onnx, tmp_path, texts, monkeypatc
         built(sparse_onnx, tmp_path / "engine", recipe, texts=texts)
 
 
+def test_int8_of_which_nothing_is_left_is_refused(sparse_onnx, tmp_path, texts, monkeypatch, rtx):
+    recipe = RTX.model_copy(update={"precision": "int8", "calibration_windows": 2, "calibration_window": 64})
+    monkeypatch.setattr("exporters.tensorrt.smooth.LARGEST_ERROR", -1.0)
+    with pytest.raises(TrimlineError, match="int8 has a scale for none of the 21 products"):
+        built(sparse_onnx, tmp_path / "engine", recipe, texts=texts)
+
+
 def test_int8_without_a_text_or_a_tokenizer(sparse_onnx, tmp_path, texts, rtx):
     recipe = RTX.model_copy(update={"precision": "int8"})
     with pytest.raises(TrimlineError, match="none was named"):
@@ -121,10 +128,19 @@ def test_a_graph_of_foreign_operators_is_refused(tmp_path, rtx):
     node = onnx.helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft")
     value = onnx.helper.make_tensor_value_info("x", 1, [4, 4])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [])), tmp_path / "model.onnx")
+    (tmp_path / "export.json").write_text('{"precision": "fp32"}')
     with pytest.raises(TrimlineError, match=r"com\.microsoft.*lowering: portable"):
         built(tmp_path, tmp_path / "engine")
     with pytest.raises(TrimlineError, match=r"no model\.onnx"):
         built(tmp_path / "engine", tmp_path / "other")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_graph_of_a_precision_that_no_engine_is_built_from(sparse_onnx, tmp_path, precision, rtx):
+    folder = Path(shutil.copytree(sparse_onnx, tmp_path / "other"))
+    (folder / "export.json").write_text(json.dumps({"precision": precision}))
+    with pytest.raises(TrimlineError, match=rf"other was exported in {precision}, and TensorRT .* fp32 and fp16 graphs only"):
+        built(folder, tmp_path / "engine")
 
 
 def test_what_the_builder_refuses_is_a_sentence(sparse_onnx, tmp_path, rtx):
@@ -195,6 +211,15 @@ def test_a_timing_cache_is_read_and_added_to(sparse_onnx, tmp_path, monkeypatch,
         built(sparse_onnx, tmp_path / name, timing_cache=tmp_path / "kept")
     assert seen == [b"", b"more"]
     assert (tmp_path / "kept").read_bytes() == b"moremore"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "kept"]
+
+
+def test_a_timing_cache_that_cannot_be_kept_is_refused_before_the_build(sparse_onnx, tmp_path, monkeypatch, rtx):
+    monkeypatch.setattr(stage, "build_in_child", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(TrimlineError, match="is a folder, and kernel timings are kept in a file"):
+        built(sparse_onnx, tmp_path / "a", timing_cache=tmp_path)
+    with pytest.raises(TrimlineError, match="no folder .*nowhere to keep kernel timings in"):
+        built(sparse_onnx, tmp_path / "b", timing_cache=tmp_path / "nowhere" / "kept")
 
 
 def test_the_command(sparse_onnx, tmp_path, rtx):

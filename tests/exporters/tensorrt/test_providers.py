@@ -8,7 +8,8 @@ import pytest
 from exporters.onnx import providers
 from exporters.onnx.files import save_graph
 from exporters.onnx.fused import lower_fused
-from exporters.onnx.providers import CHAINS, CPU, CUDA, TENSORRT, ProviderDecoder, check_places, open_on, options_of, places
+from exporters.onnx.providers import CHAINS, ProviderDecoder, check_places, open_on, options_of, places
+from exporters.onnx.runtime import CPU, CUDA, TENSORRT
 from exporters.onnx.session import OnnxDecoder
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
