@@ -55,9 +55,13 @@ def timings(records: Sequence[Record], setting: Setting, recipe: BenchmarkSlice,
         recipe: what is timed.
         together: shapes per run, without the two dense models.
     """
-    shapes = {digest(record["shape"])[:12]: record["shape"] for record in records if is_timed(record)}
-    found = time_shapes(shapes, setting, recipe, together)
-    return of_rows(found, [record for record in records if is_timed(record)])
+    timed = [record for record in records if is_timed(record)]
+    shapes = {_name(record["shape"]): record["shape"] for record in timed}
+    return of_rows(time_shapes(shapes, setting, recipe, together), timed)
+
+
+def _name(shape: Shape) -> str:
+    return digest(shape)[:12]
 
 
 def is_timed(record: Record) -> bool:
@@ -67,7 +71,7 @@ def is_timed(record: Record) -> bool:
 
 def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
     """Speeds by row name, from those by shape."""
-    keys = {record["name"]: digest(record["shape"])[:12] for record in records}
+    keys = {record["name"]: _name(record["shape"]) for record in records}
     rows = {name: found.rows[key] for name, key in keys.items() if key in found.rows}
     return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures})
 

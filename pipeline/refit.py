@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -103,13 +103,8 @@ def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[to
 
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[torch.Tensor] = []
-        handle = reader.register_forward_pre_hook(stop)
-        try:
+        with reader.register_forward_pre_hook(stop), suppress(_Enough):
             block(hidden, **given)
-        except _Enough:
-            pass
-        finally:
-            handle.remove()
         found.append(_Read(reader, seen[0].flatten(0, -2), hidden.float(), hidden.dtype))
     return found
 
