@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.memory import AnonymousPeak, process_memory
+from benchmarks.memory import AnonymousPeak, last_line_of, process_memory
 from benchmarks.pages import fill, markdown_table
 from benchmarks.roofline import FP32
 from exporters.onnx.stage import export
@@ -47,11 +46,7 @@ def measured(checkpoint: Path, lowering: str, precision: str, threads: int) -> d
 def in_a_child(checkpoint: Path, lowering: str, precision: str, threads: int) -> dict[str, Any]:
     """The same in a process of its own, which never held anything else."""
     asked = [str(checkpoint), lowering, precision, str(threads)]
-    done = subprocess.run([sys.executable, "-P", "-m", "benchmarks.export_memory", *asked], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return reply
+    return last_line_of("benchmarks.export_memory", asked)
 
 
 def main(

@@ -7,7 +7,6 @@ one block. The model is random, with few blocks and few tokens: neither changes 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import typer
 
 from benchmarks.environment import environment
-from benchmarks.memory import AnonymousPeak, process_memory
+from benchmarks.memory import AnonymousPeak, last_line_of, process_memory
 from benchmarks.pages import fill, markdown_table
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.events import Events
@@ -87,11 +86,7 @@ def measured(folder: Path, windows: int, window: int) -> dict[str, Any]:
 def in_a_child(folder: Path, windows: int, window: int, threads: int) -> dict[str, Any]:
     """The same in a process of its own, which never held anything else."""
     asked = [str(folder), str(windows), str(window), str(threads)]
-    done = subprocess.run([sys.executable, "-P", "-m", "benchmarks.surgeon_memory", *asked], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return reply
+    return last_line_of("benchmarks.surgeon_memory", asked)
 
 
 def main(
