@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, build, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run
+    from trimline.api import Perplexity, bench, build, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run, sweep
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
@@ -36,6 +36,7 @@ _PLACES = {
         "recover",
         "report",
         "run",
+        "sweep",
     ),  # fmt: skip
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
@@ -77,6 +78,7 @@ __all__ = [
     "recover",
     "report",
     "run",
+    "sweep",
 ]
 
 

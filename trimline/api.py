@@ -42,8 +42,13 @@ from pipeline.sources.model import source as write_source
 from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
 from trimline.graph import Run, RunResult
-from trimline.recipe import Recipe, checked_recipe, read_recipe
+from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
+from trimline.sweep.data import SweepData
+from trimline.sweep.executors import executor_of
+from trimline.sweep.grid import grid_points
+from trimline.sweep.run import sweep as run_sweep
+from trimline.sweep.timing import TOGETHER
 
 QUIET = Events()
 HERE = RunOptions()
@@ -263,6 +268,39 @@ def report(folder: Path | str, output: Path | str) -> Path:
     return Path(output) / "report.html"
 
 
+def sweep(
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    output: Path | str,
+    *,
+    together: int = TOGETHER,
+    ray: str | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+    command: str | None = None,
+) -> SweepData:
+    """Runs every combination of a grid's values, each stage once, times all side by side and writes ``sweep.html``.
+
+    Args:
+        recipe: what the points vary.
+        grid: keys of the recipe, such as ``prune.steps.0.method``, or ``method``, ``remove``, ``speedup``; and values.
+        output: the sweep's folder, new or that of the sweep to go on with.
+        together: points that are timed in one interleaved run.
+        ray: address of a Ray cluster that runs the stages, instead of this process.
+        options: device, dtype, threads.
+        events: progress.
+        command: what the page says was typed.
+
+    Returns:
+        What was found; a point that failed says why.
+    """
+    named = isinstance(recipe, (str, Path))
+    base, points = grid_points(plain_values(recipe), grid, str(recipe) if named else "the recipe")
+    typed = command or f"trimline sweep {recipe if named else 'recipe.yaml'} --output {output}"
+    with executor_of(ray, options, events) as executor:
+        return run_sweep(base, points, Path(output), executor, options=options, events=events, command=typed, together=together)
+
+
 def package(
     recipe: Path | str | Recipe | Mapping[str, Any],
     output: Path | str,
@@ -388,4 +426,5 @@ def _report_of(folder: Path) -> Path:
 
 __all__ = [
     "Perplexity", "bench", "build", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "sweep",
 ]  # fmt: skip

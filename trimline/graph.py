@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,8 @@ PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
 REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
+Stage = tuple[str, ...]  # a method of Run, and its arguments
+SHARED: tuple[Stage, ...] = (("source",), ("texts",))
 TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
@@ -88,26 +91,28 @@ class Run:
         """
         check_steps(self.recipe.prune)
         with exclusive(self.store, self.events):
-            self.source()
-            self.texts()
-            self.preflight()
-            self.prune()
-            self.rebuild()
-            if self.recipe.recover:
-                self.evaluate(REBUILT)
-                self.recover()
-            for lane in LANES:
-                self.evaluate(lane)
-                self.export(lane)
-                self.evaluate_graph(lane)
-                if self.recipe.build:
-                    self.build(lane)
-                    self.evaluate_engine(lane)
+            for stage in (*SHARED, *self.stages(*LANES)):
+                self.do(stage)
             self.benchmark()
             report = self.report()
             self.package()
             self._show()
         return RunResult(self.output, self.done, report)
+
+    def stages(self, *lanes: Role) -> Iterator[Stage]:
+        """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart."""
+        if PRUNED in lanes:
+            yield from (("preflight",), ("prune",), ("rebuild",))
+            if self.recipe.recover:
+                yield from (("evaluate", REBUILT), ("recover",))
+        for lane in lanes:
+            yield from (("evaluate", lane), ("export", lane), ("evaluate_graph", lane))
+            if self.recipe.build:
+                yield from (("build", lane), ("evaluate_engine", lane))
+
+    def do(self, stage: Stage) -> None:
+        """Runs one of ``stages``, or skips it."""
+        getattr(self, stage[0])(*stage[1:])
 
     def source(self) -> None:
         """The dense checkpoint."""
@@ -148,6 +153,10 @@ class Run:
             (pipeline,),
             lambda out: recover(source, rebuilt, texts, slice_, self.options, out, work_beside(out), self.events),
         )
+        self._forget_states()
+
+    def _forget_states(self) -> None:
+        """Removes what killed recoveries left, of other recipes too: nobody else works in this store."""
         for left in self.store.glob(f"{WORK}recover-*"):
             shutil.rmtree(left, ignore_errors=True)
 
