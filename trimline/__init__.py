@@ -17,7 +17,22 @@ if TYPE_CHECKING:
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, build, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run, sweep
+    from trimline.api import (
+        Perplexity,
+        bench,
+        build,
+        compare,
+        evaluate,
+        export,
+        export_gguf,
+        package,
+        prune,
+        rebuild,
+        recover,
+        report,
+        run,
+        sweep,
+    )
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
@@ -27,6 +42,7 @@ _PLACES = {
         "Perplexity",
         "bench",
         "build",
+        "compare",
         "evaluate",
         "export",
         "export_gguf",
@@ -67,6 +83,7 @@ __all__ = [
     "TrimlineError",
     "bench",
     "build",
+    "compare",
     "evaluate",
     "export",
     "export_gguf",

@@ -41,6 +41,10 @@ from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
 from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
+from trimline.compare.comparison import Comparison, comparisons
+from trimline.compare.measure import measured
+from trimline.compare.results import read_results
+from trimline.compare.tables import write_comparison
 from trimline.graph import Run, RunResult
 from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
@@ -301,6 +305,35 @@ def sweep(
         return run_sweep(base, points, Path(output), executor, options=options, events=events, command=typed, together=together)
 
 
+def compare(
+    results: Sequence[Path | str],
+    *,
+    measure: bool = False,
+    output: Path | str | None = None,
+    recipe: BenchmarkSlice | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> tuple[Comparison, ...]:
+    """Puts results side by side: who is faster, who predicts better, and who at equal latency; one comparison per workload.
+
+    Args:
+        results: output folders of ``run``, packages, a sweep's folder or its points.
+        measure: time them anew, side by side; the first is then what the speed-ups are over.
+        output: new or empty folder for compare.json, compare.md and, where it was measured, results.json.
+        recipe: what is timed.
+        options: threads.
+        events: progress.
+    """
+    found, document = read_results([Path(result) for result in results]), None
+    with whole_folder(Path(output)) if output is not None else nullcontext() as out:
+        if measure:
+            found, document = measured(found, recipe or BenchmarkSlice(), options, events)
+        compared = comparisons(found)
+        if out is not None:
+            write_comparison(compared, document, out)
+    return compared
+
+
 def package(
     recipe: Path | str | Recipe | Mapping[str, Any],
     output: Path | str,
@@ -425,6 +458,6 @@ def _report_of(folder: Path) -> Path:
 
 
 __all__ = [
-    "Perplexity", "bench", "build", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "Perplexity", "bench", "build", "compare", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
     "sweep",
 ]  # fmt: skip

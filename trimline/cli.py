@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trimline.cli_build import build
+from trimline.cli_compare import compare
 from trimline.cli_serve import serve
 from trimline.cli_sweep import sweep
 from trimline.session import Session, session
@@ -251,6 +252,7 @@ def bench(
 
 
 app.command()(sweep)
+app.command()(compare)
 
 
 @app.command()

@@ -114,6 +114,7 @@ def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
         perplexity=_perplexity(found),
         peak_memory_bytes=(measured.get("memory") or {}).get("peak"),
         cold_start_seconds=sum(cold.values()) if cold else None,
+        window_losses=tuple(found["window_losses"]),
     )
 
 
