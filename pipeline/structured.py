@@ -17,6 +17,7 @@ from pipeline.compensation.readers import compensate
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Sublayer
+from pipeline.kept import Kept, Measured, scores_of
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
@@ -25,32 +26,36 @@ from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
-Measured = dict[int, BlockStatistics]
 Counts = dict[Space, dict[int, int]]  # per space, original block number to how many units stay
 
 
 def remove_units(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events, kept: Kept | None = None
 ) -> tuple[Step, Scores]:
-    """One round over all blocks; ``model`` ends smaller."""
+    """One round over all blocks; ``model`` ends smaller. ``kept`` is what ``measure`` gave for this model, if it is known."""
     if Space.RESIDUAL in step.spaces:
         check_stream(model.geometry.family)
-    sequential = getattr(method, "sequential", False) if step.sequential is None else step.sequential
-    scores, measured = measure(model, windows, step, events, compensated=not sequential)
+    sequential = is_sequential(step)
+    scores, measured = scores_of(kept) if kept else measure(model, windows, step, events, compensated=not sequential)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
     facts: dict[str, Any] = {"tokens": windows.numel()}
     if importance:
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
-    kept = _layers(model, counts, scores) | _residual(model, counts, scores)
+    units = _layers(model, counts, scores) | _residual(model, counts, scores)
     if sequential:
         measured.clear()
-        kept |= _remove_sequentially(model, windows, step, scores, counts, events)
+        units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:
-        kept |= _remove_at_once(model, step, scores, measured, counts, events)
+        units |= _remove_at_once(model, step, scores, measured, counts, events)
     title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
-    return Step(title, step.model_dump(mode="json", exclude_none=True), kept, facts), scores
+    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts), scores
+
+
+def is_sequential(step: PruneStep) -> bool:
+    """Whether each block is cut on what the pruned blocks before it give."""
+    return getattr(method_named(step.method), "sequential", False) if step.sequential is None else step.sequential
 
 
 def measure(

@@ -26,6 +26,7 @@ from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, m
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
+from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
 from pipeline.rebuild.stage import rebuild
@@ -91,6 +92,7 @@ class Run:
             self.source()
             self.texts()
             self.preflight()
+            self.measure()
             self.prune()
             self.rebuild()
             if self.recipe.recover:
@@ -125,11 +127,23 @@ class Run:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
         preflight(self.recipe, self.options, Checkpoint(self._dense))
 
+    def measure(self) -> None:
+        """What the first shot measures, where it can be kept apart from the budget: another budget finds it there."""
+        source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
+        part = measured_part(slice_, Checkpoint(self._dense).geometry)
+        if part is not None:
+            depends = self._from("source", "text") | {"recipe": part, "options": self.options.as_record()}
+            self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events))
+
     def prune(self) -> None:
         """The plan."""
         source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
-        depends = self._from("source", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events))
+        measured = self._folder("measure") if "measure" in self.done else None
+        depends = self._from("source", "text", *["measure"] * bool(measured)) | {
+            "recipe": slice_.model_dump(mode="json"),
+            "options": self.options.as_record(),
+        }
+        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events, measured))
 
     def rebuild(self) -> None:
         """The smaller checkpoint."""
