@@ -1,7 +1,7 @@
 """One row of the results table, in a process of its own: prune, rebuild, evaluate.
 
 ``python -m benchmarks.systems_row`` is a worker as ``benchmarks.worker`` is one: peak memory and processor time are then
-the row's alone. A plan that is there already is not made again.
+the row's alone. A plan that is there already is not made again; what is measured before the first cut, once per system.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from benchmarks.memory import AnonymousPeak
 from benchmarks.systems_shapes import shape_of
 from benchmarks.worker import replies_alone, serve
 from pipeline.allocation.budget import removed_in_every_definition
-from pipeline.artefact import code_version, whole_folder
+from pipeline.artefact import code_version, digest, whole_folder
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
+from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import prune
 from pipeline.rebuild.stage import rebuild
@@ -61,7 +63,9 @@ def run_row(
     dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
     smaller, cost = dense, None
     if recipe is not None:
-        plan = made(folder / PLAN, lambda place: pruned(dense, read, PruneSlice.model_validate(recipe), run, place))
+        wanted = PruneSlice.model_validate(recipe)
+        known = kept_measurement(dense, read, wanted, run, folder.parent)
+        plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known))
         shape = RebuildSlice(profile=Profile(profile))
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
@@ -70,11 +74,30 @@ def run_row(
     return found | {"shape": shape_of(Checkpoint(smaller).geometry), "perplexity": read_json(measured / RESULT), "cost": cost}
 
 
-def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path) -> None:
-    """The prune stage, and beside its plan what it took: seconds of the wall clock and of all processors, bytes at the peak."""
+def kept_measurement(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, work: Path) -> Path | None:
+    """What every size of a system measures first, measured once; None where the system measures as it goes."""
+    part = measured_part(recipe, Checkpoint(source).geometry)
+    if part is None:
+        return None
+    depends = {"part": part, "source": str(source), "texts": str(texts), "options": options.as_record(), "code": code()}
+    with_cost = partial(costed, lambda out: measure(source, texts, recipe, options, out, QUIET))
+    return made(work / f"measured-{digest(depends)[:12]}", with_cost)
+
+
+def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, known: Path | None = None) -> None:
+    """The prune stage, and beside its plan what it took, the measurement included that it found kept."""
+    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known), out)
+    if known:
+        before, after = read_json(known / COST), read_json(out / COST)
+        added = {name: before[name] + after[name] for name in ("wall", "processor")}
+        write_json(out / COST, after | added | {"peak_anonymous": max(before["peak_anonymous"], after["peak_anonymous"])})
+
+
+def costed(work: Callable[[Path], None], out: Path) -> None:
+    """Work into a folder, and beside it what that took: seconds of the wall clock and of all processors, bytes at the peak."""
     wall, processor = time.monotonic(), time.process_time()
     with AnonymousPeak() as peak:
-        prune(source, texts, recipe, options, out, QUIET)
+        work(out)
     cost = {"wall": time.monotonic() - wall, "processor": time.process_time() - processor, "peak_anonymous": peak.bytes}
     write_json(out / COST, cost | {"code": code()})
 

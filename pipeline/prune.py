@@ -15,10 +15,11 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
+from pipeline.kept import Kept
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.masks import Pattern
 from pipeline.methods import ScoringMethod, StepMethod, WeightMethod, method_named
-from pipeline.methods.method import CheckingMethod, Scores
+from pipeline.methods.method import CheckingMethod, MeasuringMethod, Scores
 from pipeline.options import RunOptions
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Budget, Pool, PruneSlice, PruneStep, Space
@@ -28,7 +29,9 @@ from pipeline.sparsify import sparsify
 from pipeline.structured import remove_units
 
 
-def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events) -> None:
+def prune(
+    source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events, measured: Path | None = None
+) -> None:
     """Stage: writes a plan.
 
     Args:
@@ -38,10 +41,17 @@ def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, ou
         options: device, dtype and threads of the measuring passes.
         out: empty folder.
         events: progress.
+        measured: what ``pipeline.measure`` wrote for this model and recipe; without, everything is measured here.
 
     Raises:
         TrimlineError: the method cannot score the space, the budget cannot be met, the text is too short.
     """
+    model, windows = opened(source, texts, recipe, options)
+    make_plan(model, windows, recipe, events, Kept.read(measured) if measured else None).write(out)
+
+
+def opened(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions) -> tuple[ShrinkingModel, torch.Tensor]:
+    """The dense model in the dtype that measures, and the calibration tokens, shape (N, S); arguments as of ``prune``."""
     options.apply()
     folder = checkpoint_folder(source)
     checkpoint = Checkpoint(folder)
@@ -51,7 +61,7 @@ def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, ou
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
     model = load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    make_plan(ShrinkingModel(model, checkpoint), windows, recipe, events).write(out)
+    return ShrinkingModel(model, checkpoint), windows
 
 
 def check_steps(recipe: PruneSlice) -> None:
@@ -102,7 +112,7 @@ def _check_weights(step: PruneStep) -> None:
                             f"Write weight: {{remove: {fraction:g}}}.")  # fmt: skip
 
 
-def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events) -> Plan:
+def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events, kept: Kept | None = None) -> Plan:
     """Runs every step on a model in memory; ``model`` ends as the pruned one.
 
     Args:
@@ -110,11 +120,12 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
         windows: calibration tokens, shape (N, S).
         recipe: the steps.
         events: progress.
+        kept: what the first shot of the first step measures, if it is known.
     """
     steps: list[Step] = []
     scores: dict[str, torch.Tensor] = {}
-    for step in recipe.steps:
-        for done, per_space in run_step(model, windows, step, events):
+    for number, step in enumerate(recipe.steps):
+        for done, per_space in run_step(model, windows, step, events, None if number else kept):
             for space, by_block in per_space.items():
                 scores |= {f"step{len(steps)}.{space}.{block}": score for block, score in by_block.items()}
             steps.append(done)
@@ -129,9 +140,14 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
     )
 
 
-def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
-    """One step of the recipe, shot by shot."""
+def run_step(
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
+) -> Iterator[tuple[Step, Scores]]:
+    """One step of the recipe, shot by shot; ``kept`` as for ``make_plan``."""
     method = method_named(step.method)
+    if isinstance(method, MeasuringMethod):
+        yield from method.run(model, windows, step, events, kept)
+        return
     scored = isinstance(method, ScoringMethod) and Space.WEIGHT not in step.spaces
     if isinstance(method, StepMethod) and not scored:
         yield from method.run(model, windows, step, events)
@@ -142,7 +158,8 @@ def run_step(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, even
             yield sparsify(model, windows, shot, method, events), {}
         else:
             assert isinstance(method, ScoringMethod)
-            yield remove_units(model, windows, shot, method, events)
+            yield remove_units(model, windows, shot, method, events, kept)
+            kept = None
 
 
 def shots_of(step: PruneStep, model: ShrinkingModel) -> Iterator[PruneStep]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
-from pipeline.calibrate.gradients import gradient_sweep
+from pipeline.calibrate.gradients import BlockGradients, gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
 from pipeline.compensation.readers import compensate
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Sublayer
+from pipeline.kept import Kept, Measured, scores_of
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
@@ -25,52 +26,74 @@ from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
-Measured = dict[int, BlockStatistics]
 Counts = dict[Space, dict[int, int]]  # per space, original block number to how many units stay
 
 
+class GivenStatistics(Protocol):
+    """What the sweeps would yield, in their order."""
+
+    def forward(self) -> Iterator[tuple[int, BlockStatistics]]:
+        """As ``sweep``."""
+
+    def backward(self) -> Iterator[tuple[int, BlockGradients]]:
+        """As ``gradient_sweep``."""
+
+
 def remove_units(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events
+    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events, kept: Kept | None = None
 ) -> tuple[Step, Scores]:
-    """One round over all blocks; ``model`` ends smaller."""
+    """One round over all blocks; ``model`` ends smaller. ``kept`` is what ``measure`` gave for this model, if it is known."""
     if Space.RESIDUAL in step.spaces:
         check_stream(model.geometry.family)
-    sequential = getattr(method, "sequential", False) if step.sequential is None else step.sequential
-    scores, measured = measure(model, windows, step, events, compensated=not sequential)
+    sequential = is_sequential(step)
+    scores, measured = scores_of(kept) if kept else measure(model, windows, step, events, compensated=not sequential)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
     facts: dict[str, Any] = {"tokens": windows.numel()}
     if importance:
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
-    kept = _layers(model, counts, scores) | _residual(model, counts, scores)
+    units = _layers(model, counts, scores) | _residual(model, counts, scores)
     if sequential:
         measured.clear()
-        kept |= _remove_sequentially(model, windows, step, scores, counts, events)
+        units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:
-        kept |= _remove_at_once(model, step, scores, measured, counts, events)
+        units |= _remove_at_once(model, step, scores, measured, counts, events)
     title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
-    return Step(title, step.model_dump(mode="json", exclude_none=True), kept, facts), scores
+    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts), scores
+
+
+def is_sequential(step: PruneStep) -> bool:
+    """Whether each block is cut on what the pruned blocks before it give."""
+    return getattr(method_named(step.method), "sequential", False) if step.sequential is None else step.sequential
 
 
 def measure(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, compensated: bool = True
+    model: ShrinkingModel,
+    windows: torch.Tensor,
+    step: PruneStep,
+    events: Events,
+    compensated: bool = True,
+    given: GivenStatistics | None = None,
 ) -> tuple[Scores, Measured]:
     """Scores over the units that are left, per space and original block, and the statistics themselves.
 
     Args:
         compensated: whether the statistics are to hold what the step's compensation reads.
+        given: statistics of this model on these windows, where they are known; without, it is swept.
     """
     method, needs = method_named(step.method), needs_of(step, compensated)
     assert isinstance(method, ScoringMethod)
     family, measured = model.geometry.family, {}
     if needs.forward or not needs.gradients:
-        measured = {b: s for b, s in sweep(model.model, family, windows, needs, events) if b in model.selection.blocks}
+        seen_forward = given.forward() if given else sweep(model.model, family, windows, needs, events)
+        measured = {block: seen for block, seen in seen_forward if block in model.selection.blocks}
     else:
         measured = {block: BlockStatistics(windows.numel(), len(windows)) for block in model.selection.blocks}
     scores: Scores = {space: {} for space in step.spaces}
     if needs.gradients:
-        for block, gradients in gradient_sweep(model.model, family, windows, needs.gradients, events):
+        seen_backward = given.backward() if given else gradient_sweep(model.model, family, windows, needs.gradients, events)
+        for block, gradients in seen_backward:
             if block in measured:
                 measured[block].gradients = gradients
                 _score(model, method, step, block, measured[block], scores)

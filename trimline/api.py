@@ -278,6 +278,7 @@ def sweep(
     output: Path | str,
     *,
     together: int = TOGETHER,
+    shards: int = 1,
     ray: str | None = None,
     options: RunOptions = HERE,
     events: Events = QUIET,
@@ -290,6 +291,7 @@ def sweep(
         grid: keys of the recipe, such as ``prune.steps.0.method``, or ``method``, ``remove``, ``speedup``; and values.
         output: the sweep's folder, new or that of the sweep to go on with.
         together: points that are timed in one interleaved run.
+        shards: parts that calibration windows are measured in, each a task, where a step's statistics merge.
         ray: address of a Ray cluster that runs the stages, instead of this process.
         options: device, dtype, threads.
         events: progress.
@@ -302,7 +304,9 @@ def sweep(
     base, points = grid_points(plain_values(recipe), grid, str(recipe) if named else "the recipe")
     typed = command or f"trimline sweep {recipe if named else 'recipe.yaml'} --output {output}"
     with executor_of(ray, options, events) as executor:
-        return run_sweep(base, points, Path(output), executor, options=options, events=events, command=typed, together=together)
+        return run_sweep(
+            base, points, Path(output), executor, options=options, events=events, command=typed, together=together, shards=shards
+        )
 
 
 def compare(

@@ -26,6 +26,9 @@ def sweep(
         ),
     ] = None,
     together: Annotated[int, typer.Option(min=1, max=64, help="Points timed in one interleaved run; each holds its weights.")] = 4,
+    shards: Annotated[
+        int, typer.Option(min=1, max=1024, help="Calibrate in so many parts, each a task; they are merged where the method allows it.")
+    ] = 1,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run the stages on this Ray cluster (extra: ray).")] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     dtype: Annotated[
@@ -50,7 +53,15 @@ def sweep(
         options = RunOptions(device=device, dtype=dtype, trust_remote_code=trust, **({"threads": threads} if threads else {}))
         command = shlex.join(["trimline", *sys.argv[1:]])
         found = api.sweep(
-            recipe, parse_grid(grid or []), output, together=together, ray=ray, options=options, events=here.events, command=command
+            recipe,
+            parse_grid(grid or []),
+            output,
+            together=together,
+            shards=shards,
+            ray=ray,
+            options=options,
+            events=here.events,
+            command=command,
         )
         _show(here, found, output)
 

@@ -27,10 +27,12 @@ from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, m
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
+from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
 from pipeline.rebuild.stage import rebuild
 from pipeline.recover.stage import recover, result_key
+from pipeline.sharding import measure_part, statistics_part, why_whole
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
@@ -78,6 +80,8 @@ class RunResult:
 class Run:
     """One recipe in one output folder; every method is a stage that runs or is skipped."""
 
+    shards = 1  # parts that the calibration windows are measured in
+
     def __init__(self, recipe: Recipe, options: RunOptions, output: Path, events: Events, command: str) -> None:
         self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
         self.store = output / "store"
@@ -102,13 +106,18 @@ class Run:
     def stages(self, *lanes: Role) -> Iterator[Stage]:
         """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart."""
         if PRUNED in lanes:
-            yield from (("preflight",), ("prune",), ("rebuild",))
+            yield from (("preflight",), *self._measuring(), ("prune",), ("rebuild",))
             if self.recipe.recover:
                 yield from (("evaluate", REBUILT), ("recover",))
         for lane in lanes:
             yield from (("evaluate", lane), ("export", lane), ("evaluate_graph", lane))
             if self.recipe.build:
                 yield from (("build", lane), ("evaluate_engine", lane))
+
+    def _measuring(self) -> Iterator[Stage]:
+        if self.shards > 1 and not why_whole(self.recipe.prune):
+            yield from (("statistics", str(shard)) for shard in range(self.shards))
+        yield ("measure",)
 
     def do(self, stage: Stage) -> None:
         """Runs one of ``stages``, or skips it."""
@@ -130,11 +139,41 @@ class Run:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
         preflight(self.recipe, self.options, Checkpoint(self._dense))
 
+    def statistics(self, shard: str) -> None:
+        """What one part of the calibration windows gives; ``measure`` merges the parts."""
+        source, texts, slice_, part = self._folder("source"), self._folder("text"), self.recipe.prune, (int(shard), self.shards)
+        depends = self._from("source", "text") | {
+            "recipe": statistics_part(slice_),
+            "part": list(part),
+            "options": self.options.as_record(),
+        }
+        self._make(
+            "statistics",
+            depends,
+            (pipeline,),
+            lambda out: measure_part(source, texts, slice_, part, self.options, out, self.events),
+            f"{shard} of {self.shards}",
+        )
+
+    def measure(self) -> None:
+        """What the first shot measures, where it can be kept apart from the budget: another budget finds it there."""
+        source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
+        part = measured_part(slice_, Checkpoint(self._dense).geometry)
+        parts = [name for name in self.done if name.startswith("statistics ")]
+        folders = [self.done[name].folder for name in parts]
+        if part is not None:
+            depends = self._from("source", "text", *parts) | {"recipe": part, "options": self.options.as_record()}
+            self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events, folders))
+
     def prune(self) -> None:
         """The plan."""
         source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
-        depends = self._from("source", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events))
+        measured = self._folder("measure") if "measure" in self.done else None
+        depends = self._from("source", "text", *["measure"] * bool(measured)) | {
+            "recipe": slice_.model_dump(mode="json"),
+            "options": self.options.as_record(),
+        }
+        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events, measured))
 
     def rebuild(self) -> None:
         """The smaller checkpoint."""

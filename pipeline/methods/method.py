@@ -17,6 +17,7 @@ from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Need
 from pipeline.events import Events
 from pipeline.families import Linear, Sublayer
 from pipeline.geometry import Geometry
+from pipeline.kept import Kept
 from pipeline.masks import Pattern
 from pipeline.plan import Step
 from pipeline.recipe import PruneStep, Slice, Space
@@ -155,3 +156,16 @@ class StepMethod(Method, Protocol):
 
     def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
         """Shrinks ``model`` and says what was decided, one entry per shot."""
+
+
+@runtime_checkable
+class MeasuringMethod(StepMethod, Protocol):
+    """Does a whole step itself, and can say beforehand what its first shot measures."""
+
+    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Kept:
+        """The same for every budget."""
+
+    def run(
+        self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
+    ) -> list[tuple[Step, Scores]]:
+        """As ``StepMethod.run``; ``kept`` is what ``measured`` gave for this model, and stands for measuring the first shot."""

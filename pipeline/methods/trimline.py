@@ -23,6 +23,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
 from pipeline.geometry import Geometry
+from pipeline.kept import Kept
 from pipeline.methods.method import Scores, options_of
 from pipeline.plan import Step
 from pipeline.recipe import PruneStep, Slice, Space
@@ -103,17 +104,28 @@ class Trimline:
                 f"The method trimline refits what stays itself; {step.compensation} would do it twice.", "Leave compensation out."
             )
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Kept:
+        """Order, scores and error curve of every sublayer."""
+        tensors: dict[str, torch.Tensor] = {}
+        for (sublayer, block), found in rank(model, windows, step, events).items():
+            place = f"{sublayer}.{block}"
+            tensors |= {f"{place}.units": torch.tensor(found.units), f"{place}.scores": found.scores}
+            tensors[f"{place}.errors"] = torch.tensor(found.curve.errors, dtype=torch.float64)
+        return Kept(tensors)
+
+    def run(
+        self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
+    ) -> list[tuple[Step, Scores]]:
         """All shots, then the polishing sweeps."""
         options = options_of(step, TrimlineOptions)
         dense = deepcopy(model.model)
         start, done = model.current, []
         for shot in range(1, step.shots + 1):
-            ranked = rank(model, windows, step, events)
+            ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
             sizes = _sizes(ranked, model.current, start, step, shot / step.shots)
-            kept = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
-            refit(model, dense, windows, kept, options.share, step.damping, events)
-            done.append(_record(step, shot, windows.numel(), ranked, kept))
+            stay = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
+            refit(model, dense, windows, stay, options.share, step.damping, events)
+            done.append(_record(step, shot, windows.numel(), ranked, stay))
         for _ in range(options.polish):
             refit(model, dense, windows, _everything(model), options.share, step.damping, events)
         return done
@@ -143,9 +155,26 @@ def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch
     order = scores.argsort(descending=True, stable=True)
     kept = _kept_grid(sublayer, len(left), step)
     errors = error_curve(weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), step.damping)
+    curve = Curve(kept, errors[[k * width for k in kept]].tolist(), _unit_cost(geometry, sublayer, step))
+    return Ranked(tuple(left[order].tolist()), scores, curve)
+
+
+def _ranked_before(model: ShrinkingModel, kept: Kept, step: PruneStep) -> dict[tuple[Sublayer, int], Ranked]:
+    """What ``rank`` gave when ``Trimline.measured`` asked it."""
+    found: dict[tuple[Sublayer, int], Ranked] = {}
+    for name, units in kept.tensors.items():
+        place, _, kind = name.rpartition(".")
+        if kind == "units":
+            sublayer, block = Sublayer(place.split(".")[0]), int(place.split(".")[1])
+            grid, cost = _kept_grid(sublayer, len(units), step), _unit_cost(model.geometry, sublayer, step)
+            curve = Curve(grid, kept.tensors[f"{place}.errors"].tolist(), cost)
+            found[sublayer, block] = Ranked(tuple(units.tolist()), kept.tensors[f"{place}.scores"], curve)
+    return found
+
+
+def _unit_cost(geometry: Geometry, sublayer: Sublayer, step: PruneStep) -> float:
     assert step.pooled is not None
-    cost = unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
-    return Ranked(tuple(left[order].tolist()), scores, Curve(kept, errors[[k * width for k in kept]].tolist(), cost))
+    return unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
 
 
 def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:

@@ -61,7 +61,7 @@ def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed
     with subprocess.Popen(
         command("run", path, "-o", output, *SETTINGS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not any(output.glob(f"store/{PARTIAL}prune*")):
+        while not any(output.glob(f"store/{PARTIAL}measure*")):
             assert process.poll() is None
             time.sleep(0.002)
         time.sleep(0.3)
@@ -73,7 +73,7 @@ def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed
     assert "Traceback" not in stderr
     assert stdout == ""
     assert_nothing_half_written(output)
-    assert not list(output.glob("store/prune-*"))
+    assert not list(output.glob("store/measure-*"))
     again = api.run(path, output, options=OPTIONS)
     assert [name for name, artefact in again.artefacts.items() if artefact.skipped] == ["source", "text"]
     assert same_named(output) == undisturbed

@@ -185,7 +185,7 @@ def test_a_failed_gate_fails_the_run_and_keeps_what_is_whole(inputs, tmp_path, m
         run(recipe("cfsp-least-squares", inputs), tmp_path / "out", options=OPTIONS)
     assert caught.value.exit_code == 3
     assert_nothing_half_written(tmp_path / "out")
-    assert sorted(path.name.split("-")[0] for path in (tmp_path / "out" / "store").glob("*-*")) == ["prune", "source", "text"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "out" / "store").glob("*-*")) == ["measure", "prune", "source", "text"]
 
 
 def test_events_tell_of_every_stage_once(inputs, tmp_path):
@@ -194,7 +194,7 @@ def test_events_tell_of_every_stage_once(inputs, tmp_path):
     for kind in ("stage_finished", "stage_skipped"):
         told.clear()
         run(values, tmp_path / "out", options=OPTIONS, events=Events(told.append))
-        assert len([event for event in told if event.kind == kind]) == 11
+        assert len([event for event in told if event.kind == kind]) == 12
     assert not [event for event in told if event.kind == "stage_started"]
 
 
@@ -214,7 +214,16 @@ def test_bf16_on_a_processor_is_refused_before_anything_is_pruned(inputs, tmp_pa
     with pytest.raises(TrimlineError, match="bf16 does not run"):
         run(values, tmp_path / "out", options=OPTIONS)
     assert_nothing_half_written(tmp_path / "out")
-    assert not list((tmp_path / "out" / "store").glob("prune-*"))
+    assert not list((tmp_path / "out" / "store").glob("measure-*"))
+
+
+def test_another_budget_measures_nothing_again(inputs, tmp_path):
+    values, stages = recipe("cfsp-least-squares", inputs), ("source", "texts", "measure", "prune")
+    first = until(values, tmp_path, *stages)
+    other = until(changed(values, *STEP, "budget", "ffn", "remove", to=0.4), tmp_path, *stages)
+    assert other["measure"].skipped and not other["prune"].skipped
+    assert other["measure"].key == first["measure"].key
+    assert not until(changed(values, *STEP, "method", to="wanda_sp"), tmp_path, *stages)["measure"].skipped
 
 
 def test_an_unknown_method_is_refused_before_the_model_is_opened(inputs, tmp_path):

@@ -60,7 +60,9 @@ def test_every_stage_with_the_same_hash_runs_once(swept):
     for stage in ("prune", "rebuild", "evaluate (pruned)", "export (pruned)"):
         assert stages.count(stage) == 4
     made = [path.name.split("-")[0] for path in (folder / "store").glob("*-*")]
-    assert sorted(made) == sorted([*["prune", "rebuild"] * 4, *["evaluate", "export"] * 5, "source", "text", "benchmark", "benchmark"])
+    assert sorted(made) == sorted(
+        [*["prune", "rebuild"] * 4, *["measure"] * 2, *["evaluate", "export"] * 5, "source", "text", "benchmark", "benchmark"]
+    )
 
 
 def test_points_have_perplexities_widths_and_speeds_against_dense_in_the_same_run(swept):
@@ -170,6 +172,20 @@ def test_points_that_share_a_model_share_it(values, tmp_path):
     stages = started(told)
     assert stages.count("prune") == stages.count("rebuild") == stages.count("evaluate (pruned)") == 1
     assert stages.count("export (pruned)") == 2
+
+
+def test_calibration_in_parts_is_shared_by_budgets_and_gives_the_same_plan(swept, values, tmp_path):
+    folder, found, _ = swept
+    told = []
+    parts = sweep(values, GRID, tmp_path / "out", options=OPTIONS, events=Events(told.append), shards=3)
+    stages = started(told)
+    assert [stage for stage in stages if stage.startswith("statistics")] == [f"statistics ({n} of 3)" for n in range(3)]
+    assert stages.count("measure") == 2
+    assert any("flap" in event.text and "in one part" in event.text for event in told)
+    for point in parts.points:
+        assert point.failure == ""
+        assert point.blocks == found.point(point.name).blocks
+        assert point.perplexity.value == pytest.approx(found.point(point.name).perplexity.value, rel=1e-4)
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps
+from pipeline.sharding import why_whole
 from trimline.graph import DENSE, PRUNED, SHARED
 from trimline.recipe import Recipe, recipe_text
 from trimline.sweep.collect import collect_sweep
@@ -37,6 +38,7 @@ def sweep(
     events: Events,
     command: str,
     together: int = TOGETHER,
+    shards: int = 1,
 ) -> SweepData:
     """Runs every point, times them all, and writes the page. What is in ``output`` already is not made again.
 
@@ -49,6 +51,7 @@ def sweep(
         events: progress.
         command: what the page says was typed.
         together: points that are timed in one interleaved run.
+        shards: parts that calibration windows are measured in, where a step's statistics merge.
 
     Returns:
         What was found; points that failed say why.
@@ -62,8 +65,9 @@ def sweep(
         for stage in SHARED:
             shared.do(stage)
         dense = Lanes(DENSE, base, dict(shared.done), deque(shared.stages(DENSE)), essential=True)
-        lanes = [_lanes(point, shared) for point in points]
-        Schedule(executor, options, output, events).run([dense, *(one for one in lanes if not one.failure)])
+        lanes = [_lanes(point, shared, shards) for point in points]
+        able = [one for one in lanes if not one.failure]
+        Schedule(executor, options, output, events, shards).run([dense, *_ahead(able), *able])
         timings = executor.time(_to_time(dense, lanes, options, output, together))
         grid = axes_of(points)
         found = collect_sweep(_title(base), command, grid, dense.as_run(options, output), list(zip(points, lanes, strict=True)), timings)
@@ -92,7 +96,7 @@ def write_sweep(found: SweepData, points: Sequence[Point], output: Path) -> None
         os.replace(beside, output / name)
 
 
-def _lanes(point: Point, shared: LaneRun) -> Lanes:
+def _lanes(point: Point, shared: LaneRun, shards: int) -> Lanes:
     """A point's stages; what can be known before anything is measured is said now."""
     lanes = Lanes(point.name, point.recipe, dict(shared.done))
     try:
@@ -101,7 +105,18 @@ def _lanes(point: Point, shared: LaneRun) -> Lanes:
         shared.events.note(f"{point.name} cannot be done: {error}")
         return replace(lanes, failure=error)
     run = LaneRun(point.recipe, shared.options, shared.output, shared.events, shared.command)
+    run.shards = shards
+    if shards > 1 and (why := why_whole(point.recipe.prune)):
+        shared.events.note(f"{point.name} is calibrated in one part: {why}")
     return replace(lanes, left=deque(run.stages(PRUNED)))
+
+
+def _ahead(lanes: Sequence[Lanes]) -> Iterator[Lanes]:
+    """Parts of calibrations as tasks of their own, so that they are measured at once; the points then find them done."""
+    for one in lanes:
+        for stage in one.left:
+            if stage[0] == "statistics":
+                yield Lanes(f"{one.name}, part {stage[1]} of the calibration", one.recipe, dict(one.done), deque([stage]))
 
 
 def _to_time(dense: Lanes, lanes: Sequence[Lanes], options: RunOptions, output: Path, together: int) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class _Running:
 class Schedule:
     """Brings lanes to their ends. Two that need the same artefact get it from one task."""
 
-    def __init__(self, executor: Executor, options: RunOptions, output: Path, events: Events) -> None:
-        self._executor, self._options, self._output, self._events = executor, options, output, events
+    def __init__(self, executor: Executor, options: RunOptions, output: Path, events: Events, shards: int = 1) -> None:
+        self._executor, self._options, self._output, self._events, self._shards = executor, options, output, events, shards
         self._running: dict[int, _Running] = {}
         self._numbers = 0
 
@@ -120,7 +120,7 @@ class Schedule:
         """The next stage of one point: known, waited for, or begun."""
         if not lanes.left:
             return
-        task = Task.of(lanes.recipe, self._options, self._output, lanes.left[0], lanes.done)
+        task = Task.of(lanes.recipe, self._options, self._output, lanes.left[0], lanes.done, self._shards)
         try:
             expects = foresee(task)
         except TrimlineError as error:

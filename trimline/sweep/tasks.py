@@ -77,6 +77,7 @@ class Task:
         output: the sweep's folder.
         stage: what to do.
         done: what was made before, by stage and lane.
+        shards: parts that calibration windows are measured in.
     """
 
     recipe: dict[str, Any]
@@ -84,10 +85,11 @@ class Task:
     output: str
     stage: Stage
     done: Done
+    shards: int = 1
 
     @classmethod
-    def of(cls, recipe: Recipe, options: RunOptions, output: Path, stage: Stage, done: Mapping[str, Artefact]) -> Task:
-        return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), stage, dict(done))
+    def of(cls, recipe: Recipe, options: RunOptions, output: Path, stage: Stage, done: Mapping[str, Artefact], shards: int) -> Task:
+        return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), stage, dict(done), shards)
 
     @property
     def lane(self) -> str:
@@ -132,7 +134,7 @@ def perform(task: Task, events: Events, expects: Mapping[str, Artefact] | None =
 
 def _run(kind: type[LaneRun], task: Task, events: Events) -> LaneRun:
     run = kind(checked_recipe(task.recipe), RunOptions(**task.options), Path(task.output), events, "trimline sweep")
-    run.done = dict(task.done)
+    run.done, run.shards = dict(task.done), task.shards
     return run
 
 
