@@ -303,7 +303,7 @@ def sweep(
     named = isinstance(recipe, (str, Path))
     base, points = grid_points(plain_values(recipe), grid, str(recipe) if named else "the recipe")
     typed = command or f"trimline sweep {recipe if named else 'recipe.yaml'} --output {output}"
-    with executor_of(ray, options, events) as executor:
+    with executor_of(ray, options, events, Path(output)) as executor:
         return run_sweep(
             base, points, Path(output), executor, options=options, events=events, command=typed, together=together, shards=shards
         )

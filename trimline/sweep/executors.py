@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.events import Events
 from pipeline.options import RunOptions
@@ -11,7 +12,7 @@ from trimline.sweep.schedule import Executor, LocalExecutor
 
 
 @contextmanager
-def executor_of(ray: str | None, options: RunOptions, events: Events) -> Iterator[Executor]:
+def executor_of(ray: str | None, options: RunOptions, events: Events, output: Path) -> Iterator[Executor]:
     """This process, or a Ray cluster where an address is given; Ray is imported only then.
 
     Raises:
@@ -22,5 +23,5 @@ def executor_of(ray: str | None, options: RunOptions, events: Events) -> Iterato
         return
     from trimline.sweep.ray_executor import connected
 
-    with connected(ray, options, events) as executor:
+    with connected(ray, options, events, output / "store") as executor:
         yield executor

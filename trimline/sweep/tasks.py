@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,9 +94,20 @@ class Task:
         return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), stage, dict(done), shards)
 
     @property
-    def lane(self) -> str:
-        """Which model the stage is about, for people."""
+    def title(self) -> str:
+        """For people."""
         return " ".join(self.stage)
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        done = {name: asdict(artefact) | {"folder": str(artefact.folder)} for name, artefact in self.done.items()}
+        return {**vars(self), "stage": list(self.stage), "done": done}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Task:
+        """What ``as_record`` gave."""
+        done = {name: Artefact(**fields | {"folder": Path(fields["folder"])}) for name, fields in record["done"].items()}
+        return cls(**{**record, "stage": tuple(record["stage"]), "done": done})
 
 
 def foresee(task: Task) -> Done:
@@ -108,28 +121,36 @@ def foresee(task: Task) -> Done:
     return _new(run, task)
 
 
-def perform(task: Task, events: Events, expects: Mapping[str, Artefact] | None = None) -> Done:
+def perform(task: Task, events: Events, keys: Mapping[str, str] | None = None, patience: float = 0.0) -> Done:
     """Does the stage, or finds that it was done; returns what is new.
 
     Args:
         task: the stage.
         events: progress.
-        expects: what whoever asked foresees.
+        keys: of what whoever asked foresees, by stage and lane.
+        patience: seconds to wait for what was made before to be seen from here.
 
     Raises:
         TrimlineError: the stage failed, the folder is not to be seen from here, or this machine would make something else.
     """
-    missing = [artefact.folder for artefact in task.done.values() if not is_whole(artefact)]
-    if missing:
-        raise TrimlineError(f"{missing[0]} is not to be seen from this machine.", "Put --output on storage that all nodes share.")
-    if expects and foresee(task) != expects:
+    _demand_seen(task, time.monotonic() + patience)
+    if keys is not None and (own := {name: artefact.key for name, artefact in foresee(task).items()}) != keys:
         raise TrimlineError(
-            f"This machine would make another {', '.join(expects)} than the one that asked: its code or libraries differ.",
+            f"{socket.gethostname()} would make another {', '.join(own)} than the machine that asked: its code or libraries differ.",
             "Install the same Trimline and the same versions of its libraries on all nodes.",
         )
     run = _run(LaneRun, task, events)
     run.do(task.stage)
     return _new(run, task)
+
+
+def _demand_seen(task: Task, deadline: float) -> None:
+    while missing := [artefact.folder for artefact in task.done.values() if not is_whole(artefact)]:
+        if time.monotonic() >= deadline:
+            raise TrimlineError(
+                f"{missing[0]} is not to be seen from {socket.gethostname()}.", "Put --output on storage that all nodes share."
+            )
+        time.sleep(0.5)
 
 
 def _run(kind: type[LaneRun], task: Task, events: Events) -> LaneRun:
