@@ -49,6 +49,7 @@ REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
 Stage = tuple[str, ...]  # a method of Run, and its arguments
 SHARED: tuple[Stage, ...] = (("source",), ("texts",))
+TIMED = frozenset({"benchmark"})  # methods that measure speed: nothing else may run beside them, and their keys depend on the machine
 TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 

@@ -188,6 +188,20 @@ def test_calibration_in_parts_is_shared_by_budgets_and_gives_the_same_plan(swept
         assert point.perplexity.value == pytest.approx(found.point(point.name).perplexity.value, rel=1e-4)
 
 
+def test_stages_that_time_wait_until_nothing_else_runs(swept, values, tmp_path, monkeypatch):
+    """With the export standing for such a stage: all that is not timed comes first, and the artefacts are the same."""
+    folder, _, _ = swept
+    monkeypatch.setattr("trimline.sweep.schedule.TIMED", frozenset({"export"}))
+    told = []
+    found = sweep(values, GRID, tmp_path / "out", options=OPTIONS, events=Events(told.append), together=3)
+    stages = [stage.split(" ")[0] for stage in started(told)]
+    first = stages.index("export")
+    assert stages[:first].count("rebuild") == 4
+    assert set(stages[first:]) == {"export", "benchmark"}
+    assert all(point.speeds for point in found.points)
+    assert computed_files(tmp_path / "out").items() <= computed_files(folder).items()
+
+
 # --- the command line ----------------------------------------------------------------------------------------------
 
 

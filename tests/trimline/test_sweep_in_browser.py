@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,19 @@ def test_a_click_on_a_point_of_the_plot_selects_it(visit):
     seen, _, _ = visit
     assert seen["point"]["selected"] == ["method=cfsp,remove=0.2"]
     assert (seen["point"]["ffn"], seen["point"]["groups"]) == widths("method=cfsp,remove=0.2")
+
+
+def test_a_sweep_without_speeds_still_shows_widths_and_says_so(tmp_path):
+    data = sample_sweep()
+    untimed = tuple(replace(row, speeds=(), untimed="It <died>.") if not row.failure else row for row in data.points)
+    page = tmp_path / "sweep.html"
+    page.write_text(render_sweep(replace(data, points=untimed, dense=replace(data.dense, speeds=()), fronts=())), encoding="utf-8")
+    document, complaints = opened(page, tmp_path)
+    assert complaints == []
+    assert "No point was timed" in document
+    assert "It &lt;died&gt;." in document
+    assert document.count('id="plot-widths"') == 1
+    assert document.count('class="point"') >= 60
 
 
 def test_a_phone_shows_the_page_without_sideways_scrolling(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.artefact import Artefact
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
-from trimline.sweep.remote import LOCK, problem_of, stage_task, timing_task
+from trimline.sweep.remote import LOCK, Reply, problem_of, stage_task, timing_task
 from trimline.sweep.schedule import Outcome
 from trimline.sweep.tasks import Task
 
@@ -59,8 +59,18 @@ class RayExecutor:
         self._events.note(f"{title} {'failed' if isinstance(outcome, Exception) else 'done'}")
         return number, outcome
 
+    def alone(self, task: Task) -> Outcome:
+        return self._read(self._on_one_node(stage_task, task.as_record(), None))
+
     def time(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """On one node that gives all its processors to it, so that nothing else runs there; on another if that one dies."""
+        reply = self._on_one_node(timing_task, spec)
+        wrong = problem_of(reply)
+        if wrong is not None:
+            raise wrong
+        return dict(reply["timings"])
+
+    def _on_one_node(self, work: Callable[..., Reply], *given: Any) -> Reply:
+        """On a node that gives all its processors to it, so that nothing else runs there; on another if that one dies."""
         from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -68,16 +78,11 @@ class RayExecutor:
             node = timing_node(self._nodes(), self._ray.get_runtime_context().get_node_id())
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             self._events.note(f"timing on {node['NodeManagerHostname']}, alone")
-            wanted = self._ray.remote(num_cpus=node["Resources"]["CPU"], scheduling_strategy=place, max_retries=0, **self._gpus)
+            whole = self._ray.remote(num_cpus=node["Resources"]["CPU"], scheduling_strategy=place, max_retries=0, **self._gpus)
             try:
-                reply = self._ray.get(wanted(timing_task).remote(spec))
+                return dict(self._ray.get(whole(work).remote(*given)))
             except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
                 self._events.note(f"{node['NodeManagerHostname']} died while it timed")
-                continue
-            wrong = problem_of(reply)
-            if wrong is not None:
-                raise wrong
-            return dict(reply["timings"])
         raise TrimlineError(f"{RETRIES + 1} nodes or workers died while they timed.", "Look at why; the same command goes on from there.")
 
     def cancel(self) -> None:
@@ -92,6 +97,9 @@ class RayExecutor:
             reply = self._ray.get(reference)
         except RayError as error:
             return TrimlineError(f"Ray gave up on {title}: {_first_line(error)}", "Look at why its workers die; the same command goes on.")
+        return self._read(reply)
+
+    def _read(self, reply: Reply) -> Outcome:
         wrong = problem_of(reply)
         if wrong is not None:
             return wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -21,19 +21,19 @@ PATIENCE = 60.0  # seconds in which shared storage shows what another node wrote
 Reply = dict[str, Any]
 
 
-def stage_task(record: Mapping[str, Any], keys: Mapping[str, str]) -> Reply:
+def stage_task(record: Mapping[str, Any], keys: Mapping[str, str] | None) -> Reply:
     """Does one stage.
 
     Args:
         record: ``Task.as_record()``.
-        keys: of the artefacts that the driver foresees, by stage and lane.
+        keys: of the artefacts that the driver foresees, by stage and lane; None for what it cannot, since it is timed.
 
     Returns:
         ``done``: artefacts by stage and lane; or what went wrong, for ``problem_of``.
     """
     task = Task.from_record(record)
     try:
-        with _held(task):
+        with nullcontext() if keys is None else _held(task):
             done = perform(task, Events(), keys, PATIENCE)
     except Exception as error:
         return _problem(error)

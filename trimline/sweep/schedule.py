@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 from pipeline.artefact import Artefact, is_whole
 from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
-from trimline.graph import Stage
+from trimline.graph import TIMED, Stage
 from trimline.recipe import Recipe
 from trimline.sweep.tasks import Done, LaneRun, Task, foresee, perform
 
@@ -31,6 +30,9 @@ class Executor(Protocol):
 
     def wait(self) -> tuple[int, Outcome]:
         """Number and outcome of a task that was taken on and has ended."""
+
+    def alone(self, task: Task) -> Outcome:
+        """Does a task that measures speed, where nothing else runs."""
 
     def time(self, spec: dict[str, Any]) -> dict[str, Any]:
         """``trimline.sweep.timing.time_points`` where nothing else runs."""
@@ -51,6 +53,9 @@ class LocalExecutor:
 
     def wait(self) -> tuple[int, Outcome]:
         return self._ended.pop()
+
+    def alone(self, task: Task) -> Outcome:
+        return _outcome(task, self._events)
 
     def time(self, spec: dict[str, Any]) -> dict[str, Any]:
         from trimline.sweep.timing import time_points
@@ -99,6 +104,7 @@ class Schedule:
     def __init__(self, executor: Executor, options: RunOptions, output: Path, events: Events, shards: int = 1) -> None:
         self._executor, self._options, self._output, self._events, self._shards = executor, options, output, events, shards
         self._running: dict[int, _Running] = {}
+        self._timing: deque[tuple[Lanes, Task]] = deque()
         self._numbers = 0
 
     def run(self, lanes: Iterable[Lanes]) -> None:
@@ -109,21 +115,29 @@ class Schedule:
             Exception: why essential lanes failed.
         """
         ready = deque(lanes)
-        while ready or self._running:
+        while ready or self._running or self._timing:
             while ready and self._executor.free():
                 self._advance(ready.popleft(), ready)
             if self._running:
                 number, outcome = self._executor.wait()
-                self._settle(self._running.pop(number), outcome, ready)
+                self._settle(self._running.pop(number).waiting, outcome, ready)
+            elif self._timing:
+                timed, task = self._timing.popleft()
+                self._settle([timed], self._executor.alone(task), ready)
 
     def _advance(self, lanes: Lanes, ready: deque[Lanes]) -> None:
-        """The next stage of one point: known, waited for, or begun."""
+        """The next stage of one point: known, waited for, begun, or put off until nothing else runs."""
         if not lanes.left:
             return
         task = Task.of(lanes.recipe, self._options, self._output, lanes.left[0], lanes.done, self._shards)
+        if task.stage[0] in TIMED:
+            self._timing.append((lanes, task))
+            return
         try:
             expects = foresee(task)
-        except TrimlineError as error:
+        except OSError:
+            raise
+        except Exception as error:
             self._fail(lanes, error)
             return
         same = next((running for running in self._running.values() if expects and running.expects == expects), None)
@@ -136,10 +150,10 @@ class Schedule:
             self._running[self._numbers] = _Running(expects, [lanes])
             self._executor.start(self._numbers, task, expects)
 
-    def _settle(self, running: _Running, outcome: Outcome, ready: deque[Lanes]) -> None:
+    def _settle(self, waiting: list[Lanes], outcome: Outcome, ready: deque[Lanes]) -> None:
         if isinstance(outcome, OSError):
             raise outcome
-        for lanes in reversed(running.waiting):  # the first of them goes on first
+        for lanes in reversed(waiting):  # the first of them goes on first
             if isinstance(outcome, Exception):
                 self._fail(lanes, outcome)
             else:
