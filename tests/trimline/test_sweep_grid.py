@@ -37,6 +37,12 @@ def test_short_names_find_their_places():
     assert points(POOLED, "remove=0.2")[0].recipe.prune.steps[0].pooled.remove == 0.2
 
 
+def test_a_grid_that_states_the_amount_in_another_way_takes_the_place_of_the_recipes():
+    step = points(ONE_BUDGET, "prune.steps.0.pooled.remove=0.2")[0].recipe.prune.steps[0]
+    assert (step.pooled.remove, dict(step.budget)) == (0.2, {})
+    assert points(POOLED, "prune.steps.0.budget.ffn.remove=0.2")[0].recipe.prune.steps[0].pooled is None
+
+
 def test_parts_that_a_recipe_leaves_out_are_made():
     found = points(ONE_BUDGET, "recover.kind=lora,full", "export.precision=int4")
     assert [point.recipe.recover.kind for point in found] == ["lora", "full"]

@@ -19,6 +19,7 @@ from trimline.recipe import Recipe, checked_recipe, parse_values
 
 STEP = ("prune", "steps", 0)
 VARIED = ("prune", "rebuild", "recover", "export", "build")  # what points may differ in: the rest makes them comparable
+AMOUNTS = {"budget", "pooled", "target"}  # of which a step states one
 LONGEST_NAME = 80
 MOST_POINTS = 10_000
 
@@ -108,6 +109,7 @@ def _point(values: Values, settings: Values, name: str) -> Point:
     if len(set(places.values())) < len(places):
         raise TrimlineError(f"The grid names one place twice: {', '.join(places)}.", "Leave one of these keys out.")
     for key, value in settings.items():
+        _make_room(varied, places[key])
         _set(varied, places[key], value, name)
     title = " ".join(f"{key}={_shown(value)}" for key, value in settings.items())
     return Point(_folder_name(settings), settings, checked_recipe(varied, f"{name} with {title}"))
@@ -129,6 +131,16 @@ def _place(key: str, values: Values) -> Place:
         hint = f"Did you mean {near[0]!r}?" if near else f"Short names are {', '.join(SHORT)}; others are whole paths."
         raise TrimlineError(f"The grid's {key!r} is no key of the recipe.", hint)
     return parts
+
+
+def _make_room(values: Any, place: Place) -> None:
+    """A step states how much goes in one way: a grid that states it in another takes the place of what the recipe says."""
+    if len(place) < 4 or place[:2] != STEP[:2] or place[3] not in AMOUNTS or not isinstance(place[2], int):
+        return
+    steps = values.get("prune", {}).get("steps", [])
+    if place[2] < len(steps) and isinstance(steps[place[2]], dict):
+        for other in AMOUNTS - {place[3]}:
+            steps[place[2]].pop(other, None)
 
 
 def _set(values: Any, place: Place, value: Any, name: str) -> None:
