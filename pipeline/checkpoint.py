@@ -18,7 +18,7 @@ from pipeline.geometry import Geometry
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 2**30  # in memory at once when a checkpoint is written
 
 
 class Checkpoint:
@@ -101,18 +101,25 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes config.json and safetensors (with an index above one shard) into ``folder``, same input same bytes."""
+    """Writes config.json and safetensors (with an index above one shard) into ``folder``, same input same bytes.
+
+    Each tensor is asked for once, in name order, and let go of with its shard: a mapping may make them on request.
+    """
     write_json(folder / "config.json", config)
-    shards = _split(tensors)
+    shards: list[list[str]] = []
+    size = 0
+    for number, shard in enumerate(_shards(tensors)):
+        save_tensors(folder / _part(number), shard)
+        shards.append(list(shard))
+        size += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) == 1:
-        save_tensors(folder / "model.safetensors", shards[0])
+        (folder / _part(0)).rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors(folder / name, shard)
-        weight_map |= dict.fromkeys(shard, name)
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    for number, names in enumerate(shards):  # how many there are is known now
+        final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / _part(number)).rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
@@ -146,17 +153,21 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    shards: list[dict[str, torch.Tensor]] = [{}]
+def _shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
     filled = 0
     for name in sorted(tensors):
         tensor = tensors[name]
-        if shards[-1] and filled + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
+        if shard and filled + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
         filled += tensor.nbytes
-    return shards
+    yield shard
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.safetensors"
 
 
 def _inside(folder: Path, name: str) -> Path:

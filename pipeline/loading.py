@@ -63,7 +63,7 @@ def load_with_report(
     config = Checkpoint(folder).config  # opens every shard: refuses pickles and names a truncated file
     trust = trusts(folder, config, trust_remote_code)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
-    with quiet_transformers(), _as_trimline_error(folder):
+    with quiet_transformers(), as_trimline_error(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, **options
         )
@@ -84,7 +84,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     if settings.exists() and "auto_map" in read_json(settings) and not trust_remote_code:
         raise TrimlineError(f"The tokenizer of {folder} needs Python code from that folder ({settings.name}).", _TRUST)
     trust = trusts(folder, config, trust_remote_code)
-    with quiet_transformers(), _as_trimline_error(folder):
+    with quiet_transformers(), as_trimline_error(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
 
 
@@ -145,7 +145,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _as_trimline_error(folder: Path) -> Iterator[None]:
+def as_trimline_error(folder: Path) -> Iterator[None]:
+    """What transformers raises for a folder that it cannot open, as a sentence."""
     try:
         yield
     except (

@@ -16,11 +16,12 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
 from pipeline.kept import Kept
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.loading import load_tokenizer
 from pipeline.masks import Pattern
 from pipeline.methods import ScoringMethod, StepMethod, WeightMethod, method_named
 from pipeline.methods.method import CheckingMethod, MeasuringMethod, Scores
 from pipeline.options import RunOptions
+from pipeline.paging import open_model
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Budget, Pool, PruneSlice, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
@@ -60,8 +61,8 @@ def opened(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions) -
     windows = draw_windows(load_tokenizer(folder), text, recipe.calibration)
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
-    model = load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    return ShrinkingModel(model, checkpoint), windows
+    model, paging = open_model(folder, options, dtype)
+    return ShrinkingModel(model, checkpoint, paging), windows
 
 
 def check_steps(recipe: PruneSlice) -> None:

@@ -9,7 +9,6 @@ SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -118,7 +117,7 @@ class Trimline:
     ) -> list[tuple[Step, Scores]]:
         """All shots, then the polishing sweeps."""
         options = options_of(step, TrimlineOptions)
-        dense = deepcopy(model.model)
+        dense = model.twin()
         start, done = model.current, []
         for shot in range(1, step.shots + 1):
             ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
