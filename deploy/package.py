@@ -29,6 +29,7 @@ REPORTS = ("report.html", "report.md")
 MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
 # Records of stages; the plan stands at the top of the package.
 NOT_SHIPPED = {RECORD, MEASURED_RECORD, "gate.json", "plan.json", "recover.json"}
+MEASURED_OF_MODELS = ("parameters", "perplexity", "window_losses", "peak_memory_bytes", "cold_start_seconds")
 MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
 
 
@@ -97,13 +98,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def run_record(report: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, with raw samples, and when the package was made."""
-    models = {row["name"]: {key: row[key] for key in ("peak_memory_bytes", "cold_start_seconds")} for row in report["models"]}
+    models = {row["name"]: {key: row.get(key) for key in MEASURED_OF_MODELS} for row in report["models"]}
     return {
         "packaged": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": report["stages"],
         "environment": report["environment"],
         "models": models,
         "workloads": report["workloads"],
+        "texts": report["texts"],
+        "model_source": report["model_source"],
     }
 
 

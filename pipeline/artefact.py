@@ -63,10 +63,10 @@ def make_artefact(
         events: told about start, end and skipping.
         lane: which of several models this is about, for people.
     """
-    key = digest({"stage": stage, **depends})
-    folder = store / f"{stage}-{key[:12]}"
+    found = expected(store, stage, depends)
+    key, folder = found.key, found.folder
     events.stage = f"{stage} ({lane})" if lane else stage
-    if (folder / RECORD).exists():
+    if is_whole(found):
         events.emit("stage_skipped", f"already in {folder.name}")
         return Artefact(stage, key, folder, float(read_json(folder / MEASURED)["seconds"]), skipped=True)
     events.emit("stage_started")
@@ -79,6 +79,17 @@ def make_artefact(
         write_json(partial / RECORD, {"stage": stage, "key": key, "depends": dict(depends)})
     events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
     return Artefact(stage, key, folder, seconds)
+
+
+def expected(store: Path, stage: str, depends: Mapping[str, Any]) -> Artefact:
+    """The artefact of a stage by its key and place, whether or not it was made."""
+    key = digest({"stage": stage, **depends})
+    return Artefact(stage, key, store / f"{stage}-{key[:12]}", 0.0)
+
+
+def is_whole(artefact: Artefact) -> bool:
+    """Whether it was made."""
+    return (artefact.folder / RECORD).exists()
 
 
 @contextmanager

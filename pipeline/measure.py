@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.methods.method import MeasuringMethod
 from pipeline.options import RunOptions
 from pipeline.prune import opened
 from pipeline.recipe import PruneSlice, PruneStep, Space
+from pipeline.sharding import Parts
 from pipeline.structured import is_sequential, needs_of
 from pipeline.structured import measure as measure_scores
 
@@ -20,7 +22,9 @@ from pipeline.structured import measure as measure_scores
 LARGEST = 2 * 2**30
 
 
-def measure(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events) -> None:
+def measure(
+    source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events, parts: Sequence[Path] = ()
+) -> None:
     """Stage: writes what ``prune`` takes as ``measured``; only for a recipe of which ``measured_part`` says something.
 
     Args:
@@ -30,6 +34,7 @@ def measure(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, 
         options: device, dtype and threads.
         out: empty folder.
         events: progress.
+        parts: what ``measure_part`` wrote, all of it; without, everything is measured here.
 
     Raises:
         TrimlineError: a step cannot be done, or the text is too short.
@@ -40,7 +45,8 @@ def measure(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, 
     if isinstance(method, MeasuringMethod):
         method.measured(model, windows, step, events).write(out)
     else:
-        kept_scores(*measure_scores(model, windows, step, events, compensated=not is_sequential(step))).write(out)
+        given = Parts(parts) if parts else None
+        kept_scores(*measure_scores(model, windows, step, events, not is_sequential(step), given)).write(out)
 
 
 def measured_part(recipe: PruneSlice, geometry: Geometry) -> dict[str, Any] | None:

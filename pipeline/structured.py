@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
-from pipeline.calibrate.gradients import gradient_sweep
+from pipeline.calibrate.gradients import BlockGradients, gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
 from pipeline.compensation.readers import compensate
@@ -27,6 +27,16 @@ from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
 Counts = dict[Space, dict[int, int]]  # per space, original block number to how many units stay
+
+
+class GivenStatistics(Protocol):
+    """What the sweeps would yield, in their order."""
+
+    def forward(self) -> Iterator[tuple[int, BlockStatistics]]:
+        """As ``sweep``."""
+
+    def backward(self) -> Iterator[tuple[int, BlockGradients]]:
+        """As ``gradient_sweep``."""
 
 
 def remove_units(
@@ -59,23 +69,31 @@ def is_sequential(step: PruneStep) -> bool:
 
 
 def measure(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, compensated: bool = True
+    model: ShrinkingModel,
+    windows: torch.Tensor,
+    step: PruneStep,
+    events: Events,
+    compensated: bool = True,
+    given: GivenStatistics | None = None,
 ) -> tuple[Scores, Measured]:
     """Scores over the units that are left, per space and original block, and the statistics themselves.
 
     Args:
         compensated: whether the statistics are to hold what the step's compensation reads.
+        given: statistics of this model on these windows, where they are known; without, it is swept.
     """
     method, needs = method_named(step.method), needs_of(step, compensated)
     assert isinstance(method, ScoringMethod)
     family, measured = model.geometry.family, {}
     if needs.forward or not needs.gradients:
-        measured = {b: s for b, s in sweep(model.model, family, windows, needs, events) if b in model.selection.blocks}
+        seen_forward = given.forward() if given else sweep(model.model, family, windows, needs, events)
+        measured = {block: seen for block, seen in seen_forward if block in model.selection.blocks}
     else:
         measured = {block: BlockStatistics(windows.numel(), len(windows)) for block in model.selection.blocks}
     scores: Scores = {space: {} for space in step.spaces}
     if needs.gradients:
-        for block, gradients in gradient_sweep(model.model, family, windows, needs.gradients, events):
+        seen_backward = given.backward() if given else gradient_sweep(model.model, family, windows, needs.gradients, events)
+        for block, gradients in seen_backward:
             if block in measured:
                 measured[block].gradients = gradients
                 _score(model, method, step, block, measured[block], scores)

@@ -17,7 +17,22 @@ if TYPE_CHECKING:
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
-    from trimline.api import Perplexity, bench, build, evaluate, export, export_gguf, package, prune, rebuild, recover, report, run
+    from trimline.api import (
+        Perplexity,
+        bench,
+        build,
+        compare,
+        evaluate,
+        export,
+        export_gguf,
+        package,
+        prune,
+        rebuild,
+        recover,
+        report,
+        run,
+        sweep,
+    )
     from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
@@ -27,6 +42,7 @@ _PLACES = {
         "Perplexity",
         "bench",
         "build",
+        "compare",
         "evaluate",
         "export",
         "export_gguf",
@@ -36,6 +52,7 @@ _PLACES = {
         "recover",
         "report",
         "run",
+        "sweep",
     ),  # fmt: skip
     "trimline.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
@@ -66,6 +83,7 @@ __all__ = [
     "TrimlineError",
     "bench",
     "build",
+    "compare",
     "evaluate",
     "export",
     "export_gguf",
@@ -77,6 +95,7 @@ __all__ = [
     "recover",
     "report",
     "run",
+    "sweep",
 ]
 
 

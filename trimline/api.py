@@ -41,9 +41,18 @@ from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
 from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
+from trimline.compare.comparison import Comparison, comparisons
+from trimline.compare.measure import measured
+from trimline.compare.results import read_results
+from trimline.compare.tables import write_comparison
 from trimline.graph import Run, RunResult
-from trimline.recipe import Recipe, checked_recipe, read_recipe
+from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
+from trimline.sweep.data import SweepData
+from trimline.sweep.executors import executor_of
+from trimline.sweep.grid import grid_points
+from trimline.sweep.run import sweep as run_sweep
+from trimline.sweep.timing import TOGETHER
 
 QUIET = Events()
 HERE = RunOptions()
@@ -263,6 +272,72 @@ def report(folder: Path | str, output: Path | str) -> Path:
     return Path(output) / "report.html"
 
 
+def sweep(
+    recipe: Path | str | Recipe | Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    output: Path | str,
+    *,
+    together: int = TOGETHER,
+    shards: int = 1,
+    ray: str | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+    command: str | None = None,
+) -> SweepData:
+    """Runs every combination of a grid's values, each stage once, times all side by side and writes ``sweep.html``.
+
+    Args:
+        recipe: what the points vary.
+        grid: keys of the recipe, such as ``prune.steps.0.method``, or ``method``, ``remove``, ``speedup``; and values.
+        output: the sweep's folder, new or that of the sweep to go on with.
+        together: points that are timed in one interleaved run.
+        shards: parts that calibration windows are measured in, each a task, where a step's statistics merge.
+        ray: address of a Ray cluster that runs the stages, instead of this process.
+        options: device, dtype, threads.
+        events: progress.
+        command: what the page says was typed.
+
+    Returns:
+        What was found; a point that failed says why.
+    """
+    named = isinstance(recipe, (str, Path))
+    base, points = grid_points(plain_values(recipe), grid, str(recipe) if named else "the recipe")
+    typed = command or f"trimline sweep {recipe if named else 'recipe.yaml'} --output {output}"
+    with executor_of(ray, options, events, Path(output)) as executor:
+        return run_sweep(
+            base, points, Path(output), executor, options=options, events=events, command=typed, together=together, shards=shards
+        )
+
+
+def compare(
+    results: Sequence[Path | str],
+    *,
+    measure: bool = False,
+    output: Path | str | None = None,
+    recipe: BenchmarkSlice | None = None,
+    options: RunOptions = HERE,
+    events: Events = QUIET,
+) -> tuple[Comparison, ...]:
+    """Puts results side by side: who is faster, who predicts better, and who at equal latency; one comparison per workload.
+
+    Args:
+        results: output folders of ``run``, packages, a sweep's folder or its points.
+        measure: time them anew, side by side; the first is then what the speed-ups are over.
+        output: new or empty folder for compare.json, compare.md and, where it was measured, results.json.
+        recipe: what is timed.
+        options: threads.
+        events: progress.
+    """
+    found, document = read_results([Path(result) for result in results]), None
+    with whole_folder(Path(output)) if output is not None else nullcontext() as out:
+        if measure:
+            found, document = measured(found, recipe or BenchmarkSlice(), options, events)
+        compared = comparisons(found)
+        if out is not None:
+            write_comparison(compared, document, out)
+    return compared
+
+
 def package(
     recipe: Path | str | Recipe | Mapping[str, Any],
     output: Path | str,
@@ -387,5 +462,6 @@ def _report_of(folder: Path) -> Path:
 
 
 __all__ = [
-    "Perplexity", "bench", "build", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "Perplexity", "bench", "build", "compare", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "sweep",
 ]  # fmt: skip

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trimline.cli_build import build
+from trimline.cli_compare import compare
 from trimline.cli_serve import serve
+from trimline.cli_sweep import sweep
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -255,6 +257,10 @@ def bench(
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         here.answer({"folder": str(output), "comparisons": results["comparisons"]})
+
+
+app.command()(sweep)
+app.command()(compare)
 
 
 @app.command()

@@ -74,7 +74,7 @@ def collect(
         recipe=recipe_text(recipe),
         models=models,
         removed=Removed(**removed_in_every_definition(original, result, FLOPS_CONTEXT)),
-        blocks=tuple(_block_rows(decision, original.blocks)),
+        blocks=tuple(block_rows(decision, original.blocks)),
         importance_name="mean angular distance between a block's input and output",
         flops_context=FLOPS_CONTEXT,
         evaluation=_evaluation(recipe, text, lanes),
@@ -85,7 +85,7 @@ def collect(
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
         warnings=tuple(_warnings(recipe, text, original, result)),
-        environment=_environment(results["environment"]),
+        environment=environment_rows(results["environment"]),
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
     )
@@ -114,6 +114,7 @@ def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
         perplexity=_perplexity(found),
         peak_memory_bytes=(measured.get("memory") or {}).get("peak"),
         cold_start_seconds=sum(cold.values()) if cold else None,
+        window_losses=tuple(found["window_losses"]),
     )
 
 
@@ -124,7 +125,8 @@ def _perplexity(found: Mapping[str, Any]) -> Measure:
     return Measure(value, low=value - NORMAL * error, high=value + NORMAL * error, error=error)
 
 
-def _block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
+def block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
+    """Units of every original block, before and after."""
     importance = plan.steps[0].facts.get("block importance", {})
     selection = plan.selection
     for number, block in enumerate(original):
@@ -235,7 +237,8 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
         yield f"The recipe asks for {asked:.1%} of {definition.replace('_', ' ')}; whole units and rounding made it {got:.1%}."
 
 
-def _environment(block: Mapping[str, Any]) -> dict[str, str]:
+def environment_rows(block: Mapping[str, Any]) -> dict[str, str]:
+    """The benchmark's environment block as lines of a table."""
     flat = {
         "processor": block["processor"],
         "threads": block["threads"],

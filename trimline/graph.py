@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
 from pipeline.rebuild.stage import rebuild
 from pipeline.recover.stage import recover, result_key
+from pipeline.sharding import measure_part, statistics_part, why_whole
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
@@ -45,6 +47,9 @@ PRUNED: Role = "pruned"
 LANES = (DENSE, PRUNED)
 REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
+Stage = tuple[str, ...]  # a method of Run, and its arguments
+SHARED: tuple[Stage, ...] = (("source",), ("texts",))
+TIMED = frozenset({"benchmark"})  # methods that measure speed: nothing else may run beside them, and their keys depend on the machine
 TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
@@ -76,6 +81,8 @@ class RunResult:
 class Run:
     """One recipe in one output folder; every method is a stage that runs or is skipped."""
 
+    shards = 1  # parts that the calibration windows are measured in
+
     def __init__(self, recipe: Recipe, options: RunOptions, output: Path, events: Events, command: str) -> None:
         self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
         self.store = output / "store"
@@ -89,27 +96,33 @@ class Run:
         """
         check_steps(self.recipe.prune)
         with exclusive(self.store, self.events):
-            self.source()
-            self.texts()
-            self.preflight()
-            self.measure()
-            self.prune()
-            self.rebuild()
-            if self.recipe.recover:
-                self.evaluate(REBUILT)
-                self.recover()
-            for lane in LANES:
-                self.evaluate(lane)
-                self.export(lane)
-                self.evaluate_graph(lane)
-                if self.recipe.build:
-                    self.build(lane)
-                    self.evaluate_engine(lane)
+            for stage in (*SHARED, *self.stages(*LANES)):
+                self.do(stage)
             self.benchmark()
             report = self.report()
             self.package()
             self._show()
         return RunResult(self.output, self.done, report)
+
+    def stages(self, *lanes: Role) -> Iterator[Stage]:
+        """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart."""
+        if PRUNED in lanes:
+            yield from (("preflight",), *self._measuring(), ("prune",), ("rebuild",))
+            if self.recipe.recover:
+                yield from (("evaluate", REBUILT), ("recover",))
+        for lane in lanes:
+            yield from (("evaluate", lane), ("export", lane), ("evaluate_graph", lane))
+            if self.recipe.build:
+                yield from (("build", lane), ("evaluate_engine", lane))
+
+    def _measuring(self) -> Iterator[Stage]:
+        if self.shards > 1 and not why_whole(self.recipe.prune):
+            yield from (("statistics", str(shard)) for shard in range(self.shards))
+        yield ("measure",)
+
+    def do(self, stage: Stage) -> None:
+        """Runs one of ``stages``, or skips it."""
+        getattr(self, stage[0])(*stage[1:])
 
     def source(self) -> None:
         """The dense checkpoint."""
@@ -127,13 +140,31 @@ class Run:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
         preflight(self.recipe, self.options, Checkpoint(self._dense))
 
+    def statistics(self, shard: str) -> None:
+        """What one part of the calibration windows gives; ``measure`` merges the parts."""
+        source, texts, slice_, part = self._folder("source"), self._folder("text"), self.recipe.prune, (int(shard), self.shards)
+        depends = self._from("source", "text") | {
+            "recipe": statistics_part(slice_),
+            "part": list(part),
+            "options": self.options.as_record(),
+        }
+        self._make(
+            "statistics",
+            depends,
+            (pipeline,),
+            lambda out: measure_part(source, texts, slice_, part, self.options, out, self.events),
+            f"{shard} of {self.shards}",
+        )
+
     def measure(self) -> None:
         """What the first shot measures, where it can be kept apart from the budget: another budget finds it there."""
         source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
         part = measured_part(slice_, Checkpoint(self._dense).geometry)
+        parts = [name for name in self.done if name.startswith("statistics ")]
+        folders = [self.done[name].folder for name in parts]
         if part is not None:
-            depends = self._from("source", "text") | {"recipe": part, "options": self.options.as_record()}
-            self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events))
+            depends = self._from("source", "text", *parts) | {"recipe": part, "options": self.options.as_record()}
+            self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events, folders))
 
     def prune(self) -> None:
         """The plan."""
@@ -162,6 +193,10 @@ class Run:
             (pipeline,),
             lambda out: recover(source, rebuilt, texts, slice_, self.options, out, work_beside(out), self.events),
         )
+        self._forget_states()
+
+    def _forget_states(self) -> None:
+        """Removes what killed recoveries left, of other recipes too: nobody else works in this store."""
         for left in self.store.glob(f"{WORK}recover-*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -42,6 +42,15 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         TrimlineError: no such file, not YAML, an unknown key (the nearest valid one is named), or a wrong value.
     """
+    return parse_recipe(recipe_file(path), str(path))
+
+
+def recipe_file(path: Path) -> str:
+    """The text of a recipe file.
+
+    Raises:
+        TrimlineError: there is none, it is too large, or no text.
+    """
     try:
         if path.stat().st_size > LARGEST_RECIPE:
             raise TrimlineError(f"{path} is larger than {LARGEST_RECIPE >> 20} MiB.", "Give a recipe, such as recipes/quickstart.yaml.")
@@ -50,7 +59,7 @@ def read_recipe(path: Path) -> Recipe:
         raise TrimlineError(f"There is no recipe {path}.", "Give a YAML file, such as recipes/quickstart.yaml.") from None
     except UnicodeDecodeError:
         raise TrimlineError(f"{path} is not UTF-8 text.", "Give a YAML file, such as recipes/quickstart.yaml.") from None
-    return parse_recipe(text, str(path))
+    return text
 
 
 def parse_recipe(text: str, name: str = "the recipe") -> Recipe:
@@ -58,6 +67,15 @@ def parse_recipe(text: str, name: str = "the recipe") -> Recipe:
 
     Raises:
         TrimlineError: as ``read_recipe``.
+    """
+    return checked_recipe(plain_recipe(text, name), name)
+
+
+def plain_recipe(text: str, name: str = "the recipe") -> dict[Any, Any]:
+    """The plain values of YAML text, not yet checked against what a recipe is.
+
+    Raises:
+        TrimlineError: it is no YAML, or holds something else than keys and values.
     """
     try:
         value = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader
@@ -67,7 +85,28 @@ def parse_recipe(text: str, name: str = "the recipe") -> Recipe:
         raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", "Mend that place.") from None
     if not isinstance(value, dict):
         raise TrimlineError(f"{name} holds no recipe.", "Start from recipes/quickstart.yaml.")
-    return checked_recipe(value, name)
+    return value
+
+
+def plain_values(recipe: Path | str | Recipe | Mapping[str, Any]) -> dict[Any, Any]:
+    """A recipe's file, object or values as plain values of one's own, unchecked."""
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json", exclude_defaults=True)
+    return dict(recipe) if isinstance(recipe, Mapping) else plain_recipe(recipe_file(Path(recipe)), str(recipe))
+
+
+def parse_values(text: str, name: str) -> list[Any]:
+    """Reads plain values between commas as YAML: ``0.2,0.3``, ``cfsp,flap``, ``{keep: 8},{keep: 9}``.
+
+    Raises:
+        TrimlineError: it is not YAML; ``name`` is what the error calls it.
+    """
+    try:
+        return list(yaml.load(f"[{text}]", Loader=_RecipeLoader))  # noqa: S506 - a SafeLoader
+    except _NotRead as error:
+        raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise TrimlineError(f"{name} holds no values between commas: {_one_line(error)}.", "Write, say, cfsp,flap.") from None
 
 
 def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:

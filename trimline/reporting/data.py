@@ -50,6 +50,7 @@ class ModelRow:
         perplexity: on ``ReportData.evaluation``.
         peak_memory_bytes: largest resident size of the process that ran the model.
         cold_start_seconds: load and first request.
+        window_losses: of the evaluation text, nats per predicted token, so that two models can be paired.
     """
 
     role: Role
@@ -62,6 +63,7 @@ class ModelRow:
     perplexity: Measure | None = None
     peak_memory_bytes: int | None = None
     cold_start_seconds: float | None = None
+    window_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def _item(item: Item) -> Iterator[str]:
         case Code():
             yield from _code(item)
         case Table():
-            yield from _table(item)
+            yield from table_lines(item)
         case Plot():
             pass  # its figures stand in a table
 
@@ -46,7 +46,8 @@ def _code(code: Code) -> Iterator[str]:
     yield from (f"{marks}{code.language}", code.text, marks, "")
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_lines(table: Table) -> Iterator[str]:
+    """A table in Markdown, and the formulas of its figures."""
     if table.caption:
         yield from (f"**{escape(table.caption)}**", "")
     yield _line(column.title for column in table.columns)

@@ -21,17 +21,22 @@ def figure(key: str, data: ReportData) -> go.Figure:
 
 
 def _widths(data: ReportData) -> go.Figure:
+    return block_widths(data.blocks)
+
+
+def block_widths(blocks: tuple[BlockRow, ...]) -> go.Figure:
+    """FFN channels above KV groups: per panel dense, kept and absent, in this order."""
     plot = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.09)
     panels = (("FFN channels", "dense_ffn", "ffn"), ("KV groups", "dense_kv_groups", "kv_groups"))
     for row, (title, dense, kept) in enumerate(panels, 1):
-        plot.add_trace(_bars(data.blocks, dense, "dense", GHOST, shown=row == 1), row, 1)
-        plot.add_trace(_bars(data.blocks, kept, "kept", PRUNED, shown=row == 1), row, 1)
-        plot.add_trace(_absences(data.blocks, kept, shown=row == 1), row, 1)
+        plot.add_trace(_bars(blocks, dense, "dense", GHOST, shown=row == 1), row, 1)
+        plot.add_trace(_bars(blocks, kept, "kept", PRUNED, shown=row == 1), row, 1)
+        plot.add_trace(_absences(blocks, kept, shown=row == 1), row, 1)
         plot.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
     plot.update_xaxes(title_text="Block", row=2, col=1)
-    largest = max(block.dense_kv_groups for block in data.blocks)
+    largest = max(block.dense_kv_groups for block in blocks)
     plot.update_yaxes(dtick=max(1, largest // 4), row=2, col=1)
-    return _styled(plot, 440, barmode="overlay")
+    return styled(plot, 440, barmode="overlay")
 
 
 def _bars(blocks: tuple[BlockRow, ...], field: str, name: str, colour: str, shown: bool) -> go.Bar:
@@ -67,7 +72,7 @@ def _importance(data: ReportData) -> go.Figure:
     plot = go.Figure(bar)
     plot.update_xaxes(title_text="Block")
     plot.update_yaxes(title_text="Importance", rangemode="tozero")
-    return _styled(plot, 300, showlegend=False)
+    return styled(plot, 300, showlegend=False)
 
 
 def _latency(data: ReportData) -> go.Figure:
@@ -81,7 +86,7 @@ def _latency(data: ReportData) -> go.Figure:
         plot.update_xaxes(title_text="Latency per call (ms)", row=row, col=1)
     plot.update_yaxes(showgrid=False)
     plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
-    return _styled(plot, 60 + 190 * len(timed), showlegend=False, boxgap=0.35)
+    return styled(plot, 60 + 190 * len(timed), showlegend=False, boxgap=0.35)
 
 
 def _boxes(workload: Workload) -> tuple[go.Box, go.Box]:
@@ -111,7 +116,7 @@ def _tradeoff(data: ReportData) -> go.Figure:
     values = [point.perplexity for point in points]
     plot.update_xaxes(title_text="Decode tokens/s (right is better)")
     plot.update_yaxes(title_text="Perplexity (lower is better)", type="log" if max(values) > LOG_RATIO * min(values) else "linear")
-    return _styled(plot, 340, showlegend=False)
+    return styled(plot, 340, showlegend=False)
 
 
 def _losses(data: ReportData) -> go.Figure:
@@ -121,7 +126,7 @@ def _losses(data: ReportData) -> go.Figure:
     plot = go.Figure(go.Scatter(x=steps, y=losses, mode="lines", line_color=PRUNED, hovertemplate=hover))
     plot.update_xaxes(title_text="Optimiser step")
     plot.update_yaxes(title_text="Loss (nats per token)")
-    return _styled(plot, 300, showlegend=False)
+    return styled(plot, 300, showlegend=False)
 
 
 def _side(place: int, points: int) -> str:
@@ -131,7 +136,8 @@ def _side(place: int, points: int) -> str:
     return "top left" if place == points - 1 else "top center"
 
 
-def _styled(plot: go.Figure, height: int, **layout: Any) -> go.Figure:
+def styled(plot: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """What all plots look alike in."""
     plot.update_layout(
         template="none",
         height=height,

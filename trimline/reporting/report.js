@@ -13,6 +13,7 @@
     const settings = { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false };
     return Plotly.react(place, figure.data, figure.layout, settings);
   }
+  window.drawPlot = draw; // for pages whose plots change
   const drawAll = () => document.querySelectorAll(".plot").forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   drawAll();

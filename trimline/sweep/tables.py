@@ -1,0 +1,120 @@
+"""The tables of a sweep, before they have a format: what HTML, Markdown and the terminal all show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trimline.reporting import formats, metrics
+from trimline.reporting.content import Cell, Column, Table
+from trimline.reporting.headline import UNRESOLVED
+from trimline.sweep.data import Front, PointRow, Speed, SweepData
+
+KNEE, FRONT = "knee", "front"
+SPEEDUP = "median over rounds of (time of dense / time of the point in that round); brackets: 95 % confidence interval"
+PERPLEXITY = (
+    "exp(mean negative log-likelihood per predicted token); brackets: 95 % interval from the differences to dense, window by window"
+)
+
+
+@dataclass(frozen=True)
+class Sortable:
+    """A cell, and what it is sorted by; None sorts last either way."""
+
+    cell: Cell
+    value: float | str | None
+
+
+@dataclass(frozen=True)
+class PointLine:
+    """One row of the table of points."""
+
+    name: str
+    cells: tuple[Sortable, ...]
+
+
+def columns(data: SweepData) -> tuple[Column, ...]:
+    """Grid keys, perplexity, speed-up of every workload, what the point is on the headline's front, and sizes."""
+    return (
+        *(Column(short_key(key)) for key in data.grid),
+        Column("Perplexity", True, PERPLEXITY),
+        *(Column(f"{axis_name(front)} speed-up", True, SPEEDUP) for front in data.fronts),
+        Column("On the front"),
+        Column("Parameters", True, metrics.PARAMETERS),
+        *(Column(f"{axis_name(front)} latency", True, metrics.LATENCY) for front in data.fronts),
+    )
+
+
+def lines(data: SweepData) -> Iterator[PointLine]:
+    """Dense, then every point that has a model, in the grid's order."""
+    for row in data.models:
+        yield PointLine(row.name, tuple(_cells(data, row)))
+
+
+def points_table(data: SweepData) -> Table:
+    """The same without sorting."""
+    return Table(columns(data), tuple(tuple(part.cell for part in line.cells) for line in lines(data)))
+
+
+def failures_table(data: SweepData) -> Table | None:
+    """Points without a model or without a speed, and why."""
+    rows = tuple((Cell(label(data, row)), Cell(row.failure or f"not timed: {row.untimed}", "bad")) for row in data.failed)
+    return Table((Column("Point"), Column("Why")), rows) if rows else None
+
+
+def axis_name(front: Front) -> str:
+    """``Decode 128/17``."""
+    return f"{front.phase.capitalize()} {front.workload}"
+
+
+def short_key(key: str) -> str:
+    """A path without the place of the first step."""
+    return key.removeprefix("prune.steps.0.")
+
+
+def label(data: SweepData, row: PointRow) -> str:
+    """What people call a point: the grid's values."""
+    if not row.settings:
+        return row.name
+    shown = [(short_key(key), shown_value(value)) for key, value in row.settings.items()]
+    return ", ".join(
+        value if isinstance(row.settings[key], str) else f"{name} {value}" for key, (name, value) in zip(row.settings, shown, strict=True)
+    )
+
+
+def shown_value(value: Any) -> str:
+    """A grid's value as people write it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def standing(front: Front, row: PointRow) -> str:
+    """``knee``, ``front``, or nothing."""
+    return KNEE if row.name == front.knee else FRONT if row.name in front.members else ""
+
+
+def _cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
+    for number, key in enumerate(data.grid):
+        value = row.settings.get(key)
+        shown = shown_value(value) if row.settings else (row.name if number == 0 else "")
+        yield Sortable(Cell(shown), value if isinstance(value, (int, float)) and not isinstance(value, bool) else shown or None)
+    interval = formats.interval(row.perplexity)
+    yield Sortable(Cell(formats.perplexity(row.perplexity), detail=interval), row.perplexity.value if row.perplexity else None)
+    speeds = [row.speed(front.axis) for front in data.fronts]
+    for speed in speeds:
+        yield Sortable(_speedup(speed), speed.speedup.value if speed and speed.speedup else 1.0 if speed else None)
+    what = standing(data.fronts[0], row) if data.fronts else ""
+    yield Sortable(Cell(what, "good" if what == KNEE else "plain"), {KNEE: 0, FRONT: 1}.get(what))
+    yield Sortable(Cell(formats.count(row.parameters)), row.parameters)
+    for speed in speeds:
+        yield Sortable(Cell(formats.duration(speed.latency if speed else None)), speed.latency if speed else None)
+
+
+def _speedup(speed: Speed | None) -> Cell:
+    if speed is None:
+        return Cell(formats.NONE, "quiet")
+    if speed.speedup is None:
+        return Cell("1", "quiet")
+    doubt = f" {UNRESOLVED}" if speed.verdict.startswith(UNRESOLVED) else ""
+    return Cell(formats.ratio(speed.speedup.value), "quiet" if doubt else "plain", detail=f"{formats.interval(speed.speedup)}{doubt}")
