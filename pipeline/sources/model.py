@@ -13,7 +13,8 @@ from pipeline.artefact import file_digest, folder_digest
 from pipeline.checkpoint import Checkpoint, read_json, write_checkpoint, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.loading import quiet_transformers
+from pipeline.foreign import check_files
+from pipeline.loading import first_words, quiet_transformers
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, ModelSlice
 
@@ -28,11 +29,13 @@ def identify(recipe: ModelSlice) -> dict[str, str]:
     """What the source's artefact depends on: content hashes of local files, name and revision of a hub model.
 
     Raises:
-        TrimlineError: nothing goes by that name.
+        TrimlineError: nothing goes by that name, or the folder holds what cannot be read.
     """
     kind, place = _locate(recipe.source)
     if kind == "hub":
         return {"kind": kind, "id": recipe.source, "revision": recipe.revision or "main"}
+    if kind == "folder":
+        check_files(Path(place))
     content = file_digest(Path(place)) if kind == "gguf" else folder_digest(Path(place))
     return {"kind": kind, "sha256": content, "folder": place if kind == "folder" else ""}
 
@@ -139,9 +142,11 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, IndexError, OSError, NotImplementedError, OverflowError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the reader unpacks what the file says without looking, and raises whatever comes of it
         raise TrimlineError(
-            f"{path.name} cannot be read as a GGUF model ({_first_line(error)}).", "Fetch it again, or convert it to safetensors."
+            f"{path.name} cannot be read as a GGUF model ({first_words(error, 200)}).", "Fetch it again, or convert it to safetensors."
         ) from error
     out.mkdir()
     config = model.config.to_dict()
@@ -181,9 +186,6 @@ def _download(recipe: ModelSlice, out: Path) -> None:
         ) from None
     except Exception as error:  # the library raises many kinds, those of its HTTP client among them
         raise TrimlineError(
-            f"The model {recipe.source} cannot be fetched ({_first_line(error)}).", "Check the network, or give a local folder."
+            f"The model {recipe.source} cannot be fetched ({first_words(error, 200)}).", "Check the network, or give a local folder."
         ) from None
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
