@@ -20,6 +20,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.plain_yaml import read_plain_yaml
+from pipeline.sums import write_sums
 
 RECIPE = "recipe.yaml"
 
@@ -55,6 +56,7 @@ def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out:
         written = write_targets(Shipment(out, options, events), recipe)
         write_text(out / CARD, with_section(_text(package / CARD), written))
         write_json(out / MANIFEST, manifest | {"targets": [target.name for target in written], "files": sums(out, events)})
+        write_sums(out)
     except OSError as error:
         raise TrimlineError(f"The package could not be written: {error}.", "Free some space and run it again.") from error
 

@@ -24,6 +24,12 @@ from filelock import FileLock, Timeout
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.sums import SUMS, file_digest, write_sums
+
+__all__ = [
+    "MEASURED", "PARTIAL", "RECORD", "SUMS", "WORK", "Artefact", "code_version", "digest", "exclusive", "file_digest", "folder_digest",
+    "make_artefact", "whole_folder", "work_beside",
+]  # fmt: skip
 
 RECORD = "artefact.json"
 MEASURED = "run.json"
@@ -83,7 +89,7 @@ def make_artefact(
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``folder`` and renames it at the end; whatever fails leaves nothing.
+    """Yields an empty folder beside ``folder``, sums what is in it at the end and renames it; whatever fails leaves nothing.
 
     Raises:
         TrimlineError: something is at that place already.
@@ -95,6 +101,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        write_sums(partial)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -131,15 +138,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files directly in a folder, hidden ones left out."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """SHA-256 over the names and bytes of all files directly in a folder, hidden ones and their sums left out."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != SUMS)
     return digest({path.name: file_digest(path) for path in files})
 
 

@@ -172,7 +172,9 @@ def _split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if Path(name).name != name or not _is_file(path):
-        raise TrimlineError(f"The index of {folder} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch the checkpoint again.")
+        raise TrimlineError(
+            f"The index of {folder} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch the checkpoint again."
+        )
     return path
 
 
@@ -187,4 +189,4 @@ def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Fetch the checkpoint again.") from None
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Fetch the checkpoint again.") from None

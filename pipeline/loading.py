@@ -59,8 +59,9 @@ def load_with_report(
     folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, LoadReport]:
     """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
-    config = Checkpoint(folder).config  # opens every shard: refuses pickles and names a truncated file
-    trust = trusts(folder, config, trust_remote_code)
+    checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
+    trust = trusts(folder, checkpoint.config, trust_remote_code)
+    _check_promise(checkpoint)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
     with quiet_transformers(), _as_trimline_error(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -69,6 +70,24 @@ def load_with_report(
         model, info = loaded
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     return model.to(device).eval(), report
+
+
+def _check_promise(checkpoint: Checkpoint) -> None:
+    """Refuses a config that describes a far larger model than there are weights, before transformers makes it.
+
+    What is missing or misshapen within these bounds, transformers itself reports.
+    """
+    named, held = sum(1 for _ in checkpoint.geometry.tensors()), len(checkpoint.locations)
+    if named > 2 * held + 16:
+        raise TrimlineError(
+            f"config.json of {checkpoint.folder} describes {named:,} tensors, and the folder holds {held:,}.", "Fetch the checkpoint again."
+        )
+    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    if (parameters := checkpoint.geometry.total_parameters()) > 8 * size:
+        raise TrimlineError(
+            f"config.json of {checkpoint.folder} describes {shown(parameters)} parameters, and the weights have {size:,} bytes.",
+            "Fetch the checkpoint again.",
+        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

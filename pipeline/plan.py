@@ -203,7 +203,7 @@ def _tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Prune again.") from None
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Prune again.") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:

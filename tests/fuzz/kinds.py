@@ -16,7 +16,6 @@ import yaml
 from rich.console import Console
 
 from deploy.add import add_targets
-from deploy.verify import verify
 from pipeline.calibrate.windows import tokenize
 from pipeline.checkpoint import INDEX, Checkpoint
 from pipeline.events import Events
@@ -26,11 +25,13 @@ from pipeline.plan import Plan
 from pipeline.recipe import ModelSlice, TextSource
 from pipeline.sources import model as model_source
 from pipeline.sources.text import load_text
+from pipeline.sums import SUMS, file_digest, write_sums
 from tests.fuzz import mutate
 from tests.fuzz.material import Material
 from trimline import api
 from trimline.inspect import inspect_folder, inspect_sparsity, render_inspection, render_sparsity
 from trimline.recipe import parse_recipe
+from trimline.verifying import verify_folder
 
 OPTIONS = RunOptions(threads=1, dtype="float32")
 QUIET = Events()
@@ -70,7 +71,9 @@ def recipe(draw: random.Random, material: Material, room: Path) -> Opening:
 
 
 _YAML_TRICKS: tuple[Callable[[random.Random], str], ...] = (
-    lambda draw: "a: &a [x, x, x, x]\n" + "".join(f"b{n}: &b{n} [*{'a' if not n else f'b{n - 1}'}, *a]\n" for n in range(draw.randint(1, 40))),
+    lambda draw: (
+        "a: &a [x, x, x, x]\n" + "".join(f"b{n}: &b{n} [*{'a' if not n else f'b{n - 1}'}, *a]\n" for n in range(draw.randint(1, 40)))
+    ),
     lambda draw: "&a [*a]",
     lambda draw: "prune: &p\n  <<: *p\n",
     lambda draw: "name: &n x\n<<: {name: y}\n",
@@ -79,7 +82,9 @@ _YAML_TRICKS: tuple[Callable[[random.Random], str], ...] = (
     lambda draw: "- " * draw.randint(1, 5000),
     lambda draw: "? " * draw.randint(1, 500),
     lambda draw: f"name: !!python/object/apply:os.system ['touch {WITNESS}']",
-    lambda draw: f"name: !!{draw.choice(('binary', 'timestamp', 'set', 'omap', 'pairs', 'int', 'float', 'null', 'map'))} {draw.choice(mutate.TEXTS)!r}",
+    lambda draw: (
+        f"name: !!{draw.choice(('binary', 'timestamp', 'set', 'omap', 'pairs', 'int', 'float', 'null', 'map'))} {draw.choice(mutate.TEXTS)!r}"
+    ),
     lambda draw: "prune: {steps: [{budget: {ffn: {remove: 0." + "1" * draw.randint(1, 9000) + "}}}]}",
     lambda draw: "prune: {calibration: {windows: " + "9" * draw.randint(1, 9000) + "}, steps: [{budget: {ffn: {remove: 0.5}}}]}",
     lambda draw: "name: 0x" + "f" * draw.randint(1, 5000),
@@ -117,10 +122,14 @@ def index(draw: random.Random, material: Material, room: Path) -> Opening:
         given = mutate.document(draw, given)
     elif how == 2:
         name = draw.choice(list(given["weight_map"]))
-        given["weight_map"][name] = draw.choice(("../secret.safetensors", str(room / "secret.safetensors"), "a/../../secret.safetensors", "..", ""))
+        given["weight_map"][name] = draw.choice(
+            ("../secret.safetensors", str(room / "secret.safetensors"), "a/../../secret.safetensors", "..", "")
+        )
     elif how == 3:
         (folder / shards[0]).unlink()
-        (folder / shards[0]).symlink_to(draw.choice((room / "secret.safetensors", Path("/etc/passwd"), Path("/dev/zero"), folder, Path(shards[0]))))
+        (folder / shards[0]).symlink_to(
+            draw.choice((room / "secret.safetensors", Path("/etc/passwd"), Path("/dev/zero"), folder, Path(shards[0])))
+        )
     elif how == 4:
         given["weight_map"] = dict.fromkeys(given["weight_map"], draw.choice(shards))
     _replace(folder / INDEX, mutate.as_json(draw, given))
@@ -132,7 +141,9 @@ def tokenizer(draw: random.Random, material: Material, room: Path) -> Opening:
     folder = _copied(draw.choice((material.dense, material.uneven)), room / "model")
     name = draw.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"))
     if draw.random() < 0.15:
-        extra = draw.choice(("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model"))
+        extra = draw.choice(
+            ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model")
+        )
         _replace(folder / extra, draw.choice((b"{}", b"[]", b"\xff", b"{% for x in y %}", mutate.as_json(draw, mutate.value(draw)))))
     given = json.loads((folder / name).read_text())
     _replace(folder / name, mutate.as_json(draw, mutate.document(draw, given)))
@@ -187,17 +198,22 @@ _RANGES: tuple[Any, ...] = (
 def package(draw: random.Random, material: Material, room: Path) -> Opening:
     """Any file of a package."""
     folder = _copied(material.package, room / "package")
-    name = draw.choice(("manifest.json", "manifest.json", "recipe.yaml", "model/config.json", "plan.json", "README.md", "run.json"))
+    name = draw.choice(("manifest.json", "manifest.json", "recipe.yaml", "model/config.json", "plan.json", "README.md", "run.json", SUMS))
     path = folder / name
     if path.suffix == ".json":
         _replace(path, mutate.as_json(draw, mutate.document(draw, json.loads(path.read_text()))))
     else:
-        _replace(path, draw.choice((mutate.raw(draw, path.read_bytes()), _YAML_TRICKS[0](draw).encode(), b"package: [1]\n", b"- a\n", b"package: *x")))
-    if draw.random() < 0.5 and name != "manifest.json":
+        _replace(
+            path,
+            draw.choice((mutate.raw(draw, path.read_bytes()), _YAML_TRICKS[0](draw).encode(), b"package: [1]\n", b"- a\n", b"package: *x")),
+        )
+    if draw.random() < 0.5 and name not in ("manifest.json", SUMS):
         _resum(folder, name)
 
+    quick = draw.random() < 0.8
+
     def opened(out: Path) -> None:
-        verify(folder)
+        verify_folder(folder, quick=quick, options=OPTIONS, events=QUIET)
         shown(folder)
         out.mkdir()
         add_targets(folder, ["vllm"], OPTIONS, out, QUIET)
@@ -211,7 +227,9 @@ def onnx(draw: random.Random, material: Material, room: Path) -> Opening:
     name = draw.choice(("model.onnx", "model.onnx", "model.onnx", "model.onnx.data"))
     path = folder / name
     if draw.random() < 0.2:
-        content = path.read_bytes().replace(b"model.onnx.data", draw.choice((b"../../etc/pass", b"/etc/passwd/../", b"model.onnx.dat_", b"/dev/zero//////")).ljust(15, b"/"))
+        content = path.read_bytes().replace(
+            b"model.onnx.data", draw.choice((b"../../etc/pass", b"/etc/passwd/../", b"model.onnx.dat_", b"/dev/zero//////")).ljust(15, b"/")
+        )
         _replace(path, content)
     else:
         _replace(path, mutate.raw(draw, path.read_bytes(), head=3000 if draw.random() < 0.3 else 0))
@@ -235,7 +253,9 @@ def text(draw: random.Random, material: Material, room: Path) -> Opening:
 def code(draw: random.Random, material: Material, room: Path) -> Opening:
     """Python files in a checkpoint, named in every place where transformers looks for such names. None may run."""
     folder = _copied(draw.choice((material.dense, material.uneven)), room / "model")
-    for name in draw.sample(("evil.py", "modeling_decilm.py", "configuration_decilm.py", "custom_generate/generate.py", "tokenization_evil.py"), 3):
+    for name in draw.sample(
+        ("evil.py", "modeling_decilm.py", "configuration_decilm.py", "custom_generate/generate.py", "tokenization_evil.py"), 3
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         _replace(folder / name, EVIL.encode())
     named = draw.choice(("evil.E", "somebody/else--evil.E", ["evil.E", None], "modeling_decilm.DeciLMForCausalLM"))
@@ -244,7 +264,11 @@ def code(draw: random.Random, material: Material, room: Path) -> Opening:
     keys = draw.sample(("AutoConfig", "AutoModelForCausalLM", "AutoModel", "AutoTokenizer", "AutoProcessor"), 2)
     given["auto_map"] = draw.choice((dict.fromkeys(keys, named), {"AutoTokenizer": named}, named))
     if draw.random() < 0.3:
-        given |= {"custom_generate": "evil", "tokenizer_class": "EvilTokenizer", "custom_pipelines": {"text-generation": {"impl": "evil.E"}}}
+        given |= {
+            "custom_generate": "evil",
+            "tokenizer_class": "EvilTokenizer",
+            "custom_pipelines": {"text-generation": {"impl": "evil.E"}},
+        }
     _replace(folder / place, json.dumps(given).encode())
     opened = _opened_as_model(draw, folder, load=True)
 
@@ -262,7 +286,9 @@ def links(draw: random.Random, material: Material, room: Path) -> Opening:
     """Files of a checkpoint that are links, folders, pipes or devices."""
     folder = _copied(draw.choice((material.dense, material.uneven)), room / "model")
     (room / "secret").write_text('{"secret": 1}')
-    path = folder / draw.choice((*sorted(path.name for path in material.dense.iterdir()), "LICENSE", "chat_template.jinja", "more.safetensors"))
+    path = folder / draw.choice(
+        (*sorted(path.name for path in material.dense.iterdir()), "LICENSE", "chat_template.jinja", "more.safetensors")
+    )
     path.unlink(missing_ok=True)
     how = draw.randrange(5)
     if how == 0:
@@ -342,8 +368,8 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _resum(folder: Path, name: str) -> None:
     """The sums of a changed file, so that what is behind the sums is reached."""
-    from pipeline.artefact import file_digest
-
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] |= {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size}
     _replace(folder / "manifest.json", json.dumps(manifest).encode())
+    (folder / SUMS).unlink()  # a hard link
+    write_sums(folder)

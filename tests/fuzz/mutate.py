@@ -129,6 +129,6 @@ def safetensors(draw: random.Random, content: bytes) -> bytes:
     else:
         header = document(draw, header)
     text = json.dumps(header).encode("utf-8", "surrogatepass")
-    if draw.random() < 0.1:  # a name twice
+    if draw.random() < 0.1 and isinstance(header, dict):  # a name twice
         text = text[:-1] + b", " + json.dumps(name).encode() + b": " + json.dumps(header.get(name)).encode() + b"}"
     return struct.pack("<Q", len(text)) + text + body

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import sys
-import time
 import warnings
 from pathlib import Path
 

@@ -99,7 +99,7 @@ def judged(case: Callable[[Path], object], room: Path) -> str | None:
         complaint = f"took {grown >> 20} MiB; {complaint or ''}"
     if seen:
         complaint = f"{seen[:3]}; {complaint or ''}"
-    if changed := {name for name in before.items() ^ _listing(room).items()}:
+    if changed := set(before.items() ^ _listing(room).items()):
         complaint = f"changed {sorted(changed)[:3]} beside its output; {complaint or ''}"
     return complaint
 
