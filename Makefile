@@ -22,7 +22,7 @@ TENSORRT ?= 10
 PRECISION ?= fp32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-servers quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-servers quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,10 +42,13 @@ demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, 
 
 test: $(STAMP) ## set up, and run the test suite
 	# Tiny models gain nothing from a second thread; a second process halves the time.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not servers"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not servers and not fuzz"
 
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
+
+fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 kills (nightly; FUZZ_SEED= starts elsewhere)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m fuzz
 
 test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS (SERVERS= says which)
 	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done

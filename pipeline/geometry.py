@@ -15,7 +15,7 @@ from pipeline.errors import TrimlineError, shown
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 
 MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
-MOST_BLOCKS = 2**16
+MOST_BLOCKS = 2**12  # counting tensors takes a hundred microseconds per block
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ def _names(model: ModelProto) -> Iterator[str]:
         yield from (node.name, node.domain, node.op_type, *node.input, *node.output)
     for named in (*graph.initializer, *graph.input, *graph.output):
         yield named.name
+    for value in (*graph.input, *graph.output):
+        yield from (axis.dim_param for axis in value.type.tensor_type.shape.dim)
     yield from (entry.domain for entry in model.opset_import)
 
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a case tak
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai, which builds the graph that is damaged, is not installed")
     return made(tmp_path_factory.mktemp("material"))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 
+from pipeline.calibrate.windows import tokenize
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError, shown
 from pipeline.events import Events
@@ -176,3 +178,29 @@ def test_the_hub_cache_links_into_its_own_blobs(model, tmp_path):
         (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
     assert Checkpoint(snapshot).locations
     load_tokenizer(snapshot)
+
+
+def test_a_token_for_unknown_letters_that_is_not_there(model):
+    document = json.loads((model / "tokenizer.json").read_text())
+    document["model"] |= {"unk_token": "<nothing>", "byte_fallback": False}
+    document["pre_tokenizer"] = None
+    (model / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(TrimlineError, match="The tokenizer cannot split the text"):
+        tokenize(load_tokenizer(model), "naïve")
+
+
+def test_more_blocks_than_can_be_counted_soon(model):
+    edit(model / "config.json", num_hidden_layers=2**16)
+    with pytest.raises(TrimlineError, match="num_hidden_layers: it is 65536, more than any model has"):
+        inspect_folder(model)
+
+
+def test_names_in_a_graph_that_are_no_text(tmp_path):
+    value = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch_axis"])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["logits"], ["same"])], "g", [value], [value])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    for name in (b"batch_axis", b"Identity", b"logits"):
+        (tmp_path / "model.onnx").write_bytes(content.replace(name, b"\xff" * len(name)))
+        with pytest.raises(TrimlineError, match="in bytes that are no text|not a readable ONNX file"):
+            inspect_folder(tmp_path)
