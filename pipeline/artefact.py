@@ -5,6 +5,7 @@ A killed run leaves either nothing or a whole artefact; running again goes on fr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,11 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
@@ -92,19 +98,62 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``folder``, sums what is in it at the end and renames it; whatever fails leaves nothing.
 
     Raises:
-        TrimlineError: something is at that place already.
+        TrimlineError: something is at that place already, or another process is writing it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrimlineError(f"{folder} exists already.", "Name an output folder that is new or empty.")
     partial = folder.parent / f"{PARTIAL}{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with _own(partial, folder):
+        try:
+            yield partial
+            write_sums(partial)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _own(partial: Path, folder: Path) -> Iterator[None]:
+    """Makes ``partial`` and locks it, so that a second process does not take it for what a killed one left.
+
+    The lock lies on the folder itself and ends with the process, so nothing else is left beside the output.
+    """
+    if partial.exists():
+        with _locked(partial, folder):
+            shutil.rmtree(partial, ignore_errors=True)
     try:
-        yield partial
-        write_sums(partial)
-        os.replace(partial, folder)
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise _taken(folder) from None
+    with _locked(partial, folder):
+        yield
+
+
+@contextmanager
+def _locked(partial: Path, folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    number = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (partial.exists() and os.path.samestat(os.fstat(number), partial.stat())):
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(number)
+        raise _taken(folder) from None
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # some network file systems have no such locks
+            os.close(number)
+            raise
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(number)
+
+
+def _taken(folder: Path) -> TrimlineError:
+    return TrimlineError(f"Another process is writing {folder}.", "Wait for it, or name another output folder.")
 
 
 def work_beside(out: Path) -> Path:
