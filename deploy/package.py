@@ -13,6 +13,7 @@ from typing import Any
 
 from deploy.card import model_card
 from deploy.recipe import PackageSlice
+from deploy.sbom import SBOM, write_sbom
 from deploy.targets import Shipment, Target, write_targets
 from deploy.targets.section import with_section
 from pipeline.artefact import MEASURED as MEASURED_RECORD
@@ -79,6 +80,7 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
         card = with_section(_card(parts, recipe, report, out, with_onnx), targets)
         (out / CARD).write_text(card, encoding="utf-8", newline="\n")
         write_json(out / RUN, run_record(report))
+        write_sbom(out / SBOM)
         write_json(out / MANIFEST, manifest(parts, report, targets, out, events))
         write_sums(out)  # the manifest's own among them
     except OSError as error:

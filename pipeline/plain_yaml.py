@@ -40,9 +40,9 @@ class _PlainLoader(yaml.SafeLoader):
             raise _NotRead("uses YAML aliases, which are not read", "Write the value out where it is used.")
         return super().compose_node(parent, index)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
-        value.encode()  # an escape can spell half of a surrogate pair, which no file can hold
+        str(value).encode()  # an escape can spell half of a surrogate pair, which no file can hold
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

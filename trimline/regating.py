@@ -83,7 +83,7 @@ def plan(folder: Path, name: str, found: Verification) -> None:
 def _export_slice(folder: Path) -> ExportSlice:
     """What the folder was exported as, with the bar that its gate had."""
     stated = read_json(folder / "export.json")
-    given = {key: stated[key] for key in ("precision", "logits") if key in stated}
+    given: dict[str, Any] = {key: stated[key] for key in ("precision", "logits") if key in stated}
     if (folder / GATE).exists() and "bar" in (cost := read_json(folder / GATE)["perplexity"]):
         given["perplexity_bar"] = cost["bar"]
     return ExportSlice(**given)

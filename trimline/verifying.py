@@ -144,16 +144,11 @@ def _examine_store(store: Path, artefacts: list[Path], found: Verification, opti
         name, inputs = f"{STORE}/{path.name}", dict(record["depends"].get("inputs") or {})
         if record["stage"] == "package":
             # Its parts are artefacts of this store, which are examined as such.
-            found.check(f"{name}/{SHIPPED}", "the manifest", lambda path=path: _demand_none(verify_package(path / SHIPPED)))
+            found.problems += [Problem(f"{name}/{SHIPPED}/{problem.path}", problem.what) for problem in verify_package(path / SHIPPED)]
         elif record["stage"] == "source":
             _examine_source(path, name, record["depends"]["model"], found)
         else:
             _examine(path, name, _sides(store, record["stage"], inputs), found, options, events)
-
-
-def _demand_none(problems: list[Problem]) -> None:
-    if problems:
-        raise TrimlineError(f"{problems[0]}.", "Package again.")
 
 
 def _examine_source(path: Path, name: str, model: dict[str, Any], found: Verification) -> None:

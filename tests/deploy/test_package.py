@@ -60,6 +60,8 @@ def test_everything_a_user_needs_is_there(shipped):
     assert {
         "README.md",
         "manifest.json",
+        "SHA256SUMS",
+        "sbom.cdx.json",
         "run.json",
         "recipe.yaml",
         "plan.json",

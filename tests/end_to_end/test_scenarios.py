@@ -62,7 +62,7 @@ def test_the_package_is_whole(done):
     package = done.result.package
     top = {path.name for path in package.iterdir()}
     reports = {"report.html", "report.md", "run.json"}
-    assert top == {"README.md", "manifest.json", "SHA256SUMS", "model", "onnx", "plan.json", "recipe.yaml"} | reports
+    assert top == {"README.md", "manifest.json", "SHA256SUMS", "sbom.cdx.json", "model", "onnx", "plan.json", "recipe.yaml"} | reports
     assert bool(list((package / "model").glob("*.py"))) == (done.recipe["rebuild"]["profile"] in OWN_CODE)
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in (package / "model").iterdir()
