@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shortened, shown
+from pipeline.foreign import check_files
 from pipeline.geometry import Geometry
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_BYTES = 2**30  # in memory at once when a checkpoint is written
+LARGEST_JSON = 32 * 2**20  # a list of lists takes twenty times its text in memory
 
 
 class Checkpoint:
@@ -33,6 +35,7 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TrimlineError(f"There is no checkpoint folder {folder}.", "Give a folder that holds config.json and safetensors.")
+        check_files(self.folder)
         self.config = read_json(self.folder / "config.json")
         self._shards = {path.name: _open_shard(path) for path in self._shard_paths()}
 
@@ -131,18 +134,25 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """A JSON object from a file of at most ``most`` bytes.
 
     Raises:
-        TrimlineError: the file is missing, not JSON, or not an object.
+        TrimlineError: the file is missing, no file, too large, not JSON, or not an object.
     """
+    if not path.exists():
+        raise TrimlineError(f"{path} does not exist.", "Check the folder you gave.")
+    if not path.is_file():  # reading a pipe could wait for ever
+        raise TrimlineError(f"{path} is no file.", "Check the folder you gave.")
+    if path.stat().st_size > most:
+        raise TrimlineError(f"{path} is larger than {most >> 20} MiB.", "Fetch or write it again.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrimlineError(f"{path} does not exist.", "Check the folder you gave.") from None
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # an escape can spell half of a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise TrimlineError(f"{path} is not valid JSON ({error}).", "Fetch or write it again.") from None
+        raise TrimlineError(f"{path} is not valid JSON ({shortened(str(error), 200)}).", "Fetch or write it again.") from None
     if not isinstance(value, dict):
         raise TrimlineError(f"{path} holds a JSON {type(value).__name__}, not an object.", "Fetch or write it again.")
     return value
@@ -172,13 +182,22 @@ def _part(number: int) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise TrimlineError(f"The index of {folder} names the shard {name!r}, which is not a file in it.", "Fetch the checkpoint again.")
+    if Path(name).name != name or not _is_file(path):
+        raise TrimlineError(
+            f"The index of {folder} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch the checkpoint again."
+        )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Fetch the checkpoint again.") from None
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Fetch the checkpoint again.") from None

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.families import Family
-from pipeline.loading import LoadReport, as_trimline_error, load_model, quiet_transformers, trusts
+from pipeline.loading import LoadReport, as_trimline_error, check_promise, load_model, quiet_transformers, trusts
 from pipeline.options import RunOptions
 
 Overlay = Callable[[int], None]
@@ -116,6 +116,7 @@ def open_paged(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[P
     """
     checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
     trust, family = trusts(folder, checkpoint.config, options.trust_remote_code), checkpoint.geometry.family
+    check_promise(checkpoint)
     with quiet_transformers(), as_trimline_error(folder), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)

@@ -15,6 +15,7 @@ from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
 from trimline.cli_sweep import sweep
+from trimline.cli_verify import verify
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -327,24 +328,7 @@ def inspect(
         here.answer(asdict(inspection))
 
 
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A package folder.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Check a package against its SHA-256 sums."""
-    with session(as_json, debug) as here:
-        from deploy.verify import verify as find_problems
-
-        problems = find_problems(folder)
-        for problem in problems:
-            here.out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-        if not problems:
-            here.out.print(f"{folder}: every file is as its manifest says.", markup=False, highlight=False, soft_wrap=True)
-        here.answer({"folder": str(folder), "problems": [str(problem) for problem in problems]})
-        if problems:
-            raise typer.Exit(1)
+app.command()(verify)
 
 
 @app.command()

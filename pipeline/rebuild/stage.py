@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.config import smaller_config
 from pipeline.rebuild.masked import open_masked
-from pipeline.rebuild.modelling import shipped_files
+from pipeline.rebuild.modelling import profile_of, shipped_files
 from pipeline.rebuild.places import check_same_model
 from pipeline.rebuild.profiles import check_profile
 from pipeline.rebuild.surgery import Cut
@@ -93,18 +93,45 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
     Raises:
         GateError: a comparison is beyond its bar in both dtypes, or loaded and stored tensors are not the same set.
     """
+    outcomes = _outcomes(checkpoint, plan, out, options, events)
+    write_json(out / "gate.json", _record(outcomes))
+    _demand(outcomes, events)
+
+
+def gate_again(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> None:
+    """As ``gate``, of a folder that was written before; nothing is written into it.
+
+    Raises:
+        TrimlineError: the plan is for another model.
+        GateError: as ``gate``.
+    """
+    options.apply()
+    check_same_model(checkpoint, plan)
+    decision = for_profile(plan, checkpoint.geometry, profile_of(Checkpoint(out).config))
+    _demand(_outcomes(checkpoint, decision, out, options, events), events)
+
+
+def _outcomes(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for dtype in (torch.float32, torch.float64):
         outcomes.append(_outcome(checkpoint, plan, out, options, dtype, events))
         if outcomes[-1].passed:
             break
+    return outcomes
+
+
+def _record(outcomes: list[Outcome]) -> dict[str, Any]:
     last = outcomes[-1]
-    record = {"passed": last.passed, "tensors": last.tensors, "attempts": [outcome.as_record() for outcome in outcomes]}
-    write_json(out / "gate.json", record)
+    return {"passed": last.passed, "tensors": last.tensors, "attempts": [outcome.as_record() for outcome in outcomes]}
+
+
+def _demand(outcomes: list[Outcome], events: Events) -> None:
+    last = outcomes[-1]
     demand(last.masked_dense, "the dense model with the plan applied as zeros", "the rebuilt checkpoint")
     demand(last.cache, "the rebuilt checkpoint without a cache", "the same with its cache")
     difference, bar = last.masked_dense.difference, last.masked_dense.bar
-    events.gate(f"rebuilt = masked dense: logits within {difference:.2g} where {bar:.2g} is allowed ({last.dtype})", **record)
+    said = f"rebuilt = masked dense: logits within {difference:.2g} where {bar:.2g} is allowed ({last.dtype})"
+    events.gate(said, **_record(outcomes))
 
 
 def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, dtype: torch.dtype, events: Events) -> Outcome:
