@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from pipeline.allocation.targets import Consumer, measures, part_of
 from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -28,7 +29,15 @@ from pipeline.sparsify import sparsify
 from pipeline.structured import remove_units
 
 
-def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events) -> None:
+def prune(
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    out: Path,
+    events: Events,
+    consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+) -> None:
     """Stage: writes a plan.
 
     Args:
@@ -38,20 +47,22 @@ def prune(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, ou
         options: device, dtype and threads of the measuring passes.
         out: empty folder.
         events: progress.
+        consumer: what will run the result; targets are stated for it.
 
     Raises:
-        TrimlineError: the method cannot score the space, the budget cannot be met, the text is too short.
+        TrimlineError: the method cannot score the space, the budget or target cannot be met, the text is too short.
     """
     options.apply()
     folder = checkpoint_folder(source)
     checkpoint = Checkpoint(folder)
     check_steps(recipe)
+    check_targets(recipe, checkpoint.geometry, consumer)
     text = "" if recipe.calibration.token_ids is not None else (texts / "calibration.txt").read_text(encoding="utf-8")
     windows = draw_windows(load_tokenizer(folder), text, recipe.calibration)
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
     model = load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    make_plan(ShrinkingModel(model, checkpoint), windows, recipe, events).write(out)
+    make_plan(ShrinkingModel(model, checkpoint, consumer), windows, recipe, events).write(out)
 
 
 def check_steps(recipe: PruneSlice) -> None:
@@ -68,6 +79,17 @@ def check_steps(recipe: PruneSlice) -> None:
             raise TrimlineError("A step removes units after single weights went, and its updates would fill the zeros.",
                                 "Make the model smaller first, then sparse.")  # fmt: skip
         sparse = sparse or Space.WEIGHT in step.spaces
+
+
+def check_targets(recipe: PruneSlice, dense: Geometry, consumer: Consumer) -> None:
+    """Whether what the targets speak of is known.
+
+    Raises:
+        TrimlineError: there is no latency table, it knows no such workload, or bytes are not known.
+    """
+    for step in recipe.steps:
+        if step.target:
+            measures(step.target, dense, consumer)
 
 
 def _check_step(step: PruneStep) -> None:
@@ -159,7 +181,8 @@ def shots_of(step: PruneStep, model: ShrinkingModel) -> Iterator[PruneStep]:
             space: old if old.remove is None else old.model_copy(update={"remove": left(space, old)}) for space, old in step.budget.items()
         }
         pooled = step.pooled and step.pooled.model_copy(update={"remove": left(None, step.pooled)})
-        yield step.model_copy(update={"budget": budget, "pooled": pooled, "shots": 1})
+        aim = step.target and part_of(step.target, shot / step.shots, whole, model.geometry, model.consumer)
+        yield step.model_copy(update={"budget": budget, "pooled": pooled, "target": aim, "shots": 1})
 
 
 def _part(step: PruneStep, shot: int, whole: Geometry, now: Geometry, space: Space | None, budget: Budget | Pool) -> float:

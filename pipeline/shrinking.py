@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from pipeline.allocation.targets import Consumer
 from pipeline.calibrate.sweep import blocks_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear, Sublayer
@@ -28,11 +29,13 @@ class ShrinkingModel:
         selection: what is left.
         sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
         biases: projections, by their names inside a block, that were given a bias which the dense model has not.
+        consumer: what will run the result; targets are stated for it.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, consumer: Consumer = Consumer()) -> None:  # noqa: B008 - frozen
         self.model = model
         self.checkpoint = checkpoint
+        self.consumer = consumer
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}

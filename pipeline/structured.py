@@ -10,6 +10,7 @@ import torch
 
 from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
+from pipeline.allocation.targeted import Aim, by_own_rule, by_scores
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
@@ -127,6 +128,8 @@ def rule_of(step: PruneStep) -> str:
 
 def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
     """How many units stay, and the numbers behind it."""
+    if step.target:
+        return _targeted_counts(model, step, scores, importance)
     if step.pooled:
         method = method_named(step.method)
         rule = method.pooled_counts if isinstance(method, PoolingMethod) else pooled_allocation
@@ -146,6 +149,18 @@ def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: 
         else:
             counts[space], facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
     return counts, facts
+
+
+def _targeted_counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
+    """Sizes that meet a target: the best under the step's scores, or those of the method's own rule."""
+    assert step.target is not None
+    method, aim = method_named(step.method), Aim(step.target, model.current, model.geometry, model.consumer)
+    assert isinstance(method, ScoringMethod)
+    additive = method.allocation == "raw"
+    if step.allocation == "optimal":
+        return by_scores(aim, step, scores, additive)
+    pools = step.allocation is None and (additive or isinstance(method, PoolingMethod))
+    return by_own_rule(aim, step, pools, lambda stated: _counts(model, stated, scores, importance))
 
 
 def _units_to_keep(

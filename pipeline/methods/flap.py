@@ -94,7 +94,7 @@ class FLAP:
             TrimlineError: a structure or a rounding that only a pooled budget has, or one that needs both spaces.
         """
         structure = options_of(step, FLAPOptions).structure
-        if step.pooled is None and (structure != "AL-AM" or step.rounding == "published"):
+        if step.budget and (structure != "AL-AM" or step.rounding == "published"):
             raise TrimlineError("FLAP's structures and its own rounding are of a budget for both spaces together.",
                                 "Write pooled: {remove: ...} in place of budget, or leave structure and rounding out.")  # fmt: skip
         if structure.endswith("MM") and set(step.spaces) != set(SUBLAYERS):

@@ -18,6 +18,8 @@ from pydantic import Field
 
 from pipeline.allocation.marginal import Curve, sizes_within
 from pipeline.allocation.pooled import unit_sizes
+from pipeline.allocation.targeted import Aim, best_sizes, size_grid
+from pipeline.allocation.targets import part_of
 from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -96,8 +98,11 @@ class Trimline:
         Raises:
             TrimlineError: the step states budgets per space, or another compensation.
         """
-        if step.pooled is None:
-            raise TrimlineError("The method trimline shares one budget out itself.", "Write pooled: {remove: 0.3} instead of budget.")
+        if step.pooled is None and step.target is None:
+            raise TrimlineError(
+                "The method trimline shares one budget out itself.",
+                "Write pooled: {remove: 0.3} or target: {speedup: 1.4} instead of budget.",
+            )
         if step.compensation != "none":
             raise TrimlineError(
                 f"The method trimline refits what stays itself; {step.compensation} would do it twice.", "Leave compensation out."
@@ -110,7 +115,7 @@ class Trimline:
         start, done = model.current, []
         for shot in range(1, step.shots + 1):
             ranked = rank(model, windows, step, events)
-            sizes = _sizes(ranked, model.current, start, step, shot / step.shots)
+            sizes = _sizes(ranked, model, start, step, shot / step.shots)
             kept = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, kept, options.share, step.damping, events)
             done.append(_record(step, shot, windows.numel(), ranked, kept))
@@ -143,24 +148,22 @@ def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch
     order = scores.argsort(descending=True, stable=True)
     kept = _kept_grid(sublayer, len(left), step)
     errors = error_curve(weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), step.damping)
-    assert step.pooled is not None
-    cost = unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
+    cost = unit_sizes(geometry, step.pooled)[SPACES[sublayer]] if step.pooled else 1.0
     return Ranked(tuple(left[order].tolist()), scores, Curve(kept, errors[[k * width for k in kept]].tolist(), cost))
 
 
 def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:
     """Sizes that a sublayer may take, descending from what it has."""
-    assert step.pooled is not None
-    tile = step.round_to if sublayer is Sublayer.FFN else 1
-    least = 0 if step.pooled.allow_empty else tile
-    return [units, *(k for k in range(tile * ((units - 1) // tile), least - 1, -tile) if k < units)]
+    return size_grid(units, step.round_to if sublayer is Sublayer.FFN else 1, step.allow_empty)
 
 
 def _sizes(
-    ranked: dict[tuple[Sublayer, int], Ranked], current: Geometry, start: Geometry, step: PruneStep, part: float
+    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
 ) -> dict[tuple[Sublayer, int], int]:
     """Units that every sublayer keeps after this shot, so that ``part`` of the whole budget is gone."""
-    pool = step.pooled
+    if step.target:
+        return _sizes_within_target(ranked, model, start, step, part)
+    pool, current = step.pooled, model.current
     assert pool is not None
 
     def whole(geometry: Geometry) -> float:
@@ -168,6 +171,21 @@ def _sizes(
 
     remove = whole(current) - (1 - part * pool.remove) * whole(start)
     return sizes_within({key: found.curve for key, found in ranked.items()}, remove)
+
+
+def _sizes_within_target(
+    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
+) -> dict[tuple[Sublayer, int], int]:
+    assert step.target is not None
+    target = part_of(step.target, part, start, model.geometry, model.consumer)
+    place = {block: number for number, block in enumerate(model.selection.blocks)}
+    losses = {
+        (sublayer, place[block]): dict(zip(found.curve.kept, found.curve.errors, strict=True))
+        for (sublayer, block), found in ranked.items()
+        if SPACES[sublayer] in step.spaces
+    }
+    sizes = best_sizes(Aim(target, model.current, model.geometry, model.consumer), losses)
+    return {(s, b): sizes.get((s, place[b]), len(found.units)) for (s, b), found in ranked.items()}
 
 
 def _everything(model: ShrinkingModel) -> dict[tuple[Sublayer, int], tuple[int, ...]]:
