@@ -22,7 +22,7 @@ from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
 from pipeline.rebuild.profiles import check_stream
-from pipeline.recipe import PruneStep, Space
+from pipeline.recipe import Budget, Pool, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
@@ -159,8 +159,26 @@ def _targeted_counts(model: ShrinkingModel, step: PruneStep, scores: Scores, imp
     additive = method.allocation == "raw"
     if step.allocation == "optimal":
         return by_scores(aim, step, scores, additive)
-    pools = step.allocation is None and (additive or isinstance(method, PoolingMethod))
-    return by_own_rule(aim, step, pools, lambda stated: _counts(model, stated, scores, importance))
+    return by_own_rule(aim, step, pools(step), lambda stated: _counts(model, stated, scores, importance))
+
+
+def pools(step: PruneStep) -> bool:
+    """Whether a step with a target shares one budget out over all its spaces by scores, as ``pooled`` does."""
+    method = method_named(step.method)
+    if not isinstance(method, ScoringMethod):
+        return True
+    return step.allocation == "optimal" or (step.allocation is None and (method.allocation == "raw" or isinstance(method, PoolingMethod)))
+
+
+def as_budget(step: PruneStep) -> PruneStep:
+    """A step with a target as one with a budget that leaves shapes of the same kind: what may be uneven, before anything is known."""
+    if step.target is None:
+        return step
+    if Space.LAYER not in step.spaces and pools(step):
+        stated: dict[str, Any] = {"pooled": Pool(spaces=step.spaces, remove=0.5, allow_empty=step.allow_empty)}
+    else:
+        stated = {"budget": {space: Budget(remove=0.5) for space in step.spaces}}
+    return step.model_copy(update={"target": None} | stated)
 
 
 def _units_to_keep(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,8 @@ import exporters
 import pipeline
 import trimline
 from benchmarks.environment import fingerprint, versions
+from benchmarks.latency_shapes import Form
+from benchmarks.latency_stage import latency_table, setting_of
 from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
@@ -22,6 +24,7 @@ from exporters.onnx.stage import export
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import QDQ, build
+from pipeline.allocation.targets import Consumer
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
@@ -29,6 +32,7 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
 from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import PruneSlice
 from pipeline.recover.stage import recover, result_key
 from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
@@ -38,6 +42,8 @@ from trimline.preflight import preflight
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import write_report
 from trimline.reporting.data import ReportData, Role
+from trimline.rounds import Round, consumer_of, tile_of, timed_step, until_met
+from trimline.target_rows import round_rows, target_rows
 
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
@@ -79,6 +85,7 @@ class Run:
         self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
         self.store = output / "store"
         self.done: dict[str, Artefact] = {}
+        self.rounds: tuple[Round, ...] = ()
 
     def all(self) -> RunResult:
         """Every stage, in order.
@@ -91,19 +98,8 @@ class Run:
             self.source()
             self.texts()
             self.preflight()
-            self.prune()
-            self.rebuild()
-            if self.recipe.recover:
-                self.evaluate(REBUILT)
-                self.recover()
-            for lane in LANES:
-                self.evaluate(lane)
-                self.export(lane)
-                self.evaluate_graph(lane)
-                if self.recipe.build:
-                    self.build(lane)
-                    self.evaluate_engine(lane)
-            self.benchmark()
+            self.latency()
+            self.rounds = until_met(self)
             report = self.report()
             self.package()
             self._show()
@@ -125,11 +121,42 @@ class Run:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
         preflight(self.recipe, self.options, Checkpoint(self._dense))
 
-    def prune(self) -> None:
-        """The plan."""
-        source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
+    def latency(self) -> None:
+        """How long blocks of every size take in the benchmark's runtime, where a target speaks of time."""
+        if timed_step(self.recipe.prune) is None:
+            return
+        form = Form(self.recipe.export, self.recipe.build, self.recipe.benchmark, self.options)
+        tile = tile_of(self.recipe.prune)
+        depends = setting_of(Checkpoint(self._dense).geometry, form, tile)
+        self._make(
+            "latency", depends, (pipeline, exporters, benchmarks), lambda out: latency_table(self._dense, form, tile, out, self.events)
+        )
+
+    def prune(self, wanted: PruneSlice | None = None) -> None:
+        """The plan: of the recipe's steps, or of ``wanted`` in their place."""
+        source, texts, slice_ = self._folder("source"), self._folder("text"), wanted or self.recipe.prune
         depends = self._from("source", "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events))
+        if any(step.target for step in slice_.steps):
+            depends |= {"latency": self._from("latency") if "latency" in self.done else None, "precision": self.recipe.export.precision}
+        consumer = self._consumer()
+        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events, consumer))
+
+    def after_prune(self) -> None:
+        """From the plan to the measured model, and the dense one beside it."""
+        self.rebuild()
+        if self.recipe.recover:
+            self.evaluate(REBUILT)
+            self.recover()
+        for lane in LANES:
+            if lane == DENSE and f"export {DENSE}" in self.done:  # by an earlier round
+                continue
+            self.evaluate(lane)
+            self.export(lane)
+            self.evaluate_graph(lane)
+            if self.recipe.build:
+                self.build(lane)
+                self.evaluate_engine(lane)
+        self.benchmark()
 
     def rebuild(self) -> None:
         """The smaller checkpoint."""
@@ -244,7 +271,13 @@ class Run:
             lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._evaluation(lane)) for lane in LANES
         }
         data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
-        write_report(data, out)
+        dense, result = (Checkpoint(self._checkpoint(lane)).geometry for lane in LANES)
+        consumer = self._consumer()
+        targets = tuple(target_rows(self.recipe.prune, dense, result, consumer, self.rounds))
+        write_report(replace(data, targets=targets, rounds=tuple(round_rows(self.rounds, dense, consumer))), out)
+
+    def _consumer(self) -> Consumer:
+        return consumer_of(self.recipe, self.done["latency"].folder if "latency" in self.done else None)
 
     def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
         name = f"{stage} {lane}".strip()

@@ -28,6 +28,8 @@ def render_terminal(data: ReportData, console: Console, page: Path | None = None
             shown.add_row(*(_text(cell) for cell in row))
         console.print(shown)
     console.print(Text(headline(data)))
+    for target in data.targets:
+        console.print(Text(f"Target, {target.asked}: {target.reached}; {target.outcome}"))
     for warning in data.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
     if page is not None:
