@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -118,7 +118,10 @@ class Trimline:
             sizes = _sizes(ranked, model, start, step, shot / step.shots)
             kept = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, kept, options.share, step.damping, events)
-            done.append(_record(step, shot, windows.numel(), ranked, kept))
+            reached = (
+                {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
+            )
+            done.append(_record(step, shot, {"tokens": windows.numel()} | reached, ranked, kept))
         for _ in range(options.polish):
             refit(model, dense, windows, _everything(model), options.share, step.damping, events)
         return done
@@ -193,7 +196,11 @@ def _everything(model: ShrinkingModel) -> dict[tuple[Sublayer, int], tuple[int, 
 
 
 def _record(
-    step: PruneStep, shot: int, tokens: int, ranked: dict[tuple[Sublayer, int], Ranked], kept: dict[tuple[Sublayer, int], tuple[int, ...]]
+    step: PruneStep,
+    shot: int,
+    facts: dict[str, Any],
+    ranked: dict[tuple[Sublayer, int], Ranked],
+    kept: dict[tuple[Sublayer, int], tuple[int, ...]],
 ) -> tuple[Step, Scores]:
     title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
     title += f", shot {shot} of {step.shots}" if step.shots > 1 else ""
@@ -204,4 +211,4 @@ def _record(
         found = ranked[sublayer, block]
         scores.setdefault(SPACES[sublayer], {})[block] = found.scores
     units = {f"{SPACES[sublayer]}.{block}": kept[sublayer, block] for sublayer, block in places}
-    return Step(title, step.model_dump(mode="json", exclude_none=True), units, {"tokens": tokens, "errors by size": errors}), scores
+    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts | {"errors by size": errors}), scores
