@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from pipeline.allocation.targeted import Aim, demand_possible
 from pipeline.allocation.targets import Consumer, measures, part_of
 from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
@@ -82,14 +83,16 @@ def check_steps(recipe: PruneSlice) -> None:
 
 
 def check_targets(recipe: PruneSlice, dense: Geometry, consumer: Consumer) -> None:
-    """Whether what the targets speak of is known.
+    """Whether what the targets speak of is known, and whether any sizes of the dense model meet the first step's.
 
     Raises:
-        TrimlineError: there is no latency table, it knows no such workload, or bytes are not known.
+        TrimlineError: there is no latency table, it knows no such workload, bytes are not known, or too much is asked for.
     """
-    for step in recipe.steps:
+    for place, step in enumerate(recipe.steps):
         if step.target:
             measures(step.target, dense, consumer)
+            if place == 0:
+                demand_possible(Aim(step.target, dense, dense, consumer), step)
 
 
 def _check_step(step: PruneStep) -> None:

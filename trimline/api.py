@@ -44,6 +44,7 @@ from pipeline.sources.text import texts as write_texts
 from trimline.graph import Run, RunResult
 from trimline.recipe import Recipe, checked_recipe, read_recipe
 from trimline.reporting import ReportData, write_report
+from trimline.rounds import consumer_of
 
 QUIET = Events()
 HERE = RunOptions()
@@ -86,7 +87,7 @@ def prune(
     with _checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
         if wanted.prune.calibration.token_ids is None:
             write_texts(wanted.text, options, Path(scratch), events)
-        write_plan(folder, Path(scratch), wanted.prune, options, out, events)
+        write_plan(folder, Path(scratch), wanted.prune, options, out, events, consumer_of(wanted, None))
     return Plan.read(Path(output))
 
 

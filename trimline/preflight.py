@@ -6,13 +6,13 @@ from benchmarks.runtimes import FORMS, ON_GPU
 from deploy.targets import Candidate, check_targets
 from exporters.onnx.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
-from pipeline.allocation.targets import measures
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
 from pipeline.options import RunOptions
+from pipeline.prune import check_targets as check_bounds
 from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.profiles import check_request, check_stream
 from pipeline.recipe import Profile, Space
@@ -97,11 +97,12 @@ def _demand_importance(recipe: Recipe) -> None:
 
 
 def _demand_counted(recipe: Recipe, dense: Checkpoint) -> None:
-    """What a target bounds can be counted; times are known when they were measured."""
-    for step in recipe.prune.steps:
-        if step.target:
-            counted = step.target.model_copy(update={"speedup": None, "latency_ms": None})
-            measures(counted, dense.geometry, consumer_of(recipe, None))
+    """What a target bounds can be counted and met; times are known when they were measured."""
+    counted = tuple(
+        step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})
+        for step in recipe.prune.steps
+    )
+    check_bounds(recipe.prune.model_copy(update={"steps": counted}), dense.geometry, consumer_of(recipe, None))
 
 
 def _demand_runtime(recipe: Recipe) -> None:

@@ -155,6 +155,23 @@ def layers_within(aim: Aim) -> int:
     raise infeasible(aim.target, aim.current.with_blocks(blocks[:1]), aim.dense, aim.consumer, "whole blocks")
 
 
+def demand_possible(aim: Aim, step: PruneStep) -> None:
+    """Whether the smallest sizes that a step allows meet its target, whatever the scores will be.
+
+    Raises:
+        TrimlineError: they do not; says what they would.
+    """
+    blocks = aim.current.blocks
+    if step.spaces == (Space.LAYER,):
+        smallest = aim.current.with_blocks(blocks[:1])
+    else:
+        tiles = {SUBLAYERS[space]: step.round_to if space is Space.FFN else 1 for space in step.spaces}
+        least = {(s, n): min(size_grid(block.units(s), t, step.allow_empty)) for s, t in tiles.items() for n, block in enumerate(blocks)}
+        smallest = with_sizes(aim.current, least)
+    if not aim.is_met(smallest):
+        raise infeasible(aim.target, smallest, aim.dense, aim.consumer, "any sizes that the step allows")
+
+
 def with_sizes(geometry: Geometry, sizes: Mapping[tuple[Sublayer, int], int]) -> Geometry:
     """``geometry`` with other sizes for some sublayers."""
     shapes = [{kind: sizes.get((kind, n), block.units(kind)) for kind in Sublayer} for n, block in enumerate(geometry.blocks)]

@@ -18,7 +18,7 @@ from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.geometry import BlockShape
 from pipeline.loading import load_model
-from pipeline.prune import check_steps, make_plan
+from pipeline.prune import check_steps, check_targets, make_plan
 from pipeline.recipe import PruneSlice, PruneStep, Space, Target
 from pipeline.shrinking import ShrinkingModel
 from tests.tiny import tiny_model
@@ -257,6 +257,27 @@ def test_the_best_sizes_are_those_of_brute_force(dense) -> None:
     found = with_sizes(dense, best_sizes(aim, losses))
     assert aim.is_met(found)
     assert loss(found) == pytest.approx(best, rel=1e-4)
+
+
+def test_what_no_sizes_meet_is_refused_before_anything_is_measured(dense) -> None:
+    consumer = Consumer(table(dense))
+    for target, words in (
+        ({"speedup": 3.0}, "2.25 times as fast at most"),
+        ({"parameters": 0.01}, "parameters is"),
+        ({"parameters": 9e9}, ""),
+    ):
+        recipe = PruneSlice.model_validate({"steps": [{"method": "trimline", "target": target, "round_to": 8}]})
+        if not words:
+            check_targets(recipe, dense, consumer)
+            continue
+        with pytest.raises(TrimlineError, match=words):
+            check_targets(recipe, dense, consumer)
+
+
+def test_flap_with_heads_by_number_takes_no_target() -> None:
+    step = {"method": "flap", "target": {"parameters": 0.8}, "options": {"structure": "AL-MM", "remove_heads": 2}}
+    with pytest.raises(TrimlineError, match="leaves that open"):
+        check_steps(PruneSlice.model_validate({"steps": [step]}))
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
