@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.roofline import FP32
 from benchmarks.runtimes import FORMS
+from benchmarks.subject import BYTES
 from benchmarks.systems_shapes import Shape, export_shape, plan_of, shape_of
 from benchmarks.timing import DENSE
 from exporters.recipe import BuildSlice, ExportSlice
@@ -61,6 +61,11 @@ class Form:
     recipe: BenchmarkSlice = field(default_factory=BenchmarkSlice)
     options: RunOptions = RunOptions()
 
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight, as it is read from memory."""
+        return BYTES[self.export.precision].weight
+
     def write(self, source: Path, shape: Shape, out: Path) -> Path:
         """A model of a shape, cut from the first units of the dense one; the folder that the runtime opens.
 
@@ -85,7 +90,7 @@ class Form:
         return engine
 
 
-def shapes_to_time(geometry: Geometry, tile: int, blocks: int | None = None) -> dict[str, Alike]:
+def shapes_to_time(geometry: Geometry, tile: int, weight_bytes: float, blocks: int | None = None) -> dict[str, Alike]:
     """What is timed, by name; ``dense`` is what the others are compared with in every round.
 
     From ``whole`` and ``dense`` follows what a block costs and what the rest does; from the others, what each size does.
@@ -93,6 +98,7 @@ def shapes_to_time(geometry: Geometry, tile: int, blocks: int | None = None) -> 
     Args:
         geometry: the dense model.
         tile: FFN widths are multiples of it.
+        weight_bytes: of one weight.
         blocks: how many blocks the cut models have; by default ``blocks_needed``. At most half, so that the
             whole model says what the rest costs.
 
@@ -103,7 +109,7 @@ def shapes_to_time(geometry: Geometry, tile: int, blocks: int | None = None) -> 
         raise TrimlineError("The model's blocks differ already, and a latency table is measured on blocks that are alike.",
                             "Give the dense model.")  # fmt: skip
     block, most = geometry.blocks[0], len(geometry.blocks)
-    cut = max(1, min(blocks or blocks_needed(geometry), most // 2))
+    cut = max(1, min(blocks or blocks_needed(geometry, weight_bytes), most // 2))
     shapes = {DENSE: Alike(cut, block.ffn, block.kv_groups)}
     if cut < most:
         shapes[WHOLE] = Alike(most, block.ffn, block.kv_groups)
@@ -124,10 +130,10 @@ def spread(most: int, tile: int, count: int) -> list[int]:
     return sorted({size for size in steps if size < most} | {most})
 
 
-def blocks_needed(geometry: Geometry) -> int:
+def blocks_needed(geometry: Geometry, weight_bytes: float) -> int:
     """Blocks whose weights are twice the last-level cache, and no less than those of the output head."""
-    block = geometry.block_parameters(geometry.blocks[0]) * FP32
-    head = geometry.vocab * geometry.hidden * FP32
+    block = geometry.block_parameters(geometry.blocks[0]) * weight_bytes
+    head = geometry.vocab * geometry.hidden * weight_bytes
     return max(LEAST_BLOCKS, math.ceil(max(2 * last_level_cache(), head) / block))
 
 

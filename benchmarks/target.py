@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -69,9 +69,6 @@ class Judgement:
             "the interval reaches out of the band" if self.control_holds else f"dense did not agree with itself over {LEAST_ROUNDS} rounds"
         )
         return f"not resolved: {why}"
-
-    def as_record(self) -> dict[str, Any]:
-        return asdict(self) | {"outcome": self.outcome}
 
 
 def judge(results: Mapping[str, Any], target: Target, model: str) -> tuple[Judgement, ...]:
