@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from pipeline.allocation.targets import Consumer
 from pipeline.calibrate.sweep import blocks_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear, Sublayer
@@ -33,12 +34,20 @@ class ShrinkingModel:
         selection: what is left.
         sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
         biases: projections, by their names inside a block, that were given a bias which the dense model has not.
+        consumer: what will run the result; targets are stated for it.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint, paging: Paging | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        paging: Paging | None = None,
+        consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+    ) -> None:
         self.model = model
         self.checkpoint = checkpoint
         self.paging = paging
+        self.consumer = consumer
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
