@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
-# Processes of `make test`.
+# Processes of `make test`, and which tests it runs.
 WORKERS ?= 2
+QUICK := not slow and not gpu and not servers and not fuzz
 # Environments of `make test-servers`, of servers that need other versions than ours: which, and where they are kept.
 SERVERS ?= triton llama_cpp vllm optimum
 TRIMLINE_SERVERS ?= $(CURDIR)/.servers
@@ -22,7 +23,7 @@ TENSORRT ?= 10
 PRECISION ?= fp32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-servers quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,10 +43,30 @@ demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, 
 
 test: $(STAMP) ## set up, and run the test suite
 	# Tiny models gain nothing from a second thread; a second process halves the time.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not servers"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)"
 
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
+
+fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 kills (nightly; FUZZ_SEED= starts elsewhere)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m fuzz
+
+test-oldest: ## the test suite with the oldest version that pyproject.toml allows of everything, in an environment of its own
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[cpu,dev]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)"
+
+test-newest: ## likewise with the newest
+	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[cpu,dev]'
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)"
+
+audit: ## known vulnerabilities of the versions in constraints.txt, by pip-audit (asks an advisory service)
+	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet 'pip-audit>=2.9,<3'; }
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+licences: $(STAMP) ## write docs/licences.md
+	$(BIN)/python -m deploy.sbom > docs/licences.md
 
 test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS (SERVERS= says which)
 	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done
@@ -67,4 +88,4 @@ gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints an
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(DRY),--dry)
 
 clean: ## remove the environment and all runs
-	rm -rf $(VENV) .venv-gpu runs
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs

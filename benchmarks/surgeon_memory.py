@@ -18,7 +18,8 @@ import typer
 from benchmarks.environment import environment
 from benchmarks.memory import AnonymousPeak, last_line_of, process_memory
 from benchmarks.pages import fill, markdown_table
-from pipeline.checkpoint import Checkpoint, write_checkpoint
+from benchmarks.random_model import LLAMA_2_7B, random_model
+from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
 from pipeline.families import Linear, Point
 from pipeline.geometry import Geometry
@@ -29,21 +30,6 @@ from pipeline.recipe import PruneSlice
 from pipeline.shrinking import ShrinkingModel
 
 GIB = 2**30
-LLAMA_2_7B: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "num_hidden_layers": 32,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 STEP = {"method": "llm_surgeon", "pooled": {"remove": 0.25}, "compensation": "least_squares"}
 
 
@@ -57,18 +43,6 @@ def factor_bytes(geometry: Geometry, linears: tuple[Linear, ...], shared: bool) 
             total += 4 * rows**2 + (0 if shared and linear.point in seen else 4 * columns**2)
             seen.add(linear.point)
     return total
-
-
-def random_model(folder: Path, config: dict[str, Any]) -> Path:
-    """A checkpoint of these shapes in bf16."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in Geometry.from_config(config).tensors():
-        value = torch.empty(shape, dtype=torch.bfloat16)
-        tensors[name] = value.fill_(1.0) if len(shape) == 1 else value.normal_(std=shape[1] ** -0.5, generator=generator)
-    folder.mkdir(parents=True)
-    write_checkpoint(folder, config, tensors)
-    return folder
 
 
 def measured(folder: Path, windows: int, window: int) -> dict[str, Any]:

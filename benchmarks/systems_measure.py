@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool =
     record: Record = {"name": row.name, "system": row.system.name, "title": row.system.title, "size": row.size}
     try:
         request = _request(row, setting)
-        key = digest(request | setting.identity)
+        key = row_key(request, setting)
         out, place = setting.work / f"{row.name}-{key[:8]}", setting.records / f"{row.name}.json"
         _clear(out, place, anew)
         if _is_done(place, key):
@@ -104,11 +105,18 @@ def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool =
     shutil.rmtree(out / MODEL, ignore_errors=True)  # of no further use
     own = "2 zeros in every 4 weights" if row.is_sparse else row.system.own(record["removed"])
     planned = record["cost"]["code"] if record["cost"] else None  # a plan that was there already may be older than this code
-    record |= {"own": own, "key": key, "code": planned, "commit": commit(), "dtype": request["options"]["dtype"]}
+    record |= {"own": own, "key": key, "code": planned, "commit": commit()}
+    record |= {name: request["options"][name] for name in ("dtype", "threads")}
     record |= {"processor": processor_model(), "flags": processor_flags()}
     write_json(place, record)
     typer.echo(f"    perplexity {with_error(record['perplexity'])}", err=True)
     return record
+
+
+def row_key(request: Mapping[str, Any], setting: Setting) -> str:
+    """All that a row depends on. How many threads computed it changes no more than the order of some sums."""
+    options = {name: value for name, value in request["options"].items() if name != "threads"}
+    return digest({**request, "options": options} | setting.identity)
 
 
 def without_paths(text: str, setting: Setting) -> str:

@@ -34,7 +34,7 @@ def shape_of(geometry: Geometry) -> Shape:
     return {"blocks": [[block.ffn, block.kv_groups] for block in geometry.blocks], "biases": sorted(geometry.biases)}
 
 
-def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path) -> None:
+def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path, recipe: ExportSlice = EXPORT) -> None:
     """A model of a shape, cut from the first units of the dense one, as ONNX in ``out``.
 
     Raises:
@@ -42,14 +42,14 @@ def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path) -> 
     """
     dense = Checkpoint(source)
     if shape == shape_of(dense.geometry):
-        export(source, EXPORT, options, out, QUIET)
+        export(source, recipe, options, out, QUIET)
         return
     plan, model = out.with_name(f"{out.name}-plan"), out.with_name(f"{out.name}-model")
     with whole_folder(plan) as place:
         plan_of(dense.geometry, shape).write(place)
     with whole_folder(model) as place:
         rebuild(source, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
-    export(model, EXPORT, options, out, QUIET)
+    export(model, recipe, options, out, QUIET)
 
 
 def plan_of(geometry: Geometry, shape: Shape) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
+from pipeline.plain_yaml import read_plain_yaml
+from pipeline.sums import write_sums
 
 RECIPE = "recipe.yaml"
 
@@ -41,17 +44,35 @@ def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out:
     if problems:
         raise TrimlineError(f"{package} is not as its manifest says: {problems[0]}.", "Package again from the recipe.")
     manifest = read_json(package / MANIFEST)
-    document = yaml.safe_load((package / RECIPE).read_text(encoding="utf-8")) or {}
-    recipe = with_targets(_slice(document.get("package", {}), package), [*manifest.get("targets", []), *targets])
+    document = _recipe(package / RECIPE)
+    had = manifest.get("targets", [])
+    if not isinstance(had, list) or not all(isinstance(name, str) for name in had):
+        raise TrimlineError(f"{package / MANIFEST} has a list of targets that is none.", "Package again.")
+    recipe = with_targets(_slice(document.get("package", {}), package), [*had, *targets])
     try:
         _copy(package, out)
         document["package"] = recipe.model_dump(mode="json", exclude_defaults=True)
         write_text(out / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
         written = write_targets(Shipment(out, options, events), recipe)
-        write_text(out / CARD, with_section((package / CARD).read_text(encoding="utf-8"), written))
+        write_text(out / CARD, with_section(_text(package / CARD), written))
         write_json(out / MANIFEST, manifest | {"targets": [target.name for target in written], "files": sums(out, events)})
+        write_sums(out)
     except OSError as error:
         raise TrimlineError(f"The package could not be written: {error}.", "Free some space and run it again.") from error
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    value = read_plain_yaml(_text(path), str(path))
+    if not isinstance(value, dict):
+        raise TrimlineError(f"{path} holds no recipe.", "Package again.")
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrimlineError(f"{path} cannot be read ({error}).", "Package again.") from None
 
 
 def _copy(package: Path, out: Path) -> None:

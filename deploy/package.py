@@ -13,14 +13,16 @@ from typing import Any
 
 from deploy.card import model_card
 from deploy.recipe import PackageSlice
+from deploy.sbom import SBOM, write_sbom
 from deploy.targets import Shipment, Target, write_targets
 from deploy.targets.section import with_section
 from pipeline.artefact import MEASURED as MEASURED_RECORD
-from pipeline.artefact import RECORD, file_digest
+from pipeline.artefact import RECORD, SUMS, file_digest
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
+from pipeline.sums import names_below, write_sums
 
 MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
 FORMAT = 1
@@ -28,7 +30,7 @@ LINKED = ".safetensors"  # onnx refuses weights with several hard links; configs
 REPORTS = ("report.html", "report.md")
 MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
 # Records of stages; the plan stands at the top of the package.
-NOT_SHIPPED = {RECORD, MEASURED_RECORD, "gate.json", "plan.json", "recover.json"}
+NOT_SHIPPED = {RECORD, MEASURED_RECORD, SUMS, "gate.json", "plan.json", "recover.json"}
 MEASURED_OF_MODELS = ("parameters", "perplexity", "window_losses", "peak_memory_bytes", "cold_start_seconds")
 MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
 
@@ -79,7 +81,9 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
         card = with_section(_card(parts, recipe, report, out, with_onnx), targets)
         (out / CARD).write_text(card, encoding="utf-8", newline="\n")
         write_json(out / RUN, run_record(report))
+        write_sbom(out / SBOM)
         write_json(out / MANIFEST, manifest(parts, report, targets, out, events))
+        write_sums(out)  # the manifest's own among them
     except OSError as error:
         raise TrimlineError(f"The package could not be written: {error}.", "Free some space, or run the missing stage again.") from error
 
@@ -111,7 +115,7 @@ def run_record(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def manifest(parts: PackageParts, report: dict[str, Any], targets: list[Target], out: Path, events: Events) -> dict[str, Any]:
-    """What made the package, and SHA-256 and bytes of every file in it but the manifest itself."""
+    """What made the package, and SHA-256 and bytes of every other file in it."""
     return {
         "format": FORMAT,
         "title": report["title"],
@@ -124,9 +128,8 @@ def manifest(parts: PackageParts, report: dict[str, Any], targets: list[Target],
 
 
 def packaged_files(folder: Path) -> list[Path]:
-    """Every file below ``folder`` but the manifest, in path order."""
-    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    return sorted((path for path in found if path != folder / MANIFEST), key=lambda path: path.relative_to(folder).as_posix())
+    """Every file below ``folder`` that the manifest sums, in path order."""
+    return [folder / name for name in names_below(folder) if name not in (MANIFEST, SUMS)]
 
 
 def _place(source: Path, target: Path) -> None:
@@ -145,7 +148,7 @@ def _card(parts: PackageParts, recipe: PackageSlice, report: dict[str, Any], out
 
 
 def sums(out: Path, events: Events) -> dict[str, Any]:
-    """SHA-256 and bytes of every file but the manifest, by its path relative to the package."""
+    """SHA-256 and bytes of every file that the manifest sums, by its path relative to the package."""
     files = packaged_files(out)
     found: dict[str, Any] = {}
     with events.progress("summing files", len(files)) as advance:

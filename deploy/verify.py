@@ -1,27 +1,15 @@
-"""Whether a package still is what its manifest says."""
+"""Whether a package still is what its manifest and its SHA256SUMS say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from deploy.package import FORMAT, MANIFEST, packaged_files
-from pipeline.artefact import file_digest
 from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One file that is not as the manifest says."""
-
-    path: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
+from pipeline.errors import TrimlineError, shown
+from pipeline.sums import SUMS, Problem, bad_place, check_sums, file_digest, read_sums
 
 
 def verify(folder: Path) -> list[Problem]:
@@ -31,9 +19,25 @@ def verify(folder: Path) -> list[Problem]:
         TrimlineError: the folder holds no manifest of this format.
     """
     folder = Path(folder)
+    if _manifest_changed(folder):  # it says nothing then
+        return check_sums(folder)
     entries = _entries(folder)
-    problems = [problem for name, entry in entries.items() if (problem := _check(folder, name, entry))]
-    return problems + list(_strangers(folder, entries))
+    seen: dict[str, str] = {}  # sums, so that no file is read twice
+    problems = [problem for name, entry in entries.items() if (problem := _check(folder, name, entry, seen))]
+    problems += _strangers(folder, entries)
+    named = {problem.path for problem in problems}
+    return problems + [problem for problem in check_sums(folder, seen) if problem.path not in named]
+
+
+def _manifest_changed(folder: Path) -> bool:
+    """Whether the manifest, which cannot sum itself, is not what the list beside it says."""
+    path = folder / MANIFEST
+    if not (path.is_file() and (folder / SUMS).is_file()):
+        return False
+    try:
+        return file_digest(path) != read_sums(folder).get(MANIFEST, file_digest(path))
+    except TrimlineError:  # the list is what was changed; it is named by whoever reads it next
+        return False
 
 
 def _entries(folder: Path) -> Mapping[str, Any]:
@@ -44,21 +48,16 @@ def _entries(folder: Path) -> Mapping[str, Any]:
     return entries
 
 
-def _check(folder: Path, name: str, entry: Any) -> Problem | None:
-    place = PurePosixPath(name)
-    # A manifest may come from anywhere: it must not make this read files outside the package.
-    if place.is_absolute() or ".." in place.parts or "\\" in name:
-        return Problem(name, "the manifest names a file outside the package")
-    path = folder / place
-    if not path.is_file():
-        return Problem(name, "missing")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return Problem(name, "leads outside the package")
+def _check(folder: Path, name: str, entry: Any, seen: dict[str, str]) -> Problem | None:
+    if place := bad_place(folder, name):
+        return Problem(name, place)
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         return Problem(name, "the manifest has no sum for it")
+    path = folder / name
     if path.stat().st_size != entry.get("bytes"):
-        return Problem(name, f"{path.stat().st_size:,} bytes instead of {entry.get('bytes')}")
-    return None if file_digest(path) == entry["sha256"] else Problem(name, "its content changed")
+        return Problem(name, f"{path.stat().st_size:,} bytes instead of {shown(entry.get('bytes'))}")
+    seen[name] = file_digest(path)
+    return None if seen[name] == entry["sha256"] else Problem(name, "its content changed")
 
 
 def _strangers(folder: Path, entries: Mapping[str, Any]) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ A killed run leaves either nothing or a whole artefact; running again goes on fr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.sums import SUMS, file_digest, write_sums
+
+__all__ = [
+    "MEASURED", "PARTIAL", "RECORD", "SUMS", "WORK", "Artefact", "code_version", "digest", "exclusive", "file_digest", "folder_digest",
+    "make_artefact", "whole_folder", "work_beside",
+]  # fmt: skip
 
 RECORD = "artefact.json"
 MEASURED = "run.json"
@@ -94,21 +106,65 @@ def is_whole(artefact: Artefact) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``folder`` and renames it at the end; whatever fails leaves nothing.
+    """Yields an empty folder beside ``folder``, sums what is in it at the end and renames it; whatever fails leaves nothing.
 
     Raises:
-        TrimlineError: something is at that place already.
+        TrimlineError: something is at that place already, or another process is writing it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrimlineError(f"{folder} exists already.", "Name an output folder that is new or empty.")
     partial = folder.parent / f"{PARTIAL}{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with _own(partial, folder):
+        try:
+            yield partial
+            write_sums(partial)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _own(partial: Path, folder: Path) -> Iterator[None]:
+    """Makes ``partial`` and locks it, so that a second process does not take it for what a killed one left.
+
+    The lock lies on the folder itself and ends with the process, so nothing else is left beside the output.
+    """
+    if partial.exists():
+        with _locked(partial, folder):
+            shutil.rmtree(partial, ignore_errors=True)
     try:
-        yield partial
-        os.replace(partial, folder)
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise _taken(folder) from None
+    with _locked(partial, folder):
+        yield
+
+
+@contextmanager
+def _locked(partial: Path, folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    number = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (partial.exists() and os.path.samestat(os.fstat(number), partial.stat())):
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(number)
+        raise _taken(folder) from None
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # some network file systems have no such locks
+            os.close(number)
+            raise
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(number)
+
+
+def _taken(folder: Path) -> TrimlineError:
+    return TrimlineError(f"Another process is writing {folder}.", "Wait for it, or name another output folder.")
 
 
 def work_beside(out: Path) -> Path:
@@ -142,15 +198,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files directly in a folder, hidden ones left out."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """SHA-256 over the names and bytes of all files directly in a folder, hidden ones and their sums left out."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != SUMS)
     return digest({path.name: file_digest(path) for path in files})
 
 

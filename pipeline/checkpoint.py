@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shortened, shown
+from pipeline.foreign import check_files
 from pipeline.geometry import Geometry
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 2**30  # in memory at once when a checkpoint is written
+LARGEST_JSON = 32 * 2**20  # a list of lists takes twenty times its text in memory
 
 
 class Checkpoint:
@@ -33,6 +35,7 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TrimlineError(f"There is no checkpoint folder {folder}.", "Give a folder that holds config.json and safetensors.")
+        check_files(self.folder)
         self.config = read_json(self.folder / "config.json")
         self._shards = {path.name: _open_shard(path) for path in self._shard_paths()}
 
@@ -101,18 +104,25 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes config.json and safetensors (with an index above one shard) into ``folder``, same input same bytes."""
+    """Writes config.json and safetensors (with an index above one shard) into ``folder``, same input same bytes.
+
+    Each tensor is asked for once, in name order, and let go of with its shard: a mapping may make them on request.
+    """
     write_json(folder / "config.json", config)
-    shards = _split(tensors)
+    shards: list[list[str]] = []
+    size = 0
+    for number, shard in enumerate(_shards(tensors)):
+        save_tensors(folder / _part(number), shard)
+        shards.append(list(shard))
+        size += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) == 1:
-        save_tensors(folder / "model.safetensors", shards[0])
+        (folder / _part(0)).rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors(folder / name, shard)
-        weight_map |= dict.fromkeys(shard, name)
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    for number, names in enumerate(shards):  # how many there are is known now
+        final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / _part(number)).rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
@@ -124,18 +134,25 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """A JSON object from a file of at most ``most`` bytes.
 
     Raises:
-        TrimlineError: the file is missing, not JSON, or not an object.
+        TrimlineError: the file is missing, no file, too large, not JSON, or not an object.
     """
+    if not path.exists():
+        raise TrimlineError(f"{path} does not exist.", "Check the folder you gave.")
+    if not path.is_file():  # reading a pipe could wait for ever
+        raise TrimlineError(f"{path} is no file.", "Check the folder you gave.")
+    if path.stat().st_size > most:
+        raise TrimlineError(f"{path} is larger than {most >> 20} MiB.", "Fetch or write it again.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrimlineError(f"{path} does not exist.", "Check the folder you gave.") from None
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # an escape can spell half of a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise TrimlineError(f"{path} is not valid JSON ({error}).", "Fetch or write it again.") from None
+        raise TrimlineError(f"{path} is not valid JSON ({shortened(str(error), 200)}).", "Fetch or write it again.") from None
     if not isinstance(value, dict):
         raise TrimlineError(f"{path} holds a JSON {type(value).__name__}, not an object.", "Fetch or write it again.")
     return value
@@ -146,28 +163,41 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    shards: list[dict[str, torch.Tensor]] = [{}]
+def _shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
     filled = 0
     for name in sorted(tensors):
         tensor = tensors[name]
-        if shards[-1] and filled + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
+        if shard and filled + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
         filled += tensor.nbytes
-    return shards
+    yield shard
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.safetensors"
 
 
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise TrimlineError(f"The index of {folder} names the shard {name!r}, which is not a file in it.", "Fetch the checkpoint again.")
+    if Path(name).name != name or not _is_file(path):
+        raise TrimlineError(
+            f"The index of {folder} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch the checkpoint again."
+        )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Fetch the checkpoint again.") from None
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Fetch the checkpoint again.") from None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -66,6 +67,10 @@ def collapsed_live(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rul
     live = blocks_of(model.model, model.geometry.family)
     gone = [live[number] for number in model.selection.blocks if number not in {block.base for block in blocks}]
     with ExitStack() as undo, standing_in(nn.ModuleList(gone), lambda hidden, **_: hidden):
+        if model.paging is not None:
+            undo.enter_context(model.paging.also(partial(_collapse_read, model, blocks, rule)))
+            yield
+            return
         for block in blocks:
             for name in tensor_names(model.geometry, rule) if block.changed else ():
                 tensor = live[block.base].get_parameter(name)
@@ -73,6 +78,16 @@ def collapsed_live(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rul
                 undo.callback(setattr, tensor, "data", tensor.data)
                 tensor.data = value.to(tensor)
         yield
+
+
+def _collapse_read(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rule, number: int) -> None:
+    """Merges into a paged block, which was just read, the others that it stands for."""
+    family, live = model.geometry.family, blocks_of(model.model, model.geometry.family)[number]
+    for block in (block for block in blocks if block.base == number and block.changed):
+        for name in tensor_names(model.geometry, rule):
+            tensor = live.get_parameter(name)
+            tensor.data.copy_(mixed(block, lambda other, name=name, like=tensor: model.tensor(family.module(other, name)).to(like)))  # type: ignore[misc]
+        model.silence(number)
 
 
 def tensor_names(geometry: Geometry, rule: Rule) -> Iterator[str]:

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.calibrate.sweep import blocks_of, enter, standing_in
 from pipeline.calibrate.windows import check_windows, consecutive_windows
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.families import Family
+from pipeline.loading import load_tokenizer
 from pipeline.options import RunOptions
+from pipeline.paging import open_model
 from pipeline.recipe import EvaluateSlice
 from pipeline.sources.model import checkpoint_folder
 
@@ -42,8 +45,8 @@ def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunO
         load_tokenizer(folder), (texts / "evaluation.txt").read_text(encoding="utf-8"), recipe.windows, recipe.window
     )
     check_windows(windows, Checkpoint(folder).geometry)
-    model = load_model(folder, device=options.device, trust_remote_code=options.trust_remote_code)
-    losses = window_losses(model, windows, events)
+    model, paging = open_model(folder, options)
+    losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
     name = read_json(texts / "text.json")["evaluation"]["name"] if (texts / "text.json").exists() else "evaluation.txt"
     result = perplexity_record(losses) | {"text": name, "window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
     write_json(out / RESULT, result)
@@ -57,10 +60,29 @@ def window_losses(model: nn.Module, windows: torch.Tensor, events: Events) -> li
     device = next(model.parameters()).device
     with events.progress(f"perplexity over {windows.numel():,} tokens", len(windows)) as advance:
         for window in windows.to(device):
-            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
-            losses.append(torch.nn.functional.cross_entropy(logits.float(), window[1:]).item())
+            losses.append(_loss(model, window))
             advance(1)
     return losses
+
+
+@torch.inference_mode()
+def paged_losses(model: nn.Module, family: Family, windows: torch.Tensor, events: Events) -> list[float]:
+    """``window_losses`` with all windows in one block before any enters the next, so that each block is read once."""
+    states, arguments = enter(model, family, windows.split(1))
+    blocks, losses = blocks_of(model, family), []
+    with events.progress(f"perplexity over {windows.numel():,} tokens, block by block", len(blocks)) as advance:
+        for number, block in enumerate(blocks):
+            states = [block(state, **arguments[index][number]) for index, state in enumerate(states)]
+            advance(1)
+    for window, state in zip(windows.to(states[0].device), states, strict=True):
+        with standing_in(blocks, lambda *_, state=state, **__: state):
+            losses.append(_loss(model, window))
+    return losses
+
+
+def _loss(model: nn.Module, window: torch.Tensor) -> float:
+    logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits.float(), window[1:]).item()
 
 
 def perplexity_record(losses: list[float]) -> dict[str, Any]:

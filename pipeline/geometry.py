@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shown
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 
 MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
-MOST_BLOCKS = 2**16
+MOST_BLOCKS = 2**12  # counting tensors takes a hundred microseconds per block
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Geometry:
         config = {**family.defaults, **config}
         for key, needed in family.requires.items():
             if config[key] != needed:
-                raise _bad(key, f"only {needed!r} is supported for {family.model_type}, and it is {config[key]!r}")
+                raise _bad(key, f"only {needed!r} is supported for {family.model_type}, and it is {shown(config[key])}")
         hidden = _size(config, "hidden_size")
         # Sizes of the dense model: a decilm config states the heads that are left, which may be fewer.
         heads = _size(config, family.heads_key)
@@ -222,9 +222,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise _bad(key, f"it is {value!r}, not a positive integer")
+        raise _bad(key, f"it is {shown(value)}, not a positive integer")
     if value > most:
-        raise _bad(key, f"it is {value}, more than any model has")
+        raise _bad(key, f"it is {shown(value)}, more than any model has")
     return value
 
 

@@ -7,7 +7,6 @@ temporary folder, so that nothing is written into the user's home.
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import logging
 
 from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shown
 from pipeline.families import FAMILIES, family_named
+from pipeline.foreign import check_files
 from pipeline.rebuild.modelling import expected_files, names_for, profile_of
 
 
@@ -60,16 +59,35 @@ def load_with_report(
     folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, LoadReport]:
     """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
-    config = Checkpoint(folder).config  # opens every shard: refuses pickles and names a truncated file
-    trust = trusts(folder, config, trust_remote_code)
+    checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
+    trust = trusts(folder, checkpoint.config, trust_remote_code)
+    check_promise(checkpoint)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
-    with quiet_transformers(), _as_trimline_error(folder):
+    with quiet_transformers(), as_trimline_error(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, **options
         )
         model, info = loaded
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     return model.to(device).eval(), report
+
+
+def check_promise(checkpoint: Checkpoint) -> None:
+    """Refuses a config that describes a far larger model than there are weights, before transformers makes it.
+
+    What is missing or misshapen within these bounds, transformers itself reports.
+    """
+    named, held = sum(1 for _ in checkpoint.geometry.tensors()), len(checkpoint.locations)
+    if named > 2 * held + 16:
+        raise TrimlineError(
+            f"config.json of {checkpoint.folder} describes {named:,} tensors, and the folder holds {held:,}.", "Fetch the checkpoint again."
+        )
+    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    if (parameters := checkpoint.geometry.total_parameters()) > 8 * size:
+        raise TrimlineError(
+            f"config.json of {checkpoint.folder} describes {shown(parameters)} parameters, and the weights have {size:,} bytes.",
+            "Fetch the checkpoint again.",
+        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -80,12 +98,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
+    check_files(folder)
     settings = folder / "tokenizer_config.json"
     if settings.exists() and "auto_map" in read_json(settings) and not trust_remote_code:
         raise TrimlineError(f"The tokenizer of {folder} needs Python code from that folder ({settings.name}).", _TRUST)
     trust = trusts(folder, config, trust_remote_code)
-    with quiet_transformers(), _as_trimline_error(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    with quiet_transformers(), as_trimline_error(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        tokenizer("a", verbose=False)  # its settings are believed until it is used
+        return tokenizer
 
 
 _TRUST = "If you trust it, read it first and pass --trust-remote-code."
@@ -104,9 +125,10 @@ def trusts(folder: Path, config: dict[str, Any], trust_remote_code: bool = False
         return True
     expected = expected_files(config)
     if not expected or config["auto_map"] != _expected_map(config):
-        known = config.get("model_type") in FAMILIES
+        known = str(config.get("model_type")) in FAMILIES
         stock = f"transformers needs none for {config['model_type']}: delete auto_map from config.json. " if known else ""
-        raise TrimlineError(f"config.json of {folder} names modelling code of its own (auto_map: {config['auto_map']}).", stock + _TRUST)
+        named = shown(config["auto_map"], 200)
+        raise TrimlineError(f"config.json of {folder} names modelling code of its own (auto_map: {named}).", stock + _TRUST)
     # Every Python file counts: transformers also runs some that no auto_map names (custom_generate).
     found = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.py"))}
     for name in sorted({*expected, *found}):
@@ -144,20 +166,18 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def first_words(error: BaseException, most: int = 300) -> str:
+    """What an error of a library says, on one line and without a full stop; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most].rstrip(" .") or type(error).__name__
+
+
 @contextmanager
-def _as_trimline_error(folder: Path) -> Iterator[None]:
+def as_trimline_error(folder: Path) -> Iterator[None]:
+    """What transformers raises for a folder that it cannot open, as a sentence."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        json.JSONDecodeError,
-        SafetensorError,
-    ) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise TrimlineError(f"transformers cannot open {folder}: {reason}", "Fetch or rebuild the checkpoint.") from error
+    except (TrimlineError, MemoryError):
+        raise
+    except Exception as error:  # what it raises, and what the libraries below it raise, depends on what is broken
+        reason = first_words(error)
+        raise TrimlineError(f"transformers cannot open {folder}: {reason}.", "Fetch or rebuild the checkpoint.") from error

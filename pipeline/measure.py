@@ -60,10 +60,11 @@ def measured_part(recipe: PruneSlice, geometry: Geometry) -> dict[str, Any] | No
     scored = isinstance(method, ScoringMethod) and Space.WEIGHT not in step.spaces
     if not (scored or isinstance(method, MeasuringMethod)) or (scored and _bytes(step, geometry) > LARGEST):
         return None
-    described = step.model_dump(mode="json", exclude={"budget", "shots"})
+    described = step.model_dump(mode="json", exclude={"budget", "shots", "target"})
     if described["pooled"]:
         del described["pooled"]["remove"]
-    return {"calibration": recipe.calibration.model_dump(mode="json"), "step": described, "spaces": [space.value for space in step.spaces]}
+    described |= {"spaces": [space.value for space in step.spaces], "allow_empty": step.allow_empty}
+    return {"calibration": recipe.calibration.model_dump(mode="json"), "step": described}
 
 
 def _bytes(step: PruneStep, geometry: Geometry) -> int:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import TrimlineError
+from pipeline.memory import usable_memory
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+WEIGHTS_SHARE = 0.6  # of the memory; the rest is for hidden states, statistics and the libraries
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,15 @@ class RunOptions:
             instructions for it and the checkpoint's own dtype elsewhere.
         threads: for torch and ONNX Runtime.
         trust_remote_code: run modelling code that a foreign checkpoint carries.
+        memory: bytes that may be used; None is what the GPU, the machine or its container has. A model that takes more than its share
+            is in memory one block at a time, and computes the same.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: DType = "auto"
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     trust_remote_code: bool = False
+    memory: int | None = None
 
     def apply(self) -> None:
         """Sets torch's thread count.
@@ -48,9 +53,16 @@ class RunOptions:
         native = torch.cuda.is_bf16_supported() if self.device == "cuda" else processor_has_bf16()
         return torch.bfloat16 if native else torch.float32
 
+    def holds(self, weights: int) -> bool:
+        """Whether so many bytes of weights may be in memory as a whole, with what is computed on them."""
+        there_is = torch.cuda.mem_get_info()[1] if self.device == "cuda" and not self.memory else usable_memory()
+        return weights <= WEIGHTS_SHARE * (self.memory or there_is)
+
     def as_record(self) -> dict[str, Any]:
-        """What the manifest keeps and what a stage's key depends on."""
-        return asdict(self) | {"dtype": str(self.resolved_dtype()).removeprefix("torch.")}
+        """What the manifest keeps and what a stage's key depends on: not the memory, which changes no result."""
+        record = asdict(self) | {"dtype": str(self.resolved_dtype()).removeprefix("torch.")}
+        del record["memory"]
+        return record
 
 
 def processor_has_bf16() -> bool:

@@ -17,12 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import read_json, save_tensors, write_json
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shortened, shown
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 from pipeline.geometry import BlockShape, Geometry
 
 FORMAT = 1
-MOST_UNITS = 2**24  # of one space; a plan that somebody wrote by hand must not fill the memory
+MOST_UNITS = 2**20  # of one space, and in all lists of a plan together: a plan that somebody else wrote must not fill the memory
+MOST_LISTED = 2**26
+LARGEST_PLAN = 512 * 2**20  # bytes; forty shots list their units forty times
+_shared: list[int] = []  # 0, 1, 2 …: many lists of the same numbers, each number in memory once
 
 
 @dataclass(frozen=True)
@@ -158,31 +161,33 @@ class Plan:
         Raises:
             TrimlineError: the folder holds no plan, a damaged one, or one of another format.
         """
-        document = read_json(Path(folder) / "plan.json")
+        document = read_json(Path(folder) / "plan.json", LARGEST_PLAN)
         if document.get("format") != FORMAT:
             raise TrimlineError(
-                f"{folder}/plan.json has format {document.get('format')!r}, not {FORMAT}.", "Prune again with this version."
+                f"{folder}/plan.json has format {shown(document.get('format'))}, not {FORMAT}.", "Prune again with this version."
             )
         try:
             return cls._from_document(document, _tensors(folder, "updates"), _tensors(folder, "scores"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TrimlineError(f"{folder}/plan.json is no plan ({type(error).__name__}: {error}).", "Prune again.") from None
+            why = shortened(f"{type(error).__name__}: {error}", 200)
+            raise TrimlineError(f"{folder}/plan.json is no plan ({why}).", "Prune again.") from None
 
     @classmethod
     def _from_document(cls, document: Mapping[str, Any], updates: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> Plan:
+        numbers = _Lists()
         selection = Selection(
-            blocks=_numbers(document["blocks"]),
-            ffn=tuple(_numbers(text) for text in document["ffn"]),
-            kv_groups=tuple(_numbers(text) for text in document["kv_groups"]),
-            residual=None if document["residual"] is None else _numbers(document["residual"]),
+            blocks=numbers(document["blocks"]),
+            ffn=tuple(numbers(text) for text in document["ffn"]),
+            kv_groups=tuple(numbers(text) for text in document["kv_groups"]),
+            residual=None if document["residual"] is None else numbers(document["residual"]),
         )
         steps = tuple(
-            Step(s["title"], s["recipe"], {space: _numbers(text) for space, text in s["kept"].items()}, s["facts"])
+            Step(str(s["title"]), dict(s["recipe"]), {space: numbers(text) for space, text in s["kept"].items()}, dict(s["facts"]))
             for s in document["steps"]
         )
         return cls(
             family=family_named(document["family"]),
-            selection=selection,
+            selection=_checked(selection),
             steps=steps,
             updates=updates,
             scores=scores,
@@ -198,7 +203,7 @@ def _tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({error}).", "Prune again.") from None
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Prune again.") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -218,6 +223,35 @@ def _numbers(text: str) -> tuple[int, ...]:
         first, _, last = run.partition("-")
         start, stop = int(first), int(last or first) + 1
         if not 0 <= start < stop <= MOST_UNITS:
-            raise ValueError(f"{run!r} is no range of units")
-        numbers.extend(range(start, stop))
+            raise ValueError(f"{shown(run)} is no range of units")
+        if numbers and start <= numbers[-1]:
+            raise ValueError(f"the range {shown(run)} does not ascend")
+        if len(_shared) < stop:
+            _shared.extend(range(len(_shared), max(stop, 2 * len(_shared))))
+        numbers.extend(_shared[start:stop])
     return tuple(numbers)
+
+
+class _Lists:
+    """``_numbers`` of all lists of one plan, up to ``MOST_LISTED`` numbers."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LISTED
+
+    def __call__(self, text: str) -> tuple[int, ...]:
+        numbers = _numbers(text)
+        self._left -= len(numbers)
+        if self._left < 0:
+            raise ValueError("its lists hold more units than any model has")
+        return numbers
+
+
+def _checked(selection: Selection) -> Selection:
+    """Raises ValueError where the lists do not belong to one model."""
+    if len(selection.ffn) != len(selection.kv_groups):
+        raise ValueError(f"ffn speaks of {len(selection.ffn)} blocks, kv_groups of {len(selection.kv_groups)}")
+    if not selection.blocks or selection.blocks[-1] >= len(selection.ffn):
+        raise ValueError(f"the blocks that stay are none, or beyond the {len(selection.ffn)} that ffn speaks of")
+    if selection.residual == ():
+        raise ValueError("no channel of the residual stream stays")
+    return selection

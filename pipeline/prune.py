@@ -10,17 +10,20 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from pipeline.allocation.targeted import Aim, demand_possible
+from pipeline.allocation.targets import Consumer, measures, part_of
 from pipeline.calibrate.windows import check_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
 from pipeline.kept import Kept
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.loading import load_tokenizer
 from pipeline.masks import Pattern
 from pipeline.methods import ScoringMethod, StepMethod, WeightMethod, method_named
 from pipeline.methods.method import CheckingMethod, MeasuringMethod, Scores
 from pipeline.options import RunOptions
+from pipeline.paging import open_model
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Budget, Pool, PruneSlice, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
@@ -30,7 +33,14 @@ from pipeline.structured import remove_units
 
 
 def prune(
-    source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, events: Events, measured: Path | None = None
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    out: Path,
+    events: Events,
+    measured: Path | None = None,
+    consumer: Consumer = Consumer(),  # noqa: B008 - frozen
 ) -> None:
     """Stage: writes a plan.
 
@@ -42,15 +52,24 @@ def prune(
         out: empty folder.
         events: progress.
         measured: what ``pipeline.measure`` wrote for this model and recipe; without, everything is measured here.
+        consumer: what will run the result; targets are stated for it.
 
     Raises:
-        TrimlineError: the method cannot score the space, the budget cannot be met, the text is too short.
+        TrimlineError: the method cannot score the space, the budget or target cannot be met, the text is too short.
     """
-    model, windows = opened(source, texts, recipe, options)
+    check_steps(recipe)
+    check_targets(recipe, Checkpoint(checkpoint_folder(source)).geometry, consumer)
+    model, windows = opened(source, texts, recipe, options, consumer)
     make_plan(model, windows, recipe, events, Kept.read(measured) if measured else None).write(out)
 
 
-def opened(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions) -> tuple[ShrinkingModel, torch.Tensor]:
+def opened(
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+) -> tuple[ShrinkingModel, torch.Tensor]:
     """The dense model in the dtype that measures, and the calibration tokens, shape (N, S); arguments as of ``prune``."""
     options.apply()
     folder = checkpoint_folder(source)
@@ -60,8 +79,8 @@ def opened(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions) -
     windows = draw_windows(load_tokenizer(folder), text, recipe.calibration)
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
-    model = load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    return ShrinkingModel(model, checkpoint), windows
+    model, paging = open_model(folder, options, dtype)
+    return ShrinkingModel(model, checkpoint, paging, consumer), windows
 
 
 def check_steps(recipe: PruneSlice) -> None:
@@ -78,6 +97,19 @@ def check_steps(recipe: PruneSlice) -> None:
             raise TrimlineError("A step removes units after single weights went, and its updates would fill the zeros.",
                                 "Make the model smaller first, then sparse.")  # fmt: skip
         sparse = sparse or Space.WEIGHT in step.spaces
+
+
+def check_targets(recipe: PruneSlice, dense: Geometry, consumer: Consumer) -> None:
+    """Whether what the targets speak of is known, and whether any sizes of the dense model meet the first step's.
+
+    Raises:
+        TrimlineError: there is no latency table, it knows no such workload, bytes are not known, or too much is asked for.
+    """
+    for place, step in enumerate(recipe.steps):
+        if step.target:
+            measures(step.target, dense, consumer)
+            if place == 0:
+                demand_possible(Aim(step.target, dense, dense, consumer), step)
 
 
 def _check_step(step: PruneStep) -> None:
@@ -176,7 +208,8 @@ def shots_of(step: PruneStep, model: ShrinkingModel) -> Iterator[PruneStep]:
             space: old if old.remove is None else old.model_copy(update={"remove": left(space, old)}) for space, old in step.budget.items()
         }
         pooled = step.pooled and step.pooled.model_copy(update={"remove": left(None, step.pooled)})
-        yield step.model_copy(update={"budget": budget, "pooled": pooled, "shots": 1})
+        aim = step.target and part_of(step.target, shot / step.shots, whole, model.geometry, model.consumer)
+        yield step.model_copy(update={"budget": budget, "pooled": pooled, "target": aim, "shots": 1})
 
 
 def _part(step: PruneStep, shot: int, whole: Geometry, now: Geometry, space: Space | None, budget: Budget | Pool) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from pipeline.allocation.targets import Consumer
 from pipeline.calibrate.sweep import blocks_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear, Sublayer
 from pipeline.geometry import Geometry
+from pipeline.paging import Paging
 from pipeline.plan import Selection
 from pipeline.rebuild.places import place_of
 from pipeline.rebuild.profiles import check_stream
@@ -21,23 +24,48 @@ from pipeline.rebuild.surgery import select
 class ShrinkingModel:
     """Removed units are zeros in the live model, so that numbering stays the original one in every step.
 
+    Where the live model's blocks are paged, a block gets what has changed when it is read.
+
     Attributes:
         model: the live model, in the dtype that measures.
+        paging: which of its blocks is in memory; None where all are.
         checkpoint: the dense weights, in their own dtype.
         geometry: sizes of the dense model.
         selection: what is left.
         sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
         biases: projections, by their names inside a block, that were given a bias which the dense model has not.
+        consumer: what will run the result; targets are stated for it.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        paging: Paging | None = None,
+        consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+    ) -> None:
         self.model = model
         self.checkpoint = checkpoint
+        self.paging = paging
+        self.consumer = consumer
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
         self.biases: set[str] = set()
         self._changed: dict[str, torch.Tensor] = {}
+        if paging is not None:
+            paging.overlay = self._restore
+
+    def twin(self) -> nn.Module:
+        """The live model as it is now, whatever happens to this one later."""
+        if self.paging is None:
+            return deepcopy(self.model)
+        model, paging = self.paging.again()
+        twin = ShrinkingModel(model, self.checkpoint, paging)
+        twin.selection, twin._changed = self.selection, dict(self._changed)
+        if self.selection.residual is not None:
+            twin.keep_residual(self.selection.residual)
+        return twin.model
 
     @property
     def current(self) -> Geometry:
@@ -70,11 +98,8 @@ class ShrinkingModel:
             self.selection = replace(self.selection, ffn=tuple(units))
         else:
             self.selection = replace(self.selection, kv_groups=tuple(units))
-        for linear in self.geometry.family.linears:
-            if linear.sublayer is sublayer:
-                self._silence(block, linear)
-        if not kept:
-            _zero_bias(self._live(block, self.geometry.family.reader(sublayer)))
+        if self._is_live(block):
+            self._silence_sublayer(block, sublayer)
 
     def keep_residual(self, kept: Sequence[int]) -> None:
         """Removes all other channels of the residual stream: nothing writes them in the live model, so they stay zero.
@@ -87,17 +112,14 @@ class ShrinkingModel:
         self.selection = replace(self.selection, residual=tuple(kept))
         for name in family.embeddings:
             self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
-        for block in range(len(self.geometry.blocks)):
+        for block in filter(self._is_live, range(len(self.geometry.blocks))):
             for sublayer in Sublayer:
                 self._silence(block, family.reader(sublayer))
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
-        for block in set(self.selection.blocks) - set(kept):
-            for sublayer in Sublayer:
-                reader = self._live(block, self.geometry.family.reader(sublayer))
-                reader.weight.data.zero_()
-                _zero_bias(reader)
+        for block in filter(self._is_live, set(self.selection.blocks) - set(kept)):
+            self._silence_readers(block)
         self.selection = replace(self.selection, blocks=tuple(kept))
 
     def update_reader(
@@ -116,9 +138,8 @@ class ShrinkingModel:
         full = self.tensor(name + ".weight").clone()
         full[:, columns] = weight.to(full.device)
         self._store(name + ".weight", full)
-        live = self._live(block, linear)
-        live.weight.data[:, columns.to(live.weight.device)] = weight.to(live.weight)
-        self._silence(block, linear)
+        if self._is_live(block):
+            self._copy(block, linear, "weight")
         if shift is not None:
             self.add_bias(block, linear.name, shift)
 
@@ -133,11 +154,8 @@ class ShrinkingModel:
         before = self.bias(block, linear)
         bias = shift.cpu() if before is None else before + shift.cpu()
         self._store(self.geometry.family.module(block, linear) + ".bias", bias)
-        live = self._live(block, described)
-        if live.bias is None:
-            live.bias = nn.Parameter(live.weight.new_zeros(len(bias)), requires_grad=live.weight.requires_grad)
-        live.bias.data.copy_(bias)
-        self._silence(block, described)
+        if self._is_live(block):
+            self._copy(block, described, "bias")
         if not self.geometry.has_bias(described):
             self.biases.add(linear)
 
@@ -161,10 +179,19 @@ class ShrinkingModel:
         place = place_of(self.geometry.family, name)
         assert place is not None, "only tensors inside blocks are updated"
         self._store(name, value)
-        live = self.model.get_parameter(name)
-        live.data.copy_(value)
+        if not self._is_live(place.block):
+            return
         if isinstance(place.part, Linear):
-            self._silence(place.block, place.part)
+            self._copy(place.block, place.part, name.rpartition(".")[2])
+        else:
+            self.model.get_parameter(name).data.copy_(self._changed[name])
+
+    def silence(self, block: int) -> None:
+        """Zeros in the live block for everything that is gone of it."""
+        for sublayer in Sublayer:
+            self._silence_sublayer(block, sublayer)
+        if block not in self.selection.blocks:
+            self._silence_readers(block)
 
     def updates(self) -> dict[str, torch.Tensor]:
         """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for what stays."""
@@ -191,6 +218,46 @@ class ShrinkingModel:
             live.weight.data[gone] = 0
             if live.bias is not None:
                 live.bias.data[gone] = 0
+
+    def _silence_sublayer(self, block: int, sublayer: Sublayer) -> None:
+        """Zeros for the units of a sublayer that are gone."""
+        for linear in self.geometry.family.linears:
+            if linear.sublayer is sublayer:
+                self._silence(block, linear)
+        if not self.selection.units(sublayer)[block]:
+            _zero_bias(self._live(block, self.geometry.family.reader(sublayer)))
+
+    def _silence_readers(self, block: int) -> None:
+        """Nothing of a block reaches the residual stream."""
+        for sublayer in Sublayer:
+            reader = self._live(block, self.geometry.family.reader(sublayer))
+            reader.weight.data.zero_()
+            _zero_bias(reader)
+
+    def _copy(self, block: int, linear: Linear, kind: str) -> None:
+        """Gives the live projection its changed weight or bias, rounded as the checkpoint will hold it."""
+        live, value = self._live(block, linear), self._changed[f"{self.geometry.family.module(block, linear.name)}.{kind}"]
+        if kind == "bias" and live.bias is None:
+            live.bias = nn.Parameter(live.weight.new_zeros(len(value)), requires_grad=live.weight.requires_grad)
+        getattr(live, kind).data.copy_(value)
+        self._silence(block, linear)
+
+    def _restore(self, block: int) -> None:
+        """Does to a block that was just read all that was done to the model so far."""
+        family = self.geometry.family
+        prefix = f"{family.blocks}.{block}."
+        for name in (name for name in self._changed if name.startswith(prefix)):
+            place = place_of(family, name)
+            assert place is not None
+            if isinstance(place.part, Linear):
+                self._copy(block, place.part, name.rpartition(".")[2])
+            else:
+                self.model.get_parameter(name).data.copy_(self._changed[name])
+        self.silence(block)
+
+    def _is_live(self, block: int) -> bool:
+        """Whether a block's tensors are in memory; those that are not will be as they should when they are read."""
+        return self.paging is None or self.paging.holds(block)
 
     def _live(self, block: int, linear: Linear) -> nn.Linear:
         found = blocks_of(self.model, self.geometry.family)[block].get_submodule(linear.name)

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.allocation.pooled import pooled_allocation
+from pipeline.allocation.targeted import Aim, by_own_rule, by_scores
 from pipeline.calibrate.gradients import BlockGradients, gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, Needs
 from pipeline.calibrate.sweep import sweep
@@ -22,7 +23,7 @@ from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import BlockView, PoolingMethod, Scores
 from pipeline.plan import Step
 from pipeline.rebuild.profiles import check_stream
-from pipeline.recipe import PruneStep, Space
+from pipeline.recipe import Budget, Pool, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
@@ -150,6 +151,8 @@ def rule_of(step: PruneStep) -> str:
 
 def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
     """How many units stay, and the numbers behind it."""
+    if step.target:
+        return _targeted_counts(model, step, scores, importance)
     if step.pooled:
         method = method_named(step.method)
         rule = method.pooled_counts if isinstance(method, PoolingMethod) else pooled_allocation
@@ -169,6 +172,36 @@ def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: 
         else:
             counts[space], facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
     return counts, facts
+
+
+def _targeted_counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
+    """Sizes that meet a target: the best under the step's scores, or those of the method's own rule."""
+    assert step.target is not None
+    method, aim = method_named(step.method), Aim(step.target, model.current, model.geometry, model.consumer)
+    assert isinstance(method, ScoringMethod)
+    additive = method.allocation == "raw"
+    if step.allocation == "optimal":
+        return by_scores(aim, step, scores, additive)
+    return by_own_rule(aim, step, pools(step), lambda stated: _counts(model, stated, scores, importance))
+
+
+def pools(step: PruneStep) -> bool:
+    """Whether a step with a target shares one budget out over all its spaces by scores, as ``pooled`` does."""
+    method = method_named(step.method)
+    if not isinstance(method, ScoringMethod):
+        return True
+    return step.allocation == "optimal" or (step.allocation is None and (method.allocation == "raw" or isinstance(method, PoolingMethod)))
+
+
+def as_budget(step: PruneStep) -> PruneStep:
+    """A step with a target as one with a budget that leaves shapes of the same kind: what may be uneven, before anything is known."""
+    if step.target is None:
+        return step
+    if Space.LAYER not in step.spaces and pools(step):
+        stated: dict[str, Any] = {"pooled": Pool(spaces=step.spaces, remove=0.5, allow_empty=step.allow_empty)}
+    else:
+        stated = {"budget": {space: Budget(remove=0.5) for space in step.spaces}}
+    return step.model_copy(update={"target": None} | stated)
 
 
 def _units_to_keep(

@@ -48,6 +48,7 @@ from trimline.compare.tables import write_comparison
 from trimline.graph import Run, RunResult
 from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
+from trimline.rounds import consumer_of
 from trimline.sweep.data import SweepData
 from trimline.sweep.executors import executor_of
 from trimline.sweep.grid import grid_points
@@ -95,7 +96,7 @@ def prune(
     with _checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
         if wanted.prune.calibration.token_ids is None:
             write_texts(wanted.text, options, Path(scratch), events)
-        write_plan(folder, Path(scratch), wanted.prune, options, out, events)
+        write_plan(folder, Path(scratch), wanted.prune, options, out, events, consumer=consumer_of(wanted, None))
     return Plan.read(Path(output))
 
 

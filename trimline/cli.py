@@ -15,6 +15,7 @@ from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
 from trimline.cli_sweep import sweep
+from trimline.cli_verify import verify
 from trimline.session import Session, session
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ DTypeOption = Annotated[
     DTypeName, typer.Option(help="Of the passes that measure activations or train; auto takes bf16 where the processor has it.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="For torch and ONNX Runtime; default: every core this process may use.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What may be used, such as 4GiB; a model that needs more is in memory one block at a time. Default: all there is."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a foreign checkpoint carries.")]
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -70,6 +75,7 @@ def run(
     device: DeviceOption = Device.CPU,
     dtype: DTypeOption = DTypeName.AUTO,
     threads: Threads = None,
+    memory: Memory = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -80,7 +86,7 @@ def run(
         from trimline.reporting import render_terminal
 
         command = shlex.join(["trimline", *sys.argv[1:]])
-        result = api.run(recipe, output, options=_options(device, dtype, threads, trust), events=here.events, command=command)
+        result = api.run(recipe, output, options=_options(device, dtype, threads, trust, memory), events=here.events, command=command)
         render_terminal(result.report, here.out, result.page)
         here.out.print(f"Package: {result.package}", soft_wrap=True, highlight=False)
         here.answer(_run_answer(result))
@@ -94,6 +100,7 @@ def prune(
     device: DeviceOption = Device.CPU,
     dtype: DTypeOption = DTypeName.AUTO,
     threads: Threads = None,
+    memory: Memory = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -102,7 +109,7 @@ def prune(
     with session(as_json, debug) as here:
         from trimline import api
 
-        plan = api.prune(recipe, output, model=model, options=_options(device, dtype, threads, trust), events=here.events)
+        plan = api.prune(recipe, output, model=model, options=_options(device, dtype, threads, trust, memory), events=here.events)
         selection = plan.selection
         ffn = [len(selection.ffn[block]) for block in selection.blocks]
         kv_groups = [len(selection.kv_groups[block]) for block in selection.blocks]
@@ -118,6 +125,7 @@ def rebuild(
     profile: Annotated[Literal["uniform", "decilm", "free"], typer.Option(help="What shapes the consumer accepts.")] = "uniform",
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
+    memory: Memory = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -126,7 +134,7 @@ def rebuild(
     with session(as_json, debug) as here:
         from trimline import api
 
-        options = _options(device, DTypeName.AUTO, threads, trust)
+        options = _options(device, DTypeName.AUTO, threads, trust, memory)
         folder = api.rebuild(model, plan, output, profile=profile, options=options, events=here.events)
         _show_folder(here, folder)
 
@@ -165,6 +173,7 @@ def evaluate(
     window: Annotated[int, typer.Option(min=2, help="Tokens per window; they do not overlap.")] = 1024,
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
+    memory: Memory = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -173,7 +182,7 @@ def evaluate(
     with session(as_json, debug) as here:
         from trimline import api
 
-        options = _options(device, DTypeName.AUTO, threads, trust)
+        options = _options(device, DTypeName.AUTO, threads, trust, memory)
         found = api.evaluate(model, text=text, windows=windows, window=window, options=options, events=here.events)
         error = "" if found.standard_error is None else f" ± {found.standard_error:.2f}"
         here.out.print(f"Perplexity {found.value:.2f}{error} ({windows} windows of {window} tokens).", highlight=False)
@@ -319,24 +328,7 @@ def inspect(
         here.answer(asdict(inspection))
 
 
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A package folder.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Check a package against its SHA-256 sums."""
-    with session(as_json, debug) as here:
-        from deploy.verify import verify as find_problems
-
-        problems = find_problems(folder)
-        for problem in problems:
-            here.out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-        if not problems:
-            here.out.print(f"{folder}: every file is as its manifest says.", markup=False, highlight=False, soft_wrap=True)
-        here.answer({"folder": str(folder), "problems": [str(problem) for problem in problems]})
-        if problems:
-            raise typer.Exit(1)
+app.command()(verify)
 
 
 @app.command()
@@ -360,12 +352,15 @@ def _only_for_gguf(quantise: str | None) -> None:
         raise TrimlineError("--quantise is for GGUF, and the format is onnx.", "Add --format gguf, or use --precision int4.")
 
 
-def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool) -> RunOptions:
+def _options(device: Device, dtype: DTypeName, threads: int | None, trust: bool, memory: str | None = None) -> RunOptions:
+    from pipeline.memory import parse_bytes
     from pipeline.options import RunOptions
 
     given: dict[str, Any] = {"device": device.value, "dtype": dtype.value, "trust_remote_code": trust}
     if threads is not None:
         given["threads"] = threads
+    if memory is not None:
+        given["memory"] = parse_bytes(memory)
     return RunOptions(**given)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,8 @@ import exporters
 import pipeline
 import trimline
 from benchmarks.environment import fingerprint, versions
+from benchmarks.latency_shapes import Form
+from benchmarks.latency_stage import latency_table, setting_of
 from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
@@ -23,6 +25,7 @@ from exporters.onnx.stage import export
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import QDQ, build
+from pipeline.allocation.targets import Consumer
 from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
@@ -31,6 +34,7 @@ from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
 from pipeline.rebuild.stage import rebuild
+from pipeline.recipe import PruneSlice
 from pipeline.recover.stage import recover, result_key
 from pipeline.sharding import measure_part, statistics_part, why_whole
 from pipeline.sources import model as model_source
@@ -41,6 +45,8 @@ from trimline.preflight import preflight
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import write_report
 from trimline.reporting.data import ReportData, Role
+from trimline.rounds import Round, consumer_of, tile_of, timed_step, until_met
+from trimline.target_rows import round_rows, target_rows
 
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
@@ -49,7 +55,9 @@ REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
 Stage = tuple[str, ...]  # a method of Run, and its arguments
 SHARED: tuple[Stage, ...] = (("source",), ("texts",))
-TIMED = frozenset({"benchmark"})  # methods that measure speed: nothing else may run beside them, and their keys depend on the machine
+TIMED = frozenset(
+    {"benchmark", "latency"}
+)  # methods that measure speed: nothing else may run beside them, and their keys depend on the machine
 TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
@@ -87,6 +95,7 @@ class Run:
         self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
         self.store = output / "store"
         self.done: dict[str, Artefact] = {}
+        self.rounds: tuple[Round, ...] = ()
 
     def all(self) -> RunResult:
         """Every stage, in order.
@@ -96,9 +105,9 @@ class Run:
         """
         check_steps(self.recipe.prune)
         with exclusive(self.store, self.events):
-            for stage in (*SHARED, *self.stages(*LANES)):
+            for stage in (*SHARED, *self._deciding()):
                 self.do(stage)
-            self.benchmark()
+            self.rounds = until_met(self)
             report = self.report()
             self.package()
             self._show()
@@ -107,18 +116,28 @@ class Run:
     def stages(self, *lanes: Role) -> Iterator[Stage]:
         """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart."""
         if PRUNED in lanes:
-            yield from (("preflight",), *self._measuring(), ("prune",), ("rebuild",))
-            if self.recipe.recover:
-                yield from (("evaluate", REBUILT), ("recover",))
+            yield from (*self._deciding(), ("prune",), *self._rebuilding())
         for lane in lanes:
-            yield from (("evaluate", lane), ("export", lane), ("evaluate_graph", lane))
-            if self.recipe.build:
-                yield from (("build", lane), ("evaluate_engine", lane))
+            yield from self._judging(lane)
 
-    def _measuring(self) -> Iterator[Stage]:
+    def _deciding(self) -> Iterator[Stage]:
+        """What stands before the plan, and is the same for every round towards a target."""
+        yield ("preflight",)
+        if timed_step(self.recipe.prune) is not None:
+            yield ("latency",)
         if self.shards > 1 and not why_whole(self.recipe.prune):
             yield from (("statistics", str(shard)) for shard in range(self.shards))
         yield ("measure",)
+
+    def _rebuilding(self) -> Iterator[Stage]:
+        yield ("rebuild",)
+        if self.recipe.recover:
+            yield from (("evaluate", REBUILT), ("recover",))
+
+    def _judging(self, lane: Role) -> Iterator[Stage]:
+        yield from (("evaluate", lane), ("export", lane), ("evaluate_graph", lane))
+        if self.recipe.build:
+            yield from (("build", lane), ("evaluate_engine", lane))
 
     def do(self, stage: Stage) -> None:
         """Runs one of ``stages``, or skips it."""
@@ -166,15 +185,38 @@ class Run:
             depends = self._from("source", "text", *parts) | {"recipe": part, "options": self.options.as_record()}
             self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events, folders))
 
-    def prune(self) -> None:
-        """The plan."""
-        source, texts, slice_ = self._folder("source"), self._folder("text"), self.recipe.prune
+    def latency(self) -> None:
+        """How long blocks of every size take in the benchmark's runtime, where a target speaks of time."""
+        form = Form(self.recipe.export, self.recipe.build, self.recipe.benchmark, self.options)
+        tile = tile_of(self.recipe.prune)
+        depends = setting_of(Checkpoint(self._dense).geometry, form, tile)
+        self._make(
+            "latency", depends, (pipeline, exporters, benchmarks), lambda out: latency_table(self._dense, form, tile, out, self.events)
+        )
+
+    def prune(self, wanted: PruneSlice | None = None) -> None:
+        """The plan: of the recipe's steps, or of ``wanted`` in their place."""
+        source, texts, slice_ = self._folder("source"), self._folder("text"), wanted or self.recipe.prune
         measured = self._folder("measure") if "measure" in self.done else None
         depends = self._from("source", "text", *["measure"] * bool(measured)) | {
             "recipe": slice_.model_dump(mode="json"),
             "options": self.options.as_record(),
         }
-        self._make("prune", depends, (pipeline,), lambda out: prune(source, texts, slice_, self.options, out, self.events, measured))
+        if any(step.target for step in slice_.steps):
+            depends |= {"latency": self._from("latency") if "latency" in self.done else None, "precision": self.recipe.export.precision}
+        self._make(
+            "prune",
+            depends,
+            (pipeline,),
+            lambda out: prune(source, texts, slice_, self.options, out, self.events, measured, self._consumer()),
+        )
+
+    def after_prune(self) -> None:
+        """From the plan to the measured model, and the dense one beside it."""
+        lanes = [lane for lane in LANES if lane != DENSE or f"export {DENSE}" not in self.done]  # by an earlier round
+        for stage in (*self._rebuilding(), *(stage for lane in lanes for stage in self._judging(lane))):
+            self.do(stage)
+        self.benchmark()
 
     def rebuild(self) -> None:
         """The smaller checkpoint."""
@@ -293,7 +335,13 @@ class Run:
             lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._evaluation(lane)) for lane in LANES
         }
         data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
-        write_report(data, out)
+        dense, result = (Checkpoint(self._checkpoint(lane)).geometry for lane in LANES)
+        consumer = self._consumer()
+        targets = tuple(target_rows(self.recipe.prune, dense, result, consumer, self.rounds))
+        write_report(replace(data, targets=targets, rounds=tuple(round_rows(self.rounds, dense, consumer))), out)
+
+    def _consumer(self) -> Consumer:
+        return consumer_of(self.recipe, self.done["latency"].folder if "latency" in self.done else None)
 
     def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
         name = f"{stage} {lane}".strip()

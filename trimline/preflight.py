@@ -12,13 +12,15 @@ from pipeline.errors import TrimlineError
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
 from pipeline.options import RunOptions
+from pipeline.prune import check_targets as check_bounds
 from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.profiles import check_request, check_stream
 from pipeline.recipe import Profile, Space
 from pipeline.recover.ranks import no_importance
 from pipeline.recover.stage import check_recovery, narrower_stream
-from pipeline.structured import SUBLAYERS, needs_of, rule_of
+from pipeline.structured import SUBLAYERS, as_budget, needs_of, rule_of
 from trimline.recipe import Recipe
+from trimline.rounds import consumer_of, demand_timed
 
 
 def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
@@ -46,6 +48,8 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
         demand_buildable(recipe.export.precision, "The recipe exports")
         demand_builder(recipe.build.builder)
     _demand_runtime(recipe)
+    demand_timed(recipe)
+    _demand_counted(recipe, dense)
     check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
 
 
@@ -53,10 +57,10 @@ def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
     """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
     uneven = {Space.FFN: False, Space.KV_GROUP: False}
     fewer_heads = False
-    for step in recipe.prune.steps:
+    for step in map(as_budget, recipe.prune.steps):
         if step.pooled:
             method = method_named(step.method)
-            even = isinstance(method, PoolingMethod) and method.is_even(step)
+            even = isinstance(method, PoolingMethod) and method.is_even(step) and step.allocation != "optimal"
             uneven = {space: uneven[space] or (space in step.spaces and not even) for space in uneven}
             fewer_heads |= Space.KV_GROUP in step.spaces
         for space, budget in step.budget.items():
@@ -90,6 +94,15 @@ def _demand_importance(recipe: Recipe) -> None:
     methods = [(step, method_named(step.method)) for step in recipe.prune.steps]
     if wanted and not any(isinstance(method, ScoringMethod) and needs_of(step).distance for step, method in methods):
         raise no_importance()
+
+
+def _demand_counted(recipe: Recipe, dense: Checkpoint) -> None:
+    """What a target bounds can be counted and met; times are known when they were measured."""
+    counted = tuple(
+        step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})
+        for step in recipe.prune.steps
+    )
+    check_bounds(recipe.prune.model_copy(update={"steps": counted}), dense.geometry, consumer_of(recipe, None))
 
 
 def _demand_runtime(recipe: Recipe) -> None:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.recipe import BuildSlice, ExportSlice
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shortened, shown
+from pipeline.plain_yaml import read_plain_yaml
 from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
 
 LARGEST_RECIPE = 4 * 2**20
@@ -52,9 +53,11 @@ def recipe_file(path: Path) -> str:
         TrimlineError: there is none, it is too large, or no text.
     """
     try:
-        if path.stat().st_size > LARGEST_RECIPE:
+        with path.open("rb") as file:  # a device has no size, and no end either
+            content = file.read(LARGEST_RECIPE + 1)
+        if len(content) > LARGEST_RECIPE:
             raise TrimlineError(f"{path} is larger than {LARGEST_RECIPE >> 20} MiB.", "Give a recipe, such as recipes/quickstart.yaml.")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise TrimlineError(f"There is no recipe {path}.", "Give a YAML file, such as recipes/quickstart.yaml.") from None
     except UnicodeDecodeError:
@@ -77,12 +80,7 @@ def plain_recipe(text: str, name: str = "the recipe") -> dict[Any, Any]:
     Raises:
         TrimlineError: it is no YAML, or holds something else than keys and values.
     """
-    try:
-        value = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader
-    except _NotRead as error:
-        raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", "Mend that place.") from None
+    value = read_plain_yaml(text, name)
     if not isinstance(value, dict):
         raise TrimlineError(f"{name} holds no recipe.", "Start from recipes/quickstart.yaml.")
     return value
@@ -101,12 +99,7 @@ def parse_values(text: str, name: str) -> list[Any]:
     Raises:
         TrimlineError: it is not YAML; ``name`` is what the error calls it.
     """
-    try:
-        return list(yaml.load(f"[{text}]", Loader=_RecipeLoader))  # noqa: S506 - a SafeLoader
-    except _NotRead as error:
-        raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TrimlineError(f"{name} holds no values between commas: {_one_line(error)}.", "Write, say, cfsp,flap.") from None
+    return list(read_plain_yaml(f"[{text}]", name))
 
 
 def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:
@@ -139,36 +132,6 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
-class _NotRead(yaml.YAMLError):
-    """Valid YAML that no recipe needs."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.problem, self.remedy = problem, remedy
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """Plain values only, every key once."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # Aliases can grow a small file without bound.
-        if self.check_event(yaml.AliasEvent):
-            raise _NotRead("uses YAML aliases, which are not read", "Write the value out where it is used.")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            line = f"line {key.start_mark.line + 1}"
-            shown = key.value if isinstance(key, yaml.ScalarNode) else "…"
-            if key.tag != "tag:yaml.org,2002:str":
-                raise _NotRead(f"has the key {shown!r} in {line}, which is no word", "Name a key of the recipe.")
-            if key.value in seen:
-                raise _NotRead(f"names {key.value!r} twice ({line})", "Leave one of the two.")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> TrimlineError:
     first = _deepest(error.errors(), value)
     kind, given = first["type"], first["input"]
@@ -180,10 +143,9 @@ def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> Triml
         return TrimlineError(f"{name} has an unknown key {_dotted(loc)!r}.", hint)
     if kind == "missing":
         return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; recipes/quickstart.yaml shows how.")
-    shown = repr(given) if len(repr(given)) <= 60 else repr(given)[:57] + "…"
     why = _WANTED.get(kind, first["msg"].removeprefix("Value error, "))
     place = _dotted(_real_parts(first["loc"], value))
-    return TrimlineError(f"{name} has a wrong value at {place!r}: {why} (given {shown}).", "Mend that value.")
+    return TrimlineError(f"{name} has a wrong value at {place!r}: {why} (given {shown(given)}).", "Mend that value.")
 
 
 _KEY = "[key]"  # how pydantic points at a key instead of its value
@@ -215,7 +177,7 @@ def _real_parts(loc: Iterable[int | str], value: Any) -> list[int | str]:
 
 
 def _dotted(parts: Iterable[int | str]) -> str:
-    return ".".join(map(str, parts))
+    return shortened(".".join(map(str, parts)), 200)
 
 
 def _truths_read_as_numbers(given: Any, read: Any, place: str = "") -> Iterator[tuple[str, bool]]:
@@ -246,7 +208,3 @@ def _part_of(annotation: Any) -> Any:
         return annotation
     found = [_part_of(argument) for argument in get_args(annotation)]
     return next((part for part in found if part is not None), None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -21,6 +21,7 @@ from pipeline.events import Events
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 INTERRUPTED, INTERNAL = 130, 70
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Session:
@@ -81,10 +82,11 @@ def explain(error: BaseException) -> tuple[str, int]:
 def _full_disk(error: BaseException | None) -> OSError | None:
     """The lack of space behind an error; what the safetensors and ONNX writers raise is no OSError."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             return error
-        if "No space left on device" in str(error):
-            return OSError(errno.ENOSPC, "")
+        for number in FULL:
+            if os.strerror(number) in str(error):
+                return OSError(number, "")
         error = error.__cause__
     return None
 
@@ -94,6 +96,10 @@ def _explain_system(error: OSError) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"The disk is full{place}. Nothing half-written was left; free some space and run the same command again."
+        case errno.EFBIG:
+            return (
+                f"A file grew beyond what a limit or the file system allows{place}. Nothing half-written was left; raise it and run again."
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"There is no permission to write or read{place}. Name another output folder or change its permissions."
         case _:

@@ -46,6 +46,7 @@ def write_gguf(source: Checkpoint, form: GgufForm, precision: str, path: Path, e
                 writer.write_tensor_data(array(source, entry))
                 advance(1)
     except OSError as error:
-        raise TrimlineError(f"{path} could not be written: {error}.", "Free some space and run it again.") from error
+        why = error.strerror or "there was no room for all of it"  # numpy says how many values, and not why
+        raise TrimlineError(f"{path} could not be written: {why}.", "Free some space and run the same command again.") from error
     finally:
         writer.close()

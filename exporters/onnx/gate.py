@@ -60,7 +60,14 @@ class Judge:
 
 
 def gate_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunOptions, events: Events) -> dict[str, Any]:
-    """Compares the checkpoint in torch with the graph in ``folder``, and writes gate.json there.
+    """As ``compare_onnx``, and writes gate.json into ``folder``."""
+    record = compare_onnx(checkpoint, folder, recipe, options, events)
+    write_json(folder / RECORD, record)
+    return record
+
+
+def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunOptions, events: Events) -> dict[str, Any]:
+    """Compares the checkpoint in torch with the graph in ``folder``, and writes nothing.
 
     Returns:
         What gate.json holds: perplexities, and per check the largest difference, the bar and agreed tokens.
@@ -98,7 +105,6 @@ def gate_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunO
         if path == "onnxruntime-genai":
             record["genai"] = {"run": True} | comparison.as_record()
     record["checks"] = {path: comparison.as_record() for path, comparison in found.items() if path != "onnxruntime-genai"}
-    write_json(folder / RECORD, record)
     return record
 
 

@@ -136,7 +136,20 @@ def load_graph(path: Path) -> ModelProto:
         raise TrimlineError(f"{path} is not a readable ONNX file ({error}).", "Export it again.") from None
     if not model.graph.node:
         raise TrimlineError(f"{path} holds no graph.", "Export it again.")
+    if not all(isinstance(name, str) for name in _names(model)):  # what protobuf makes of bytes that are not UTF-8
+        raise TrimlineError(f"{path} names something in bytes that are no text.", "Export it again.")
     return model
+
+
+def _names(model: ModelProto) -> Iterator[str]:
+    graph = model.graph
+    for node in graph.node:
+        yield from (node.name, node.domain, node.op_type, *node.input, *node.output)
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
+    for value in (*graph.input, *graph.output):
+        yield from (axis.dim_param for axis in value.type.tensor_type.shape.dim)
+    yield from (entry.domain for entry in model.opset_import)
 
 
 class _Reader:

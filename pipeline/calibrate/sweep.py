@@ -53,7 +53,7 @@ def sweep(
         for number, block in enumerate(blocks):
             statistics = BlockStatistics(tokens=windows.numel(), sequences=len(windows))
             entered = list(states) if sequential else []
-            with _collecting(block, family, needs, statistics):
+            with _collecting(block, family, needs, statistics, states[0].device):
                 for index, before in enumerate(states):
                     after = block(before, **arguments[index][number])
                     if needs.distance:
@@ -110,15 +110,15 @@ def standing_in(blocks: nn.ModuleList, forward: Callable[..., torch.Tensor]) -> 
 
 
 @contextmanager
-def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: BlockStatistics) -> Iterator[None]:
+def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: BlockStatistics, device: torch.device) -> Iterator[None]:
     """Hooks on one projection per point, for as long as a block is measured."""
     with ExitStack() as hooks:
         for point in needs.points:
             linear = block.get_submodule(family.reading(point)[0].name)
             assert isinstance(linear, nn.Linear)
-            zeros = InputStatistics.zeros(linear.in_features, point in needs.gram, linear.weight.device)
+            zeros = InputStatistics.zeros(linear.in_features, point in needs.gram, device)
             if point in needs.fluctuation:
-                zeros.fluctuation = Fluctuation.zeros(linear.in_features, linear.weight.device)
+                zeros.fluctuation = Fluctuation.zeros(linear.in_features, device)
             statistics.inputs[point] = zeros
             handle = linear.register_forward_pre_hook(_adder(zeros, statistics.tokens // statistics.sequences))
             hooks.callback(handle.remove)

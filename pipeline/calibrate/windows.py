@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shortened
 from pipeline.geometry import Geometry
 from pipeline.recipe import CalibrationWindows
 
@@ -63,8 +63,18 @@ def consecutive_windows(tokenizer: Any, text: str, windows: int, length: int) ->
 
 
 def tokenize(tokenizer: Any, text: str) -> torch.Tensor:
-    """Token ids of the whole text, shape (tokens,), without the tokenizer's warning about long inputs."""
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+    """Token ids of the whole text, shape (tokens,), without the tokenizer's warning about long inputs.
+
+    Raises:
+        TrimlineError: the tokenizer fails on the text.
+    """
+    try:
+        return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+    except MemoryError:
+        raise
+    except Exception as error:  # tokenizers raises bare ones
+        why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise TrimlineError(f"The tokenizer cannot split the text ({why}).", "Fetch the tokenizer again.") from error
 
 
 def _given_tokens(rows: tuple[tuple[int, ...], ...], vocabulary: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shown
 from pipeline.families.family import Axis, Family, Linear, Norm, Point, Sublayer
 from pipeline.families.llama import LLAMA
 from pipeline.families.mistral import MISTRAL
@@ -25,6 +25,6 @@ def family_named(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     raise TrimlineError(
-        f"The architecture {model_type!r} is not supported; the supported ones are {', '.join(sorted(FAMILIES))}.",
+        f"The architecture {shown(model_type)} is not supported; the supported ones are {', '.join(sorted(FAMILIES))}.",
         "Pick a model of one of these, or describe yours in one file: docs/add-an-architecture.md shows how.",
     )

@@ -94,9 +94,12 @@ class FLAP:
             TrimlineError: a structure or a rounding that only a pooled budget has, or one that needs both spaces.
         """
         structure = options_of(step, FLAPOptions).structure
-        if step.pooled is None and (structure != "AL-AM" or step.rounding == "published"):
+        if step.budget and (structure != "AL-AM" or step.rounding == "published"):
             raise TrimlineError("FLAP's structures and its own rounding are of a budget for both spaces together.",
                                 "Write pooled: {remove: ...} in place of budget, or leave structure and rounding out.")  # fmt: skip
+        if structure.endswith("MM") and step.target:
+            raise TrimlineError(f"FLAP's {structure} states by number which heads go, and a target leaves that open.",
+                                "Use structure AL-AM or UL-UM.")  # fmt: skip
         if structure.endswith("MM") and set(step.spaces) != set(SUBLAYERS):
             raise TrimlineError(f"FLAP's {structure} splits a budget between ffn and kv_group.", "Name both in pooled.spaces.")
 

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 
 from pipeline.allocation.allocate import blocks_to_keep
+from pipeline.allocation.targeted import Aim, layers_within
 from pipeline.calibrate.sweep import batches_of
 from pipeline.collapsing import Collapsed, Rule, apply, check_alike, collapse, collapsed_live
 from pipeline.errors import TrimlineError
@@ -160,7 +161,10 @@ class LaCo:
         """Collapses blocks until the budget is met; one entry, without scores: blocks compete by trial."""
         options, left = options_of(step, LaCoOptions), model.selection.blocks
         check_alike(model)
-        keep = blocks_to_keep(step.budget[Space.LAYER], model.current)
+        if step.target:
+            keep = layers_within(Aim(step.target, model.current, model.geometry, model.consumer))
+        else:
+            keep = blocks_to_keep(step.budget[Space.LAYER], model.current)
         if options.highest is not None and options.highest > len(left):
             raise TrimlineError(f"LaCo's highest is {options.highest}, and there are {len(left)} blocks.", f"Give at most {len(left)}.")
         windows = windows[: options.windows]

@@ -9,15 +9,16 @@ SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from pipeline.allocation.marginal import Curve, sizes_within
 from pipeline.allocation.pooled import unit_sizes
+from pipeline.allocation.targeted import Aim, best_sizes, size_grid
+from pipeline.allocation.targets import part_of
 from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -97,8 +98,11 @@ class Trimline:
         Raises:
             TrimlineError: the step states budgets per space, or another compensation.
         """
-        if step.pooled is None:
-            raise TrimlineError("The method trimline shares one budget out itself.", "Write pooled: {remove: 0.3} instead of budget.")
+        if step.pooled is None and step.target is None:
+            raise TrimlineError(
+                "The method trimline shares one budget out itself.",
+                "Write pooled: {remove: 0.3} or target: {speedup: 1.4} instead of budget.",
+            )
         if step.compensation != "none":
             raise TrimlineError(
                 f"The method trimline refits what stays itself; {step.compensation} would do it twice.", "Leave compensation out."
@@ -118,14 +122,17 @@ class Trimline:
     ) -> list[tuple[Step, Scores]]:
         """All shots, then the polishing sweeps."""
         options = options_of(step, TrimlineOptions)
-        dense = deepcopy(model.model)
+        dense = model.twin()
         start, done = model.current, []
         for shot in range(1, step.shots + 1):
             ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
-            sizes = _sizes(ranked, model.current, start, step, shot / step.shots)
+            sizes = _sizes(ranked, model, start, step, shot / step.shots)
             stay = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, stay, options.share, step.damping, events)
-            done.append(_record(step, shot, windows.numel(), ranked, stay))
+            reached = (
+                {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
+            )
+            done.append(_record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay))
         for _ in range(options.polish):
             refit(model, dense, windows, _everything(model), options.share, step.damping, events)
         return done
@@ -173,23 +180,22 @@ def _ranked_before(model: ShrinkingModel, kept: Kept, step: PruneStep) -> dict[t
 
 
 def _unit_cost(geometry: Geometry, sublayer: Sublayer, step: PruneStep) -> float:
-    assert step.pooled is not None
-    return unit_sizes(geometry, step.pooled)[SPACES[sublayer]]
+    """In the measure of a pooled budget; a target counts costs of its own."""
+    return unit_sizes(geometry, step.pooled)[SPACES[sublayer]] if step.pooled else 1.0
 
 
 def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:
     """Sizes that a sublayer may take, descending from what it has."""
-    assert step.pooled is not None
-    tile = step.round_to if sublayer is Sublayer.FFN else 1
-    least = 0 if step.pooled.allow_empty else tile
-    return [units, *(k for k in range(tile * ((units - 1) // tile), least - 1, -tile) if k < units)]
+    return size_grid(units, step.round_to if sublayer is Sublayer.FFN else 1, step.allow_empty)
 
 
 def _sizes(
-    ranked: dict[tuple[Sublayer, int], Ranked], current: Geometry, start: Geometry, step: PruneStep, part: float
+    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
 ) -> dict[tuple[Sublayer, int], int]:
     """Units that every sublayer keeps after this shot, so that ``part`` of the whole budget is gone."""
-    pool = step.pooled
+    if step.target:
+        return _sizes_within_target(ranked, model, start, step, part)
+    pool, current = step.pooled, model.current
     assert pool is not None
 
     def whole(geometry: Geometry) -> float:
@@ -199,12 +205,31 @@ def _sizes(
     return sizes_within({key: found.curve for key, found in ranked.items()}, remove)
 
 
+def _sizes_within_target(
+    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
+) -> dict[tuple[Sublayer, int], int]:
+    assert step.target is not None
+    target = part_of(step.target, part, start, model.geometry, model.consumer)
+    place = {block: number for number, block in enumerate(model.selection.blocks)}
+    losses = {
+        (sublayer, place[block]): dict(zip(found.curve.kept, found.curve.errors, strict=True))
+        for (sublayer, block), found in ranked.items()
+        if SPACES[sublayer] in step.spaces
+    }
+    sizes = best_sizes(Aim(target, model.current, model.geometry, model.consumer), losses)
+    return {(s, b): sizes.get((s, place[b]), len(found.units)) for (s, b), found in ranked.items()}
+
+
 def _everything(model: ShrinkingModel) -> dict[tuple[Sublayer, int], tuple[int, ...]]:
     return {(sublayer, block): model.selection.units(sublayer)[block] for sublayer in Sublayer for block in model.selection.blocks}
 
 
 def _record(
-    step: PruneStep, shot: int, tokens: int, ranked: dict[tuple[Sublayer, int], Ranked], kept: dict[tuple[Sublayer, int], tuple[int, ...]]
+    step: PruneStep,
+    shot: int,
+    facts: dict[str, Any],
+    ranked: dict[tuple[Sublayer, int], Ranked],
+    kept: dict[tuple[Sublayer, int], tuple[int, ...]],
 ) -> tuple[Step, Scores]:
     title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
     title += f", shot {shot} of {step.shots}" if step.shots > 1 else ""
@@ -215,4 +240,4 @@ def _record(
         found = ranked[sublayer, block]
         scores.setdefault(SPACES[sublayer], {})[block] = found.scores
     units = {f"{SPACES[sublayer]}.{block}": kept[sublayer, block] for sublayer, block in places}
-    return Step(title, step.model_dump(mode="json", exclude_none=True), units, {"tokens": tokens, "errors by size": errors}), scores
+    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts | {"errors by size": errors}), scores

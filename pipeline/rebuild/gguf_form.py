@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shown
 from pipeline.families import Family, Point
 from pipeline.geometry import BlockShape, Geometry
 
@@ -99,12 +99,19 @@ def _check_computation(family: Family, config: Mapping[str, Any]) -> None:
     rope = rope_type(config)
     if rope not in ROPE_TYPES:
         raise NoGgufForm(f"Rotary embeddings of type {rope!r} are not written for llama.cpp here.", USE_OTHER)
-    rotated = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get("partial_rotary_factor") or 1
+    rotated = config.get("partial_rotary_factor") or _rotary(config).get("partial_rotary_factor") or 1
     if rotated != 1:
         raise NoGgufForm(f"This model rotates only {rotated} of each head, which is not written for llama.cpp here.", USE_OTHER)
 
 
 def rope_type(config: Mapping[str, Any]) -> str:
     """The kind of rotary embedding that a config.json names, in the old spelling or the new."""
-    named = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    named = _rotary(config)
     return str(named.get("rope_type") or named.get("type") or "default")
+
+
+def _rotary(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    named = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(named, Mapping):
+        raise TrimlineError(f"config.json has an unusable rope_parameters: {shown(named)}.", "Correct the config.")
+    return named

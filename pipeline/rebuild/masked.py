@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear
+from pipeline.options import RunOptions
+from pipeline.paging import Paging, open_model
 from pipeline.plan import Plan
 from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
 from pipeline.rebuild.surgery import finished, norm_scale
+
+Wanted = Callable[[Place | None], bool]  # of a tensor's place; None is outside the blocks
 
 
 def masked_state(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
@@ -18,8 +23,8 @@ def masked_state(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
     return dict(masked_tensors(checkpoint, plan))
 
 
-def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same one tensor at a time.
+def masked_tensors(checkpoint: Checkpoint, plan: Plan, wanted: Wanted = lambda place: True) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same one tensor at a time, of the places that are wanted.
 
     Rows and columns of removed units are zero, updates stand where their units stood. A sublayer or block that goes
     has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Norms
@@ -29,6 +34,8 @@ def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
         TrimlineError: the plan does not fit the checkpoint.
     """
     for name, place in placed_tensors(checkpoint, plan):
+        if not wanted(place):
+            continue
         dense = dense_tensor(checkpoint, name)
         if place is None or place.stays(plan.selection):
             values = finished(name, place, checkpoint, plan)
@@ -39,11 +46,26 @@ def masked_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
             yield name, torch.zeros_like(dense) if _adds_to_residual(place) else dense
 
 
-def load_masked(model: torch.nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
+def open_masked(checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, Paging | None]:
+    """The dense model with the plan applied as zeros and updates, whole or paged as ``open_model`` decides.
+
+    Raises:
+        TrimlineError: as ``open_model``, or the plan does not fit.
+    """
+    model, paging = open_model(checkpoint.folder, options, dtype)
+    if paging is None:
+        load_masked(model, checkpoint, plan)
+    else:
+        load_masked(model, checkpoint, plan, lambda place: place is None)
+        paging.overlay = lambda block: load_masked(model, checkpoint, plan, lambda place: place is not None and place.block == block)
+    return model, paging
+
+
+def load_masked(model: torch.nn.Module, checkpoint: Checkpoint, plan: Plan, wanted: Wanted = lambda place: True) -> None:
     """Overwrites the parameters of a dense ``model`` with the masked ones, one tensor at a time, and adds the plan's biases."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in masked_tensors(checkpoint, plan):
+        for name, tensor in masked_tensors(checkpoint, plan, wanted):
             if name in parameters:
                 parameters[name].copy_(tensor)
             else:

@@ -14,16 +14,17 @@ from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
 from pipeline.errors import GateError
 from pipeline.events import Events
 from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
-from pipeline.loading import load_model, load_with_report
+from pipeline.loading import load_with_report
 from pipeline.options import RunOptions
+from pipeline.paging import paged_with_report, weights_bytes
 from pipeline.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.config import smaller_config
-from pipeline.rebuild.masked import load_masked
-from pipeline.rebuild.modelling import shipped_files
+from pipeline.rebuild.masked import open_masked
+from pipeline.rebuild.modelling import profile_of, shipped_files
 from pipeline.rebuild.places import check_same_model
 from pipeline.rebuild.profiles import check_profile
-from pipeline.rebuild.surgery import cut
+from pipeline.rebuild.surgery import Cut
 from pipeline.recipe import RebuildSlice
 
 GREEDY_TOKENS = 32
@@ -48,10 +49,8 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     decision = for_profile(decision, checkpoint.geometry, recipe.profile)
     result = decision.geometry(checkpoint.geometry)
     check_profile(decision.family, checkpoint.geometry, result, recipe.profile, checkpoint.config)
-    with events.progress("cutting and writing", 2) as advance:
-        tensors = cut(checkpoint, decision)
-        advance(1)
-        write_checkpoint(out, smaller_config(checkpoint.config, decision, recipe.profile), tensors)
+    with events.progress("cutting and writing", 1) as advance:
+        write_checkpoint(out, smaller_config(checkpoint.config, decision, recipe.profile), Cut(checkpoint, decision))
         advance(1)
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")
@@ -94,18 +93,45 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
     Raises:
         GateError: a comparison is beyond its bar in both dtypes, or loaded and stored tensors are not the same set.
     """
+    outcomes = _outcomes(checkpoint, plan, out, options, events)
+    write_json(out / "gate.json", _record(outcomes))
+    _demand(outcomes, events)
+
+
+def gate_again(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> None:
+    """As ``gate``, of a folder that was written before; nothing is written into it.
+
+    Raises:
+        TrimlineError: the plan is for another model.
+        GateError: as ``gate``.
+    """
+    options.apply()
+    check_same_model(checkpoint, plan)
+    decision = for_profile(plan, checkpoint.geometry, profile_of(Checkpoint(out).config))
+    _demand(_outcomes(checkpoint, decision, out, options, events), events)
+
+
+def _outcomes(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for dtype in (torch.float32, torch.float64):
         outcomes.append(_outcome(checkpoint, plan, out, options, dtype, events))
         if outcomes[-1].passed:
             break
+    return outcomes
+
+
+def _record(outcomes: list[Outcome]) -> dict[str, Any]:
     last = outcomes[-1]
-    record = {"passed": last.passed, "tensors": last.tensors, "attempts": [outcome.as_record() for outcome in outcomes]}
-    write_json(out / "gate.json", record)
+    return {"passed": last.passed, "tensors": last.tensors, "attempts": [outcome.as_record() for outcome in outcomes]}
+
+
+def _demand(outcomes: list[Outcome], events: Events) -> None:
+    last = outcomes[-1]
     demand(last.masked_dense, "the dense model with the plan applied as zeros", "the rebuilt checkpoint")
     demand(last.cache, "the rebuilt checkpoint without a cache", "the same with its cache")
     difference, bar = last.masked_dense.difference, last.masked_dense.bar
-    events.gate(f"rebuilt = masked dense: logits within {difference:.2g} where {bar:.2g} is allowed ({last.dtype})", **record)
+    said = f"rebuilt = masked dense: logits within {difference:.2g} where {bar:.2g} is allowed ({last.dtype})"
+    events.gate(said, **_record(outcomes))
 
 
 def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, dtype: torch.dtype, events: Events) -> Outcome:
@@ -140,19 +166,25 @@ def cache_comparison(model: PreTrainedModel, prompt: torch.Tensor, count: int) -
 
 def _masked_logits(checkpoint: Checkpoint, plan: Plan, tokens: torch.Tensor, options: RunOptions, dtype: torch.dtype) -> torch.Tensor:
     # A local of its own, so that the dense model is freed before the rebuilt one is loaded.
-    dense = load_model(checkpoint.folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    load_masked(dense, checkpoint, plan)
-    return _logits(dense, tokens)
+    dense, paging = open_masked(checkpoint, plan, options, dtype)
+    logits = _logits(dense, tokens)
+    if paging is not None:
+        paging.close()
+    return logits
 
 
 def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
-    model, report = load_with_report(out, dtype=dtype, device=options.device)
+    written = Checkpoint(out)
+    if options.holds(weights_bytes(written, dtype)):
+        model, report = load_with_report(out, dtype=dtype, device=options.device)
+    else:
+        model, report = paged_with_report(out, options, dtype)
     if report.missing or report.unexpected:
         raise GateError(
             f"The model and the tensors written for it differ: missing {list(report.missing)[:3]}, unexpected {list(report.unexpected)[:3]}.",
             "This is a fault of the rebuild, not of the recipe; please report it with the recipe.",
         )
-    return model, len(Checkpoint(out).locations)
+    return model, len(written.locations)
 
 
 def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pipeline.errors import TrimlineError, shortened
 from pipeline.families import Family
 from pipeline.families.mistral import MISTRAL
 from pipeline.geometry import Geometry
@@ -17,12 +18,21 @@ ROTARY = ("rope_parameters", "rope_scaling", "partial_rotary_factor", "original_
 
 
 def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool:
-    """Whether the stock config class lets a model have ``heads`` query heads beside its hidden size and rotary factors."""
+    """Whether the stock config class lets a model have ``heads`` query heads beside its hidden size and rotary factors.
+
+    Raises:
+        TrimlineError: it refuses the rotary factors themselves.
+    """
     rotary = {key: config[key] for key in ROTARY if config.get(key) is not None}
     try:
         CONFIG_MAPPING[family.model_type](**rotary | {"hidden_size": config["hidden_size"], family.heads_key: heads})
     except StrictDataclassClassValidationError:
         return False
+    except Exception as error:  # whatever its validators meet in values that they do not expect
+        why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise TrimlineError(
+            f"transformers' config class refuses config.json ({why}).", "Fetch the checkpoint again or correct its config."
+        ) from None
     return True
 
 

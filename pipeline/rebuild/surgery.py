@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -13,23 +14,32 @@ from pipeline.plan import Plan, Selection
 from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
 
 
-def cut(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
-    """The tensors of the model that keeps the plan's selection, in the checkpoint's dtype.
+class Cut(Mapping[str, torch.Tensor]):
+    """The tensors of the model that keeps the plan's selection, in the checkpoint's dtype, each made when it is asked for.
 
     Kept blocks are renumbered; an absent sublayer loses its projections and its norms; the plan's updates stand in
     for the tensors they were computed for. A tied head is left out: the loader ties it again.
-
-    Raises:
-        TrimlineError: the plan does not fit the checkpoint (see ``placed_tensors``), or an update has another shape
-            than the tensor it replaces has after cutting.
     """
-    numbers = {block: number for number, block in enumerate(plan.selection.blocks)}
-    smaller: dict[str, torch.Tensor] = {}
-    for name, place in placed_tensors(checkpoint, plan):
-        if place is None or place.stays(plan.selection):
-            tensor = finished(name, place, checkpoint, plan)
-            smaller[name if place is None else place.name(plan.family, numbers[place.block])] = tensor
-    return smaller
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        """Raises TrimlineError where the plan does not fit the checkpoint (see ``placed_tensors``)."""
+        self._checkpoint, self._plan = checkpoint, plan
+        numbers = {block: number for number, block in enumerate(plan.selection.blocks)}
+        self._origins = {
+            name if place is None else place.name(plan.family, numbers[place.block]): (name, place)
+            for name, place in placed_tensors(checkpoint, plan)
+            if place is None or place.stays(plan.selection)
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Raises TrimlineError where an update has another shape than the tensor it replaces has after cutting."""
+        return finished(*self._origins[name], self._checkpoint, self._plan)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
 
 
 def finished(name: str, place: Place | None, checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:

@@ -6,14 +6,17 @@ import re
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.artefact import file_digest, folder_digest
 from pipeline.checkpoint import Checkpoint, read_json, write_checkpoint, write_json
-from pipeline.errors import TrimlineError
+from pipeline.errors import TrimlineError, shown
 from pipeline.events import Events
-from pipeline.loading import quiet_transformers
+from pipeline.foreign import check_files
+from pipeline.geometry import Geometry
+from pipeline.loading import first_words, quiet_transformers
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, ModelSlice
 
@@ -28,11 +31,13 @@ def identify(recipe: ModelSlice) -> dict[str, str]:
     """What the source's artefact depends on: content hashes of local files, name and revision of a hub model.
 
     Raises:
-        TrimlineError: nothing goes by that name.
+        TrimlineError: nothing goes by that name, or the folder holds what cannot be read.
     """
     kind, place = _locate(recipe.source)
     if kind == "hub":
         return {"kind": kind, "id": recipe.source, "revision": recipe.revision or "main"}
+    if kind == "folder":
+        check_files(Path(place))
     content = file_digest(Path(place)) if kind == "gguf" else folder_digest(Path(place))
     return {"kind": kind, "sha256": content, "folder": place if kind == "folder" else ""}
 
@@ -130,18 +135,21 @@ def _installed_gguf() -> Path | None:
 
 def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> None:
     """Reads a GGUF with transformers' own reader and writes it as an ordinary checkpoint."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     events.note(f"reading {path.name} ({path.stat().st_size / 1e6:.0f} MB)")
     # Dequantised values are exact in fp32 only; a smaller dtype is the user's choice.
     dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
         with quiet_transformers():
+            _check_promise(path, AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict())
             model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, IndexError, OSError, NotImplementedError, OverflowError) as error:
+    except (TrimlineError, MemoryError):
+        raise
+    except Exception as error:  # the reader unpacks what the file says without looking, and raises whatever comes of it
         raise TrimlineError(
-            f"{path.name} cannot be read as a GGUF model ({_first_line(error)}).", "Fetch it again, or convert it to safetensors."
+            f"{path.name} cannot be read as a GGUF model ({first_words(error, 200)}).", "Fetch it again, or convert it to safetensors."
         ) from error
     out.mkdir()
     config = model.config.to_dict()
@@ -156,6 +164,23 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
     tokenizer.save_pretrained(out)
     for licence in _licences(path):
         shutil.copyfile(licence, out / licence.name)
+
+
+def _check_promise(path: Path, config: dict[str, Any]) -> None:
+    """Whether a GGUF can hold the model that its keys describe, before anything of that size is made.
+
+    Raises:
+        TrimlineError: an unsupported architecture, an unusable size, more parameters than bits, or more tensors than it lists.
+    """
+    geometry = Geometry.from_config(config)
+    with path.open("rb") as file:
+        listed = int.from_bytes(file.read(16)[8:], "little")
+    parameters, size = geometry.total_parameters(), path.stat().st_size
+    if parameters > 8 * size:
+        raise TrimlineError(f"{path.name} says that it holds {shown(parameters)} parameters, and has {size:,} bytes.", "Fetch it again.")
+    named = sum(1 for _ in geometry.tensors())
+    if named > listed:
+        raise TrimlineError(f"{path.name} lists {listed} tensors, and its model needs {named}.", "Fetch it again.")
 
 
 def _licences(gguf: Path) -> list[Path]:
@@ -181,9 +206,5 @@ def _download(recipe: ModelSlice, out: Path) -> None:
         ) from None
     except Exception as error:  # the library raises many kinds, those of its HTTP client among them
         raise TrimlineError(
-            f"The model {recipe.source} cannot be fetched ({_first_line(error)}).", "Check the network, or give a local folder."
+            f"The model {recipe.source} cannot be fetched ({first_words(error, 200)}).", "Check the network, or give a local folder."
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -15,6 +15,7 @@ from deploy.recipe import PackageSlice
 from deploy.verify import verify
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.sums import write_sums
 from tests.deploy.parts import OPTIONS
 
 
@@ -26,6 +27,7 @@ def made(parts, folder: Path, *targets: str) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"files": sums(folder, Events())}))
+    write_sums(folder)
     return folder
 
 
@@ -49,7 +51,7 @@ def test_a_package_gets_one_more_server_and_the_old_one_stays(parts, tmp_path):
     assert yaml.safe_load((new / "recipe.yaml").read_text())["package"] == {"licence": "mit", "targets": ["onnxruntime-genai", "triton"]}
     assert (new / "model" / "model.safetensors").samefile(old / "model" / "model.safetensors")
     changed = {name for name, content in contents(new).items() if before.get(name) != content}
-    assert {name for name in changed if not name.startswith("serve/triton/")} == {"README.md", "manifest.json", "recipe.yaml"}
+    assert {name for name in changed if not name.startswith("serve/triton/")} == {"README.md", "manifest.json", "recipe.yaml", "SHA256SUMS"}
 
 
 def test_it_is_what_packaging_with_both_gives(parts, tmp_path):
@@ -81,5 +83,6 @@ def test_a_recipe_with_a_wrong_package_part_is_refused(parts, tmp_path):
     (old / "recipe.yaml").write_text("package: {served_name: Über uns}\n")
     manifest = json.loads((old / "manifest.json").read_text())
     (old / "manifest.json").write_text(json.dumps(manifest | {"files": sums(old, Events())}))
+    write_sums(old)
     with pytest.raises(TrimlineError, match=r"wrong value at package\.served_name"):
         added(old, tmp_path / "new", "triton")

@@ -23,6 +23,7 @@ from deploy.verify import verify
 from pipeline.artefact import RECORD
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.sums import write_sums
 from tests.trimline.sample_report import sample
 from trimline.inspect import inspect_folder
 from trimline.reporting import write_report
@@ -59,6 +60,8 @@ def test_everything_a_user_needs_is_there(shipped):
     assert {
         "README.md",
         "manifest.json",
+        "SHA256SUMS",
+        "sbom.cdx.json",
         "run.json",
         "recipe.yaml",
         "plan.json",
@@ -80,7 +83,7 @@ def test_everything_a_user_needs_is_there(shipped):
 
 def test_the_manifest_sums_every_other_file(shipped):
     listed = json.loads((shipped / "manifest.json").read_text())
-    files = [path for path in shipped.rglob("*") if path.is_file() and path != shipped / "manifest.json"]
+    files = [path for path in shipped.rglob("*") if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")]
     assert set(listed["files"]) == {path.relative_to(shipped).as_posix() for path in files}
     for path in files:
         entry = listed["files"][path.relative_to(shipped).as_posix()]
@@ -217,14 +220,15 @@ def test_a_manifest_cannot_make_verify_read_outside(copy, name):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": hashlib.sha256(b"s").hexdigest(), "bytes": 1}
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert [str(problem) for problem in verify(copy)] == [f"{name}: the manifest names a file outside the package"]
+    write_sums(copy)
+    assert [str(problem) for problem in verify(copy)] == [f"{name}: the list names a file outside the folder"]
 
 
 def test_a_link_that_leads_outside_is_a_problem(copy):
     (copy.parent / "secret").write_text("s")
     (copy / "plan.json").unlink()
     (copy / "plan.json").symlink_to(copy.parent / "secret")
-    assert [problem.what for problem in verify(copy)] == ["leads outside the package"]
+    assert [problem.what for problem in verify(copy)] == ["leads outside the folder"]
 
 
 @pytest.mark.parametrize("text", [None, "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": []}'])

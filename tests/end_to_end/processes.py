@@ -33,6 +33,10 @@ class Running:
     def stderr(self) -> str:
         return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
 
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
     def send(self, number: signal.Signals) -> None:
         """A signal, as the kernel delivers it."""
         assert self._process.pid is not None

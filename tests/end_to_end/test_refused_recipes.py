@@ -61,7 +61,7 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
         ((*WINDOWS, "windows"), True, ("'prune.calibration.windows'", "True")),
         ((*WINDOWS, "windows"), -4, ("'prune.calibration.windows'", "-4")),
         ((*STEP, "budget"), "half", ("'prune.steps.0.budget'", "'half'")),
-        ((*STEP, "budget"), {}, ("'prune.steps.0'", "either 'budget' or 'pooled'")),
+        ((*STEP, "budget"), {}, ("'prune.steps.0'", "exactly one of 'budget'")),
         ((*STEP, "budget", "ffn"), 0.5, ("'prune.steps.0.budget.ffn'", "0.5")),
         ((*STEP, "budget", "ffn"), {"remove": 1.0}, ("'prune.steps.0.budget.ffn.remove'", "less than 1")),
         ((*STEP, "budget", "ffn"), {"remove": float("nan")}, ("'prune.steps.0.budget.ffn.remove'", "nan")),
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_named_with_its_place(values, tmp_path, path, value, wo
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [(("prune",), "lacks 'prune'"), (("prune", "steps"), "lacks 'prune.steps'"), ((*STEP, "budget"), "either 'budget' or 'pooled'")],
+    [(("prune",), "lacks 'prune'"), (("prune", "steps"), "lacks 'prune.steps'"), ((*STEP, "budget"), "exactly one of 'budget'")],
 )
 def test_a_missing_part_is_named(values, tmp_path, path, words):
     place: Any = values

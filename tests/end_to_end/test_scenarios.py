@@ -61,7 +61,8 @@ def done(request, tmp_path_factory, quick_measuring) -> Scenario:
 def test_the_package_is_whole(done):
     package = done.result.package
     top = {path.name for path in package.iterdir()}
-    assert top == {"README.md", "manifest.json", "model", "onnx", "plan.json", "recipe.yaml", "report.html", "report.md", "run.json"}
+    reports = {"report.html", "report.md", "run.json"}
+    assert top == {"README.md", "manifest.json", "SHA256SUMS", "sbom.cdx.json", "model", "onnx", "plan.json", "recipe.yaml"} | reports
     assert bool(list((package / "model").glob("*.py"))) == (done.recipe["rebuild"]["profile"] in OWN_CODE)
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in (package / "model").iterdir()

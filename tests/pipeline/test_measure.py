@@ -31,6 +31,8 @@ STEPS = {
     "llm_surgeon": {"method": "llm_surgeon", "compensation": "least_squares", "shots": 2} | POOLED,
     "trimline": {"method": "trimline", "shots": 2} | POOLED,
     "trimline, flops": {"method": "trimline", "pooled": {"remove": 0.3, "of": "flops", "allow_empty": True}, "round_to": 8},
+    "trimline, a target": {"method": "trimline", "target": {"parameters": 0.8}, "round_to": 8, "shots": 2},
+    "llm_surgeon, a target": {"method": "llm_surgeon", "target": {"flops": 0.9}, "round_to": 8},
     "depth": {"method": "block_influence", "budget": {"layer": {"keep": 3}}},
     "residual": {"method": "residual_energy", "budget": {"residual": {"remove": 0.25}}, "round_to": 8},
 }
@@ -66,6 +68,8 @@ def test_a_plan_from_kept_measurements_is_the_plan_of_measuring_again(step, dens
 
 
 def another_budget(step):
+    if "target" in step:
+        return step | {"target": {"memory": 0.7}, "shots": 1}
     if "pooled" in step:
         return step | {"pooled": step["pooled"] | {"remove": 0.4}, "shots": 1}
     return step | {"budget": {space: {"remove": 0.45} for space in step["budget"]}}

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from pipeline.driver import cuda_devices
+from pipeline.memory import memory_limit
 from trimline.doctor import Finding, examine, render_findings
 from trimline.doctor import packages as installed_packages
-from trimline.doctor.machine import disk, driver, memory, memory_limit
+from trimline.doctor.machine import disk, driver, memory
 from trimline.doctor.packages import built_in_model, requirements, runtime
 from trimline.doctor.providers import examine_providers, try_provider
 

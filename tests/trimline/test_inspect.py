@@ -18,7 +18,7 @@ from pipeline.errors import TrimlineError
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.plan import Plan, Selection, Step
 from pipeline.rebuild.config import smaller_config
-from pipeline.rebuild.surgery import cut
+from pipeline.rebuild.surgery import Cut
 from pipeline.recipe import Profile
 from tests.tiny import tiny_model
 from trimline.inspect import BlockWidth, inspect_folder, render_inspection
@@ -50,7 +50,7 @@ def plan(dense, tmp_path_factory):
 @pytest.fixture(scope="module")
 def smaller(dense, tmp_path_factory):
     folder, checkpoint, plan = tmp_path_factory.mktemp("smaller"), Checkpoint(dense), plan_for(dense)
-    write_checkpoint(folder, smaller_config(checkpoint.config, plan, Profile.FREE), cut(checkpoint, plan))
+    write_checkpoint(folder, smaller_config(checkpoint.config, plan, Profile.FREE), Cut(checkpoint, plan))
     return folder
 
 

@@ -12,12 +12,11 @@ import psutil
 import torch
 
 from pipeline.driver import cuda_devices
+from pipeline.memory import CGROUP, memory_limit
 from pipeline.options import processor_has_bf16
 from trimline.doctor.finding import Finding
 from trimline.reporting import formats
 
-CGROUP = Path("/sys/fs/cgroup")
-LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # cgroup v2, v1
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 SMALL_MEMORY = 4 * 2**30
 SMALL_DISK = 5 * 10**9
@@ -61,15 +60,6 @@ def memory(total: int, limit: int | None) -> Finding:
     if usable < SMALL_MEMORY:
         return Finding("Memory", value, "warn", f"Models beyond a few hundred million parameters will not fit into {formats.size(usable)}.")
     return Finding("Memory", value)
-
-
-def memory_limit(root: Path) -> int | None:
-    """Bytes that the control group allows; None where it sets no limit."""
-    for name in LIMITS:
-        text = _text(root / name).strip()
-        if text.isdigit():
-            return int(text)
-    return None
 
 
 def disk(folder: Path) -> Finding:

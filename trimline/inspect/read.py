@@ -46,7 +46,7 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
 
 def graph_file(folder: Path) -> Path | None:
     """The first ONNX file that lies directly in a folder."""
-    return next(iter(sorted(folder.glob("*.onnx"))), None)
+    return next((path for path in sorted(folder.glob("*.onnx")) if path.is_file()), None)
 
 
 def checkpoint_place(folder: Path) -> Path | None:
@@ -108,7 +108,8 @@ def profile_of(config: Mapping[str, Any]) -> Profile:
     """The shape profile that a checkpoint's config is written in."""
     if "block_configs" not in config:
         return Profile.UNIFORM
-    deci = any("DeciLM" in str(name) for name in config.get("architectures") or ())
+    named = config.get("architectures")
+    deci = isinstance(named, list) and any("DeciLM" in str(name) for name in named)
     return Profile.DECILM if deci else Profile.FREE
 
 

@@ -193,6 +193,33 @@ class Recovery:
 
 
 @dataclass(frozen=True)
+class TargetRow:
+    """One thing that the recipe asked of the result, what came out, and ``met``, ``missed: …`` or ``not resolved: …``."""
+
+    asked: str
+    reached: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round of pruning and measuring towards a speed.
+
+    Attributes:
+        given: the speed that the allocation was given, which makes up for what the round before missed by.
+        predicted: by the latency table, for the sizes that were chosen.
+        measured: with its interval.
+        counts: this round's model is the result.
+    """
+
+    number: int
+    given: str
+    predicted: str
+    measured: str
+    counts: bool
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows.
 
@@ -208,6 +235,7 @@ class ReportData:
         overlap: share of the evaluation text, by long lines or sentences, that also stands in the calibration text, 0 to 1.
         importance_name: what ``BlockRow.importance`` is.
         recovery: how the pruned model was trained; None where it was not.
+        targets, rounds: what a recipe with a target asked for, and how it was come to.
     """
 
     title: str
@@ -230,6 +258,8 @@ class ReportData:
     environment: dict[str, str] = field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()
     recovery: Recovery | None = None
+    targets: tuple[TargetRow, ...] = ()
+    rounds: tuple[RoundRow, ...] = ()
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -267,7 +297,22 @@ class ReportData:
             raise TrimlineError(f"{path} is not a report: {place}: {first['msg']}.", "Run `trimline report` again.") from None
 
 
-for _part in (Measure, ModelRow, Workload, Removed, BlockRow, GateRow, SpeedPoint, TextRow, StageTime, ConsumerRow, Recovery, ReportData):
+for _part in (
+    Measure,
+    ModelRow,
+    Workload,
+    Removed,
+    BlockRow,
+    GateRow,
+    SpeedPoint,
+    TextRow,
+    StageTime,
+    ConsumerRow,
+    Recovery,
+    TargetRow,
+    RoundRow,
+    ReportData,
+):
     setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trimline.reporting import formats, metrics
-from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, text_row
+from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, Tone, text_row
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
 
+BAND = 0.03  # as benchmarks.target judges
 ROLES: tuple[Role, Role] = ("dense", "pruned")
 
 
@@ -17,6 +18,7 @@ def sections(data: ReportData) -> tuple[Section, ...]:
     """Every section, in order; a part that was not run says so instead of showing nothing."""
     return (
         Section("result", "Dense against pruned", _result(data)),
+        *([Section("target", "Is it what was asked for?", tuple(_targets(data)))] if data.targets else []),
         Section("removed", "What was removed", tuple(_removed(data))),
         Section("recovery", "What training gave back", tuple(_recovery(data))),
         speed_section(data),
@@ -37,6 +39,21 @@ def _result(data: ReportData) -> tuple[Item, ...]:
     evaluated = Note(f"{'; '.join(about)}.", "quiet") if about else None
     missing = None if data.has_accuracy else Note("Perplexity was not evaluated for both models.", "quiet")
     return tuple(item for item in (table, evaluated, missing) if item)
+
+
+def _targets(data: ReportData) -> Iterator[Item]:
+    tones: dict[str, Tone] = {"met": "good", "missed": "bad", "not resolved": "quiet"}
+    rows = tuple((*text_row(row.asked, row.reached), Cell(row.outcome, tones[row.outcome.split(":")[0]])) for row in data.targets)
+    yield Table((Column("Target"), Column("Reached", numeric=True), Column("Outcome")), rows)
+    if data.rounds:
+        columns = (Column("Round", numeric=True), Column("Asked of the allocation", numeric=True), Column("Predicted", numeric=True))
+        yield Table(
+            (*columns, Column("Measured", numeric=True), Column("")),
+            tuple(
+                text_row(str(row.number), row.given, row.predicted, row.measured, "this model" if row.counts else "") for row in data.rounds
+            ),
+        )
+        yield Note(f"Met means that the whole 95 % interval is within {BAND:.0%} of the target.", "quiet")
 
 
 def _removed(data: ReportData) -> Iterator[Item]:

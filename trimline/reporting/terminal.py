@@ -23,6 +23,8 @@ def render_terminal(data: ReportData, console: Console, page: Path | None = None
     if table is not None:
         console.print(rich_table(table, data.title))
     console.print(Text(headline(data)))
+    for target in data.targets:
+        console.print(Text(f"Target, {target.asked}: {target.reached}; {target.outcome}"))
     for warning in data.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
     if page is not None:

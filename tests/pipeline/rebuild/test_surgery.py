@@ -14,7 +14,7 @@ from pipeline.families.llama import LLAMA
 from pipeline.plan import Plan
 from pipeline.rebuild.masked import masked_state
 from pipeline.rebuild.places import Place
-from pipeline.rebuild.surgery import cut, select
+from pipeline.rebuild.surgery import Cut, select
 from tests.pipeline.rebuild.cases import Choice, absent_parts, plan_for
 from tests.tiny import tiny_model
 
@@ -22,7 +22,7 @@ from tests.tiny import tiny_model
 def test_kept_blocks_are_renumbered_and_absent_parts_leave_nothing(tmp_path: Path) -> None:
     source = tiny_model("llama", tmp_path / "dense")
     checkpoint = Checkpoint(source)
-    smaller = cut(checkpoint, plan_for(source, absent_parts))
+    smaller = Cut(checkpoint, plan_for(source, absent_parts))
     assert torch.equal(smaller["model.layers.2.self_attn.q_proj.weight"], checkpoint.tensor("model.layers.3.self_attn.q_proj.weight"))
     assert torch.equal(smaller["model.layers.0.mlp.up_proj.weight"], checkpoint.tensor("model.layers.0.mlp.up_proj.weight")[::2])
     assert torch.equal(smaller["model.layers.0.mlp.down_proj.weight"], checkpoint.tensor("model.layers.0.mlp.down_proj.weight")[:, ::2])
@@ -38,7 +38,7 @@ def test_query_heads_go_with_their_kv_head(tmp_path: Path) -> None:
     def choose(choice: Choice) -> None:
         choice.kv[0] = (1, 3)
 
-    smaller = cut(Checkpoint(source), plan_for(source, choose))
+    smaller = Cut(Checkpoint(source), plan_for(source, choose))
     name = "model.layers.0.self_attn."
     q, o, k = (Checkpoint(source).tensor(f"{name}{part}_proj.weight") for part in "qok")
     heads = q.reshape(8, 16, 64)

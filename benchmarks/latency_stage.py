@@ -1,0 +1,149 @@
+"""The latency stage: a table of what each part of a block takes in the runtime that will serve the result."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import Child
+from benchmarks.environment import fingerprint, load_average
+from benchmarks.latency_fit import fit, misfit
+from benchmarks.latency_shapes import Alike, Form, batches, shapes_to_time
+from benchmarks.recipe import BenchmarkSlice
+from benchmarks.stage import MeasuredModel
+from benchmarks.statistics import typical_ratio, within_band
+from benchmarks.subject import Subject
+from benchmarks.systems_shapes import Shape
+from benchmarks.timing import CONTROL, DENSE, time_workloads
+from pipeline.allocation.latency import Entry, LatencyTable, identity
+from pipeline.checkpoint import Checkpoint, write_json
+from pipeline.events import Events
+from pipeline.geometry import Geometry
+from pipeline.options import RunOptions
+
+TOGETHER = 4  # shapes per run, beside dense and dense again
+SAMPLES = "samples.json"
+Key = tuple[str, str]  # workload, phase
+
+
+def latency_table(source: Path, form: Form, tile: int, out: Path, events: Events, blocks: int | None = None) -> None:
+    """Stage: writes ``latency.json``, and ``samples.json`` with what was measured.
+
+    Args:
+        source: dense checkpoint folder.
+        form: runtime, workloads and how models are written for them.
+        tile: FFN widths are multiples of it.
+        out: empty folder.
+        events: progress.
+        blocks: of the models that are timed; as many as needed by default.
+
+    Raises:
+        TrimlineError: the model's blocks differ, or a model cannot be exported or timed.
+    """
+    geometry = Checkpoint(source).geometry
+    shapes = shapes_to_time(geometry, tile, form.weight_bytes, blocks)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".models-") as work:
+        measured = time_shapes(source, {name: alike.shape(geometry) for name, alike in shapes.items()}, form, Path(work), events)
+    table, fitted = _table(geometry, shapes, measured, form)
+    table.write(out)
+    write_json(out / SAMPLES, measured | {"misfit": fitted})
+    worst = max((abs(error) for by_shape in fitted.values() for error in by_shape.values()), default=0.0)
+    noisy = "" if control_holds(measured) else "; dense did not agree with itself meanwhile, so predictions may be off"
+    events.note(f"{len(shapes)} shapes timed; the table is within {worst:.1%} of each{noisy}")
+
+
+def setting_of(geometry: Geometry, form: Form, tile: int) -> dict[str, Any]:
+    """What a table depends on: the artefact's key. Weights are not in it: dense kernels take as long for one value as for another."""
+    return {
+        "model": identity(geometry) | {"block": [geometry.blocks[0].ffn, geometry.blocks[0].kv_groups], "blocks": len(geometry.blocks)},
+        "export": form.export.model_dump(mode="json", exclude={"perplexity_bar"}),
+        "build": form.build and form.build.model_dump(mode="json"),
+        "recipe": form.recipe.model_dump(mode="json"),
+        "tile": tile,
+        "machine": fingerprint(form.options.threads),
+    }
+
+
+def time_shapes(
+    source: Path, shapes: Mapping[str, Shape], form: Form, work: Path, events: Events, together: int = TOGETHER
+) -> dict[str, Any]:
+    """Every shape against ``dense`` in interleaved rounds, a few at a time; JSON-compatible.
+
+    Returns:
+        ``seconds`` by workload, phase and shape: the median of dense over all rounds, divided by a shape's median
+        speed-up in its own; ``control``: dense over dense again, one ratio per run; ``load_average`` at the end.
+    """
+    runs, folders = [], {DENSE: form.write(source, shapes[DENSE], work / "0")}
+    with events.progress("timing shapes", len(shapes)) as advance:
+        for number, names in enumerate(batches(list(shapes), together), start=1):
+            written = folders | {name: form.write(source, shapes[name], work / f"{number}-{place}") for place, name in enumerate(names)}
+            runs.append(_timed(written, form.recipe, form.options))
+            for left in work.glob(f"{number}-*"):  # models take more room than anything else here
+                shutil.rmtree(left)
+            advance(len(names) + (number == 1))
+    return _joined(runs) | {"load_average": load_average()}
+
+
+def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOptions) -> dict[Key, dict[str, list[float]]]:
+    """Seconds of every round, by workload and phase, then model."""
+    subjects = {name: Subject.read(name, folder, recipe.runtime) for name, folder in folders.items()}
+    with ExitStack() as running:
+        models = {
+            name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
+            for name in (*subjects, CONTROL)
+        }
+        timed = time_workloads(models, recipe)
+    found: dict[Key, dict[str, list[float]]] = {}
+    for workload, by_model in timed.items():
+        for name, samples in by_model.items():
+            for phase, seconds in samples.metrics().items():
+                found.setdefault((workload, phase), {})[name] = seconds
+    return found
+
+
+def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str, Any]:
+    seconds: dict[str, dict[str, dict[str, float]]] = {}
+    control: dict[str, dict[str, list[float]]] = {}
+    rounds: dict[str, dict[str, int]] = {}
+    for workload, phase in runs[0]:
+        of_runs = [run[workload, phase] for run in runs]
+        base = statistics.median([sample for run in of_runs for sample in run[DENSE]])
+        by_shape = {DENSE: base}
+        for run in of_runs:
+            by_shape |= {name: base / typical_ratio(run[DENSE], run[name]) for name in run if name not in (DENSE, CONTROL)}
+        seconds.setdefault(workload, {})[phase] = by_shape
+        control.setdefault(workload, {})[phase] = [typical_ratio(run[DENSE], run[CONTROL]) for run in of_runs]
+        rounds.setdefault(workload, {})[phase] = min(len(run[DENSE]) for run in of_runs)
+    return {"seconds": seconds, "control": control, "rounds": rounds}
+
+
+def _table(
+    geometry: Geometry, shapes: Mapping[str, Alike], measured: Mapping[str, Any], form: Form
+) -> tuple[LatencyTable, dict[str, dict[str, float]]]:
+    """The table, and how far it is from what it was made of."""
+    entries, fitted = [], {}
+    for workload in form.recipe.workloads:
+        for phase, seconds in measured["seconds"][workload.name].items():
+            times = fit(shapes, seconds)
+            entries.append(Entry(workload.name, phase, workload.steps, times))
+            fitted[f"{workload.name} {phase}"] = misfit(times, shapes, seconds)
+    setting = {
+        "runtime": form.recipe.runtime,
+        "precision": form.export.precision,
+        "machine": fingerprint(form.options.threads),
+        "shapes": {name: vars(alike) for name, alike in shapes.items()},
+        "rounds": measured["rounds"],
+        "control": measured["control"],
+        "control_holds": control_holds(measured),
+    }
+    return LatencyTable(identity(geometry), setting, tuple(entries)), fitted
+
+
+def control_holds(measured: Mapping[str, Any]) -> bool:
+    """Whether dense agreed with itself in every run."""
+    return all(within_band(ratio) for phases in measured["control"].values() for ratios in phases.values() for ratio in ratios)

@@ -1,0 +1,182 @@
+"""A model whose decoder blocks are in memory one at a time, for models that do not fit.
+
+The modules are transformers' own and keep their places, so that sweeps call blocks as they always do; only the tensors of
+a block come from the checkpoint when it is called, and go when another one is. What stays is what is no block: embeddings,
+last norm, head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.families import Family
+from pipeline.loading import LoadReport, as_trimline_error, check_promise, load_model, quiet_transformers, trusts
+from pipeline.options import RunOptions
+
+Overlay = Callable[[int], None]
+
+
+class Paging:
+    """Which block of a model is in memory.
+
+    Attributes:
+        overlay: told of a block's number after its tensors were read, so that it can change them.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path, family: Family, options: RunOptions, dtype: torch.dtype) -> None:
+        self.folder, self.family, self.options, self.dtype = folder, family, options, dtype
+        self.overlay: Overlay = lambda block: None
+        self._blocks = model.get_submodule(family.blocks)
+        self._resident: int | None = None
+        self._stored = {name for name, _ in self._blocks.named_parameters()}
+        for number, block in enumerate(self._blocks.children()):
+            block.forward = self._paged(number, block.forward)
+
+    def holds(self, block: int) -> bool:
+        """Whether a block is in memory."""
+        return self._resident == block
+
+    def enter(self, block: int) -> None:
+        """Reads a block, letting go of the one that was in memory.
+
+        Raises:
+            TrimlineError: the checkpoint lacks one of its tensors, or has it in another shape.
+        """
+        if self.holds(block):
+            return
+        self.leave()
+        # A sweep may run in inference mode, and the block may serve one with gradients next.
+        with torch.inference_mode(False), torch.no_grad():
+            module = self._blocks.get_submodule(str(block))
+            fill(module, Checkpoint(self.folder), f"{self.family.blocks}.{block}.", self.dtype, self.options.device)
+            self._resident = block
+            self.overlay(block)
+
+    def leave(self) -> None:
+        """Lets go of what is in memory."""
+        if self._resident is None:
+            return
+        block = self._blocks.get_submodule(str(self._resident))
+        for name, parameter in list(block.named_parameters()):
+            # Pruning may have given it a bias that the checkpoint does not have.
+            stored = f"{self._resident}.{name}" in self._stored
+            _put(block, name, _without_values(parameter) if stored else None)
+        self._resident = None
+
+    def close(self) -> None:
+        """Lets go of the model: it and its blocks name each other."""
+        self.leave()
+        for block in self._blocks.children():
+            del block.forward
+
+    @contextmanager
+    def also(self, overlay: Overlay) -> Iterator[None]:
+        """For as long as it lasts, a block that is read is changed by ``overlay`` too."""
+        before = self.overlay
+
+        def both(block: int) -> None:
+            before(block)
+            overlay(block)
+
+        self.leave()
+        self.overlay = both
+        try:
+            yield
+        finally:
+            self.overlay = before
+            self.leave()
+
+    def again(self) -> tuple[PreTrainedModel, Paging]:
+        """The same checkpoint once more."""
+        return open_paged(self.folder, self.options, self.dtype)
+
+    def _paged(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.enter(number)
+            return forward(*arguments, **named)
+
+        return call
+
+
+def open_paged(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, Paging]:
+    """A checkpoint folder as a model in evaluation mode, without its blocks' tensors, and what fetches them.
+
+    Raises:
+        TrimlineError: as ``load_model``.
+    """
+    checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
+    trust, family = trusts(folder, checkpoint.config, options.trust_remote_code), checkpoint.geometry.family
+    check_promise(checkpoint)
+    with quiet_transformers(), as_trimline_error(folder), init_empty_weights(include_buffers=False):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
+    model.tie_weights()  # first, so that a tied head is no parameter of its own to read
+    fill(model, checkpoint, "", dtype, options.device, skip=f"{family.blocks}.")
+    model.tie_weights()
+    for name, buffer in model.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        model.get_submodule(parent)._buffers[leaf] = buffer.to(options.device)  # noqa: SLF001 - as torch's own ``to`` does
+    return model.eval(), Paging(model, folder, family, options, dtype)
+
+
+def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Paging | None]:
+    """A model whole in memory where it fits the budget, else paged; in its own dtype unless another is given.
+
+    Raises:
+        TrimlineError: as ``load_model``.
+    """
+    checkpoint = Checkpoint(folder)
+    stored = checkpoint.tensor(next(iter(checkpoint.locations))).dtype
+    if options.holds(weights_bytes(checkpoint, dtype or stored)):
+        return load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code), None
+    return open_paged(folder, options, dtype or stored)
+
+
+def paged_with_report(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, LoadReport]:
+    """A paged model, and how the folder's tensors match its parameters."""
+    model, _ = open_paged(folder, options, dtype)
+    parameters, stored = {name for name, _ in model.named_parameters()}, set(Checkpoint(folder).locations)
+    return model, LoadReport(tuple(sorted(parameters - stored)), tuple(sorted(stored - parameters)))
+
+
+def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """What the weights take in that dtype."""
+    return checkpoint.geometry.total_parameters() * torch.empty((), dtype=dtype).element_size()
+
+
+def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: str, skip: str | None = None) -> None:
+    """Gives a module its parameters from the checkpoint; those whose names start with ``skip`` are left out.
+
+    Raises:
+        TrimlineError: one is missing, or has another shape than the config says.
+    """
+    for name, parameter in list(module.named_parameters()):
+        if skip is not None and name.startswith(skip):
+            continue
+        tensor = checkpoint.tensor(prefix + name)
+        if tensor.shape != parameter.shape:
+            raise TrimlineError(
+                f"The tensor {prefix + name} of {checkpoint.folder} has shape {tuple(tensor.shape)}, and its config says "
+                f"{tuple(parameter.shape)}.",
+                "Fetch or rebuild the checkpoint.",
+            )
+        _put(module, name, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
+
+
+def _without_values(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def _put(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    parent, _, leaf = name.rpartition(".")
+    module.get_submodule(parent).register_parameter(leaf, parameter)

@@ -1,0 +1,202 @@
+"""Latency tables: what is timed, what follows from the times, and the command that checks predictions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.latency_stage
+import benchmarks.latency_table
+import exporters.tensorrt.stage
+from benchmarks.latency_fit import fit, misfit
+from benchmarks.latency_shapes import WHOLE, Alike, Form, batches, blocks_needed, last_level_cache, shapes_to_time, spread
+from benchmarks.latency_stage import latency_table, setting_of
+from benchmarks.latency_table import errors, uneven_shapes
+from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.systems_shapes import shape_of
+from benchmarks.timing import DENSE
+from exporters.recipe import BuildSlice, ExportSlice
+from pipeline.allocation.latency import LatencyTable, Times
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.geometry import BlockShape, Geometry
+from pipeline.options import RunOptions
+from tests.tiny import tiny_model
+
+FORM = Form(recipe=BenchmarkSlice(workloads=(Workload(prompt=8, output=3),), rounds=30), options=RunOptions(threads=1))
+REAL = Times(0.010, (0.0, 0.0030, 0.0041), (0, 8, 24, 40, 64, 80, 96), (0.0, 0.0010, 0.0013, 0.0016, 0.0021, 0.0024, 0.0027))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def dense(source: Path) -> Geometry:
+    return Checkpoint(source).geometry
+
+
+def timed(dense: Geometry, noise: float = 0.0) -> object:
+    """What ``time_shapes`` gives on a machine whose times are ``REAL`` (a step), and ten times that (a prompt)."""
+
+    def time_shapes(source, shapes, form, work, events, together=4):
+        draw = np.random.default_rng(0)
+        seconds = {name: _whole(shape) * (1 + noise * draw.standard_normal()) for name, shape in shapes.items()}
+        by_phase = {"prefill": {name: 10 * found for name, found in seconds.items()}, "decode": seconds}
+        rounds = dict.fromkeys(by_phase, form.recipe.rounds)
+        control = {phase: [1.001, 0.999] for phase in by_phase}
+        return {"seconds": {"8/3": by_phase}, "control": {"8/3": control}, "rounds": {"8/3": rounds}, "load_average": 0.1}
+
+    def _whole(shape) -> float:
+        return REAL.whole(dense.with_blocks(tuple(BlockShape(ffn, groups) for ffn, groups in shape["blocks"])))
+
+    return time_shapes
+
+
+def test_sizes_are_spread_over_tiles_and_end_at_what_the_block_has() -> None:
+    assert spread(1536, 64, 6) == [64, 384, 640, 960, 1216, 1536]
+    assert spread(3, 1, 8) == [1, 2, 3]
+    assert spread(100, 32, 6) == [32, 64, 96, 100]
+    assert spread(20, 64, 6) == [20]
+    assert spread(96, 96, 6) == [96]
+
+
+def test_every_size_is_timed_alone_and_the_whole_model_beside_them(dense: Geometry) -> None:
+    shapes = shapes_to_time(dense, 32, 4.0)
+    assert shapes == {
+        DENSE: Alike(2, 96, 2),
+        WHOLE: Alike(4, 96, 2),
+        "ffn 0": Alike(2, 0, 2),
+        "ffn 32": Alike(2, 32, 2),
+        "ffn 64": Alike(2, 64, 2),
+        "groups 1": Alike(2, 96, 1),
+    }
+    assert shapes_to_time(dense, 32, 4.0, blocks=1)[DENSE].blocks == 1
+    assert batches(list(shapes), 2) == [[WHOLE, "ffn 0"], ["ffn 32", "ffn 64"], ["groups 1"]]
+    with pytest.raises(TrimlineError, match="differ already"):
+        shapes_to_time(dense.with_blocks((BlockShape(96, 2), BlockShape(64, 2))), 32, 4.0)
+
+
+def test_the_blocks_that_are_timed_outweigh_cache_and_head(dense: Geometry) -> None:
+    for width in (4.0, 0.5625):
+        block, head = dense.block_parameters(dense.blocks[0]) * width, dense.vocab * dense.hidden * width
+        assert blocks_needed(dense, width) == math.ceil(max(2 * last_level_cache(), head) / block)
+
+
+def test_the_fit_finds_the_parts_again(dense: Geometry) -> None:
+    shapes = shapes_to_time(dense, 8, 4.0)
+    seconds = {name: REAL.whole(dense.with_blocks((BlockShape(s.width, s.groups),) * s.blocks)) for name, s in shapes.items()}
+    found = fit(shapes, seconds)
+    assert found.widths == REAL.widths
+    assert found.fixed == pytest.approx(REAL.fixed)
+    assert found.ffn == pytest.approx(REAL.ffn)
+    assert found.attention == pytest.approx(REAL.attention)
+    assert max(map(abs, misfit(found, shapes, seconds).values())) < 1e-9
+
+
+def test_noise_makes_no_wider_block_faster(dense: Geometry) -> None:
+    shapes = shapes_to_time(dense, 8, 4.0)
+    seconds = {name: 0.01 + 0.001 * (number % 3) for number, name in enumerate(shapes)}
+    found = fit(shapes, seconds)
+    assert list(found.ffn) == sorted(found.ffn)
+    assert list(found.attention) == sorted(found.attention)
+    assert found.fixed >= 0
+
+
+def test_many_groups_are_measured_at_some_and_filled_in_between(dense: Geometry, tmp_path: Path) -> None:
+    many = Checkpoint(tiny_model("llama", tmp_path / "many", num_attention_heads=16, num_key_value_heads=16)).geometry
+    shapes = shapes_to_time(many, 32, 4.0)
+    groups = {shape.groups for shape in shapes.values()}
+    assert len(groups) == 8
+    assert {1, 16} <= groups
+    seconds = {name: 0.01 + shape.blocks * (1e-4 + 1e-5 * shape.groups + 1e-6 * shape.width) for name, shape in shapes.items()}
+    attention = fit(shapes, seconds).attention
+    assert len(attention) == 17
+    assert np.diff(attention[1:]) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "tensorrt"])
+def test_models_are_written_in_the_form_that_the_runtime_opens(source: Path, dense: Geometry, tmp_path: Path, monkeypatch, runtime) -> None:
+    built = []
+    monkeypatch.setattr(exporters.tensorrt.stage, "build", lambda onnx, *given, **more: built.append((onnx, given)))
+    shape = Alike(2, 32, 1).shape(dense)
+    form = Form(
+        ExportSlice(lowering="portable"), BuildSlice(precision="int8"), FORM.recipe.model_copy(update={"runtime": runtime}), FORM.options
+    )
+    folder = form.write(source, shape, tmp_path / "1-0")
+    if runtime == "torch":
+        assert shape_of(Checkpoint(folder).geometry) == shape
+        assert form.write(source, shape_of(dense), tmp_path / "2-0") == source
+    else:
+        assert folder == tmp_path / "1-0-engine"
+        ((onnx, (recipe, requests, *_)),) = built
+        assert (onnx / "model.onnx").is_file()
+        assert recipe.precision == "graph"
+        assert [(request.prompt, request.output) for request in requests] == [(8, 3)]
+
+
+def test_a_table_says_where_it_is_from_and_its_key_is_not_of_the_weights(source, dense, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_stage, "time_shapes", timed(dense))
+    said = []
+    latency_table(source, FORM, 8, tmp_path, Events(said.append))
+    table = LatencyTable.read(tmp_path)
+    assert table.predict(dense, "decode") == pytest.approx(REAL.whole(dense))
+    assert table.predict(dense, "8/3") == pytest.approx(12 * REAL.whole(dense))
+    assert (table.setting["runtime"], table.setting["precision"], table.setting["control_holds"]) == ("onnxruntime", "fp32", True)
+    assert "within 0.0% of each" in said[-1].text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latency.json", "samples.json"]
+    other = Checkpoint(tiny_model("llama", tmp_path / "other", seed=1)).geometry
+    assert setting_of(other, FORM, 8) == setting_of(dense, FORM, 8)
+    assert setting_of(dense, FORM, 16) != setting_of(dense, FORM, 8)
+
+
+def test_whole_models_for_the_check_are_uneven_and_of_all_sizes(dense: Geometry) -> None:
+    found = uneven_shapes(dense, 32, 6)
+    assert found == uneven_shapes(dense, 32, 6)
+    sizes = [shape.decoder_parameters() / dense.decoder_parameters() for shape in found.values()]
+    assert max(sizes) > 0.8
+    assert min(sizes) < 0.7
+    for shape in found.values():
+        assert len(shape.blocks) == 4
+        assert shape.blocks[0].ffn
+        assert shape.blocks[0].kv_groups
+        assert all(block.ffn % 32 == 0 and block.ffn <= 96 and block.kv_groups <= 2 for block in shape.blocks)
+
+
+def test_errors_are_of_predicted_speed_ups() -> None:
+    rows = [{"workload": "8/3", "phase": "decode", "error": error} for error in (0.02, -0.06)]
+    assert errors(rows) == {("8/3", "decode"): (pytest.approx(0.04), 0.06)}
+
+
+@pytest.mark.parametrize(("noise", "rounds", "outcome"), [(0.0, 30, "reached"), (0.3, 30, "missed"), (0.0, 5, "not resolved")])
+def test_the_command_prints_and_fills_what_it_measured(source, dense, tmp_path, monkeypatch, noise, rounds, outcome) -> None:
+    monkeypatch.setattr(benchmarks.latency_stage, "time_shapes", timed(dense))
+    monkeypatch.setattr(benchmarks.latency_table, "time_shapes", timed(dense, noise))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- latency-table:begin -->\n<!-- latency-table:end -->\nafter\n")
+    app = benchmarks.latency_table.typer.Typer()
+    app.command()(benchmarks.latency_table.main)
+    monkeypatch.setattr(benchmarks.latency_table, "_recipe", lambda runtime, r, s: FORM.recipe.model_copy(update={"rounds": r}))
+    command = [str(source), "--output", str(tmp_path / "out"), "--tile", "8", "--rounds", str(rounds), "--page", str(page), "--fill"]
+    called = CliRunner().invoke(app, command)
+    assert called.exit_code == 0, called.output
+    assert f"over {rounds} rounds; bar 5%: {outcome}" in called.output
+    assert "| uneven 6 |" in called.output
+    assert called.output.strip().splitlines()[-1] in page.read_text()
+    monkeypatch.setattr(benchmarks.latency_table, "time_shapes", None)  # what is there is not measured again
+    assert CliRunner().invoke(app, command).output == called.output
+
+
+def test_the_command_refuses_what_it_cannot_time(source, tmp_path) -> None:
+    app = benchmarks.latency_table.typer.Typer()
+    app.command()(benchmarks.latency_table.main)
+    for more, words in ((["--runtime", "tensorrt"], "no runtime 'tensorrt'"), (["--precision", "int3"], "no precision 'int3'")):
+        called = CliRunner().invoke(app, [str(source), "--output", str(tmp_path / "out"), *more])
+        assert called.exit_code == 2
+        assert words in called.output

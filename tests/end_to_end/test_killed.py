@@ -1,0 +1,117 @@
+"""SIGKILL at any moment: what is left is whole, the same command goes on, and the bytes are those of an unbroken run."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artefact import MEASURED, PARTIAL, file_digest
+from pipeline.events import Events
+from pipeline.sums import SUMS
+from tests.end_to_end.processes import Running
+from tests.end_to_end.scenario import OPTIONS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
+from trimline.verifying import verify_folder
+
+SETTINGS = ("--threads", "1", "--dtype", "float32")
+STAGES = ("source", "text", "prune", "rebuild", "evaluate", "export", "benchmark", "report", "package")
+# What holds a time, a latency or a date, or the sum of a file that does.
+MEASURING = re.compile(rf"(.*/)?({re.escape(MEASURED)}|{SUMS})|(benchmark|report)-.*|package-.*/(manifest\.json|report\.(html|md))")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory) -> dict[str, Any]:
+    inputs = tiny_inputs(tmp_path_factory.mktemp("inputs"))
+    (inputs / "calibration.txt").write_text(prose(1, 200), encoding="utf-8")
+    wanted = recipe("cfsp-least-squares", inputs)
+    wanted["prune"]["calibration"] = {"windows": 100, "window": 64}
+    return wanted | {"package": {"targets": ["onnxruntime-genai"], "licence": "apache-2.0"}}
+
+
+class Runs:
+    """Runs of one recipe into one place, which the card of the package names; and what one leaves that nobody interrupts."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        self.recipe, self.folder, self.output = written(values, folder), folder, folder / "out"
+        self._number = 0
+        running = self.start()
+        assert running.until(self.output / "store", ".lock")  # before it, Python was imported
+        started = time.monotonic()
+        done = running.end()
+        self.seconds = time.monotonic() - started
+        assert done.code == 0, done.stderr
+        self.computed = computed(self.output)
+
+    def start(self, *, anew: bool = False) -> Running:
+        """The same command as a process; ``anew``: into an empty place."""
+        if anew:
+            shutil.rmtree(self.output)
+        self._number += 1
+        return Running(self.folder / f"process {self._number}", "run", self.recipe, "-o", self.output, *SETTINGS)
+
+    def check(self) -> None:
+        """Whether what lies there now is what the unbroken run left."""
+        assert_nothing_half_written(self.output)
+        assert computed(self.output) == self.computed
+        assert verify_folder(self.output, quick=True, options=OPTIONS, events=Events()).problems == []
+
+
+@pytest.fixture(scope="module")
+def runs(values, tmp_path_factory) -> Runs:
+    return Runs(values, tmp_path_factory.mktemp("runs"))
+
+
+def computed(output: Path) -> dict[str, str]:
+    """SHA-256 of every file that is computed; keys hold the code and the recipe and stay in the names."""
+    found = {}
+    for path in (output / "store").rglob("*"):
+        name = path.relative_to(output / "store").as_posix()
+        if path.is_file() and name != ".lock" and not MEASURING.fullmatch(name):
+            found[name] = file_digest(path)
+    return found
+
+
+def test_the_same_recipe_twice_is_the_same_bytes(runs):
+    assert len(runs.computed) > 40
+    assert {name.split("-")[0] for name in runs.computed} == {*STAGES} - {"benchmark", "report"}
+    assert runs.start(anew=True).end().code == 0
+    runs.check()
+
+
+def test_killed_in_every_stage(runs):
+    draw, killed = random.Random(6), set()
+    for stage in STAGES:
+        running = runs.start(anew=stage == STAGES[0])
+        if running.until(runs.output / "store", f"{PARTIAL}{stage}-*"):
+            time.sleep(draw.random() * 0.02)
+            running.send(signal.SIGKILL)
+        if running.end().code == -signal.SIGKILL:
+            killed.add(stage)
+    assert len(killed) >= len(STAGES) - 3, killed  # some take a millisecond, and may be over before the signal comes
+    assert runs.start().end().code == 0
+    runs.check()
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(7200)
+def test_killed_at_random_moments(runs):
+    """KILLS moments spread over a whole run, each from an empty folder: killed there, run again, compared."""
+    kills, killed = int(os.environ.get("KILLS", "100")), 0
+    draw = random.Random(int(os.environ.get("FUZZ_SEED", "0")))
+    for number in range(kills):
+        running = runs.start(anew=True)
+        if running.until(runs.output / "store", ".lock"):
+            time.sleep((number + draw.random()) / kills * runs.seconds)
+        if running.alive:
+            running.send(signal.SIGKILL)
+        killed += running.end().code == -signal.SIGKILL
+        assert runs.start().end().code == 0
+        runs.check()
+    assert killed >= kills // 2
