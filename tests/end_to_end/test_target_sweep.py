@@ -47,8 +47,10 @@ def test_points_share_the_latency_table_and_are_compared_with_one_dense_model(tm
 
 def test_the_short_name_takes_the_place_of_the_recipes_budget(tmp_path):
     values = recipe("cfsp-least-squares", tiny_inputs(tmp_path / "inputs"))
-    told = []
-    found = sweep(values, {"speedup": [1.01]}, tmp_path / "out", options=OPTIONS, events=Events(told.append))
+    found = sweep(values, {"speedup": [1.01]}, tmp_path / "out", options=OPTIONS)
     assert [point.failure for point in found.points] == [""]
-    result = run(tmp_path / "out" / "points" / "speedup=1.01" / "recipe.yaml", tmp_path / "out", options=OPTIONS)
+    told: list[Event] = []
+    point = tmp_path / "out" / "points" / "speedup=1.01" / "recipe.yaml"
+    result = run(point, tmp_path / "out", options=OPTIONS, events=Events(told.append))
     assert result.report.targets
+    assert started(told) == ["report", "package"]  # the point is what a run of its recipe makes, rounds included

@@ -13,15 +13,14 @@ from scipy.stats import ttest_rel
 import benchmarks.stage
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
-from pipeline.options import RunOptions
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, changed, recipe, tiny_inputs
 from tests.end_to_end.scenario import trimline as command
 from trimline.api import compare, run, sweep
 from trimline.compare.comparison import comparisons
 from trimline.compare.pairs import at_speed, compare_pair
-from trimline.compare.results import Result, Timed
+from trimline.compare.result import Result, Timed
 from trimline.recipe import checked_recipe
-from trimline.reporting.data import Measure
+from trimline.reporting.data import Measure, ReportData
 
 AXIS = ("128/17", "decode")
 RECIPE = checked_recipe({"prune": {"steps": [{"budget": {"ffn": {"remove": 0.3}}}]}})
@@ -181,11 +180,11 @@ def test_what_holds_no_result_is_refused(made, tmp_path):
     assert_refused(command("compare", made / "run", made / "sweep" / "points" / "method=none"), "holds no result")
 
 
-def test_a_run_with_other_threads_is_refused_by_the_command(made, monkeypatch):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
-    values = changed(recipe("cfsp-least-squares", made / "inputs"), "rebuild", "profile", to="free")
-    run(values, made / "other", options=RunOptions(dtype="float32", threads=2))
-    assert_refused(command("compare", made / "run", made / "other"), "threads is 1 for run and 2 for other", "--measure")
+def test_a_run_with_other_threads_is_refused_by_the_command(made, tmp_path):
+    data = ReportData.read((made / "run" / "report.html").resolve().parent / "report.json")
+    (tmp_path / "other").mkdir()
+    replace(data, environment=data.environment | {"threads": "2"}).write(tmp_path / "other" / "report.json")
+    assert_refused(command("compare", made / "run", tmp_path / "other"), "threads is 1 for run and 2 for other", "--measure")
 
 
 def test_the_command_answers_in_json(made):

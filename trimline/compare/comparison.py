@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import TrimlineError
 from trimline.compare.pairs import AtSpeed, Pair, at_speed, compare_pair
-from trimline.compare.results import Axis, Result
+from trimline.compare.result import Axis, Result
 
 MOST_PAIRS = 28  # of eight results; more would be read by nobody
 

@@ -17,7 +17,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from trimline.collect import environment_rows
-from trimline.compare.results import Axis, Result, Timed, machine_of
+from trimline.compare.result import Axis, Result, Timed, machine_of
 from trimline.reporting.data import Measure
 
 RUNTIME = "onnxruntime"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.statistics import paired_difference, paired_ratio
-from trimline.compare.results import Axis, Result, Timed
+from trimline.compare.result import Axis, Result, Timed
 from trimline.reporting.data import Measure
 
 EQUAL = 0.03  # two speeds are the same where their ratio lies within 1 ± this, interval included

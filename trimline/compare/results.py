@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.artefact import RECORD
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
+from trimline.compare.result import Axis, Result, Timed, dense_of, machine_of, text_of
 from trimline.graph import SHIPPED
 from trimline.recipe import Recipe, parse_recipe
 from trimline.reporting.data import FILE as REPORT
@@ -19,60 +20,7 @@ from trimline.sweep.data import FILE as SWEEP
 from trimline.sweep.data import POINTS, PointRow, SweepData
 from trimline.sweep.tables import label
 
-Axis = tuple[str, Phase]
 KINDS = "the output folder of `trimline run`, a package, a sweep's folder or one of its points"
-FORMS = ("processor", "threads", "memory", "GPU")
-LIBRARIES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("tensorrt",), "torch": ("torch",)}
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One workload of one result.
-
-    Attributes:
-        latency: seconds of one call, the median.
-        speedup: over dense in the same rounds.
-        resolved: whether that run's control held.
-        samples: seconds per round, where they were kept.
-        run: what tells interleaved runs apart: samples of one run pair round by round.
-    """
-
-    latency: float
-    speedup: Measure
-    resolved: bool
-    samples: tuple[float, ...] = ()
-    run: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One model that was evaluated and timed.
-
-    Attributes:
-        name: as it is listed.
-        series: of results that differ in how much went only; empty for a single one.
-        perplexity: with what is known of its uncertainty.
-        losses: per window, nats per token.
-        text: what the losses are of: model family, text, window; losses of the same pair window by window.
-        dense: what the speed-ups are over: model and form.
-        machine: what it was timed on and in.
-        speeds: by workload and phase.
-        parameters: every number in the checkpoint.
-        timed: folder that can be timed again; None where there is none.
-        recipe: where it came from.
-    """
-
-    name: str
-    perplexity: Measure
-    losses: tuple[float, ...]
-    text: str
-    dense: str
-    machine: Mapping[str, str]
-    speeds: Mapping[Axis, Timed]
-    parameters: int | None
-    recipe: Recipe
-    series: str = ""
-    timed: Path | None = field(default=None, compare=False)
 
 
 def read_results(paths: list[Path]) -> list[Result]:
@@ -129,8 +77,8 @@ def _of_run(path: Path) -> Result:
         name=_name(path),
         perplexity=row.perplexity,
         losses=row.window_losses,
-        text=_text(data.model_source, texts[0] if texts else "", recipe),
-        dense=_dense(data.model_source, recipe),
+        text=text_of(data.model_source, texts[0] if texts else "", recipe),
+        dense=dense_of(data.model_source, recipe),
         machine=machine_of(data.environment, recipe),
         speeds=_workload_speeds([asdict(workload) for workload in data.workloads], recipe, str(folder.resolve())),
         parameters=row.parameters,
@@ -159,8 +107,8 @@ def _of_package(path: Path) -> Result:
         name=_name(path),
         perplexity=Measure(**row["perplexity"]),
         losses=tuple(row["window_losses"] or ()),
-        text=_text(run["model_source"], texts[0] if texts else "", recipe),
-        dense=_dense(run["model_source"], recipe),
+        text=text_of(run["model_source"], texts[0] if texts else "", recipe),
+        dense=dense_of(run["model_source"], recipe),
         machine=machine_of(run["environment"], recipe),
         speeds=_workload_speeds(run["workloads"], recipe, str(path.resolve())),
         parameters=row["parameters"],
@@ -212,8 +160,8 @@ def _of_row(folder: Path, data: SweepData, row: PointRow, series: str = "") -> R
         series=series,
         perplexity=row.perplexity,
         losses=row.window_losses,
-        text=_text(data.model_source, data.text_sha256, recipe),
-        dense=_dense(data.model_source, recipe),
+        text=text_of(data.model_source, data.text_sha256, recipe),
+        dense=dense_of(data.model_source, recipe),
         machine=machine_of(data.environment, recipe),
         speeds=dict(_row_speeds(folder, row)),
         parameters=row.parameters,
@@ -240,21 +188,5 @@ def _samples(path: Path, name: str, workload: str, phase: Phase) -> tuple[float,
     return tuple(raw["prefill"]) if phase == "prefill" else tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
 
 
-def machine_of(environment: Mapping[str, str], recipe: Recipe) -> dict[str, str]:
-    """What may not differ between speeds that are compared."""
-    runtime = recipe.benchmark.runtime
-    libraries = next((names for kind, names in LIBRARIES.items() if runtime.startswith(kind)), ())
-    return {"runtime": runtime} | {key: environment[key] for key in (*FORMS, *libraries) if key in environment}
-
-
 def _recipe(text: str, path: Path) -> Recipe:
     return parse_recipe(text, f"the recipe in {path}")
-
-
-def _text(model: str, sha256: str, recipe: Recipe) -> str:
-    return f"{model}, text {sha256}, windows of {recipe.evaluate.window}"
-
-
-def _dense(model: str, recipe: Recipe) -> str:
-    build = f", engine in {recipe.build.precision}" if recipe.build else ""
-    return f"{model} in {recipe.export.precision}, {recipe.export.lowering} graph{build}"

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.checkpoint import write_json
 from trimline.compare.comparison import Comparison
 from trimline.compare.pairs import EQUAL, AtSpeed, Pair
-from trimline.compare.results import Result
+from trimline.compare.result import Result
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Table
 from trimline.reporting.data import Measure

@@ -1,0 +1,82 @@
+"""One model that was evaluated and timed, in the form that comparisons take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimline.recipe import Recipe
+from trimline.reporting.data import Measure, Phase
+
+Axis = tuple[str, Phase]
+FORMS = ("processor", "threads", "memory", "GPU")
+LIBRARIES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("tensorrt",), "torch": ("torch",)}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One workload of one result.
+
+    Attributes:
+        latency: seconds of one call, the median.
+        speedup: over dense in the same rounds.
+        resolved: whether that run's control held.
+        samples: seconds per round, where they were kept.
+        run: what tells interleaved runs apart: samples of one run pair round by round.
+    """
+
+    latency: float
+    speedup: Measure
+    resolved: bool
+    samples: tuple[float, ...] = ()
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model that was evaluated and timed.
+
+    Attributes:
+        name: as it is listed.
+        series: of results that differ in how much went only; empty for a single one.
+        perplexity: with what is known of its uncertainty.
+        losses: per window, nats per token.
+        text: what the losses are of: model family, text, window; losses of the same pair window by window.
+        dense: what the speed-ups are over: model and form.
+        machine: what it was timed on and in.
+        speeds: by workload and phase.
+        parameters: every number in the checkpoint.
+        timed: folder that can be timed again; None where there is none.
+        recipe: where it came from.
+    """
+
+    name: str
+    perplexity: Measure
+    losses: tuple[float, ...]
+    text: str
+    dense: str
+    machine: Mapping[str, str]
+    speeds: Mapping[Axis, Timed]
+    parameters: int | None
+    recipe: Recipe
+    series: str = ""
+    timed: Path | None = field(default=None, compare=False)
+
+
+def machine_of(environment: Mapping[str, str], recipe: Recipe) -> dict[str, str]:
+    """What may not differ between speeds that are compared."""
+    runtime = recipe.benchmark.runtime
+    libraries = next((names for kind, names in LIBRARIES.items() if runtime.startswith(kind)), ())
+    return {"runtime": runtime} | {key: environment[key] for key in (*FORMS, *libraries) if key in environment}
+
+
+def text_of(model: str, sha256: str, recipe: Recipe) -> str:
+    """What window losses are of."""
+    return f"{model}, text {sha256}, windows of {recipe.evaluate.window}"
+
+
+def dense_of(model: str, recipe: Recipe) -> str:
+    """What speed-ups are over."""
+    build = f", engine in {recipe.build.precision}" if recipe.build else ""
+    return f"{model} in {recipe.export.precision}, {recipe.export.lowering} graph{build}"
