@@ -22,7 +22,7 @@ from trimline.api import sweep
 pytest.importorskip("ray", reason="ray is not installed (extra: ray)")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-GRID = {"method": ["cfsp", "flap"], "remove": [0.25, 0.5]}
+GRID = {"method": ["cfsp", "flap"], "remove": [0.5]}
 QUICK = {"workloads": [{"prompt": 8}, {"prompt": 4, "output": 4}], "rounds": 2, "minimum_seconds": 0, "most_seconds": 1}
 FAST_DEATH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 TASK = "ray::stage_task"
@@ -71,6 +71,7 @@ class Killer(threading.Thread):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_outlives_a_node_and_makes_what_the_local_one_makes(values, cluster, tmp_path):
     killer, told = Killer(cluster, tmp_path / "ray" / "store"), []
     killer.start()
@@ -78,7 +79,7 @@ def test_a_sweep_outlives_a_node_and_makes_what_the_local_one_makes(values, clus
     killer.join(timeout=1)
     assert killer.killed, "no stage was caught at work"
     assert len(cluster.worker_nodes) == 1
-    assert [point.failure or point.untimed for point in found.points] == [""] * 4
+    assert [point.failure or point.untimed for point in found.points] == [""] * 2
     assert all(point.speeds for point in found.points)
     local = sweep(values, GRID, tmp_path / "local", options=OPTIONS, shards=2)
     assert computed_files(tmp_path / "ray") == computed_files(tmp_path / "local")
