@@ -70,9 +70,9 @@ def _show(here: Session, found: SweepData, output: Path) -> None:
     from pipeline.errors import TrimlineError
     from trimline.reporting.terminal import rich_table
     from trimline.sweep.headline import headline
-    from trimline.sweep.tables import failures_table, points_table
+    from trimline.sweep.tables import failures_table, short_table
 
-    here.out.print(rich_table(points_table(found), found.title))
+    here.out.print(rich_table(short_table(found), found.title))
     failures = failures_table(found)
     if failures:
         here.out.print(rich_table(failures, "Points that failed"))

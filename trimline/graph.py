@@ -55,9 +55,8 @@ REBUILT = "rebuilt"  # the pruned model before recovery; evaluated only
 SHIPPED = "package"
 Stage = tuple[str, ...]  # a method of Run, and its arguments
 SHARED: tuple[Stage, ...] = (("source",), ("texts",))
-TIMED = frozenset(
-    {"benchmark", "latency"}
-)  # methods that measure speed: nothing else may run beside them, and their keys depend on the machine
+# Methods that measure speed: nothing else may run beside them, and their keys depend on the machine.
+TIMED = frozenset({"benchmark", "latency", "settle"})
 TIMINGS = "timing.cache"  # of kernels, shared by all engines of one output folder
 
 
@@ -107,18 +106,23 @@ class Run:
         with exclusive(self.store, self.events):
             for stage in (*SHARED, *self._deciding()):
                 self.do(stage)
-            self.rounds = until_met(self)
+            self.settle()
             report = self.report()
             self.package()
             self._show()
         return RunResult(self.output, self.done, report)
 
     def stages(self, *lanes: Role) -> Iterator[Stage]:
-        """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart."""
+        """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart.
+
+        But for a target of time: whether it is met has to be measured, and decides whether it is gone through again.
+        """
+        timed = timed_step(self.recipe.prune) is not None
         if PRUNED in lanes:
-            yield from (*self._deciding(), ("prune",), *self._rebuilding())
+            yield from (*self._deciding(), *([("settle",)] if timed else [("prune",), *self._rebuilding()]))
         for lane in lanes:
-            yield from self._judging(lane)
+            if not (timed and lane == PRUNED):
+                yield from self._judging(lane)
 
     def _deciding(self) -> Iterator[Stage]:
         """What stands before the plan, and is the same for every round towards a target."""
@@ -210,6 +214,10 @@ class Run:
             (pipeline,),
             lambda out: prune(source, texts, slice_, self.options, out, self.events, measured, self._consumer()),
         )
+
+    def settle(self) -> None:
+        """From the plan to the measured models, and again where a target of time was missed."""
+        self.rounds = until_met(self)
 
     def after_prune(self) -> None:
         """From the plan to the measured model, and the dense one beside it."""

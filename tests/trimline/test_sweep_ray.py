@@ -57,7 +57,7 @@ class Killer(threading.Thread):
 
     def run(self):
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.cluster.worker_nodes}
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400  # workers take long to import what they need on a busy machine
         while time.monotonic() < deadline:
             for worker in psutil.process_iter(["pid", "ppid", "cmdline"]):
                 busy = (worker.info["cmdline"] or [""])[0].startswith(TASK) and worker.info["ppid"] in raylets

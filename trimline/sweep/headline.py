@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimline.reporting import formats
 from trimline.reporting.headline import UNRESOLVED
 from trimline.sweep.data import Front, SweepData
-from trimline.sweep.tables import axis_name, label
+from trimline.sweep.tables import axis_name, label, unresolved_points
 
 
 def headline(data: SweepData) -> str:
@@ -15,6 +15,20 @@ def headline(data: SweepData) -> str:
     if not data.fronts:
         return f"{count}; none was timed, so nothing is said about speed."
     return f"{count}. {knee_sentence(data, data.fronts[0])}"
+
+
+def doubts(data: SweepData) -> str:
+    """How many speeds of the first workload prove nothing; empty where all of them count."""
+    if not data.fronts:
+        return ""
+    found = unresolved_points(data, data.fronts[0])
+    timed = [row for row in data.points if row.speed(data.fronts[0].axis)]
+    if not found:
+        return ""
+    return (
+        f"{axis_name(data.fronts[0])}: {len(found)} of {len(timed)} speeds are {UNRESOLVED}: in their run dense did not agree with itself to "
+        "within 2 %, or there were fewer than 25 rounds. Neither front nor knee is more certain than that."
+    )
 
 
 def knee_sentence(data: SweepData, front: Front) -> str:

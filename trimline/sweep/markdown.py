@@ -8,7 +8,7 @@ from pipeline.markdown import escape, fence
 from trimline.reporting.markdown import table_lines
 from trimline.sweep.data import SweepData
 from trimline.sweep.front import RULE
-from trimline.sweep.headline import headline, knee_sentence
+from trimline.sweep.headline import doubts, headline, knee_sentence
 from trimline.sweep.tables import failures_table, points_table
 
 
@@ -19,6 +19,8 @@ def render_sweep_markdown(data: SweepData) -> str:
 
 def _lines(data: SweepData) -> Iterator[str]:
     yield from (f"# {escape(data.title)}", "", escape(headline(data)), "")
+    if doubts(data):
+        yield from (f"> **Warning:** {escape(doubts(data))}", "")
     for front in data.fronts[1:]:
         yield from (escape(knee_sentence(data, front)), "")
     yield from (f"The knee is {RULE}.", "")

@@ -16,7 +16,7 @@ from trimline.reporting import formats
 from trimline.reporting.page import script_json
 from trimline.sweep.data import PointRow, SweepData
 from trimline.sweep.front import RULE
-from trimline.sweep.headline import headline, knee_sentence
+from trimline.sweep.headline import doubts, headline, knee_sentence
 from trimline.sweep.plots import front_figure, widths_figure
 from trimline.sweep.tables import axis_name, columns, failures_table, label, lines
 
@@ -31,6 +31,7 @@ def render_sweep(data: SweepData) -> str:
             data=data,
             headline=headline(data),
             rule=RULE,
+            doubts=doubts(data),
             axes=[(axis_name(front), knee_sentence(data, front)) for front in data.fronts],
             columns=columns(data),
             lines=list(lines(data)),

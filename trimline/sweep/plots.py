@@ -15,7 +15,7 @@ from trimline.sweep.tables import axis_name, label, short_key
 
 COLOURS = tuple(f"var(--group-{number})" for number in range(1, 7))
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "pentagon")
-SELECTED, HEIGHT = "selected", 460
+SELECTED, HEIGHT, PALE = "selected", 460, 0.4
 
 
 def front_figure(data: SweepData, front: Front) -> go.Figure:
@@ -81,6 +81,7 @@ def _scatter(data: SweepData, front: Front, name: str, pairs: Timed, colour: str
             "size": 11,
             "color": colour,
             "line": {"color": colour, "width": 1.5},
+            "opacity": [PALE if speed.verdict.startswith(UNRESOLVED) else 1.0 for _, speed in pairs],
             "symbol": [symbol if row.name in kept else f"{symbol}-open" for row, _ in pairs],
         },
         customdata=[row.name for row, _ in pairs],

@@ -58,6 +58,17 @@ def points_table(data: SweepData) -> Table:
     return Table(columns(data), tuple(tuple(part.cell for part in line.cells) for line in lines(data)))
 
 
+def short_table(data: SweepData) -> Table:
+    """Without sizes and latencies, which a terminal has no room for."""
+    table, kept = points_table(data), len(data.grid) + 2 + len(data.fronts)
+    return Table(table.columns[:kept], tuple(row[:kept] for row in table.rows))
+
+
+def unresolved_points(data: SweepData, front: Front) -> tuple[PointRow, ...]:
+    """Points whose run's control did not hold on a workload."""
+    return tuple(row for row in data.models if (speed := row.speed(front.axis)) and speed.verdict.startswith(UNRESOLVED))
+
+
 def failures_table(data: SweepData) -> Table | None:
     """Points without a model or without a speed, and why."""
     rows = tuple((Cell(label(data, row)), Cell(row.failure or f"not timed: {row.untimed}", "bad")) for row in data.failed)

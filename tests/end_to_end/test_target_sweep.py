@@ -1,0 +1,54 @@
+"""A sweep over targets of speed: the latency table is measured once, every point is pruned, timed and gone through again by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+import benchmarks.stage
+from pipeline.events import Event, Events
+from pipeline.recipe import PruneStep
+from tests.end_to_end.scenario import OPTIONS, InProcess, recipe, tiny_inputs
+from trimline.api import run, sweep
+from trimline.graph import TIMED
+
+if "target" not in PruneStep.model_fields:
+    pytest.skip("this recipe knows no targets", allow_module_level=True)
+latency_stage = pytest.importorskip("benchmarks.latency_stage")
+
+
+@pytest.fixture(autouse=True)
+def _quick_measuring(monkeypatch):
+    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(latency_stage, "Child", InProcess)
+
+
+def started(told: list[Event]) -> list[str]:
+    return [event.stage.split(" ")[0] for event in told if event.kind == "stage_started"]
+
+
+def test_points_share_the_latency_table_and_are_compared_with_one_dense_model(tmp_path):
+    assert {"latency", "settle"} <= TIMED
+    values, told = recipe("faster", tiny_inputs(tmp_path / "inputs")), []
+    grid = {"method": ["cfsp", "wanda_sp"], "prune.steps.0.target": [{"latency_ms": 60000, "parameters": 0.8}]}
+    found = sweep(values, grid, tmp_path / "out", options=OPTIONS, events=Events(told.append))
+    assert [point.failure or point.untimed for point in found.points] == [""] * 2
+    assert all(point.speeds for point in found.points)
+    stages = started(told)
+    assert stages.count("latency") == 1
+    assert stages.count("evaluate") == stages.count("export") == 3
+    assert stages[-1] == "benchmark"  # all of them side by side, after each was judged by itself
+    dense = found.dense.parameters
+    for point in found.points:
+        assert point.parameters <= dense * point.settings["prune.steps.0.target"]["parameters"]
+    again: list[Event] = []
+    sweep(values, grid, tmp_path / "out", options=OPTIONS, events=Events(again.append))
+    assert started(again) == []
+
+
+def test_the_short_name_takes_the_place_of_the_recipes_budget(tmp_path):
+    values = recipe("cfsp-least-squares", tiny_inputs(tmp_path / "inputs"))
+    told = []
+    found = sweep(values, {"speedup": [1.01]}, tmp_path / "out", options=OPTIONS, events=Events(told.append))
+    assert [point.failure for point in found.points] == [""]
+    result = run(tmp_path / "out" / "points" / "speedup=1.01" / "recipe.yaml", tmp_path / "out", options=OPTIONS)
+    assert result.report.targets
