@@ -67,7 +67,7 @@ def gguf(folder: Path, name: str, sides: Sides, found: Verification, options: Ru
         return
     source, path = Checkpoint(sides.checkpoint), folder / MODEL
     stated = read_json(folder / "export.json") if (folder / "export.json").exists() else {}
-    given = {key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated}
+    given: dict[str, Any] = {key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated}
     recipe = _slice(GgufSlice, given, folder)
     if recipe.quantise is None:
         form = gguf_form(source.geometry, source.config)
