@@ -193,10 +193,25 @@ def test_the_command_prints_and_fills_what_it_measured(source, dense, tmp_path, 
     assert CliRunner().invoke(app, command).output == called.output
 
 
-def test_the_command_refuses_what_it_cannot_time(source, tmp_path) -> None:
+def test_the_command_refuses_what_it_cannot_time(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_table, "cuda_devices", lambda: [])
     app = benchmarks.latency_table.typer.Typer()
     app.command()(benchmarks.latency_table.main)
-    for more, words in ((["--runtime", "tensorrt"], "no runtime 'tensorrt'"), (["--precision", "int3"], "no precision 'int3'")):
+    refused = ((["--runtime", "tensorrt"], "needs a GPU"), (["--runtime", "tpu"], "no runtime 'tpu'"), (["--precision", "int3"], "'int3'"))
+    for more, words in refused:
         called = CliRunner().invoke(app, [str(source), "--output", str(tmp_path / "out"), *more])
         assert called.exit_code == 2
         assert words in called.output
+
+
+def test_engines_are_built_of_portable_graphs(monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_table, "cuda_devices", lambda: ["a GPU"])
+    recipe = benchmarks.latency_table._recipe("tensorrt", 25, 60.0)
+    form = benchmarks.latency_table._form("tensorrt", "fp16", recipe, RunOptions(threads=1))
+    assert (form.export.lowering, form.export.precision, form.build) == ("portable", "fp16", BuildSlice())
+    assert (
+        benchmarks.latency_table._form(
+            "onnxruntime_cuda", "fp16", recipe.model_copy(update={"runtime": "onnxruntime_cuda"}), RunOptions()
+        ).build
+        is None
+    )
