@@ -22,6 +22,7 @@ from benchmarks.systems_shapes import Shape
 from benchmarks.timing import CONTROL, DENSE, time_workloads
 from pipeline.allocation.latency import Entry, LatencyTable, identity
 from pipeline.checkpoint import Checkpoint, write_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
 from pipeline.options import RunOptions
@@ -49,12 +50,35 @@ def latency_table(source: Path, form: Form, tile: int, out: Path, events: Events
     shapes = shapes_to_time(geometry, tile, form.weight_bytes, blocks)
     with tempfile.TemporaryDirectory(dir=out, prefix=".models-") as work:
         measured = time_shapes(source, {name: alike.shape(geometry) for name, alike in shapes.items()}, form, Path(work), events)
-    table, fitted = _table(geometry, shapes, measured, form)
+    table, fitted = _table(geometry, shapes, measured, form, tile)
     table.write(out)
     write_json(out / SAMPLES, measured | {"misfit": fitted})
     worst = max((abs(error) for by_shape in fitted.values() for error in by_shape.values()), default=0.0)
     noisy = "" if control_holds(measured) else "; dense did not agree with itself meanwhile, so predictions may be off"
     events.note(f"{len(shapes)} shapes timed; the table is within {worst:.1%} of each{noisy}")
+
+
+def adopt(folder: Path, source: Path, form: Form, tile: int, out: Path) -> None:
+    """Takes over a table that was measured before, if it says what would be measured now.
+
+    Raises:
+        TrimlineError: it is no table, or one of another model, machine, runtime, precision or grid; the first difference is named.
+    """
+    table, geometry = LatencyTable.read(folder), Checkpoint(source).geometry
+    table.check(geometry)
+    wanted = setting_of(geometry, form, tile)
+    for what in ("model", "export", "build", "runtime", "tile", "machine"):
+        if table.setting.get(what) != wanted[what]:
+            raise TrimlineError(f"The latency table in {folder} was measured for another {what}: {_difference(table.setting.get(what), wanted[what])}.",
+                                "Leave benchmark.latency_table out, so that one is measured.")  # fmt: skip
+    table.write(out)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        key = next(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
+        return f"{key} {_difference(found.get(key), wanted.get(key))}"
+    return f"{found}, and here {wanted}"
 
 
 def setting_of(geometry: Geometry, form: Form, tile: int) -> dict[str, Any]:
@@ -63,7 +87,8 @@ def setting_of(geometry: Geometry, form: Form, tile: int) -> dict[str, Any]:
         "model": identity(geometry) | {"block": [geometry.blocks[0].ffn, geometry.blocks[0].kv_groups], "blocks": len(geometry.blocks)},
         "export": form.export.model_dump(mode="json", exclude={"perplexity_bar"}),
         "build": form.build and form.build.model_dump(mode="json"),
-        "recipe": form.recipe.model_dump(mode="json"),
+        "recipe": form.recipe.model_dump(mode="json", exclude={"latency_table"}),
+        "runtime": form.recipe.runtime,
         "tile": tile,
         "machine": fingerprint(form.options.threads),
     }
@@ -123,7 +148,7 @@ def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str
 
 
 def _table(
-    geometry: Geometry, shapes: Mapping[str, Alike], measured: Mapping[str, Any], form: Form
+    geometry: Geometry, shapes: Mapping[str, Alike], measured: Mapping[str, Any], form: Form, tile: int
 ) -> tuple[LatencyTable, dict[str, dict[str, float]]]:
     """The table, and how far it is from what it was made of."""
     entries, fitted = [], {}
@@ -132,10 +157,8 @@ def _table(
             times = fit(shapes, seconds)
             entries.append(Entry(workload.name, phase, workload.steps, times))
             fitted[f"{workload.name} {phase}"] = misfit(times, shapes, seconds)
-    setting = {
-        "runtime": form.recipe.runtime,
+    setting = setting_of(geometry, form, tile) | {
         "precision": form.export.precision,
-        "machine": fingerprint(form.options.threads),
         "shapes": {name: vars(alike) for name, alike in shapes.items()},
         "rounds": measured["rounds"],
         "control": measured["control"],

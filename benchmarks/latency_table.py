@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -20,13 +20,14 @@ from benchmarks.latency_shapes import Form
 from benchmarks.latency_stage import control_holds, latency_table, setting_of, time_shapes
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
-from benchmarks.runtimes import FORMS
+from benchmarks.runtimes import FORMS, ON_GPU
 from benchmarks.systems_shapes import shape_of
 from benchmarks.timing import DENSE
-from exporters.recipe import ExportSlice, Precision
+from exporters.recipe import BuildSlice, ExportSlice, Precision
 from pipeline.allocation.latency import LatencyTable, Times
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import BlockShape, Geometry
@@ -145,7 +146,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the table and raw figures; what is there is not measured again.")] = Path(
         "runs/latency"
     ),
-    runtime: Annotated[str, typer.Option(help="As benchmark.runtime in recipes, but for engines.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="As benchmark.runtime in recipes.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Of the export: fp32, fp16, bf16, int8, int4.")] = "fp32",
     rounds: Annotated[int, typer.Option(help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = LEAST_ROUNDS,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per run of a few shapes.")] = 120.0,
@@ -159,7 +160,7 @@ def main(
     """Measure a latency table, print it, and compare what it predicts with whole models."""
     options = RunOptions(threads=threads) if threads else RunOptions()
     try:
-        form = Form(_export(runtime, precision), None, _recipe(runtime, rounds, most_seconds), options)
+        form = _form(runtime, precision, _recipe(runtime, rounds, most_seconds), options)
         text = measured_document(model, output, form, tile, blocks or None, shapes)
         if page is not None and fill_page:
             fill(page, "latency-table", text)
@@ -187,18 +188,24 @@ def measured_document(model: str, output: Path, form: Form, tile: int, blocks: i
     return document(table, checked)
 
 
-def _export(runtime: str, precision: str) -> ExportSlice:
-    if runtime not in FORMS or FORMS[runtime] == "engine":  # type: ignore[index]
-        known = [name for name, form in FORMS.items() if form != "engine"]
-        raise TrimlineError(
-            f"This command measures no runtime {runtime!r}.", f"It knows {', '.join(known)}; `trimline run` builds engines."
-        )
-    if precision not in Precision.__args__:  # type: ignore[attr-defined]
-        raise TrimlineError(f"There is no precision {precision!r}.", "Use fp32, fp16, bf16, int8 or int4.")
-    return ExportSlice.model_validate({"precision": precision})
+def _form(runtime: str, precision: str, recipe: BenchmarkSlice, options: RunOptions) -> Form:
+    """How models are written for a runtime: portable graphs and engines of them where it runs engines.
+
+    Raises:
+        TrimlineError: it needs a GPU that is not there, or there is no such precision.
+    """
+    if recipe.runtime in ON_GPU and not cuda_devices():
+        raise TrimlineError(f"The runtime {runtime} needs a GPU, and the driver sees none here.", "Use --runtime onnxruntime.")
+    if precision not in get_args(Precision):
+        raise TrimlineError(f"There is no precision {precision!r}.", f"Use one of {', '.join(get_args(Precision))}.")
+    engine = FORMS[recipe.runtime] == "engine"
+    export = ExportSlice.model_validate({"precision": precision, "lowering": "portable" if engine else "auto"})
+    return Form(export, BuildSlice() if engine else None, recipe, options)
 
 
 def _recipe(runtime: str, rounds: int, most_seconds: float) -> BenchmarkSlice:
+    if runtime not in FORMS:
+        raise TrimlineError(f"There is no runtime {runtime!r}.", f"Use one of {', '.join(FORMS)}.")
     return BenchmarkSlice.model_validate({"runtime": runtime, "rounds": rounds, "most_seconds": most_seconds, "minimum_seconds": 0.0})
 
 

@@ -42,4 +42,7 @@ class BenchmarkSlice(Slice):
     most_seconds: float = Field(
         120.0, gt=0.0, le=1e6, description="in all: rounds are added while dense against itself is not 1 ± 0.02, up to here"
     )
+    latency_table: str | None = Field(
+        None, description="folder of a latency table that was measured on this machine; a run with a target of time measures one by default"
+    )
     seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of prompts, order within a round, and resampling")

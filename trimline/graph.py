@@ -16,7 +16,7 @@ import pipeline
 import trimline
 from benchmarks.environment import fingerprint, versions
 from benchmarks.latency_shapes import Form
-from benchmarks.latency_stage import latency_table, setting_of
+from benchmarks.latency_stage import adopt, latency_table, setting_of
 from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
@@ -26,7 +26,7 @@ from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import QDQ, build
 from pipeline.allocation.targets import Consumer
-from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, make_artefact, work_beside
+from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, folder_digest, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
@@ -193,7 +193,11 @@ class Run:
         """How long blocks of every size take in the benchmark's runtime, where a target speaks of time."""
         form = Form(self.recipe.export, self.recipe.build, self.recipe.benchmark, self.options)
         tile = tile_of(self.recipe.prune)
-        depends = setting_of(Checkpoint(self._dense).geometry, form, tile)
+        depends, known = setting_of(Checkpoint(self._dense).geometry, form, tile), self.recipe.benchmark.latency_table
+        if known:
+            depends |= {"table": folder_digest(Path(known)) if Path(known).is_dir() else None}
+            self._make("latency", depends, (benchmarks,), lambda out: adopt(Path(known), self._dense, form, tile, out))
+            return
         self._make(
             "latency", depends, (pipeline, exporters, benchmarks), lambda out: latency_table(self._dense, form, tile, out, self.events)
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
 
 from exporters.gguf.files import MODEL
 from exporters.gguf.gate import gate_file, gate_llama_cpp
@@ -11,7 +13,7 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.onnx.gate import compare_onnx
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import GateError
+from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.plan import Plan
@@ -22,6 +24,7 @@ from trimline.inspect.graph import inspect_graph
 if TYPE_CHECKING:
     from trimline.verifying import Sides, Verification
 
+Wanted = TypeVar("Wanted", ExportSlice, GgufSlice)
 GATE = "gate.json"
 RECOVERED = "recover.json"
 
@@ -64,7 +67,8 @@ def gguf(folder: Path, name: str, sides: Sides, found: Verification, options: Ru
         return
     source, path = Checkpoint(sides.checkpoint), folder / MODEL
     stated = read_json(folder / "export.json") if (folder / "export.json").exists() else {}
-    recipe = GgufSlice(**{key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated})
+    given: dict[str, Any] = {key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated}
+    recipe = _slice(GgufSlice, given, folder)
     if recipe.quantise is None:
         form = gguf_form(source.geometry, source.config)
         found.check(name, "holds what the checkpoint holds", lambda: gate_file(source, form, recipe.precision, path, options, events))
@@ -84,9 +88,19 @@ def _export_slice(folder: Path) -> ExportSlice:
     """What the folder was exported as, with the bar that its gate had."""
     stated = read_json(folder / "export.json")
     given: dict[str, Any] = {key: stated[key] for key in ("precision", "logits") if key in stated}
-    if (folder / GATE).exists() and "bar" in (cost := read_json(folder / GATE)["perplexity"]):
+    cost = read_json(folder / GATE).get("perplexity") if (folder / GATE).exists() else None
+    if isinstance(cost, dict) and "bar" in cost:
         given["perplexity_bar"] = cost["bar"]
-    return ExportSlice(**given)
+    return _slice(ExportSlice, given, folder)
+
+
+def _slice(kind: type[Wanted], given: dict[str, Any], folder: Path) -> Wanted:
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise TrimlineError(f"{folder / 'export.json'} has a wrong value at {place}: {first['msg']}.", "Export again.") from None
 
 
 def _recorded(folder: Path, found: Verification, name: str) -> str:

@@ -103,12 +103,6 @@ def timed_step(recipe: PruneSlice) -> int | None:
     return next((place for place, step in reversed(list(enumerate(recipe.steps))) if step.target and step.target.is_timed), None)
 
 
-def timed_target(recipe: PruneSlice) -> Target | None:
-    """What the measured result is judged by."""
-    place = timed_step(recipe)
-    return None if place is None else recipe.steps[place].target
-
-
 def corrected(wanted: PruneSlice, place: int, judgements: tuple[Judgement, ...]) -> PruneSlice:
     """The same steps with every time in a target multiplied by asked / measured."""
     step, target = wanted.steps[place], wanted.steps[place].target

@@ -140,29 +140,38 @@ def _strange_beside(folder: Path) -> list[Problem]:
 
 def _examine_store(store: Path, artefacts: list[Path], found: Verification, options: RunOptions, events: Events) -> None:
     for path in artefacts:
-        record = read_json(path / RECORD)
-        name, inputs = f"{STORE}/{path.name}", dict(record["depends"].get("inputs") or {})
-        if record["stage"] == "package":
+        name, stage, depends = f"{STORE}/{path.name}", *_record(path)
+        if stage == "package":
             # Its parts are artefacts of this store, which are examined as such.
             found.problems += [Problem(f"{name}/{SHIPPED}/{problem.path}", problem.what) for problem in verify_package(path / SHIPPED)]
-        elif record["stage"] == "source":
-            _examine_source(path, name, record["depends"]["model"], found)
+        elif stage == "source":
+            _examine_source(path, name, depends.get("model"), found)
         else:
-            _examine(path, name, _sides(store, record["stage"], inputs), found, options, events)
+            _examine(path, name, _sides(store, stage, depends.get("inputs")), found, options, events)
 
 
-def _examine_source(path: Path, name: str, model: dict[str, Any], found: Verification) -> None:
+def _record(artefact: Path) -> tuple[str, dict[str, Any]]:
+    """(stage, what it depended on), of an artefact that anybody may have written."""
+    record = read_json(artefact / RECORD)
+    stage, depends = record.get("stage"), record.get("depends")
+    if not isinstance(stage, str) or not isinstance(depends, dict):
+        raise TrimlineError(f"{artefact / RECORD} is no record of a stage.", "Run the recipe again.")
+    return stage, depends
+
+
+def _examine_source(path: Path, name: str, model: Any, found: Verification) -> None:
     """A converted checkpoint lies in the artefact; a folder of the user's is pointed to, and may have changed."""
     folder = checkpoint_folder(path)
-    if model["kind"] != "folder":
+    if folder.is_relative_to(path):
         found.check(name, "tensors as its config says, all finite", lambda: check_checkpoint(Checkpoint(folder)))
-    elif not folder.is_dir() or identify(ModelSlice(source=str(folder)))["sha256"] != model["sha256"]:
+    elif _pointed_to(folder, model) is None:
         found.left_out.append(f"{name}: the dense model {folder} has changed or is gone, so nothing can be gated against it")
 
 
-def _sides(store: Path, stage: str, inputs: dict[str, str]) -> Sides:
+def _sides(store: Path, stage: str, inputs: Any) -> Sides:
     def made(name: str) -> Path | None:
-        place = store / f"{name}-{inputs[name][:12]}" if name in inputs else None
+        key = inputs.get(name) if isinstance(inputs, dict) else None
+        place = store / f"{name}-{key[:12]}" if isinstance(key, str) and key.isalnum() else None
         return place if place is not None and place.is_dir() else None
 
     if stage == "rebuild":
@@ -176,10 +185,14 @@ def _sides(store: Path, stage: str, inputs: dict[str, str]) -> Sides:
 
 def _unchanged(artefact: Path) -> Path | None:
     """The checkpoint that an artefact stands for, where it still is the one that it was."""
-    folder, model = checkpoint_folder(artefact), read_json(artefact / RECORD)["depends"].get("model", {})
-    if model.get("kind") != "folder":
-        return folder
-    return folder if folder.is_dir() and identify(ModelSlice(source=str(folder)))["sha256"] == model["sha256"] else None
+    folder = checkpoint_folder(artefact)
+    return folder if folder.is_relative_to(artefact) else _pointed_to(folder, _record(artefact)[1].get("model"))
+
+
+def _pointed_to(folder: Path, model: Any) -> Path | None:
+    """A folder of the user's, where it still is what a source artefact says."""
+    known = model.get("sha256") if isinstance(model, dict) else None
+    return folder if folder.is_dir() and identify(ModelSlice(source=str(folder)))["sha256"] == known else None
 
 
 def _examine_package(folder: Path, name: str, found: Verification, options: RunOptions, events: Events) -> None:

@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 
 Key = TypeVar("Key", bound=Hashable)
 SLACK = 1e-6  # what the solver may exceed a bound by, as a share of it
+LEAST = 1e-6  # of the largest loss: what is lost may be nothing at all
 GAP = 1e-5  # between what it found and what is possible, as a share of the loss
 
 
@@ -68,7 +69,7 @@ def _solve(choices: Mapping[Key, Choice], bounds: Mapping[str, float]) -> dict[K
     constraints = [one_each, *limits]
     relaxed = milp(losses, constraints=constraints, bounds=Bounds(0, 1))
     # The solver's tolerances are absolute: the loss of the best that fractions could do becomes 1.
-    scale = relaxed.fun if relaxed.fun else 1.0
+    scale = max(relaxed.fun or 0.0, LEAST * losses.max()) or 1.0
     best = milp(losses / scale, constraints=constraints, bounds=Bounds(0, 1), integrality=1, options={"mip_rel_gap": GAP})
     if best.x is None:  # it finds no room where only the smallest sizes fit, to the last digit
         return _smallest(choices)

@@ -61,10 +61,17 @@ def source(recipe: ModelSlice, options: RunOptions, out: Path, events: Events) -
 
 
 def checkpoint_folder(artefact: Path) -> Path:
-    """The checkpoint folder that a source artefact stands for; a checkpoint folder stands for itself."""
+    """The checkpoint folder that a source artefact stands for; a checkpoint folder stands for itself.
+
+    Raises:
+        TrimlineError: the artefact names none.
+    """
     if (artefact / "config.json").exists() or not (artefact / POINTER).exists():
         return artefact
-    return artefact / read_json(artefact / POINTER)["folder"]
+    named = read_json(artefact / POINTER).get("folder")
+    if not isinstance(named, str):
+        raise TrimlineError(f"{artefact / POINTER} names no folder.", "Run the recipe again.")
+    return artefact / named
 
 
 def describe(recipe: ModelSlice) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import benchmarks.latency_table
 import exporters.tensorrt.stage
 from benchmarks.latency_fit import fit, misfit
 from benchmarks.latency_shapes import WHOLE, Alike, Form, batches, blocks_needed, last_level_cache, shapes_to_time, spread
-from benchmarks.latency_stage import latency_table, setting_of
+from benchmarks.latency_stage import adopt, latency_table, setting_of
 from benchmarks.latency_table import errors, uneven_shapes
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.systems_shapes import shape_of
@@ -156,6 +157,27 @@ def test_a_table_says_where_it_is_from_and_its_key_is_not_of_the_weights(source,
     assert setting_of(dense, FORM, 16) != setting_of(dense, FORM, 8)
 
 
+def test_a_table_of_before_is_taken_over_only_where_it_says_the_same(source, dense, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_stage, "time_shapes", timed(dense))
+    folder, out = tmp_path / "table", tmp_path / "out"
+    for place in (folder, out):
+        place.mkdir()
+    latency_table(source, FORM, 8, folder, Events())
+    adopt(folder, source, FORM, 8, out)
+    assert LatencyTable.read(out) == LatencyTable.read(folder)
+    more = FORM.recipe.model_copy(update={"rounds": 99, "latency_table": str(folder)})
+    adopt(folder, source, dataclasses.replace(FORM, recipe=more), 8, out)  # other rounds of the same thing
+    other = tiny_model("llama", tmp_path / "other", intermediate_size=64)
+    for found, form, tile, words in (
+        (source, FORM, 16, "another tile: 8, and here 16"),
+        (source, dataclasses.replace(FORM, options=RunOptions(threads=2)), 8, "another machine: threads 1, and here 2"),
+        (source, dataclasses.replace(FORM, export=ExportSlice(precision="int8")), 8, "another export: precision fp32, and here int8"),
+        (other, FORM, 8, "another model: block"),
+    ):
+        with pytest.raises(TrimlineError, match=words):
+            adopt(folder, found, form, tile, out)
+
+
 def test_whole_models_for_the_check_are_uneven_and_of_all_sizes(dense: Geometry) -> None:
     found = uneven_shapes(dense, 32, 6)
     assert found == uneven_shapes(dense, 32, 6)
@@ -193,10 +215,25 @@ def test_the_command_prints_and_fills_what_it_measured(source, dense, tmp_path, 
     assert CliRunner().invoke(app, command).output == called.output
 
 
-def test_the_command_refuses_what_it_cannot_time(source, tmp_path) -> None:
+def test_the_command_refuses_what_it_cannot_time(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_table, "cuda_devices", lambda: [])
     app = benchmarks.latency_table.typer.Typer()
     app.command()(benchmarks.latency_table.main)
-    for more, words in ((["--runtime", "tensorrt"], "no runtime 'tensorrt'"), (["--precision", "int3"], "no precision 'int3'")):
+    refused = ((["--runtime", "tensorrt"], "needs a GPU"), (["--runtime", "tpu"], "no runtime 'tpu'"), (["--precision", "int3"], "'int3'"))
+    for more, words in refused:
         called = CliRunner().invoke(app, [str(source), "--output", str(tmp_path / "out"), *more])
         assert called.exit_code == 2
         assert words in called.output
+
+
+def test_engines_are_built_of_portable_graphs(monkeypatch) -> None:
+    monkeypatch.setattr(benchmarks.latency_table, "cuda_devices", lambda: ["a GPU"])
+    recipe = benchmarks.latency_table._recipe("tensorrt", 25, 60.0)
+    form = benchmarks.latency_table._form("tensorrt", "fp16", recipe, RunOptions(threads=1))
+    assert (form.export.lowering, form.export.precision, form.build) == ("portable", "fp16", BuildSlice())
+    assert (
+        benchmarks.latency_table._form(
+            "onnxruntime_cuda", "fp16", recipe.model_copy(update={"runtime": "onnxruntime_cuda"}), RunOptions()
+        ).build
+        is None
+    )

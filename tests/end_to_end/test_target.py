@@ -15,6 +15,8 @@ from pipeline.events import Event, Events
 from pipeline.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe
 from trimline.api import run
+from trimline.graph import Run
+from trimline.recipe import checked_recipe
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 STEP = ("prune", "steps", 0)
@@ -53,6 +55,11 @@ def test_a_target_of_time_and_size(inputs, tmp_path):
     again: list[Event] = []
     run(values, tmp_path, options=OPTIONS, events=Events(again.append))
     assert not [event for event in again if event.kind == "stage_started"]
+    taken = changed(values, "benchmark", "latency_table", to=str(result.artefacts["latency"].folder))
+    other = Run(checked_recipe(taken), OPTIONS, tmp_path / "other", Events(), "trimline run")
+    for stage in ("source", "texts", "preflight", "latency"):
+        getattr(other, stage)()
+    assert LatencyTable.read(other.done["latency"].folder) == table
 
 
 @pytest.fixture

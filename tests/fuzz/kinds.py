@@ -221,6 +221,16 @@ def package(draw: random.Random, material: Material, room: Path) -> Opening:
     return opened
 
 
+def run(draw: random.Random, material: Material, room: Path) -> Opening:
+    """The records of a run's output folder, with their sums mended."""
+    folder = Path(shutil.copytree(material.run, room / "run", copy_function=os.link))
+    path = draw.choice(sorted(path for path in folder.rglob("*.json") if path.name not in ("tokenizer.json", "tokenizer_config.json")))
+    _replace(path, mutate.as_json(draw, mutate.document(draw, json.loads(path.read_text()))))
+    (path.parent / SUMS).unlink()
+    write_sums(path.parent)
+    return lambda out: verify_folder(folder, options=OPTIONS, events=QUIET)
+
+
 def onnx(draw: random.Random, material: Material, room: Path) -> Opening:
     """The graph, its weights, or the files that onnxruntime-genai reads."""
     folder = _copied(material.onnx, room / "onnx")
@@ -310,6 +320,7 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind(gguf, 30, 600),
     "plan": Kind(plan, 30, 500),
     "package": Kind(package, 20, 400),
+    "run": Kind(run, 10, 200),
     "onnx": Kind(onnx, 30, 500),
     "text": Kind(text, 30, 600),
     "links": Kind(links, 20, 300),

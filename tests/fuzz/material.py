@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +12,19 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from deploy.package import package
+from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from exporters.gguf.files import write_gguf
 from exporters.recipe import ExportSlice
+from pipeline.artefact import make_artefact
 from pipeline.checkpoint import INDEX, Checkpoint, save_tensors, write_json
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.plan import Plan
 from pipeline.rebuild.gguf_form import gguf_form
-from pipeline.recipe import Profile
+from pipeline.recipe import ModelSlice, Profile
+from pipeline.sources.model import identify
+from pipeline.sources.model import source as write_source
 from tests.deploy.parts import made_parts
 from tests.tiny import tiny_model
 
@@ -36,6 +41,7 @@ class Material:
         sharded: the same in two shards with an index.
         uneven: rebuilt in profile ``decilm``, with its modelling files.
         plan, onnx, package: what the stages make of it.
+        run: an output folder whose store holds the source, the plan and the smaller checkpoint.
         gguf: the dense model as a GGUF; ``gguf_head`` bytes of it stand before the tensors.
         recipes: the texts of all recipes in the repository.
         texts: folder with text.txt, text.jsonl and text.parquet.
@@ -47,6 +53,7 @@ class Material:
     plan: Path
     onnx: Path
     package: Path
+    run: Path
     gguf: Path
     gguf_head: int
     recipes: tuple[str, ...]
@@ -70,11 +77,28 @@ def made(root: Path) -> Material:
         plan=_with_tensors(parts.plan, root / "plan"),
         onnx=parts.onnx,
         package=root / "package",
+        run=_run(dense, parts, root / "run"),
         gguf=root / "model.gguf",
         gguf_head=content.find(b"output_norm.weight") + 200,
         recipes=tuple(path.read_text(encoding="utf-8") for path in sorted((ROOT / "recipes").glob("*.yaml"))),
         texts=_texts(root / "texts"),
     )
+
+
+def _run(dense: Path, parts: PackageParts, folder: Path) -> Path:
+    quiet, depends = Events(), {"inputs": {}}
+    named = ModelSlice(source=str(dense))
+    source = make_artefact(
+        folder / "store", "source", {"model": identify(named)}, lambda out: write_source(named, RunOptions(), out, quiet), quiet
+    )
+    plan = make_artefact(folder / "store", "prune", depends, _copied(parts.plan), quiet)
+    inputs = {"inputs": {"source": source.key, "prune": plan.key}}
+    make_artefact(folder / "store", "rebuild", inputs, _copied(parts.model), quiet)
+    return folder
+
+
+def _copied(source: Path) -> Callable[[Path], object]:
+    return lambda out: [shutil.copy(path, out / path.name) for path in source.iterdir()]
 
 
 def _sharded(checkpoint: Checkpoint, folder: Path) -> Path:

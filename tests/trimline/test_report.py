@@ -12,6 +12,8 @@ import re
 import pytest
 from rich.console import Console
 
+import trimline.reporting.sections as sections_module
+from benchmarks.target import BAND
 from pipeline.errors import TrimlineError
 from pipeline.markdown import escape
 from tests.trimline.sample_report import blocks, sample
@@ -29,6 +31,7 @@ from trimline.reporting import (
 )
 from trimline.reporting import formats as shown
 from trimline.reporting.content import Table
+from trimline.reporting.data import RoundRow, TargetRow
 from trimline.reporting.sections import sections
 from trimline.reporting.speed import summary
 
@@ -284,3 +287,17 @@ def test_a_recovery_is_written_and_read_again(tmp_path):
     data = dataclasses.replace(sample(), recovery=Recovery("w", 3, Measure(2.0), ((1, 2.5),)))
     data.write(tmp_path / "report.json")
     assert ReportData.read(tmp_path / "report.json") == data
+
+
+def test_targets_are_said_with_what_came_out():
+    targets = (TargetRow("decode 1.4 times as fast", "1.380× (1.371 to 1.391)", "met"), TargetRow("at most 9 parameters", "9", "met"))
+    rounds = (RoundRow(1, "1.4×", "1.402×", "1.310× (1.300 to 1.321)", False), RoundRow(2, "1.496×", "1.497×", "1.380×", True))
+    data = dataclasses.replace(sample(), targets=targets, rounds=rounds)
+    console = Console(file=io.StringIO(), width=200)
+    render_terminal(data, console)
+    for text in (render_markdown(data), html.unescape(render_html(data))):
+        assert "Is it what was asked for?" in text
+        assert all(words in text for words in ("decode 1.4 times as fast", "1.496×", "this model", "within 3% of the target"))
+    assert "Target, decode 1.4 times as fast: 1.380× (1.371 to 1.391); met" in console.file.getvalue()
+    assert "Is it what was asked for?" not in render_markdown(sample())
+    assert sections_module.BAND == BAND

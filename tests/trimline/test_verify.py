@@ -15,6 +15,7 @@ import benchmarks.stage
 import trimline as api
 from pipeline.artefact import RECORD
 from pipeline.checkpoint import Checkpoint, read_json, write_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.sums import SUMS, read_sums, write_sums
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, recipe, tiny_inputs, trimline
@@ -155,6 +156,15 @@ def test_shapes_that_were_changed_with_their_sums_are_found(smaller):
     write_sums(smaller)
     found = verified(smaller, quick=False)
     assert ["has shape" in problem.what for problem in found.problems] == [True]
+
+
+@pytest.mark.parametrize("values", [{"precision": "fp99"}, {"logits": []}])
+def test_an_export_that_says_it_is_what_does_not_exist(output, inputs, tmp_path, values):
+    folder = Path(shutil.copytree(next((output / "store").glob("export-*")), tmp_path / "onnx"))
+    write_json(folder / "export.json", read_json(folder / "export.json") | values)
+    write_sums(folder)
+    with pytest.raises(TrimlineError, match=r"export\.json has a wrong value at"):
+        verified(folder, quick=False, against=inputs / "model")
 
 
 def test_an_export_alone(output, inputs, tmp_path):

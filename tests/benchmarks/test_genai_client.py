@@ -1,0 +1,68 @@
+"""The independent client: what it times, what it says of a target, and that it holds nothing of ours."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.genai_worker
+from benchmarks.genai_client import app, folder_of, measured, ratios, rows
+from benchmarks.timing import CONTROL, DENSE
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.errors import TrimlineError
+from pipeline.events import Events
+from pipeline.options import RunOptions
+from tests.tiny import tiny_model
+
+pytest.importorskip("onnxruntime_genai")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> dict[str, Path]:
+    at = tmp_path_factory.mktemp("exported")
+    found = {}
+    for name, width in (("large", 96), ("small", 32)):
+        (at / name / "onnx").mkdir(parents=True)
+        model = tiny_model("llama", at / f"{name}-model", intermediate_size=width)
+        export(model, ExportSlice(), RunOptions(threads=1), at / name / "onnx", Events())
+        found[name] = at / name
+    return found
+
+
+def test_every_model_is_timed_in_every_round(exported):
+    seconds = measured({DENSE: folder_of(exported["large"]), "small": folder_of(exported["small"] / "onnx")}, 8, 5, rounds=6)
+    for of_phase in seconds.values():
+        assert {name: len(times) for name, times in of_phase.items()} == {DENSE: 6, "small": 6, CONTROL: 6}
+        assert min(min(times) for times in of_phase.values()) > 0
+
+
+def test_speeds_that_were_asked_for_are_judged():
+    steady = [0.1 + 0.0001 * (number % 3) for number in range(30)]
+    seconds = {"decode": {DENSE: steady, "a": [time / 1.4 for time in steady], "b": [time / 1.2 for time in steady], CONTROL: steady}}
+    assert [(line[0], line[5], line[6]) for line in rows(ratios(seconds), [1.41, 1.4])] == [("a", "1.41", "met"), ("b", "1.4", "missed")]
+    shaken = seconds["decode"] | {CONTROL: [time * 1.1 for time in steady]}
+    assert [line[6] for line in rows(ratios({"decode": shaken}), [1.4])] == ["not resolved"] * 2
+    few = {"decode": {name: times[:5] for name, times in seconds["decode"].items()}}
+    assert {line[6] for line in rows(ratios(few), ())} == {"not resolved"}
+
+
+def test_the_worker_imports_nothing_of_ours():
+    tree = ast.parse(Path(benchmarks.genai_worker.__file__).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in names} & {"trimline", "pipeline", "exporters", "benchmarks", "deploy"}
+
+
+def test_wrong_folders(exported, tmp_path):
+    with pytest.raises(TrimlineError, match="There is no genai_config.json"):
+        folder_of(tmp_path)
+    alone = CliRunner().invoke(app, [str(exported["large"])])
+    assert (alone.exit_code, alone.stderr.count("\n")) == (2, 1)
+    (tmp_path / "genai_config.json").write_text('{"model": {"vocab_size": 8}}')
+    broken = CliRunner().invoke(app, [str(tmp_path), str(exported["small"]), "--rounds", "2"])
+    assert broken.exit_code != 0
+    assert "The process that measures" in broken.stderr
