@@ -86,3 +86,32 @@ def test_a_recipe_with_a_wrong_package_part_is_refused(parts, tmp_path):
     write_sums(old)
     with pytest.raises(TrimlineError, match=r"wrong value at package\.served_name"):
         added(old, tmp_path / "new", "triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("recipe.yaml", b"- a\n", r"recipe\.yaml holds no recipe"),
+        ("recipe.yaml", b"\xff\xfe", r"recipe\.yaml cannot be read"),
+        ("recipe.yaml", b"a: &a [1]\nb: *a\n", r"recipe\.yaml uses YAML aliases"),
+        ("README.md", b"\xff\xfe", r"README\.md cannot be read"),
+    ],
+)
+def test_files_that_somebody_replaced_with_their_sums(parts, tmp_path, name, content, match):
+    old = made(parts, tmp_path / "old")
+    (old / name).write_bytes(content)
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps(manifest | {"files": sums(old, Events())}))
+    write_sums(old)
+    with pytest.raises(TrimlineError, match=match):
+        added(old, tmp_path / "new", "onnxruntime-genai")
+
+
+@pytest.mark.parametrize("targets", [5, "triton", [1], {"a": 1}])
+def test_a_manifest_whose_targets_are_no_list(parts, tmp_path, targets):
+    old = made(parts, tmp_path / "old")
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps(manifest | {"targets": targets}))
+    write_sums(old)
+    with pytest.raises(TrimlineError, match="list of targets that is none"):
+        added(old, tmp_path / "new", "onnxruntime-genai")
