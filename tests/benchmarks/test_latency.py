@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import benchmarks.latency_shapes
 import benchmarks.latency_stage
 import benchmarks.latency_table
 import exporters.tensorrt.stage
@@ -124,7 +125,9 @@ def test_many_groups_are_measured_at_some_and_filled_in_between(dense: Geometry,
 
 @pytest.mark.parametrize("runtime", ["torch", "tensorrt"])
 def test_models_are_written_in_the_form_that_the_runtime_opens(source: Path, dense: Geometry, tmp_path: Path, monkeypatch, runtime) -> None:
-    built = []
+    built, exported = [], []
+    # Portable exports take many seconds, and engines need a GPU: what they are given is looked at.
+    monkeypatch.setattr(benchmarks.latency_shapes, "export_shape", lambda *given: exported.append(given))
     monkeypatch.setattr(exporters.tensorrt.stage, "build", lambda onnx, *given, **more: built.append((onnx, given)))
     shape = Alike(2, 32, 1).shape(dense)
     form = Form(
@@ -137,7 +140,9 @@ def test_models_are_written_in_the_form_that_the_runtime_opens(source: Path, den
     else:
         assert folder == tmp_path / "1-0-engine"
         ((onnx, (recipe, requests, *_)),) = built
-        assert (onnx / "model.onnx").is_file()
+        assert onnx == tmp_path / "1-0"
+        ((_, exported_shape, _, _, export),) = exported
+        assert (exported_shape, export.lowering) == (shape, "portable")
         assert recipe.precision == "graph"
         assert [(request.prompt, request.output) for request in requests] == [(8, 3)]
 
