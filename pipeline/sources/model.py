@@ -71,6 +71,10 @@ def checkpoint_folder(artefact: Path) -> Path:
     named = read_json(artefact / POINTER).get("folder")
     if not isinstance(named, str):
         raise TrimlineError(f"{artefact / POINTER} names no folder.", "Run the recipe again.")
+    try:
+        (artefact / named).is_dir()
+    except (OSError, ValueError):  # a name that no file system takes
+        raise TrimlineError(f"{artefact / POINTER} names no folder: {shown(named)}.", "Run the recipe again.") from None
     return artefact / named
 
 

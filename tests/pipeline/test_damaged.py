@@ -20,7 +20,7 @@ from pipeline.options import RunOptions
 from pipeline.plain_yaml import read_plain_yaml
 from pipeline.plan import MOST_LISTED, MOST_UNITS, Plan, Selection, Step
 from pipeline.recipe import ModelSlice
-from pipeline.sources.model import identify, source
+from pipeline.sources.model import checkpoint_folder, identify, source
 from tests.tiny import tiny_model
 from trimline.inspect import inspect_folder
 
@@ -204,3 +204,10 @@ def test_names_in_a_graph_that_are_no_text(tmp_path):
         (tmp_path / "model.onnx").write_bytes(content.replace(name, b"\xff" * len(name)))
         with pytest.raises(TrimlineError, match="in bytes that are no text|not a readable ONNX file"):
             inspect_folder(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["x" * 5000, 7, None])
+def test_a_pointer_to_what_no_file_system_takes(tmp_path, named):
+    (tmp_path / "source.json").write_text(json.dumps({"folder": named}))
+    with pytest.raises(TrimlineError, match=r"source\.json names no folder"):
+        checkpoint_folder(tmp_path)
