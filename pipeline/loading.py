@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,6 +151,12 @@ def _use_private_module_cache() -> None:
     folder = tempfile.mkdtemp(prefix="trimline-modules-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     dynamic_module_utils.HF_MODULES_CACHE = folder
+    # A process that was started by another one has its search path, the other's cache included; a program may have loaded
+    # modelling code before. Either way the package that transformers puts modules into would be found elsewhere.
+    sys.path.insert(0, folder)
+    name = dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME
+    if name in sys.modules:
+        sys.modules[name].__path__.insert(0, str(Path(folder) / name))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tests.end_to_end.scenario import OPTIONS, assert_nothing_half_written, pros
 from trimline.verifying import verify_folder
 
 SETTINGS = ("--threads", "1", "--dtype", "float32")
-STAGES = ("source", "text", "prune", "rebuild", "evaluate", "export", "benchmark", "report", "package")
+STAGES = ("source", "text", "measure", "prune", "rebuild", "evaluate", "export", "benchmark", "report", "package")
 # What holds a time, a latency or a date, or the sum of a file that does.
 MEASURING = re.compile(rf"(.*/)?({re.escape(MEASURED)}|{SUMS})|(benchmark|report)-.*|package-.*/(manifest\.json|report\.(html|md))")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def test_our_own_files_are_trusted_and_run_from_a_private_folder(shipped: Path) 
     assert type(model).__name__ == "TrimlineLlamaForCausalLM"
     assert "trimline-modules-" in dynamic_module_utils.HF_MODULES_CACHE
     assert str(Path.home() / ".cache") not in dynamic_module_utils.HF_MODULES_CACHE
+
+
+ELSEWHERE = """
+import sys
+sys.path.append({other!r})
+if {imported}: import transformers_modules
+from pathlib import Path
+from pipeline.loading import load_model
+print(type(load_model(Path({folder!r}))).__name__)
+"""
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_another_cache_on_the_search_path_is_not_looked_into(shipped: Path, tmp_path: Path, imported: bool) -> None:
+    """A process that another one started has that one's search path, and a program may have loaded code of its own before."""
+    (tmp_path / "other" / "transformers_modules").mkdir(parents=True)
+    (tmp_path / "other" / "transformers_modules" / "__init__.py").touch()
+    script = ELSEWHERE.format(other=str(tmp_path / "other"), imported=imported, folder=str(shipped))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "TrimlineLlamaForCausalLM", done.stderr
 
 
 def test_a_changed_file_is_refused_and_never_run(shipped: Path, tmp_path: Path) -> None:
