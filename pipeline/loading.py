@@ -186,5 +186,16 @@ def as_trimline_error(folder: Path) -> Iterator[None]:
     except (TrimlineError, MemoryError):
         raise
     except Exception as error:  # what it raises, and what the libraries below it raise, depends on what is broken
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
         reason = first_words(error)
         raise TrimlineError(f"transformers cannot open {folder}: {reason}.", "Fetch or rebuild the checkpoint.") from error
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt came first: one that falls into torch's own clean-up ends as that one's error."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -13,7 +13,7 @@ from transformers import dynamic_module_utils
 
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.errors import TrimlineError
-from pipeline.loading import load_model, load_tokenizer, load_with_report
+from pipeline.loading import as_trimline_error, load_model, load_tokenizer, load_with_report
 from pipeline.recipe import Profile
 from tests.pipeline.rebuild.cases import anything, rebuilt_tiny
 from tests.tiny import tiny_model
@@ -30,6 +30,19 @@ def test_our_own_files_are_trusted_and_run_from_a_private_folder(shipped: Path) 
     assert type(model).__name__ == "TrimlineLlamaForCausalLM"
     assert "trimline-modules-" in dynamic_module_utils.HF_MODULES_CACHE
     assert str(Path.home() / ".cache") not in dynamic_module_utils.HF_MODULES_CACHE
+
+
+def test_an_interrupt_that_ends_as_another_error_is_an_interrupt(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    with pytest.raises(KeyboardInterrupt), as_trimline_error(tmp_path):
+        interrupted()
+    with pytest.raises(TrimlineError, match="cannot open .*: something else"), as_trimline_error(tmp_path):
+        raise RuntimeError("something else")
 
 
 ELSEWHERE = """
