@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trimline.cli_bench import Targets
 from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
@@ -243,6 +244,7 @@ def bench(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; its benchmark part says what is timed.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds; default 25, and fewer resolve nothing.")] = None,
+    targets: Targets = False,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -1,0 +1,80 @@
+"""What could be timed on this machine: every runtime, and what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from benchmarks.runtimes import FORMS, Form, Runtime
+from exporters.onnx.providers import demand_gpu
+from exporters.onnx.runtime import has_genai, needs_runtime
+from exporters.tensorrt.builders import demand_builder
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+
+OPENS: dict[Form, str] = {"onnx": "exported folders", "engine": "engines", "checkpoint": "checkpoints"}
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """One runtime.
+
+    Attributes:
+        runtime: as recipes call it, or what else times models here.
+        opens: the kind of folder or file.
+        how: the command that times in it.
+        lacks: the sentence that says why it cannot run here; empty where it can.
+    """
+
+    runtime: str
+    opens: str
+    how: str
+    lacks: str = ""
+
+
+def runs_here() -> Iterator[Runnable]:
+    """Every runtime that something in this project times, in a fixed order. Nothing is loaded that needs a GPU."""
+    for runtime in get_args(Runtime):
+        yield Runnable(runtime, OPENS[FORMS[runtime]], f"benchmark: {{runtime: {runtime}}}", _lack(_demands(runtime)))
+    genai = "" if has_genai() else "onnxruntime-genai is not installed."
+    yield Runnable("onnxruntime-genai", OPENS["onnx"], "python -m benchmarks.genai_client", genai)
+    llama = "" if importlib.util.find_spec("llama_cpp") else "llama-cpp-python is not installed."
+    yield Runnable("llama.cpp", "model.gguf", "python -m benchmarks.precisions", llama)
+    yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served")
+
+
+def _demands(runtime: Runtime) -> Callable[[], object]:
+    def on_provider() -> None:
+        needs_runtime()
+        demand_gpu(runtime.removeprefix("onnxruntime_"))
+        _demand_provider()
+
+    if runtime == "onnxruntime":
+        return needs_runtime
+    if FORMS[runtime] == "onnx":
+        return on_provider
+    if runtime == "tensorrt":
+        return lambda: demand_builder("tensorrt")
+    return _demand_cuda if runtime == "torch_2_4" else lambda: None
+
+
+def _demand_provider() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise TrimlineError("This ONNX Runtime is a processor build.", "pip install 'trimline[gpu]'.")
+
+
+def _demand_cuda() -> None:
+    if not cuda_devices():
+        raise TrimlineError("torch's semi-structured kernels need a GPU, and the driver sees none here.", "Use runtime: torch.")
+
+
+def _lack(demand: Callable[[], object]) -> str:
+    try:
+        demand()
+    except TrimlineError as error:
+        return error.problem
+    return ""

@@ -1,0 +1,43 @@
+"""What could be timed here is asked of the same demands that timing makes."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.runs_here
+from benchmarks.runs_here import runs_here
+from benchmarks.runtimes import Runtime
+from pipeline.driver import cuda_devices
+from pipeline.errors import TrimlineError
+from trimline.cli import app
+
+
+def test_every_runtime_has_a_line_and_those_on_a_gpu_say_what_they_lack():
+    found = {line.runtime: line for line in runs_here()}
+    assert set(get_args(Runtime)) < set(found)
+    assert found["torch"].lacks == ""
+    if not cuda_devices():
+        for runtime in ("onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch_2_4"):
+            assert "GPU" in found[runtime].lacks
+
+
+def test_a_missing_runtime_is_said(monkeypatch):
+    def missing() -> None:
+        raise TrimlineError("ONNX Runtime is not installed.", "pip install it.")
+
+    monkeypatch.setattr(benchmarks.runs_here, "needs_runtime", missing)
+    monkeypatch.setattr(benchmarks.runs_here, "has_genai", lambda: False)
+    found = {line.runtime: line.lacks for line in runs_here()}
+    assert found["onnxruntime"] == found["onnxruntime_cuda"] == "ONNX Runtime is not installed."
+    assert found["onnxruntime-genai"] == "onnxruntime-genai is not installed."
+
+
+@pytest.mark.parametrize("arguments", [("--targets",), ("dense", "--targets")])
+def test_the_command_needs_no_folders_for_it(arguments):
+    done = CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "onnxruntime_tensorrt" in done.stdout
+    assert "benchmark: {runtime: torch}" in done.stdout
