@@ -149,7 +149,11 @@ def _shortfall(name: str, target: Target, wanted: float, least: float, dense: fl
         return f"{target.workload} would be {dense / least:.3g} times as fast at most, and {target.speedup:g} is asked for"
     what = f"the {target.workload} latency" if name == TIME else name
     unit = " ms" if name == TIME else ""
-    return f"{what} is {least:.6g}{unit} at least, and {wanted:.6g}{unit} is asked for"
+    return f"{what} is {_written(least)}{unit} at least, and {_written(wanted)}{unit} is asked for"
+
+
+def _written(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _stated(name: str, target: Target, least: float, dense: float) -> str:
