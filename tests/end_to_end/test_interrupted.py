@@ -101,10 +101,10 @@ def test_ctrl_c_in_a_single_verb_leaves_nothing(slow, tmp_path, verb):
 def test_killed_again_and_again_it_still_finishes_with_the_same_bytes(slow, undisturbed, tmp_path):
     path, output, draw = written(slow, tmp_path), tmp_path / "out", random.Random(0)
     killed = 0
-    for number, stage in enumerate(("prune", "prune", "rebuild", "export", "benchmark")):
+    for number, stage in enumerate(("measure", "measure", "rebuild", "export", "benchmark")):
         running = Running(tmp_path / f"process {number}", "run", path, "-o", output, *SETTINGS)
         if running.until(output / "store", f"{PARTIAL}{stage}*"):
-            time.sleep(draw.random() * 0.3 * (stage == "prune"))
+            time.sleep(draw.random() * 0.3 * (stage == "measure"))
             running.send(signal.SIGKILL)
         killed += running.end().code == -signal.SIGKILL
     assert killed >= 3
@@ -117,7 +117,7 @@ def test_killed_again_and_again_it_still_finishes_with_the_same_bytes(slow, undi
 def test_two_runs_at_once_take_turns(slow, tmp_path):
     path, output = written(slow, tmp_path), tmp_path / "out"
     first = Running(tmp_path / "first", "run", path, "-o", output, *SETTINGS)
-    assert first.until(output / "store", f"{PARTIAL}prune*")
+    assert first.until(output / "store", f"{PARTIAL}measure*")
     second = Running(tmp_path / "second", "run", path, "-o", output, *SETTINGS, "--json")
     ended = first.end(), second.end()
     assert [called.code for called in ended] == [0, 0], ended
