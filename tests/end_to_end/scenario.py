@@ -24,6 +24,7 @@ from trimline.cli import app
 
 RECIPES = Path(__file__).parent / "recipes"
 OPTIONS = RunOptions(dtype="float32", threads=1)
+SETTINGS = ("--threads", "1", "--dtype", "float32")  # the same on the command line
 COMPUTED = {
     *("plan.json", "updates.safetensors", "scores.safetensors", "model.safetensors", "config.json", "model.onnx", "model.onnx.data"),
     *("genai_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "perplexity.json", "recipe.yaml"),

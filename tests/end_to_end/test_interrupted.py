@@ -19,6 +19,7 @@ from pipeline.artefact import PARTIAL
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
+    SETTINGS,
     assert_nothing_half_written,
     assert_refused,
     changed,
@@ -32,7 +33,6 @@ from tests.end_to_end.scenario import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
-SETTINGS = ("--threads", "1", "--dtype", "float32")
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,9 @@ from pipeline.artefact import MEASURED, PARTIAL, file_digest
 from pipeline.events import Events
 from pipeline.sums import SUMS
 from tests.end_to_end.processes import Running
-from tests.end_to_end.scenario import OPTIONS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
+from tests.end_to_end.scenario import OPTIONS, SETTINGS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
 from trimline.verifying import verify_folder
 
-SETTINGS = ("--threads", "1", "--dtype", "float32")
 STAGES = ("source", "text", "measure", "prune", "rebuild", "evaluate", "export", "benchmark", "report", "package")
 # What holds a time, a latency or a date, or the sum of a file that does.
 MEASURING = re.compile(rf"(.*/)?({re.escape(MEASURED)}|{SUMS})|(benchmark|report)-.*|package-.*/(manifest\.json|report\.(html|md))")

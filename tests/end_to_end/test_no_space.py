@@ -23,6 +23,7 @@ from pipeline.events import Event, Events
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
+    SETTINGS,
     Called,
     assert_nothing_half_written,
     assert_refused,
@@ -36,7 +37,6 @@ from trimline.session import explain
 from trimline.verifying import verify_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
-SETTINGS = ("--threads", "1", "--dtype", "float32")
 
 
 @contextmanager

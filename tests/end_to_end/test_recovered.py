@@ -22,6 +22,7 @@ from pipeline.recover.resuming import SEAL
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
+    SETTINGS,
     all_files,
     assert_nothing_half_written,
     assert_refused,
@@ -34,7 +35,6 @@ from tests.end_to_end.scenario import (
 from trimline.graph import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
-SETTINGS = ("--threads", "1", "--dtype", "float32")
 
 
 @pytest.fixture(scope="module")

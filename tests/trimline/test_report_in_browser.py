@@ -48,12 +48,18 @@ def test_every_plot_is_drawn_without_complaint(tmp_path):
     assert complaints == []
 
 
-def test_a_phone_shows_the_page_without_sideways_scrolling(tmp_path):
-    (tmp_path / "report.html").write_text(render_html(sample()), encoding="utf-8")
+def width_on_a_phone(page, tmp_path):
+    """How wide a page is, in pixels, where 420 are there to show it."""
     # Chromium's own window is never narrower than 500 px, so the page goes into a frame that is.
     frame = tmp_path / "frame.html"
     measure = "document.body.dataset.width = f.contentDocument.documentElement.scrollWidth"
-    page = f'<iframe id=f src="report.html" style="width:420px;height:900px;border:0" onload="setTimeout(() => {measure}, 500)"></iframe>'
-    frame.write_text(f"<!doctype html><body>{page}")
+    shown = f'<iframe id=f src="{page.name}" style="width:420px;height:900px;border:0" onload="setTimeout(() => {measure}, 500)"></iframe>'
+    frame.write_text(f"<!doctype html><body>{shown}")
     document, _ = opened(frame, tmp_path, "--allow-file-access-from-files")
-    assert int(re.search(r'data-width="(\d+)"', document).group(1)) <= 420
+    return int(re.search(r'data-width="(\d+)"', document).group(1))
+
+
+def test_a_phone_shows_the_page_without_sideways_scrolling(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text(render_html(sample()), encoding="utf-8")
+    assert width_on_a_phone(page, tmp_path) <= 420
