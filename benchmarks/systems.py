@@ -66,7 +66,10 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
         f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."
     ]
     if any(record["system"] == SURGEON for record in records):
-        lines.append(f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots on these tokens; published are 40 on 128 windows of 2048 or more.")
+        lines.append(
+            f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots to 50 % on these tokens, and smaller sizes are models on the way, as its paper "
+            "reports them; published are 40 shots on 128 windows of 2048 or more."
+        )
     lines += [f"{record['title']}, {record['size']}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
     if stale := [record["name"] for record in records if record.get("code") not in (None, now)]:
         lines.append(f"Planned by another version of the code: {', '.join(stale)}.")

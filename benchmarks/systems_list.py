@@ -35,6 +35,9 @@ class System:
         smaller: the steps that remove a fraction of the decoder's linear parameters; None where it has no units.
         own: what it calls sparsity, said of a result.
         sparse: the step that makes all linears 2:4; None where it has none.
+        through: the fraction at which its one run of ``shots`` ends, where the sizes on the way are models of that run, as
+            its paper reports them; None where every size is a run of its own.
+        shots: of that run.
     """
 
     name: str
@@ -42,6 +45,8 @@ class System:
     smaller: Steps | None = None
     own: Callable[[Removed], str] = lambda removed: ""
     sparse: PruneStep | None = None
+    through: float | None = None
+    shots: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,20 @@ class Row:
         return f"{self.system.name}-{'2to4' if self.remove is None else f'{self.remove:g}'}"
 
     @property
+    def shot(self) -> int | None:
+        """After which shot of the system's one run this size is reached; None where it has a run of its own."""
+        if self.system.through is None or self.remove is None:
+            return None
+        shot = self.remove / self.system.through * self.system.shots
+        return round(shot) if abs(shot - round(shot)) < 1e-6 and round(shot) <= self.system.shots else None
+
+    @property
     def profile(self) -> Profile:
         """Shapes stay as they are with 2:4."""
         return Profile.UNIFORM if self.is_sparse else Profile.FREE
 
     def recipe(self, geometry: Geometry, calibration: CalibrationWindows) -> PruneSlice | None:
-        """What the prune stage is given; None for the dense model.
+        """What the prune stage is given, for the whole run where the size is one on its way; None for the dense model.
 
         Raises:
             TrimlineError: the system cannot be asked for that much.
@@ -92,7 +105,9 @@ class Row:
             assert self.system.sparse is not None
             return PruneSlice(calibration=calibration, steps=(self.system.sparse,))
         assert self.system.smaller is not None
-        return PruneSlice(calibration=calibration, steps=self.system.smaller(geometry, self.remove))
+        asked = self.remove if self.shot is None else self.system.through
+        assert asked is not None
+        return PruneSlice(calibration=calibration, steps=self.system.smaller(geometry, asked))
 
 
 def ffn_alone(method: str, **more: Any) -> Steps:
@@ -162,7 +177,7 @@ def _together(removed: Removed) -> str:
 
 
 def _zeroed(removed: Removed) -> str:
-    return f"{percent(removed['decoder_parameters'])} of the linears' weights; {SURGEON_SHOTS} shots, reduced"
+    return f"{percent(removed['decoder_parameters'])} of the linears' weights"
 
 
 def _dropped(removed: Removed) -> str:
@@ -194,6 +209,8 @@ SYSTEMS = (
         pooled(SURGEON, shots=SURGEON_SHOTS, compensation="least_squares"),
         _zeroed,
         two_four(SURGEON, shots=SURGEON_SHOTS),
+        through=0.5,
+        shots=SURGEON_SHOTS,
     ),
     System("shortgpt", "ShortGPT", whole_blocks("block_influence", options={"measure": "cosine"}), _dropped),
     System("laco", "LaCo", whole_blocks("laco"), _dropped),

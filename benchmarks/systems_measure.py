@@ -128,12 +128,13 @@ def without_paths(text: str, setting: Setting) -> str:
 
 def _request(row: Row, setting: Setting) -> dict[str, Any]:
     recipe = row.recipe(Checkpoint(setting.source).geometry, setting.calibration)
-    return {
+    request = {
         "recipe": recipe and recipe.model_dump(mode="json", exclude_defaults=True),
         "profile": row.profile.value,
         "windows": setting.evaluation.model_dump(mode="json"),
         "options": setting.options.as_record(),
     }
+    return request if row.shot is None else request | {"shot": row.shot}
 
 
 def _clear(out: Path, place: Path, anew: bool) -> None:

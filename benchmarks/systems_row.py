@@ -25,9 +25,10 @@ from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
+from pipeline.kept import Kept
 from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
-from pipeline.prune import prune
+from pipeline.prune import opened, plans, prune
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import EvaluateSlice, Profile, PruneSlice, RebuildSlice
 from pipeline.sparsity import two_four_fraction
@@ -45,6 +46,7 @@ def run_row(
     profile: str,
     windows: dict[str, Any],
     options: dict[str, Any],
+    shot: int | None = None,
 ) -> dict[str, Any]:
     """Everything about one row that is no timing.
 
@@ -56,6 +58,7 @@ def run_row(
         profile: the shape profile of the result.
         windows: of the evaluation text.
         options: device, dtype and threads.
+        shot: the row is what the recipe's run leaves after this shot; None for what it ends with.
 
     Raises:
         TrimlineError: a stage failed; those before it are kept.
@@ -65,7 +68,10 @@ def run_row(
     if recipe is not None:
         wanted = PruneSlice.model_validate(recipe)
         known = kept_measurement(dense, read, wanted, run, folder.parent)
-        plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known))
+        if shot is None:
+            plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known))
+        else:
+            plan = kept_shots(dense, read, wanted, run, folder.parent, known) / str(shot)
         shape = RebuildSlice(profile=Profile(profile))
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
@@ -79,27 +85,63 @@ def kept_measurement(source: Path, texts: Path, recipe: PruneSlice, options: Run
     part = measured_part(recipe, Checkpoint(source).geometry)
     if part is None:
         return None
-    depends = {"part": part, "source": str(source), "texts": str(texts), "options": options.as_record(), "code": code()}
     with_cost = partial(costed, lambda out: measure(source, texts, recipe, options, out, QUIET))
-    return made(work / f"measured-{digest(depends)[:12]}", with_cost)
+    return made(work / f"measured-{_depends(part, source, texts, options)}", with_cost)
+
+
+def kept_shots(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, work: Path, known: Path | None = None) -> Path:
+    """One run of a recipe, with the plan after every shot in folders ``1``, ``2``, …, and what it took to get there beside each."""
+    part = recipe.model_dump(mode="json")
+    return made(
+        work / f"shots-{_depends(part, source, texts, options)}", lambda out: every_shot(source, texts, recipe, options, out, known)
+    )
+
+
+def every_shot(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, known: Path | None = None) -> None:
+    """The prune stage, writing the plan after every shot."""
+    cost = Cost()
+    with cost.peak:
+        model, windows = opened(source, texts, recipe, options)
+        for number, plan in enumerate(plans(model, windows, recipe, QUIET, Kept.read(known) if known else None), start=1):
+            folder = out / str(number)
+            folder.mkdir()
+            plan().write(folder)
+            cost.write(folder, known)
+
+
+def _depends(part: Any, source: Path, texts: Path, options: RunOptions) -> str:
+    return digest({"part": part, "source": str(source), "texts": str(texts), "options": options.as_record(), "code": code()})[:12]
 
 
 def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, known: Path | None = None) -> None:
     """The prune stage, and beside its plan what it took, the measurement included that it found kept."""
-    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known), out)
-    if known:
-        before, after = read_json(known / COST), read_json(out / COST)
-        added = {name: before[name] + after[name] for name in ("wall", "processor")}
-        write_json(out / COST, after | added | {"peak_anonymous": max(before["peak_anonymous"], after["peak_anonymous"])})
+    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known), out, known)
 
 
-def costed(work: Callable[[Path], None], out: Path) -> None:
-    """Work into a folder, and beside it what that took: seconds of the wall clock and of all processors, bytes at the peak."""
-    wall, processor = time.monotonic(), time.process_time()
-    with AnonymousPeak() as peak:
+class Cost:
+    """What work takes from now on: seconds of the wall clock and of all processors, and the most bytes while ``peak`` is open."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.monotonic(), time.process_time()
+        self.peak = AnonymousPeak()
+
+    def write(self, out: Path, known: Path | None = None) -> None:
+        """So far, with that of the measurement it found kept."""
+        cost = {"wall": time.monotonic() - self._wall, "processor": time.process_time() - self._processor}
+        most = self.peak.bytes
+        if known:
+            before = read_json(known / COST)
+            cost = {name: seconds + before[name] for name, seconds in cost.items()}
+            most = most and before["peak_anonymous"] and max(most, before["peak_anonymous"])
+        write_json(out / COST, cost | {"peak_anonymous": most, "code": code()})
+
+
+def costed(work: Callable[[Path], None], out: Path, known: Path | None = None) -> None:
+    """Work into a folder, and beside it what that took, with what a kept measurement had taken."""
+    cost = Cost()
+    with cost.peak:
         work(out)
-    cost = {"wall": time.monotonic() - wall, "processor": time.process_time() - processor, "peak_anonymous": peak.bytes}
-    write_json(out / COST, cost | {"code": code()})
+    cost.write(out, known)
 
 
 def code() -> str:

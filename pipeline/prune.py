@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,6 +154,14 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
         events: progress.
         kept: what the first shot of the first step measures, if it is known.
     """
+    *_, last = plans(model, windows, recipe, events, kept)
+    return last()
+
+
+def plans(
+    model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events, kept: Kept | None = None
+) -> Iterator[Callable[[], Plan]]:
+    """What makes the plan as it stands after every shot of every step, valid until the next is asked for; arguments as of ``make_plan``."""
     steps: list[Step] = []
     scores: dict[str, torch.Tensor] = {}
     for number, step in enumerate(recipe.steps):
@@ -161,12 +169,16 @@ def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, 
             for space, by_block in per_space.items():
                 scores |= {f"step{len(steps)}.{space}.{block}": score for block, score in by_block.items()}
             steps.append(done)
+            yield partial(_plan, model, steps, scores)
+
+
+def _plan(model: ShrinkingModel, steps: Sequence[Step], scores: Mapping[str, torch.Tensor]) -> Plan:
     return Plan(
         family=model.geometry.family,
         selection=model.selection,
         steps=tuple(steps),
         updates=model.updates(),
-        scores=scores,
+        scores=dict(scores),
         sparse=dict(model.sparse),
         biases=tuple(sorted(model.biases)),
     )

@@ -19,7 +19,7 @@ from benchmarks.statistics import paired_difference
 from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_plot import plot
-from benchmarks.systems_row import pruned
+from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
 from benchmarks.systems_speed import Speeds, is_timed, of_rows
 from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
@@ -109,6 +109,32 @@ def test_what_pruning_took_stands_beside_the_plan(tmp_path: Path) -> None:
     cost = json.loads((out / "cost.json").read_text())
     assert cost["wall"] > 0 < cost["processor"]
     assert (out / "plan.json").is_file()
+
+
+def test_sizes_on_the_way_of_a_run_are_those_of_shorter_runs(tmp_path: Path) -> None:
+    model, out, alone = tiny_model("llama", tmp_path / "dense", intermediate_size=256), tmp_path / "work", tmp_path / "alone"
+    for folder in (out, alone):
+        folder.mkdir()
+    (tmp_path / "calibration.txt").write_text("abcdefgh " * 200, encoding="utf-8")
+
+    def recipe(shots: int) -> PruneSlice:
+        step = ffn_alone("cfsp", shots=shots, compensation="least_squares")
+        return PruneSlice(calibration=CALIBRATION, steps=step(SMOL, 0.2 * shots))
+
+    shots = kept_shots(model, tmp_path, recipe(2), RunOptions(threads=1), out)
+    pruned(model, tmp_path, recipe(1), RunOptions(threads=1), alone)
+    for name in ("plan.json", "updates.safetensors", "scores.safetensors"):
+        assert (shots / "1" / name).read_bytes() == (alone / name).read_bytes()
+        assert (shots / "2" / name).read_bytes() != (alone / name).read_bytes()
+    first, second = (json.loads((shots / number / "cost.json").read_text()) for number in "12")
+    assert 0 < first["wall"] < second["wall"]
+
+
+def test_only_sizes_that_a_run_passes_are_its_models() -> None:
+    surgeon = next(system for system in SYSTEMS if system.through)
+    assert [Row(surgeon, size).shot for size in (0.1, 0.2, 0.3, 0.5, 0.25, 0.6, None)] == [1, 2, 3, 5, None, None, None]
+    whole, on_the_way, apart = (Row(surgeon, size).recipe(SMOL, CALIBRATION) for size in (0.5, 0.2, 0.25))
+    assert on_the_way == whole != apart
 
 
 # --- the whole command ---------------------------------------------------------------------------------------------------
