@@ -21,7 +21,7 @@ from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SYSTEMS, System, row
 from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
-from benchmarks.systems_speed import Speeds, timings
+from benchmarks.systems_speed import Speeds, Timing, timings
 from benchmarks.systems_tables import VERDICTS, results_table, verdicts
 from pipeline.errors import TrimlineError
 from pipeline.options import DType, RunOptions
@@ -136,9 +136,9 @@ def main(
     ),
     only: Annotated[list[str] | None, typer.Option(help="Only these systems, by name, beside the dense model.")] = None,
     sizes: Annotated[str, typer.Option(help="Fractions of the decoder's linear parameters.")] = "0.2,0.3,0.5",
-    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.33,0.4,0.54,0.62",
+    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.33,0.58",
     sparse: Annotated[bool, typer.Option(help="Also 2:4.")] = True,
-    measure: Annotated[bool, typer.Option(help="Make rows that are not there yet; without, only those that are there are shown.")] = True,
+    measure: Annotated[bool, typer.Option(help="Make and time rows that are not there yet; without, what is there is shown.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the rows' shapes, last.")] = True,
     calibration_windows: Annotated[int, typer.Option(help="Of the calibration text.")] = 32,
     evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
@@ -146,6 +146,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
     together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = 8,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
+    again: Annotated[bool, typer.Option(help="Time again what was not resolved.")] = False,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the passes that measure; auto: bfloat16 where the processor has it.")] = "auto",
     anew: Annotated[bool, typer.Option(help="Measure the chosen rows again.")] = False,
@@ -161,7 +162,7 @@ def main(
         setting = prepare(model, text, drawn, read, run_options(dtype, threads), work, records)
         found = [measured_row(row, setting, anew and not (only and row.is_dense), measure) for row in rows]
         timed = BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds)
-        speeds = timings(found, setting, timed, together) if latency else Speeds()
+        speeds = timings(found, setting, Timing(timed, together, measure, again)) if latency else Speeds()
         found = [record | speeds.why(record["name"]) for record in found]
         show(found, speeds, setting, fractions(sizes), Pages(page, details, image))
     except TrimlineError as error:

@@ -46,18 +46,28 @@ class Speeds:
         return {"untimed": self.failures[name]} if name in self.failures else {}
 
 
-def timings(records: Sequence[Record], setting: Setting, recipe: BenchmarkSlice, together: int) -> Speeds:
-    """Speeds of every row with units removed: those of its shape, each shape timed once.
+@dataclass(frozen=True)
+class Timing:
+    """How shapes are timed.
 
-    Args:
-        records: of all rows.
-        setting: model, options and folders.
+    Attributes:
         recipe: what is timed.
         together: shapes per run, without the two dense models.
+        new: also what has no timings yet; without, only what is kept counts.
+        again: also what has timings that were not resolved.
     """
+
+    recipe: BenchmarkSlice
+    together: int = 8
+    new: bool = True
+    again: bool = False
+
+
+def timings(records: Sequence[Record], setting: Setting, timing: Timing) -> Speeds:
+    """Speeds of every row with units removed: those of its shape, each shape timed once."""
     timed = [record for record in records if is_timed(record)]
     shapes = {_name(record["shape"]): record["shape"] for record in timed}
-    return of_rows(time_shapes(shapes, setting, recipe, together), timed)
+    return of_rows(time_shapes(shapes, setting, timing), timed)
 
 
 def _name(shape: Shape) -> str:
@@ -76,24 +86,33 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
     return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures})
 
 
-def time_shapes(shapes: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice, together: int) -> Speeds:
-    """Every shape against dense; a run whose figures are kept is not measured again."""
-    found, names = Speeds(), list(shapes)
-    (setting.records / TIMINGS).mkdir(exist_ok=True)
-    for start in range(0, len(names), together):
-        batch = {name: shapes[name] for name in names[start : start + together]}
-        depends = identity(setting) | {"shapes": batch, "recipe": recipe.model_dump(mode="json")}
-        depends |= {"machine": fingerprint(setting.options.threads)}
-        place = setting.records / TIMINGS / f"{digest(depends)[:12]}.json"
+def time_shapes(shapes: Mapping[str, Shape], setting: Setting, timing: Timing) -> Speeds:
+    """Every shape against dense; what an earlier run on this machine timed the same way is kept."""
+    depends = identity(setting) | {"recipe": timing.recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
+    folder, start = setting.records / TIMINGS, digest(depends)[:12]
+    folder.mkdir(exist_ok=True)
+    found = Speeds()
+    for place in sorted(folder.glob(f"{start}-*.json")):
+        take(found, read_json(place), shapes)
+    waiting = [name for name in shapes if timing.new and not _is_known(found, name, timing.again)]
+    for first in range(0, len(waiting), timing.together):
+        batch = {name: shapes[name] for name in waiting[first : first + timing.together]}
         try:
-            if not place.exists():
-                write_json(place, _measured(batch, setting, recipe))
+            run = _measured(batch, setting, timing.recipe)
         except TrimlineError as error:
             found.failures |= dict.fromkeys(batch, without_paths(error.problem, setting))
             continue
-        found.runs.append(read_json(place))
-        add_rows(found, found.runs[-1])
+        write_json(folder / f"{start}-{digest(batch)[:12]}.json", run)
+        take(found, run, shapes)
     return found
+
+
+def _is_known(found: Speeds, name: str, again: bool) -> bool:
+    return name in found.rows and not (again and not _holds(found.rows[name]))
+
+
+def _holds(metrics: Mapping[str, Any]) -> bool:
+    return all(row["control_holds"] for row in metrics.values())
 
 
 def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice) -> dict[str, Any]:
@@ -113,8 +132,13 @@ def exported(shape: Shape, setting: Setting) -> Path:
     return made(folder, lambda out: export_shape(setting.source, shape, setting.options, out))
 
 
-def add_rows(found: Speeds, document: Mapping[str, Any]) -> None:
-    """The two comparisons that the table shows, of every shape of one run."""
-    for row in document["comparisons"]:
-        if (row["workload"], row["metric"]) in BARS:
-            found.rows.setdefault(row["model"], {})[row["metric"]] = row
+def take(found: Speeds, run: dict[str, Any], shapes: Mapping[str, Shape]) -> None:
+    """The two comparisons that the table shows, of every shape of one run; a resolved one gives way to nothing."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in run["comparisons"]:
+        if row["model"] in shapes and (row["workload"], row["metric"]) in BARS:
+            rows.setdefault(row["model"], {})[row["metric"]] = row
+    taken = {name: metrics for name, metrics in rows.items() if name not in found.rows or _holds(metrics)}
+    if taken:
+        found.rows |= taken
+        found.runs.append(run)

@@ -12,16 +12,17 @@ import torch
 import typer
 from scipy.stats import ttest_rel
 
-from benchmarks import systems, systems_list
+from benchmarks import systems, systems_list, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
+from benchmarks.recipe import BenchmarkSlice
 from benchmarks.statistics import paired_difference
 from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
-from benchmarks.systems_speed import Speeds, is_timed, of_rows
+from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes
 from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint
@@ -277,6 +278,38 @@ def test_rows_of_one_shape_are_timed_once() -> None:
         False,
         True,
     ]
+
+
+def test_a_shape_that_was_timed_is_not_timed_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 512 tokens and of steps, of which the second does not agree with itself."""
+    setting = Setting(
+        tmp_path, tmp_path, {"model": "m"}, *(CalibrationWindows(), EvaluateSlice(), RunOptions(threads=1)), tmp_path, tmp_path
+    )
+    shapes = {name: {"blocks": [[number, 1]], "biases": []} for number, name in enumerate("abc")}
+    asked: list[list[str]] = []
+
+    def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+        asked.append(sorted(batch))
+        holds = len(asked) != 2
+        bars = systems_speed.BARS
+        rows = [
+            {"model": name, "workload": load, "metric": metric} | compared(1.2, holds)[metric] for name in batch for load, metric in bars
+        ]
+        return {"comparisons": rows, "number": len(asked)}
+
+    monkeypatch.setattr(systems_speed, "_measured", measured)
+    recipe = BenchmarkSlice()
+    first = time_shapes({"a": shapes["a"]}, setting, Timing(recipe))
+    both = time_shapes(shapes, setting, Timing(recipe))
+    assert asked == [["a"], ["b", "c"]]
+    assert both.rows["a"] == first.rows["a"]
+    assert [run["number"] for run in both.runs] == [1, 2]
+    assert time_shapes(shapes, setting, Timing(recipe)).rows == both.rows
+    better = time_shapes(shapes, setting, Timing(recipe, again=True))
+    assert asked[2:] == [["b", "c"]]
+    assert better.rows["b"]["decode"]["control_holds"]
+    assert set(time_shapes(shapes, setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
+    assert len(asked) == 3
 
 
 def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:
