@@ -72,7 +72,8 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    return curve(trainer.state.log_history), trainer.model
+    trained: Any = trainer.model
+    return curve(trainer.state.log_history), trained
 
 
 def training_arguments(recipe: RecoverSlice, options: RunOptions, work: Path, blocks: nn.ModuleList) -> TrainingArguments:

@@ -34,8 +34,9 @@ class ZeroKeeper(TrainerCallback):
 
     def on_train_begin(self, *_: Any, model: torch.nn.Module | None = None, **__: Any) -> None:
         """Sharding has put other parameters in the place of those that were known, with a part of the same values."""
-        for name, (weight, _) in self._kept.items() if model is not None else ():
-            found = model.get_parameter(name)  # type: ignore[union-attr]
+        assert model is not None, "the Trainer tells its callbacks"
+        for name, (weight, _) in self._kept.items():
+            found = model.get_parameter(name)
             if found is not weight:
                 self._kept[name] = found, local(found.detach()) == 0
 
