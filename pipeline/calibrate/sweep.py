@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import find_device, send_to_device
 from torch import nn
 
 from pipeline.calibrate.fluctuation import Fluctuation
@@ -91,9 +91,12 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
 def brought(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequence[Arguments]) -> tuple[list[torch.Tensor], list[Arguments]]:
     """Hidden states and arguments of all batches on the device of a block, where the model is spread over several."""
     device = next((parameter.device for parameter in block.parameters()), states[0].device)
-    if device.type == "meta" or all(state.device == device for state in states):  # meta: it is paged, to where the states are
+    if device.type == "meta":  # it is paged, to where the states are
         return list(states), list(arguments)
-    there = {id(shared): send_to_device(shared, device) for shared in arguments}  # batches of one shape share theirs
+    there: dict[int, Arguments] = {}  # batches of one shape share theirs
+    for shared in arguments:
+        if id(shared) not in there:
+            there[id(shared)] = shared if find_device(shared) in (None, device) else send_to_device(shared, device)
     return [state.to(device) for state in states], [there[id(shared)] for shared in arguments]
 
 
