@@ -18,6 +18,7 @@ from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
 from pipeline.loading import load_model
 from pipeline.mapped import MappedTensors
+from pipeline.paging import open_mapped
 from tests.exporters.models import OPTIONS, stock, uneven
 
 SMALL = replace(OPTIONS, memory=1)
@@ -109,3 +110,16 @@ def test_a_mapped_tensor_is_what_was_kept(dtype, tmp_path):
     kept[0].zero_()
     assert torch.equal(mapped.keep(tensors[0]), tensors[0])
     assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_model_out_of_files_computes_what_the_loaded_one_does(stored, tmp_path):
+    """What the portable lowering hands to torch's exporter."""
+    checkpoint = uneven("llama", tmp_path)
+    load_model(checkpoint, dtype=stored).save_pretrained(checkpoint)
+    tokens = torch.randint(4, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+    kept, mapped = [], MappedTensors(tmp_path)
+    model = open_mapped(checkpoint, OPTIONS, torch.float32, lambda tensor: kept.append(tensor.nbytes) or mapped.keep(tensor))
+    with torch.inference_mode():
+        assert torch.equal(model(tokens).logits, load_model(checkpoint, dtype=torch.float32)(tokens).logits)
+    assert bool(kept) == (stored is torch.bfloat16)
