@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,12 @@ def every_shot(source: Path, texts: Path, recipe: PruneSlice, options: RunOption
     cost = Cost()
     with cost.peak:
         model, windows = opened(source, texts, recipe, options)
-        for number, plan in enumerate(plans(model, windows, recipe, QUIET, Kept.read(known) if known else None), start=1):
-            folder = out / str(number)
-            folder.mkdir()
-            plan().write(folder)
-            cost.write(folder, known)
+        with closing(model):
+            for number, plan in enumerate(plans(model, windows, recipe, QUIET, Kept.read(known) if known else None), start=1):
+                folder = out / str(number)
+                folder.mkdir()
+                plan().write(folder)
+                cost.write(folder, known)
 
 
 def _depends(part: Any, source: Path, texts: Path, options: RunOptions) -> str:

@@ -127,8 +127,13 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes one safetensors file that others may read as the process's umask allows; the writer itself says 0600."""
+    """Writes one safetensors file that others may read; the writer itself says 0600."""
     save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, metadata={"format": "pt"})
+    for_others(path)
+
+
+def for_others(path: Path) -> None:
+    """Lets others read a file as the process's umask allows."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

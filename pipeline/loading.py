@@ -36,13 +36,15 @@ class LoadReport:
     unexpected: tuple[str, ...]
 
 
-def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    folder: Path, *, dtype: torch.dtype | None = None, device: str | dict[str, int] = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Opens a folder with transformers' real loader, in eval mode.
 
     Args:
         folder: config.json and safetensors.
         dtype: of the loaded weights; the checkpoint's own by default.
-        device: where the weights go.
+        device: where the weights go; or each part of the model, by the number of its GPU.
         trust_remote_code: run modelling files even where they are not ours.
 
     Raises:
@@ -57,20 +59,22 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
 
 
 def load_with_report(
-    folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", trust_remote_code: bool = False
+    folder: Path, *, dtype: torch.dtype | None = None, device: str | dict[str, int] = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, LoadReport]:
     """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
     checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
     trust = trusts(folder, checkpoint.config, trust_remote_code)
     check_promise(checkpoint)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
+    if not isinstance(device, str):
+        options["device_map"] = device
     with quiet_transformers(), as_trimline_error(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, **options
         )
         model, info = loaded
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
-    return model.to(device).eval(), report
+    return (model.to(device) if isinstance(device, str) else model).eval(), report
 
 
 def check_promise(checkpoint: Checkpoint) -> None:

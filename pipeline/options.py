@@ -58,6 +58,10 @@ class RunOptions:
         there_is = torch.cuda.mem_get_info()[1] if self.device == "cuda" and not self.memory else usable_memory()
         return weights <= WEIGHTS_SHARE * (self.memory or there_is)
 
+    def share(self, part: float) -> int:
+        """That part of the memory that the processor may use, in bytes."""
+        return int(part * (self.memory or usable_memory()))
+
     def as_record(self) -> dict[str, Any]:
         """What the manifest keeps and what a stage's key depends on: not the memory, which changes no result."""
         record = asdict(self) | {"dtype": str(self.resolved_dtype()).removeprefix("torch.")}

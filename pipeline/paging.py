@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.families import Family
-from pipeline.loading import LoadReport, as_trimline_error, check_promise, load_model, quiet_transformers, trusts
+from pipeline.loading import LoadReport, check_promise, load_model
 from pipeline.options import RunOptions
+from pipeline.placing import devices_for, empty_model
 
 Overlay = Callable[[int], None]
+Keep = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Paging:
@@ -96,9 +97,9 @@ class Paging:
             self.overlay = before
             self.leave()
 
-    def again(self) -> tuple[PreTrainedModel, Paging]:
-        """The same checkpoint once more."""
-        return open_paged(self.folder, self.options, self.dtype)
+    def again(self, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Paging]:
+        """The same checkpoint once more, maybe in another dtype."""
+        return open_paged(self.folder, self.options, dtype or self.dtype)
 
     def _paged(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -114,23 +115,38 @@ def open_paged(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[P
     Raises:
         TrimlineError: as ``load_model``.
     """
+    family = Checkpoint(folder).geometry.family
+    model = _opened(folder, options, dtype, skip=f"{family.blocks}.")
+    return model, Paging(model, folder, family, options, dtype)
+
+
+def open_mapped(folder: Path, options: RunOptions, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
+    """A checkpoint folder as a whole model in evaluation mode whose tensors are the mapped files.
+
+    Args:
+        folder, options, dtype: as for ``open_paged``.
+        keep: gets each tensor that the files hold in another dtype, and gives back the same values out of memory.
+
+    Raises:
+        TrimlineError: as ``load_model``.
+    """
+    return _opened(folder, options, dtype, keep=keep)
+
+
+def _opened(folder: Path, options: RunOptions, dtype: torch.dtype, skip: str | None = None, keep: Keep | None = None) -> PreTrainedModel:
     checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
-    trust, family = trusts(folder, checkpoint.config, options.trust_remote_code), checkpoint.geometry.family
     check_promise(checkpoint)
-    with quiet_transformers(), as_trimline_error(folder), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
-    model.tie_weights()  # first, so that a tied head is no parameter of its own to read
-    fill(model, checkpoint, "", dtype, options.device, skip=f"{family.blocks}.")
+    model = empty_model(folder, options, dtype)  # with its head tied, which is then no parameter of its own to read
+    fill(model, checkpoint, "", dtype, options.device, skip, keep)
     model.tie_weights()
     for name, buffer in model.named_buffers():
         parent, _, leaf = name.rpartition(".")
         model.get_submodule(parent)._buffers[leaf] = buffer.to(options.device)  # noqa: SLF001 - as torch's own ``to`` does
-    return model.eval(), Paging(model, folder, family, options, dtype)
+    return model.eval()
 
 
 def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Paging | None]:
-    """A model whole in memory where it fits the budget, else paged; in its own dtype unless another is given.
+    """A model whole in memory where it fits the budget, on several GPUs where it fits those, else paged; in its own dtype unless another is given.
 
     Raises:
         TrimlineError: as ``load_model``.
@@ -139,6 +155,8 @@ def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = No
     stored = checkpoint.tensor(next(iter(checkpoint.locations))).dtype
     if options.holds(weights_bytes(checkpoint, dtype or stored)):
         return load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code), None
+    if (places := devices_for(folder, options, dtype or stored)) is not None:
+        return load_model(folder, dtype=dtype, device=places, trust_remote_code=options.trust_remote_code), None
     return open_paged(folder, options, dtype or stored)
 
 
@@ -154,8 +172,18 @@ def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     return checkpoint.geometry.total_parameters() * torch.empty((), dtype=dtype).element_size()
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: str, skip: str | None = None) -> None:
+def fill(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    prefix: str,
+    dtype: torch.dtype,
+    device: str,
+    skip: str | None = None,
+    keep: Keep | None = None,
+) -> None:
     """Gives a module its parameters from the checkpoint; those whose names start with ``skip`` are left out.
+
+    What has another dtype there goes through ``keep``, if it is given.
 
     Raises:
         TrimlineError: one is missing, or has another shape than the config says.
@@ -170,7 +198,10 @@ def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dt
                 f"{tuple(parameter.shape)}.",
                 "Fetch or rebuild the checkpoint.",
             )
-        _put(module, name, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
+        given = tensor.to(device=device, dtype=dtype)
+        if keep is not None and tensor.dtype != dtype:
+            given = keep(given)
+        _put(module, name, nn.Parameter(given, requires_grad=False))
 
 
 def _without_values(parameter: nn.Parameter) -> nn.Parameter:

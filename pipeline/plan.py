@@ -16,10 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipeline.changes import Selected
 from pipeline.checkpoint import read_json, save_tensors, write_json
 from pipeline.errors import TrimlineError, shortened, shown
 from pipeline.families import Axis, Family, Linear, Sublayer, family_named
 from pipeline.geometry import BlockShape, Geometry
+from pipeline.tensorfile import save_one_by_one
 
 FORMAT = 1
 MOST_UNITS = 2**20  # of one space, and in all lists of a plan together: a plan that somebody else wrote must not fill the memory
@@ -151,7 +153,11 @@ class Plan:
             ],
         }
         write_json(folder / "plan.json", document)
-        save_tensors(folder / "updates.safetensors", self.updates)
+        updates = folder / "updates.safetensors"
+        if isinstance(self.updates, Selected):
+            save_one_by_one(updates, self.updates)
+        else:
+            save_tensors(updates, self.updates)
         save_tensors(folder / "scores.safetensors", self.scores)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,8 @@ def prune(
     check_steps(recipe)
     check_targets(recipe, Checkpoint(checkpoint_folder(source)).geometry, consumer)
     model, windows = opened(source, texts, recipe, options, consumer)
-    make_plan(model, windows, recipe, events, Kept.read(measured) if measured else None).write(out)
+    with closing(model):
+        make_plan(model, windows, recipe, events, Kept.read(measured) if measured else None).write(out)
 
 
 def opened(

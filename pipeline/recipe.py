@@ -264,6 +264,7 @@ class RecoverSlice(Slice):
     window: Annotated[int, Field(ge=2, le=10**6)] = 512
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the windows' starts, their order, adapters and dropout")
     save_every: Count = Field(50, description="steps between the states that a killed run goes on from")
+    sharded: bool = Field(False, description="weights, gradients and optimiser shared by the processes that torchrun started (FSDP)")
     lora: LoRASlice = LoRASlice()
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, enter
+from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, brought, enter
 from pipeline.compensation.towards_dense import Pull, token_weights, towards_dense
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
@@ -41,6 +41,7 @@ def refit(model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: 
     with events.progress(f"refitting on {windows.numel():,} tokens", len(model.geometry.blocks)) as advance:
         for number, (block, original) in enumerate(pairs):
             given = [per_block[number] for per_block in arguments]
+            (ours, given), (theirs, _) = brought(block, ours, given), brought(original, theirs, given)
             targets = _dense_streams(original, family.reader(Sublayer.ATTENTION).name, theirs, given)
             theirs = [after for _, after in targets]
             if number in model.selection.blocks:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from pipeline.allocation.targets import Consumer
 from pipeline.calibrate.sweep import blocks_of
+from pipeline.changes import Changes, Selected
 from pipeline.checkpoint import Checkpoint
 from pipeline.families import Axis, Linear, Sublayer
 from pipeline.geometry import Geometry
@@ -19,6 +21,8 @@ from pipeline.plan import Selection
 from pipeline.rebuild.places import place_of
 from pipeline.rebuild.profiles import check_stream
 from pipeline.rebuild.surgery import select
+
+CHANGED_SHARE = 0.1  # of the memory, for changed tensors of a model whose blocks are paged
 
 
 class ShrinkingModel:
@@ -52,7 +56,7 @@ class ShrinkingModel:
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
         self.biases: set[str] = set()
-        self._changed: dict[str, torch.Tensor] = {}
+        self._changed = Changes(None if paging is None else paging.options.share(CHANGED_SHARE))
         if paging is not None:
             paging.overlay = self._restore
 
@@ -62,7 +66,7 @@ class ShrinkingModel:
             return deepcopy(self.model)
         model, paging = self.paging.again()
         twin = ShrinkingModel(model, self.checkpoint, paging)
-        twin.selection, twin._changed = self.selection, dict(self._changed)
+        twin.selection, twin._changed = self.selection, self._changed.copy()
         if self.selection.residual is not None:
             twin.keep_residual(self.selection.residual)
         return twin.model
@@ -193,18 +197,23 @@ class ShrinkingModel:
         if block not in self.selection.blocks:
             self._silence_readers(block)
 
-    def updates(self) -> dict[str, torch.Tensor]:
-        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for what stays."""
-        kept: dict[str, torch.Tensor] = {}
+    def updates(self) -> Mapping[str, torch.Tensor]:
+        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for what stays; each cut when asked for."""
+        kept: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         for name in sorted(self._changed):
             place = place_of(self.geometry.family, name)
             if place is not None and place.stays(self.selection):
-                kept[name] = select(self._changed[name], *place.indices(self.selection, self.geometry))
-        return kept
+                rows, columns = place.indices(self.selection, self.geometry)
+                kept[name] = partial(select, rows=rows, columns=columns)
+        return Selected(self._changed.copy(), kept)
+
+    def close(self) -> None:
+        """Lets go of the file that changed tensors are in, where there is one."""
+        self._changed.close()
 
     def _store(self, name: str, value: torch.Tensor) -> None:
         stored = name if name in self.checkpoint.locations else name.removesuffix("bias") + "weight"
-        self._changed[name] = value.to(self.checkpoint.tensor(stored).dtype)
+        self._changed.put(name, value.to(self.checkpoint.tensor(stored).dtype))
 
     def _silence(self, block: int, linear: Linear) -> None:
         """Zeros in the live projection where its rows or columns are gone."""

@@ -207,6 +207,7 @@ def export(
     logits: Annotated[Literal["all", "last"], typer.Option(help="Of each row's last token, or of all positions.")] = "last",
     quantise: Annotated[str | None, typer.Option(metavar="KIND", help="Let llama.cpp quantise the GGUF, to q4_k_m, say.")] = None,
     device: DeviceOption = Device.CPU,
+    memory: Memory = None,
     threads: Threads = None,
     trust: Trust = False,
     as_json: Json = False,
@@ -218,14 +219,14 @@ def export(
             from trimline.cli_gguf import export_gguf, only_for_onnx
 
             only_for_onnx(lowering != "auto", logits != "last", perplexity_bar is not None)
-            return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust))
+            return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust, memory))
         from trimline import api
         from trimline.recipe import checked_slice
 
         _only_for_gguf(quantise)
         chosen = {"lowering": lowering, "precision": precision or "fp32", "logits": logits, "perplexity_bar": perplexity_bar}
         recipe = checked_slice("export", chosen)
-        options = _options(device, DTypeName.AUTO, threads, trust)
+        options = _options(device, DTypeName.AUTO, threads, trust, memory)
         return _show_folder(here, api.export(model, output, recipe=recipe, options=options, events=here.events))
 
 

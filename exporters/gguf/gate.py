@@ -18,9 +18,10 @@ from exporters.gguf.metadata import context_length
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors, open_with_transformers, transformers_obstacle
 from exporters.gguf.tensors import DTYPES
+from exporters.held import is_mapped, open_reference, too_large
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError
-from pipeline.evaluate import window_losses
+from pipeline.evaluate import paged_losses, window_losses
 from pipeline.events import Events
 from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
 from pipeline.loading import load_model, load_tokenizer
@@ -45,7 +46,7 @@ def gate_file(source: Checkpoint, form: GgufForm, precision: str, path: Path, op
     """
     tensors = compare_tensors(source, form, precision, path)
     events.gate(f"GGUF: {tensors} tensors read back, every number the checkpoint's")
-    obstacle = transformers_obstacle(source, form, path)
+    obstacle = transformers_obstacle(source, form, path) or _memory_obstacle(source, options)
     if obstacle is not None:
         events.note(f"not opened with transformers: {obstacle}")
         return {"tensors": tensors, "transformers": {"run": False, "why": obstacle}}
@@ -67,7 +68,7 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
     if python is None:
         events.note(f"not run in llama.cpp, which is not installed: {HOW}")
         return {"run": False, "why": f"llama-cpp-python is not installed; {HOW}"}
-    reference = load_model(source.folder, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
+    reference, paging = open_reference(source.folder, options, is_mapped(source, options))
     tokenizer = load_tokenizer(source.folder)
     room = min(context_length(source, Events()), 2 * WINDOW) // 2
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, room))
@@ -80,7 +81,8 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
     with torch.inference_mode():
         expected = reference(input_ids=ids, use_cache=False).logits.float()
     comparison = compare_logits(expected, torch.from_numpy(found["logits"]), BAR * expected.abs().max().item())
-    ratio = math.exp(_mean(found["losses"]) - _mean(window_losses(reference, windows, Events())))
+    losses = window_losses(reference, windows, Events()) if paging is None else paged_losses(reference, paging.family, windows, Events())
+    ratio = math.exp(_mean(found["losses"]) - _mean(losses))
     greedy = _greedy(reference, prompt, found["greedy"], comparison.bar)
     record: dict[str, Any] = {"run": True, "llama-cpp-python": found["version"], "perplexity ratio": ratio, "greedy": greedy}
     exact = recipe.precision == "fp32" and recipe.quantise is None
@@ -92,6 +94,11 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
         if greedy["agreed"] < greedy["compared"]:
             raise GateError(f"{path} in llama.cpp says other greedy tokens than the checkpoint.", "Please report it with the recipe.")
     return record
+
+
+def _memory_obstacle(source: Checkpoint, options: RunOptions) -> str | None:
+    """Why transformers cannot open the file within the memory; None where it can."""
+    return f"transformers' GGUF reader holds the model whole: {too_large(source)}" if is_mapped(source, options) else None
 
 
 def _judge_perplexity(recipe: GgufSlice, ratio: float, path: Path) -> None:

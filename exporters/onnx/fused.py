@@ -11,10 +11,12 @@ import contextlib
 import importlib
 import io
 import tempfile
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from transformers import PretrainedConfig
 
 from exporters.onnx.config import stock_config
@@ -29,6 +31,7 @@ from pipeline.geometry import BlockShape, Geometry
 
 ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"}
 ROPE_TYPES = {"LlamaModel": {"default", "llama3"}}  # every other builder class: default only
+Keep = Callable[[torch.Tensor], torch.Tensor]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "/lm_head/MatMul"
 
 
@@ -50,12 +53,18 @@ def fused_obstacle(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def lower_fused(checkpoint: Checkpoint, precision: Precision, events: Events) -> ir.Model:
+def lower_fused(checkpoint: Checkpoint, precision: Precision, events: Events, keep: Keep | None = None) -> ir.Model:
     """The graph of a checkpoint for ONNX Runtime; weights are read when the graph is saved, or quantised one by one.
 
     Inputs ``input_ids`` and ``attention_mask`` (batch, past + sequence), int64; per block with attention
     ``past_key_values.{i}.key``/``.value`` (batch, KV heads of that block, past, head_dim); outputs ``logits`` (batch,
     sequence, vocabulary) and ``present.{i}.key``/``.value``. Rows are padded on the right only.
+
+    Args:
+        checkpoint: what becomes a graph.
+        precision: of its weights.
+        events: what the builder says.
+        keep: takes what is made of weights now (quantised ones, packed ones) out of memory; without it they stay there.
 
     Raises:
         TrimlineError: the lowering cannot express this checkpoint; onnxruntime-genai is not installed.
@@ -65,17 +74,17 @@ def lower_fused(checkpoint: Checkpoint, precision: Precision, events: Events) ->
     needs_builder()
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard), tempfile.TemporaryDirectory() as cache:
-        graph = _builder(checkpoint, precision, cache).build(checkpoint)
+        graph = _builder(checkpoint, precision, cache, keep or _as_it_is).build(checkpoint)
     events.note("built the fused graph", builder=heard.getvalue().splitlines())
     return graph
 
 
-def _builder(checkpoint: Checkpoint, precision: Precision, cache: str) -> Any:
+def _builder(checkpoint: Checkpoint, precision: Precision, cache: str, keep: Keep) -> Any:
     importlib.import_module("onnxruntime_genai.models")  # puts the builder's own helpers on the import path
     builders = importlib.import_module("onnxruntime_genai.models.builders")
     geometry = checkpoint.geometry
     base = getattr(builders, str(geometry.family.onnx_builder))
-    kind = type("PerBlockBuilder", (_PerBlock, base), {"geometry": geometry})
+    kind = type("PerBlockBuilder", (_PerBlock, base), {"geometry": geometry, "keep": staticmethod(keep)})
     numbers = NUMBERS[precision]
     options = {"hf_token": False, "hf_remote": False, **numbers.options}
     return kind(_builder_config(checkpoint), numbers.io, numbers.weights, "cpu", cache, options)
@@ -94,6 +103,7 @@ class _PerBlock:
     """Overrides for one of the builder's family classes."""
 
     geometry: Geometry
+    keep: Keep
 
     def build(self: Any, checkpoint: Checkpoint) -> ir.Model:
         geometry, family = self.geometry, self.geometry.family
@@ -164,7 +174,20 @@ class _PerBlock:
 
     def _quantised(self: Any, matmul: Any, name: str) -> SimpleNamespace:
         bits = self.int4_customized_weight_config.get(name, {}).get("bits", self.quant_attrs["bits"])
-        return quantised_matrix(matmul.weight, bits, method=self.quantization_algo, symmetric=self.quant_attrs["is_symmetric"])
+        found = quantised_matrix(matmul.weight, bits, method=self.quantization_algo, symmetric=self.quant_attrs["is_symmetric"])
+        for part in ("qweight", "scales", "qzeros"):
+            if getattr(found, part) is not None:
+                setattr(found, part, self.keep(getattr(found, part)))
+        return found
+
+    def make_packed_matmul_float_class(self: Any, *matmuls: Any, **options: Any) -> Any:
+        packed = super().make_packed_matmul_float_class(*matmuls, **options)  # type: ignore[misc]
+        packed.weight = self.keep(packed.weight)
+        return packed
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _forget_products(graph: ir.Graph) -> None:

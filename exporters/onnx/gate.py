@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from exporters.held import is_mapped, open_reference
 from exporters.onnx.config import context_length
 from exporters.onnx.divergence import Divergence, compare_distributions
 from exporters.onnx.genai import CONFIG
@@ -29,11 +30,11 @@ from exporters.onnx.session import OnnxDecoder, providers_for
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import GateError, TrimlineError
-from pipeline.evaluate import window_losses
+from pipeline.evaluate import paged_losses, window_losses
 from pipeline.events import Events
 from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
-from pipeline.loading import load_model
 from pipeline.options import RunOptions
+from pipeline.paging import Paging
 
 BAR = 1e-3
 ROUNDINGS = 4  # of torch's own: two programs that round differently, each off by as much, and as much again for luck
@@ -84,22 +85,26 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
             "Put the tokenizer's files beside it, or export in fp32.",
         )
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source) // 4))
-    lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, exact, options, events)
-    model = load_model(source.folder, dtype=torch.float32, device="cpu", trust_remote_code=options.trust_remote_code)
+    mapped = is_mapped(source, options)
+    lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, exact, mapped, options, events)
+    model, paging = open_reference(source.folder, options, mapped)
     record: dict[str, Any] = {"lowering": lowering, "precision": recipe.precision, "perplexity": {"run": False, "why": NO_TOKENIZER}}
     if windows is not None:
-        record["perplexity"] = compared(window_losses(model, windows, events), losses, recipe.most_perplexity)
+        expected = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
+        record["perplexity"] = compared(expected, losses, recipe.most_perplexity)
     if exact:
-        found, name, rounding = _against_torch(model, walked, ids)
+        found, name, rounding = _against_torch(model, walked, lambda: _rounding(model, paging, ids))
         record["rounding of torch"] = rounding
     else:
-        del model  # before the graph is opened again
-        view = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True)
+        del model, paging  # before the graph is opened again
+        view = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True, mapped=mapped)
         judge = Judge(lambda tokens: torch.from_numpy(view.logits(tokens.numpy())), _by_divergence, "the graph without a past")
         found, name = _judged(walked, judge), judge.name
     _demand_all(found, name, folder, events)
     if windows is not None:
         demand_perplexity(record["perplexity"], folder, recipe.precision, events)
+    if mapped:
+        record["weights"] = "mapped: torch had one block in memory, ONNX Runtime packed none"
     record |= {"reference": name, "genai": {"run": False, "why": NO_GENAI}}
     for path, comparison in found.items():
         if path == "onnxruntime-genai":
@@ -109,17 +114,24 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
 
 
 def _walk(
-    folder: Path, ids: torch.Tensor, prompt: torch.Tensor, windows: torch.Tensor | None, exact: bool, options: RunOptions, events: Events
+    folder: Path,
+    ids: torch.Tensor,
+    prompt: torch.Tensor,
+    windows: torch.Tensor | None,
+    exact: bool,
+    mapped: bool,
+    options: RunOptions,
+    events: Events,
 ) -> tuple[str, list[Walk], list[float]]:
     """Lowering, every path's logits, and the windows' losses. One session at a time: each packs its own copy of the weights."""
     providers, walked, losses = providers_for(options.device), [], list[float]()
-    decoder = OnnxDecoder(folder, options.threads, providers, every_position=True)
+    decoder = OnnxDecoder(folder, options.threads, providers, every_position=True, mapped=mapped)
     if windows is not None:
         losses = graph_losses(decoder, windows, events)
     if exact:
         walked.append(at_once(decoder, ids))
     del decoder
-    decoder = OnnxDecoder(folder, options.threads, providers)
+    decoder = OnnxDecoder(folder, options.threads, providers, mapped=mapped)
     lowering = decoder.lowering
     with events.progress("running the ONNX graph along every path", 4) as advance:
         for walk in walks(decoder, ids, prompt):
@@ -127,7 +139,7 @@ def _walk(
             advance(1)
     del decoder
     if has_genai() and (folder / CONFIG).is_file():
-        walked.append(through_genai(folder, ids[0]))
+        walked.append(through_genai(folder, ids[0], mapped))
     else:
         events.note(f"{NO_GENAI}; the graph was not run in it")
     return lowering, walked, losses
@@ -142,11 +154,11 @@ def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
     return found
 
 
-def _against_torch(model: PreTrainedModel, walked: list[Walk], ids: torch.Tensor) -> tuple[dict[str, Found], str, float | None]:
+def _against_torch(model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[], float]) -> tuple[dict[str, Found], str, float | None]:
     found = _judged(walked, judge := _torch_judge(model, BAR))
     if all(comparison.passed for comparison in found.values()):
         return found, judge.name, None
-    rounding = _rounding(model, ids)
+    rounding = of_torch()
     return _judged(walked, _torch_judge(model, max(BAR, ROUNDINGS * rounding))), judge.name, rounding
 
 
@@ -181,9 +193,11 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
             )
 
 
-def _rounding(model: PreTrainedModel, ids: torch.Tensor) -> float:
+def _rounding(model: PreTrainedModel, paging: Paging | None, ids: torch.Tensor) -> float:
     """How far fp32 takes torch's own logits from those of fp64; the model goes back to fp32 unchanged."""
     single = _reference(model, ids)
+    if paging is not None:
+        return (_reference(paging.again(torch.float64)[0], ids) - single.double()).abs().max().item()
     try:
         exact = _reference(model.double(), ids)
     finally:

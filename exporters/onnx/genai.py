@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx.config import context_length
 from exporters.onnx.files import GRAPH
+from exporters.onnx.session import UNPACKED
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 
@@ -67,16 +69,23 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
 class GenaiDecoder:
     """An exported folder in onnxruntime-genai.
 
+    Args:
+        folder: with genai_config.json.
+        mapped: weights stay in their file; without it, ONNX Runtime packs a copy of them.
+
     Raises:
         TrimlineError: onnxruntime-genai cannot open the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mapped: bool = False) -> None:
         import onnxruntime_genai as genai
 
         self._genai = genai
         try:
-            self._model = genai.Model(str(folder))
+            config = genai.Config(str(folder))
+            if mapped:
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": {UNPACKED: "1"}}}}))
+            self._model = genai.Model(config)
         except Exception as error:  # its exceptions are plain RuntimeErrors
             raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {error}.", "Export it again.") from error
 

@@ -22,23 +22,31 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.geometry import Geometry
 from pipeline.loading import load_model
+from pipeline.options import RunOptions
+from pipeline.paging import Keep, open_mapped
 
 OPSET, OPSET_OF_INT4 = 20, 21
 STANDARD = {"", "ai.onnx"}
 
 
-def lower_portable(checkpoint: Checkpoint, precision: Precision, events: Events, *, trust_remote_code: bool = False) -> ir.Model:
+def lower_portable(
+    checkpoint: Checkpoint, precision: Precision, events: Events, keep: Keep | None = None, *, trust_remote_code: bool = False
+) -> ir.Model:
     """The graph of a checkpoint, of standard operators, in fp32, fp16 or bf16 (fp32 for what is quantised later).
 
     As the fused graph, with ``position_ids`` (batch, sequence) as a further input; batch, sequence and past are
-    dynamic, and padding may stand anywhere.
+    dynamic, and padding may stand anywhere. With ``keep`` the weights stay in the checkpoint's files, and where their dtype is
+    another one, ``keep`` takes them out of memory.
 
     Raises:
         TrimlineError: a node outside the standard domain came out.
     """
     geometry = checkpoint.geometry
     dtype = NUMBERS[precision].torch
-    model = load_model(checkpoint.folder, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+    if keep is None:
+        model = load_model(checkpoint.folder, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+    else:
+        model = open_mapped(checkpoint.folder, RunOptions(trust_remote_code=trust_remote_code), dtype, keep)
     with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
     names = [f"{number}.{kind}" for number in with_attention for kind in ("key", "value")]
     with _quietly() as heard, torch.no_grad():

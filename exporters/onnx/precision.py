@@ -9,10 +9,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from exporters.held import is_mapped, too_large
 from exporters.onnx.quantise import BLOCK
 from exporters.recipe import Precision
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
+from pipeline.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,20 @@ def _operators(name: str, geometry: Geometry) -> list[str]:
     linears = [linear.name for linear, _ in geometry.linears(geometry.blocks[int(block)])]
     packed = ("q_proj", "k_proj", "v_proj", "qkv_proj") if projection == "qkv_proj" else (projection,)
     return [f"{block}.{linear}" for linear in linears if linear.split(".")[-1] in packed]
+
+
+def check_budget(source: Checkpoint, lowering: str, precision: Precision, options: RunOptions) -> None:
+    """Whether the weights can be written within the memory.
+
+    Raises:
+        TrimlineError: the portable graph would be quantised, for which ONNX Runtime's tools hold all of it.
+    """
+    if lowering != "portable" or not NUMBERS[precision].quantised or not is_mapped(source, options):
+        return
+    raise TrimlineError(
+        f"ONNX Runtime's tools make the portable graph {precision} with all of its weights in memory: {too_large(source)}.",
+        "Use lowering: fused where the family has it, precision: fp32 or fp16, or more --memory.",
+    )
 
 
 def check_precision(precision: Precision, device: str) -> None:

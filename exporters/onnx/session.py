@@ -16,6 +16,7 @@ from exporters.onnx.runtime import CPU, CUDA, needs_runtime, provider_refusal
 from pipeline.errors import TrimlineError
 
 WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
+UNPACKED, FOLDING = "session.disable_prepacking", "ConstantFolding"  # each would hold a copy of what lies in the file
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -49,16 +50,24 @@ class OnnxDecoder:
         threads: of ONNX Runtime inside an operator; by default all that this process may use.
         providers: execution providers, best first. Asking for one is demanding it.
         every_position: logits of all positions from a graph that gives those of the last, over the same weights.
+        mapped: weights stay in their file. ONNX Runtime would else pack a copy of them for speed.
 
     Raises:
         TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this
             machine cannot give (ONNX Runtime itself would quietly compute on the processor).
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, providers: Sequence[str] = (CPU,), every_position: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+        every_position: bool = False,
+        mapped: bool = False,
+    ) -> None:
         needs_runtime()
         self.folder = Path(folder)
-        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers), every_position)
+        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers), every_position, mapped)
         inputs = self.session.get_inputs()
         self._cache_shapes = {i.name: (i.shape[1], i.shape[3]) for i in inputs if i.name.startswith(PAST)}
         self._cache_dtype = next(DTYPES[i.type] for i in inputs if i.name.startswith(PAST))
@@ -152,7 +161,7 @@ def providers_for(device: str) -> tuple[str, ...]:
     return (CPU,) if device == "cpu" else (CUDA, CPU)
 
 
-def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position: bool) -> Any:
+def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position: bool, mapped: bool) -> Any:
     import onnxruntime
 
     if not graph.is_file():
@@ -163,12 +172,15 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if mapped:
+        options.add_session_config_entry(UNPACKED, "1")
     if CPU not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         without_choice = _every_position(graph) if every_position else None
         options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
-        session = onnxruntime.InferenceSession(without_choice or str(graph), options, providers=list(providers))
+        kept_out = {"disabled_optimizers": [FOLDING]} if mapped else {}
+        session = onnxruntime.InferenceSession(without_choice or str(graph), options, providers=list(providers), **kept_out)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise TrimlineError(
             f"ONNX Runtime cannot open {graph}: {str(error).strip()}", "Export it again, or ask for fewer providers."

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from exporters.held import is_mapped
 from exporters.onnx.files import copy_tokenizer, save_graph
 from exporters.onnx.fused import fused_obstacle, lower_fused
 from exporters.onnx.gate import gate_onnx
 from exporters.onnx.genai import write_genai_config
 from exporters.onnx.last_position import keep_last_position
 from exporters.onnx.portable import lower_portable
-from exporters.onnx.precision import NUMBERS, bits_by_operator, check_precision
+from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision
 from exporters.onnx.quantise import quantised_graph
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
+from pipeline.mapped import MappedTensors
 from pipeline.options import RunOptions
 
 
@@ -35,11 +37,13 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     source = Checkpoint(checkpoint)
     _check(source)
     lowering = choose_lowering(source, recipe, events)
+    check_budget(source, lowering, recipe.precision, options)
+    keep = MappedTensors(out).keep if is_mapped(source, options) else None
     with events.progress("exporting to ONNX", 2) as advance:
         if lowering == "fused":
-            graph = lower_fused(source, recipe.precision, events)
+            graph = lower_fused(source, recipe.precision, events, keep)
         else:
-            graph = lower_portable(source, recipe.precision, events, trust_remote_code=options.trust_remote_code)
+            graph = lower_portable(source, recipe.precision, events, keep, trust_remote_code=options.trust_remote_code)
         if recipe.logits == "last":
             keep_last_position(graph)
         if lowering == "portable" and NUMBERS[recipe.precision].quantised:
@@ -53,7 +57,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
         write_json(out / "export.json", form | ({"bits": bits} if bits else {}))
         write_genai_config(source, lowering, out)
         advance(1)
-    del graph  # its weights, before the gate opens what was written
+    del graph, keep  # its weights, before the gate opens what was written
     gate_onnx(checkpoint, out, recipe, options, events)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from pipeline.calibrate.block_gradients import SCALE, BlockGradients, GradientNeeds, Tally
 from pipeline.calibrate.saved_states import SavedStates, saved_states
-from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, enter, standing_in
+from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, brought, enter, standing_in
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Family
@@ -56,9 +56,9 @@ def gradient_sweep(
         del states
         for number in reversed(range(len(blocks))):
             tally = Tally(family, needs, blocks[number])
+            upstream, given = brought(blocks[number], upstream, [per_block[number] for per_block in arguments])
             for index, gradient in enumerate(upstream):
-                hidden = saved.take((number, index))
-                upstream[index] = tally.through(hidden, arguments[index][number], gradient)
+                upstream[index] = tally.through(saved.take((number, index)), given[index], gradient)
             found = tally.gradients(windows)
             _demand_finite((*found.tensors(), *upstream), number, model)
             advance(1)
@@ -87,9 +87,10 @@ def _forward(
     """What leaves the last block, per batch, and the arguments of every block; what enters each block is saved."""
     states, arguments = enter(model, family, batches)
     for number, block in enumerate(blocks_of(model, family)):
+        states, given = brought(block, states, [per_block[number] for per_block in arguments])
         for index, before in enumerate(states):
             saved.put((number, index), before)
-            states[index] = block(before, **arguments[index][number])
+            states[index] = block(before, **given[index])
         advance(1)
     return states, arguments
 

@@ -41,7 +41,7 @@ class SavedStates:
             self._held[key] = states
             return
         self._filed[key] = self._file.seek(0, os.SEEK_END), states.new_empty(()).expand(states.shape)
-        self._file.write(_bytes_of(states.cpu().contiguous()))
+        self._file.write(bytes_of(states.cpu().contiguous()))
 
     def take(self, key: Key) -> torch.Tensor:
         """Hands the states of ``key`` back and forgets them."""
@@ -52,7 +52,7 @@ class SavedStates:
         place, form = self._filed.pop(key)
         states = torch.empty(form.shape, dtype=form.dtype)
         self._file.seek(place)
-        self._file.readinto(_bytes_of(states))
+        self._file.readinto(bytes_of(states))
         return states.to(form.device)
 
 
@@ -63,6 +63,6 @@ def saved_states() -> Iterator[SavedStates]:
         yield SavedStates(file, MEMORY_LIMIT)
 
 
-def _bytes_of(states: torch.Tensor) -> memoryview:
+def bytes_of(states: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU; numpy knows no bf16, but bytes it does."""
     return states.view(-1).view(torch.uint8).numpy().data

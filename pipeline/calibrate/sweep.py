@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import find_device, send_to_device
 from torch import nn
 
 from pipeline.calibrate.fluctuation import Fluctuation
@@ -52,17 +53,18 @@ def sweep(
     with events.progress(f"calibrating on {windows.numel():,} tokens", len(blocks)) as advance:
         for number, block in enumerate(blocks):
             statistics = BlockStatistics(tokens=windows.numel(), sequences=len(windows))
+            states, given = brought(block, states, [per_block[number] for per_block in arguments])
             entered = list(states) if sequential else []
             with _collecting(block, family, needs, statistics, states[0].device):
                 for index, before in enumerate(states):
-                    after = block(before, **arguments[index][number])
+                    after = block(before, **given[index])
                     if needs.distance:
                         statistics.compare(before, after)
                     states[index] = after
             advance(1)
             yield number, statistics
             for index, before in enumerate(entered):
-                states[index] = block(before, **arguments[index][number])
+                states[index] = block(before, **given[index])
 
 
 def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
@@ -84,6 +86,18 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
         states.append(noted[0][0])
         arguments.append(by_shape.setdefault(batch.shape, [kept for _, kept in noted]))
     return states, arguments
+
+
+def brought(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequence[Arguments]) -> tuple[list[torch.Tensor], list[Arguments]]:
+    """Hidden states and arguments of all batches on the device of a block, where the model is spread over several."""
+    device = next((parameter.device for parameter in block.parameters()), states[0].device)
+    if device.type == "meta":  # it is paged, to where the states are
+        return list(states), list(arguments)
+    there: dict[int, Arguments] = {}  # batches of one shape share theirs
+    for shared in arguments:
+        if id(shared) not in there:
+            there[id(shared)] = shared if find_device(shared) in (None, device) else send_to_device(shared, device)
+    return [state.to(device) for state in states], [there[id(shared)] for shared in arguments]
 
 
 @contextmanager

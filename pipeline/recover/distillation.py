@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+
+from pipeline.recover.sharded import ShardingTrainer
 
 
 def prediction_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -85,7 +86,7 @@ class Lesson:
         return divergence + self.weight * state_distance(self.seen.states, self.taught.states) if self.weight else divergence
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ShardingTrainer):
     """transformers' Trainer with the dense model's lesson for a loss."""
 
     def __init__(self, *, lesson: Lesson, **arguments: Any) -> None:

@@ -56,6 +56,7 @@ def recover(
         GateError: the written checkpoint is not what was trained, or lost zeros.
     """
     # Imported here: the Trainer takes seconds, which no other verb should wait for.
+    from pipeline.recover.sharded import whole_state
     from pipeline.recover.training import train
 
     options.apply()
@@ -68,8 +69,14 @@ def recover(
     model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
     lesson = _lesson(model, checkpoint, checkpoint_folder(dense), origins, recipe, options) if recipe.loss == "distillation" else None
     student = _student(model, checkpoint, origins, recipe)
-    losses = train(student.model, windows, recipe, options, work, events, lesson, student.callbacks)
+    blocks = blocks_of(model, checkpoint.geometry.family)
+    losses, trained = train(student.model, windows, recipe, options, work, events, blocks, lesson, student.callbacks)
+    state = whole_state(trained) if recipe.sharded else None  # every process has a part of it to give
     if first_process():
+        if state is not None:
+            model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
+            student = _student(model, checkpoint, origins, recipe)
+            student.model.load_state_dict(state)
         record = student.facts | {"tokens": recipe.steps * recipe.batch * recipe.window, "losses": losses}
         _finish(student, checkpoint, recipe, options, out, record, events)
 
@@ -78,12 +85,16 @@ def check_recovery(recipe: RecoverSlice, options: RunOptions) -> None:
     """What is known before anything is measured.
 
     Raises:
-        TrimlineError: LoRA without peft, or a dtype that cannot be trained in.
+        TrimlineError: LoRA without peft, a dtype that cannot be trained in, or one process that should share with others.
     """
     if recipe.kind == "lora" and peft_version() is None:
         raise TrimlineError(
             "LoRA needs the package peft, which is not installed.", "Run: pip install 'trimline[recover]', or use recover.kind: full."
         )
+    if recipe.sharded:
+        from pipeline.recover.sharded import demand_processes
+
+        demand_processes()
     if options.resolved_dtype() is torch.float16:
         raise TrimlineError("Training in float16 is not supported.", "Use --dtype bfloat16 or float32.")
 

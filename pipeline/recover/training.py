@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -23,6 +23,7 @@ from pipeline.recipe import RecoverSlice
 from pipeline.recover.data import WindowDataset
 from pipeline.recover.distillation import DistillationTrainer, Lesson
 from pipeline.recover.resuming import KEPT, Sealer, last_whole
+from pipeline.recover.sharded import ShardingTrainer, fsdp_settings
 
 POINTS = 100  # on the curve of losses
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -35,9 +36,10 @@ def train(
     options: RunOptions,
     work: Path,
     events: Events,
+    blocks: nn.ModuleList,
     lesson: Lesson | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], nn.Module]:
     """Trains ``model`` in place, from the last whole state in ``work`` on.
 
     Args:
@@ -47,21 +49,22 @@ def train(
         options: device and dtype; in bf16 the products are computed in it, weights and optimiser stay fp32.
         work: for states; belongs to this training alone.
         events: one progress step per optimiser step.
+        blocks: the decoder blocks of ``model``.
         lesson: for distillation; the text's cross-entropy without one.
         callbacks: more of them.
 
     Returns:
-        The curve: step, loss, learning rate.
+        The curve: step, loss, learning rate; and the trained model, which is ``model`` unless it was sharded.
 
     Raises:
         TrimlineError: the loss is not finite, or batch and devices do not fit.
     """
     state = last_whole(work)
     with quiet_transformers(), events.progress(f"training, {recipe.steps} steps", recipe.steps) as advance, _torch_errors(work, state):
-        arguments = training_arguments(recipe, options, work)
+        arguments = training_arguments(recipe, options, work, blocks)
         if lesson:
             lesson.teacher.to(arguments.device)
-        trainer = (partial(DistillationTrainer, lesson=lesson) if lesson else Trainer)(
+        trainer = (partial(DistillationTrainer, lesson=lesson) if lesson else ShardingTrainer)(
             model=model,
             args=arguments,
             train_dataset=WindowDataset(windows),
@@ -69,11 +72,16 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    return curve(trainer.state.log_history)
+    trained: Any = trainer.model
+    return curve(trainer.state.log_history), trained
 
 
-def training_arguments(recipe: RecoverSlice, options: RunOptions, work: Path) -> TrainingArguments:
+def training_arguments(recipe: RecoverSlice, options: RunOptions, work: Path, blocks: nn.ModuleList) -> TrainingArguments:
     """What the Trainer is told.
+
+    Args:
+        recipe, options, work: as of ``train``.
+        blocks: the decoder blocks of what is trained.
 
     Raises:
         TrimlineError: the batch is no multiple of what the devices hold at once.
@@ -101,6 +109,7 @@ def training_arguments(recipe: RecoverSlice, options: RunOptions, work: Path) ->
         disable_tqdm=True,
         log_level="error",
         report_to="none",
+        **(fsdp_settings(blocks) if recipe.sharded else {}),
     )
     # One process drives one device; several devices take several processes (torchrun), never threads of one.
     arguments._n_gpu = min(arguments.n_gpu, 1)

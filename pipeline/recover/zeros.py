@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError
 from pipeline.geometry import Geometry
+from pipeline.recover.sharded import local
 from pipeline.sparsity import two_four_fraction
 
 
@@ -28,14 +29,23 @@ class ZeroKeeper(TrainerCallback):
 
     def __init__(self, weights: Mapping[str, torch.nn.Parameter]) -> None:
         """Notes where the weights are zero now."""
-        places = ((weight, weight.detach() == 0) for weight in weights.values())
-        self._kept = [(weight, zeros) for weight, zeros in places if zeros.any()]
+        places = ((name, weight, weight.detach() == 0) for name, weight in weights.items())
+        self._kept = {name: (weight, zeros) for name, weight, zeros in places if zeros.any()}
+
+    def on_train_begin(self, *_: Any, model: torch.nn.Module | None = None, **__: Any) -> None:
+        """Sharding has put other parameters in the place of those that were known, with a part of the same values."""
+        assert model is not None, "the Trainer tells its callbacks"
+        for name, (weight, _) in self._kept.items():
+            found = model.get_parameter(name)
+            if found is not weight:
+                self._kept[name] = found, local(found.detach()) == 0
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer once the weights have moved."""
         with torch.no_grad():
-            for weight, zeros in self._kept:
-                weight.masked_fill_(zeros.to(weight.device), 0)
+            for weight, zeros in self._kept.values():
+                held = local(weight)
+                held.masked_fill_(zeros.to(held.device), 0)
 
 
 def demand_zeros(before: Checkpoint, after: Checkpoint) -> dict[str, int]:
