@@ -16,7 +16,7 @@ from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
 from trimline.cli_sweep import sweep
-from trimline.cli_tasks import Batch, Limit, Shots, TaskCode, Tasks, evaluate_tasks
+from trimline.cli_tasks import Batch, Limit, Shots, TaskCode, Tasks, evaluate_tasks, only_with_tasks
 from trimline.cli_verify import verify
 from trimline.session import Session, session
 
@@ -192,6 +192,7 @@ def evaluate(
         options = _options(device, DTypeName.AUTO, threads, trust, memory)
         if task:
             return evaluate_tasks(here, model, task, options, shots=shots, limit=limit, batch=batch, allow_task_code=allow_task_code)
+        only_with_tasks(shots is not None or limit is not None or batch != 1 or allow_task_code)
         found = api.evaluate(model, text=text, windows=windows, window=window, options=options, events=here.events)
         error = "" if found.standard_error is None else f" ± {found.standard_error:.2f}"
         here.out.print(f"Perplexity {found.value:.2f}{error} ({windows} windows of {window} tokens).", highlight=False)

@@ -41,5 +41,17 @@ def evaluate_tasks(here: Session, model: str, tasks: Sequence[str], options: Run
     here.answer(found | {"tasks": short})
 
 
+def only_with_tasks(given: bool) -> None:
+    """Refuses options that perplexity has no use for.
+
+    Raises:
+        TrimlineError: some were given.
+    """
+    if given:
+        from pipeline.errors import TrimlineError
+
+        raise TrimlineError("--shots, --limit, --batch and --allow-task-code are for tasks, and none is named.", "Add --task TASK.")
+
+
 def _error(row: dict[str, Any]) -> str:
     return "–" if row["standard_error"] is None else f"{row['standard_error']:.2g}"
