@@ -12,7 +12,6 @@ import yaml
 from pipeline.errors import TrimlineError
 from pipeline.harness.files import identify, local_files, named_tasks
 from pipeline.recipe import LmEvalSlice
-from tests.end_to_end.scenario import changed
 
 GOOD: dict[str, Any] = {
     "task": "own",
@@ -23,6 +22,11 @@ GOOD: dict[str, Any] = {
     "doc_to_text": "",
     "doc_to_target": "{{text}}",
 }
+
+
+def with_data(**kwargs: Any) -> dict[str, Any]:
+    """The good task with other arguments of its data."""
+    return GOOD | {"dataset_kwargs": GOOD["dataset_kwargs"] | kwargs}
 
 
 def task(folder: Path, config: dict[str, Any] | str = "", name: str = "own.yaml") -> Path:
@@ -84,12 +88,12 @@ FUNCTION = yaml.safe_dump(GOOD) + "process_docs: !function own.process\n"
         (GOOD | {"process_results": "own.f"}, ("'process_results'", "--allow-task-code")),
         (GOOD | {"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, ("hf_evaluate", "--allow-task-code")),
         (GOOD | {"unsafe_code": True}, ("unsafe_code", "sandbox")),
-        (changed(GOOD, "dataset_kwargs", "trust_remote_code", to=True), ("trust_remote_code", "Take that key out")),
+        (with_data(trust_remote_code=True), ("trust_remote_code", "Take that key out")),
         (GOOD | {"dataset_path": "pandas"}, ("'pandas'", "json, csv, parquet")),
         (GOOD | {"dataset_path": "."}, ("'.'", "hub data set")),
         (GOOD | {"dataset_kwargs": {}}, ("does not say where its data is",)),
-        (changed(GOOD, "dataset_kwargs", "data_files", "test", to="https://example.org/a.jsonl"), ("which is not there",)),
-        (changed(GOOD, "dataset_kwargs", "data_files", "test", to=3), ("3 as data of a split",)),
+        (with_data(data_files={"test": "https://example.org/a.jsonl"}), ("which is not there",)),
+        (with_data(data_files={"test": 3}), ("3 as data of a split",)),
         (GOOD | {"doc_to_txt": ""}, ("'doc_to_txt'", "Did you mean 'doc_to_text'?")),
         ({"group": "g", "task": ["own"]}, ("names no task",)),
         (GOOD | {"include": "own.yaml"}, ("includes itself",)),
@@ -115,7 +119,7 @@ def test_code_that_is_allowed_counts_towards_the_key(tmp_path):
     (tmp_path / "own.py").write_text("def process(docs):\n    return docs\n")
     (found,) = read(path, allow_task_code=True)
     assert tmp_path / "own.py" in found.read
-    for refused in (GOOD | {"unsafe_code": True}, changed(GOOD, "dataset_kwargs", "trust_remote_code", to=True)):
+    for refused in (GOOD | {"unsafe_code": True}, with_data(trust_remote_code=True)):
         with pytest.raises(TrimlineError):
             read(task(tmp_path, refused), allow_task_code=True)
 
