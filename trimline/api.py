@@ -18,6 +18,8 @@ from deploy.add import add_targets, is_package
 from deploy.targets import with_targets
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
+from exporters.onnx.files import GRAPH
+from exporters.onnx.harness import examine_graph
 from exporters.onnx.stage import export as write_export
 from exporters.recipe import BuildSlice, ExportSlice
 from exporters.tensorrt.shapes import Request
@@ -29,12 +31,15 @@ from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT
 from pipeline.evaluate import evaluate as write_evaluation
 from pipeline.events import Events
+from pipeline.harness.scores import RESULT as TASKS
+from pipeline.harness.stage import examine
+from pipeline.harness.tasks import check_tasks
 from pipeline.options import RunOptions
 from pipeline.plan import Plan
 from pipeline.prune import check_steps
 from pipeline.prune import prune as write_plan
 from pipeline.rebuild.stage import rebuild as write_rebuild
-from pipeline.recipe import EvaluateSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSlice, TextSource
+from pipeline.recipe import EvaluateSlice, LmEvalSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSlice, TextSource
 from pipeline.recover.stage import check_recovery, first_process, result_key
 from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
@@ -185,6 +190,19 @@ def evaluate(
         write_evaluation(folder, out, EvaluateSlice(windows=windows, window=window), options, out, events)
         found = read_json(out / RESULT)
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
+
+
+def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOptions = HERE, events: Events = QUIET) -> dict[str, Any]:
+    """Tasks of the lm-eval harness, on a model or on a folder that ``export`` wrote; returns what tasks.json holds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        if (Path(model) / GRAPH).is_file():
+            examine_graph(Path(model), recipe, options, out, events)
+        else:
+            check_tasks(recipe, events)
+            with _checkpoint(ModelSlice(source=str(model)), options, events) as folder:
+                examine(folder, recipe, options, out, events)
+        return dict(read_json(out / TASKS))
 
 
 def export(
@@ -463,6 +481,6 @@ def _report_of(folder: Path) -> Path:
 
 
 __all__ = [
-    "Perplexity", "bench", "build", "compare", "evaluate", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "Perplexity", "bench", "build", "compare", "evaluate", "evaluate_tasks", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
     "sweep",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.evaluate import evaluate_graph
+from exporters.onnx.harness import examine_graph
 from exporters.onnx.stage import export
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
@@ -30,6 +31,8 @@ from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, f
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
+from pipeline.harness.stage import depends_on, examine
+from pipeline.harness.tasks import check_tasks
 from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps, prune
@@ -47,6 +50,7 @@ from trimline.reporting import write_report
 from trimline.reporting.data import ReportData, Role
 from trimline.rounds import Round, consumer_of, tile_of, timed_step, until_met
 from trimline.target_rows import round_rows, target_rows
+from trimline.task_rows import task_rows
 
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
@@ -107,6 +111,8 @@ class Run:
             for stage in (*SHARED, *self._deciding()):
                 self.do(stage)
             self.settle()
+            for stage in self._examining(*LANES):
+                self.do(stage)
             report = self.report()
             self.package()
             self._show()
@@ -123,6 +129,7 @@ class Run:
         for lane in lanes:
             if not (timed and lane == PRUNED):
                 yield from self._judging(lane)
+        yield from self._examining(*lanes)
 
     def _deciding(self) -> Iterator[Stage]:
         """What stands before the plan, and is the same for every round towards a target."""
@@ -143,6 +150,12 @@ class Run:
         if self.recipe.build:
             yield from (("build", lane), ("evaluate_engine", lane))
 
+    def _examining(self, *lanes: Role) -> Iterator[Stage]:
+        """Tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
+        if self.recipe.lm_eval:
+            yield from (("examine", lane) for lane in lanes)
+            yield from [("examine_graph",)] if PRUNED in lanes else []
+
     def do(self, stage: Stage) -> None:
         """Runs one of ``stages``, or skips it."""
         getattr(self, stage[0])(*stage[1:])
@@ -162,6 +175,8 @@ class Run:
     def preflight(self) -> None:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
         preflight(self.recipe, self.options, Checkpoint(self._dense))
+        if self.recipe.lm_eval:
+            check_tasks(self.recipe.lm_eval, self.events)
 
     def statistics(self, shard: str) -> None:
         """What one part of the calibration windows gives; ``measure`` merges the parts."""
@@ -278,6 +293,26 @@ class Run:
         if self._evaluated(lane) == f"evaluate {_engine_of(lane)}":
             self._read_by_graph(lane, f"build {lane}", self._folder("build", lane) / QDQ, _engine_of(lane))
 
+    def examine(self, lane: Role) -> None:
+        """Tasks of the lm-eval harness, by one lane's checkpoint."""
+        slice_, checkpoint = self.recipe.lm_eval, self._checkpoint(lane)
+        assert slice_ is not None
+        depends = self._from(self._origin(lane)) | depends_on(slice_) | {"options": self.options.as_record()}
+        self._make("lm_eval", depends, (pipeline,), lambda out: examine(checkpoint, slice_, self.options, out, self.events), lane)
+
+    def examine_graph(self) -> None:
+        """The same tasks, by the graph that is delivered."""
+        slice_, folder = self.recipe.lm_eval, self._folder("export", PRUNED)
+        assert slice_ is not None
+        depends = self._from(f"export {PRUNED}") | depends_on(slice_) | {"options": self.options.as_record()}
+        self._make(
+            "lm_eval",
+            depends,
+            (pipeline, exporters),
+            lambda out: examine_graph(folder, slice_, self.options, out, self.events),
+            _graph_of(PRUNED),
+        )
+
     def build(self, lane: Role) -> None:
         """TensorRT engine of one lane."""
         slice_, texts, onnx = self.recipe.build, self._folder("text"), self._folder("export", lane)
@@ -350,7 +385,8 @@ class Run:
         dense, result = (Checkpoint(self._checkpoint(lane)).geometry for lane in LANES)
         consumer = self._consumer()
         targets = tuple(target_rows(self.recipe.prune, dense, result, consumer, self.rounds))
-        write_report(replace(data, targets=targets, rounds=tuple(round_rows(self.rounds, dense, consumer))), out)
+        tasks = tuple(task_rows(self.done))
+        write_report(replace(data, targets=targets, rounds=tuple(round_rows(self.rounds, dense, consumer)), tasks=tasks), out)
 
     def _consumer(self) -> Consumer:
         return consumer_of(self.recipe, self.done["latency"].folder if "latency" in self.done else None)

@@ -16,7 +16,7 @@ from deploy.recipe import PackageSlice
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.errors import TrimlineError, shortened, shown
 from pipeline.plain_yaml import read_plain_yaml
-from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
+from pipeline.recipe import EvaluateSlice, LmEvalSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
 
 LARGEST_RECIPE = 4 * 2**20
 
@@ -31,6 +31,7 @@ class Recipe(Slice):
     rebuild: RebuildSlice = RebuildSlice()
     recover: RecoverSlice | None = None
     evaluate: EvaluateSlice = EvaluateSlice()
+    lm_eval: LmEvalSlice | None = None
     export: ExportSlice = ExportSlice()
     build: BuildSlice | None = None
     benchmark: BenchmarkSlice = BenchmarkSlice()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +137,24 @@ class OnnxDecoder:
         Returns:
             Token ids, (prompts, tokens), and the logits that each was chosen by, (prompts, tokens, vocabulary).
         """
+        said = list(islice(self._greedy(prompts, tokens), tokens))
+        return np.stack([logits.argmax(-1) for logits in said], axis=1), np.stack(said, axis=1)
+
+    def greedy_steps(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> Iterator[Ids]:
+        """As ``greedy``, one step at a time, at most ``tokens`` of them: (prompts,) each; whoever has enough stops asking."""
+        return (logits.argmax(-1) for logits in islice(self._greedy(prompts, tokens), tokens))
+
+    def _greedy(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> Iterator[Logits]:
+        """The logits, (prompts, vocabulary), that each next token is chosen by."""
         ids, mask = _pad(prompts)
         lengths = mask.sum(axis=1)
         logits, past = self.step(ids, self.empty(len(ids), ids.shape[1] + tokens), mask)
         ends = np.zeros_like(lengths) if self.last_logits_only else lengths - 1
-        said = [logits[np.arange(len(ids)), ends]]
-        chosen = [said[-1].argmax(-1)]
-        while len(chosen) < tokens:
-            logits, past = self.step(chosen[-1][:, None], past)
-            said.append(logits[:, -1])
-            chosen.append(said[-1].argmax(-1))
-        return np.stack(chosen, axis=1), np.stack(said, axis=1)
+        said = logits[np.arange(len(ids)), ends]
+        while True:
+            yield said
+            logits, past = self.step(said.argmax(-1)[:, None], past)
+            said = logits[:, -1]
 
     def greedy_without_cache(self, ids: Ids, tokens: int) -> Ids:
         """As ``greedy``, reading the whole text anew for each token: slow, and a check on the cache."""

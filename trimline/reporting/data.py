@@ -220,6 +220,29 @@ class RoundRow:
 
 
 @dataclass(frozen=True)
+class TaskRow:
+    """One metric of one task of the lm-eval harness.
+
+    Attributes:
+        task, metric: as the harness calls them; a filter that is not the usual one stands behind the metric.
+        documents: that were asked about; 0 for a group of tasks.
+        dense, pruned: by the checkpoints.
+        onnx: by the pruned model's graph.
+        difference: pruned minus dense, its error from the same documents in pairs where there is a formula.
+        higher_is_better: None where the task does not say.
+    """
+
+    task: str
+    metric: str
+    documents: int
+    dense: Measure
+    pruned: Measure
+    onnx: Measure
+    difference: Measure
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows.
 
@@ -236,6 +259,7 @@ class ReportData:
         importance_name: what ``BlockRow.importance`` is.
         recovery: how the pruned model was trained; None where it was not.
         targets, rounds: what a recipe with a target asked for, and how it was come to.
+        tasks: of the lm-eval harness, where the recipe names some.
     """
 
     title: str
@@ -260,6 +284,7 @@ class ReportData:
     recovery: Recovery | None = None
     targets: tuple[TargetRow, ...] = ()
     rounds: tuple[RoundRow, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -311,6 +336,7 @@ for _part in (
     Recovery,
     TargetRow,
     RoundRow,
+    TaskRow,
     ReportData,
 ):
     setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass

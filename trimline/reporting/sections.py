@@ -9,6 +9,7 @@ from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Sec
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
+from trimline.reporting.tasks import task_items
 
 BAND = 0.03  # as benchmarks.target judges
 ROLES: tuple[Role, Role] = ("dense", "pruned")
@@ -21,6 +22,7 @@ def sections(data: ReportData) -> tuple[Section, ...]:
         *([Section("target", "Is it what was asked for?", tuple(_targets(data)))] if data.targets else []),
         Section("removed", "What was removed", tuple(_removed(data))),
         Section("recovery", "What training gave back", tuple(_recovery(data))),
+        *([Section("tasks", "What it still can do", tuple(task_items(data.tasks)))] if data.tasks else []),
         speed_section(data),
         Section("gates", "Is it the same model?", _gates(data)),
         Section("consumers", "What loads it", _consumers(data)),

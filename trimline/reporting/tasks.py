@@ -1,0 +1,45 @@
+"""The section on tasks of the lm-eval harness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trimline.reporting import formats
+from trimline.reporting.content import Cell, Column, Item, Note, Table, Tone
+from trimline.reporting.data import Measure, TaskRow
+
+RESOLVED = 1.96  # standard errors that a difference has to be away from nothing
+DIFFERENCE = "pruned minus dense; its standard error is that of the differences document by document"
+
+
+def task_items(tasks: Sequence[TaskRow]) -> Iterator[Item]:
+    """The table and how to read it."""
+    columns = (Column("Task"), Column("Metric"), Column("Documents", numeric=True), Column("Dense", numeric=True))
+    columns += (Column("Pruned", numeric=True), Column("Pruned, ONNX", numeric=True), Column("Difference", True, DIFFERENCE))
+    yield Table(columns, tuple(_row(task) for task in tasks))
+    yield Note(
+        "Behind ± stands one standard error. A difference within two of its own is not resolved: more documents would tell.", "quiet"
+    )
+
+
+def _row(task: TaskRow) -> tuple[Cell, ...]:
+    arrow = {True: " ↑", False: " ↓", None: ""}[task.higher_is_better]
+    documents = f"{task.documents:,}" if task.documents else formats.NONE
+    figures = (_cell(task.dense), _cell(task.pruned), _cell(task.onnx), _difference(task))
+    return Cell(task.task), Cell(f"{task.metric}{arrow}"), Cell(documents), *figures
+
+
+def _cell(measure: Measure, tone: Tone = "plain", sign: str = "") -> Cell:
+    value = f"{measure.value:.4g}".replace("-", formats.MINUS)
+    detail = "" if measure.error is None else f"± {measure.error:.2g}"
+    return Cell(f"{sign}{value}", tone, detail=detail)
+
+
+def _difference(task: TaskRow) -> Cell:
+    found = task.difference
+    tone: Tone = "plain"
+    if found.error is not None and abs(found.value) <= RESOLVED * found.error:
+        tone = "quiet"
+    elif found.error is not None and task.higher_is_better is not None and found.value:
+        tone = "good" if (found.value > 0) == task.higher_is_better else "bad"
+    return _cell(found, tone, "+" if found.value > 0 else "")
