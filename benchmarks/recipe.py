@@ -34,7 +34,10 @@ class BenchmarkSlice(Slice):
     """What is measured. The default times a 512-token prompt pass, and decoding after a past of 128 tokens."""
 
     workloads: tuple[Workload, ...] = Field((Workload(prompt=512), Workload(prompt=128, output=17)), min_length=1)
-    runtime: Runtime = Field("onnxruntime", description="what runs the models; all but onnxruntime need a GPU")
+    runtime: Runtime = Field(
+        "onnxruntime",
+        description="what runs the models; torch and torch_compile compute where the run does, the others but onnxruntime need a GPU",
+    )
     rounds: Count = Field(LEAST_ROUNDS, description=f"in each, every model is timed once; fewer than {LEAST_ROUNDS} resolve nothing")
     rounds_per_opening: Count = Field(5, description="then every model is opened anew, since where memory lies changes its speed")
     warm_up: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="rounds that are thrown away after every opening")

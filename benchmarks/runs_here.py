@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from benchmarks.runtimes import FORMS, Form, Runtime
+from benchmarks.runtimes import FORMS, Form, Runtime, demand_compiler
 from exporters.onnx.providers import demand_gpu
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.tensorrt.builders import demand_builder
@@ -57,6 +57,8 @@ def _demands(runtime: Runtime) -> Callable[[], object]:
         return on_provider
     if runtime == "tensorrt":
         return lambda: demand_builder("tensorrt")
+    if runtime == "torch_compile":
+        return demand_compiler
     return _demand_cuda if runtime == "torch_2_4" else lambda: None
 
 

@@ -256,7 +256,7 @@ def bench(
         output: folder for results.json and results.md.
         accuracy: perplexity by name (``dense`` included); a row without one is not printed in results.md.
         recipe: workloads and rounds.
-        options: threads.
+        options: threads, and the device of runtimes that know two.
         events: progress.
     """
     folders = {name: Path(folder) for name, folder in candidates.items()}

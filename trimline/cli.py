@@ -245,6 +245,7 @@ def bench(
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; its benchmark part says what is timed.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds; default 25, and fewer resolve nothing.")] = None,
     targets: Targets = False,
+    device: DeviceOption = Device.CPU,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -255,7 +256,7 @@ def bench(
 
         named = api.by_name(candidates)
         accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
-        options = _options(Device.CPU, DTypeName.AUTO, threads, False)
+        options = _options(device, DTypeName.AUTO, threads, False)
         timing = api.benchmark_slice(recipe, rounds)
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
