@@ -99,6 +99,7 @@ def memory(models: Record) -> str:
         "peak MiB": lambda item: mebibytes(item[1]["memory"]["peak"]),
         "before loading MiB": lambda item: mebibytes(item[1]["memory"]["before_load"]),
         "anonymous MiB": lambda item: mebibytes(item[1]["memory"]["anonymous"]),
+        "GPU peak MiB": lambda item: mebibytes(item[1]["memory"].get("device_peak")),
         "load s": lambda item: f"{item[1]['cold_start']['load']:.2f}",
         "first request s": lambda item: f"{item[1]['cold_start']['first_request']:.2f}",
         "first requests s": lambda item: f"{item[1]['first_requests']['seconds']:.2f}",
@@ -118,12 +119,14 @@ def machine(results: Record) -> str:
         "reads from memory": f"{ceilings['bandwidth'] / 1e9:.1f} GB/s measured",
         "multiplies fp32": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
         "governor": surroundings["governor"],
+        "power cap": f"{cap:g} W" if (cap := surroundings.get("power_cap_watts")) else None,
         "GPU": "; ".join(surroundings["gpu"] or []) or None,
         "system": surroundings["system"],
         "versions": ", ".join(
             f"{name} {number}" for name, number in {"python": surroundings["python"], **surroundings["versions"]}.items()
         ),
         "commit": surroundings["commit"],
+        "hash of what was asked for": results.get("recipe_hash"),
     }
     return "\n".join(f"- {name}: {fact or 'not told by this system'}" for name, fact in facts.items())
 

@@ -11,6 +11,7 @@ from benchmarks.roofline import Ceilings
 from benchmarks.statistics import Ratio, control_holds, paired_ratio, summarise, verdict
 from benchmarks.subject import Subject
 from benchmarks.timing import CONTROL, DENSE, Samples, Timed
+from pipeline.artefact import digest
 
 FORMULAS = {
     "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
@@ -55,6 +56,7 @@ def document(
     return {
         "formulas": FORMULAS,
         "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": digest(recipe.model_dump(mode="json")),
         "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "samples": rates},
         "models": {name: subject.as_record() | dict(children[name]) for name, subject in subjects.items()},
         "control_process": dict(children[CONTROL]),

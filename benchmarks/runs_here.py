@@ -43,6 +43,7 @@ def runs_here() -> Iterator[Runnable]:
     llama = "" if importlib.util.find_spec("llama_cpp") else "llama-cpp-python is not installed."
     yield Runnable("llama.cpp", "model.gguf", "python -m benchmarks.precisions", llama)
     yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served")
+    yield Runnable("a Triton server", "a URL", "python -m benchmarks.served --protocol triton")
 
 
 def _demands(runtime: Runtime) -> Callable[[], object]:

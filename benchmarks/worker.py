@@ -91,8 +91,10 @@ class Worker:
         return np.diff(marks).tolist(), past, self._meter.joules(before, self._meter.read())
 
     def memory(self) -> dict[str, Any]:
-        """Bytes that this process has held at most, and holds now."""
-        return process_memory()
+        """Bytes that this process has held at most, and holds now; and what torch has held of a GPU, where torch computes on one."""
+        torch = sys.modules.get("torch")
+        peak = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+        return process_memory() | {"device_peak": peak or None}
 
     def energy(self) -> dict[str, Any]:
         """What is counted of energy here, and why the rest is not."""
