@@ -79,7 +79,7 @@ class CompiledDecoder(TorchDecoder):
         try:
             found = call(input_ids=tokens, past_key_values=past, use_cache=True)
         except TorchDynamoException as error:
-            said = next(line.strip() for line in str(error).splitlines() if line.strip())
+            said = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
             raise TrimlineError(f"torch.compile cannot compile {self._folder} ({said}).", "Measure runtime: torch.") from error
         if self._device == "cuda":
             torch.cuda.synchronize()
