@@ -189,7 +189,7 @@ def main(
         typer.echo(f"First request, not counted below: TTFT {1e3 * first.ttft:.2f} ms, latency {1e3 * first.latency:.2f} ms.\n")
     typer.echo("\n".join(page(run) for run in runs))
     workload = asdict(endpoint) | {"protocol": protocol.value, "requests": requests, "words": words, "warm_up": warm_up, "text": text}
-    record = {"url": url, "workload": workload, "first_request": first and first.as_record()}
+    record: dict[str, Any] = {"url": url, "workload": workload, "first_request": first and first.as_record()}
     record |= {"runs": [run.as_record() for run in runs], "client": environment(1)}
     output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if any(run.failures for run in runs):

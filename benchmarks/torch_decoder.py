@@ -40,8 +40,9 @@ class TorchDecoder:
         if sparse:
             make_sparse(self._model, Path(folder), torch.sparse.to_sparse_semi_structured)
 
-    def empty(self, batch: int, capacity: int) -> None:
-        """transformers makes its cache in the first call."""
+    def empty(self, batch: int, capacity: int) -> Any:
+        """None: transformers makes its cache in the first call."""
+        return None
 
     @torch.inference_mode()
     def run(self, ids: Any, past: Any) -> tuple[Any, Any]:
