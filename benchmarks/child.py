@@ -31,8 +31,12 @@ class Child:
         self._patience = patience
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         # -P: a folder called "benchmarks" where the user happens to stand must not be taken for ours.
+        # What a compiler in the process writes goes away with it, and no model is opened with what another left.
+        self._compiled = tempfile.TemporaryDirectory(prefix="trimline-", ignore_cleanup_errors=True)
+        caches = {"TORCHINDUCTOR_CACHE_DIR": self._compiled.name, "TRITON_CACHE_DIR": f"{self._compiled.name}/triton"}
         command = [sys.executable, "-P", "-m", module]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._complaints, bufsize=0, env=os.environ | caches)
         self._unread = b""
 
     def __enter__(self) -> Child:
@@ -42,6 +46,7 @@ class Child:
         self._process.kill()
         self._process.communicate()
         self._complaints.close()
+        self._compiled.cleanup()
 
     @property
     def pid(self) -> int:

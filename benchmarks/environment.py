@@ -31,6 +31,7 @@ FLAGS = (
     "i8mm",
 )
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+POWER_CAP = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -43,6 +44,7 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "governor": _read(Path(GOVERNOR)),
         "frequency_mhz": _frequency(),
+        "power_cap_watts": power_cap(),
         "memory_bytes": psutil.virtual_memory().total,
         "container": {"cpu_max": _read(CGROUP / "cpu.max"), "memory_max": _read(CGROUP / "memory.max")},
         "gpu": gpu(),
@@ -100,6 +102,12 @@ def gpu(fields: str = "name,driver_version,clocks.sm,power.limit") -> list[str] 
     """Name, driver, clock and power cap of every NVIDIA GPU, as nvidia-smi tells; None without one."""
     found = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"])
     return found.splitlines() if found else None
+
+
+def power_cap(path: Path = POWER_CAP) -> float | None:
+    """Of the first package, as powercap tells."""
+    found = _read(path) or ""
+    return int(found) / 1e6 if found.isdigit() else None
 
 
 def commit() -> str | None:

@@ -15,6 +15,7 @@ from benchmarks.environment import fingerprint, load_average
 from benchmarks.latency_fit import fit, misfit
 from benchmarks.latency_shapes import Alike, Form, batches, shapes_to_time
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.runtimes import place
 from benchmarks.stage import MeasuredModel
 from benchmarks.statistics import typical_ratio, within_band
 from benchmarks.subject import Subject
@@ -88,7 +89,7 @@ def setting_of(geometry: Geometry, form: Form, tile: int) -> dict[str, Any]:
         "export": form.export.model_dump(mode="json", exclude={"perplexity_bar"}),
         "build": form.build and form.build.model_dump(mode="json"),
         "recipe": form.recipe.model_dump(mode="json", exclude={"latency_table"}),
-        "runtime": form.recipe.runtime,
+        "runtime": place(form.recipe.runtime, form.options.device),
         "tile": tile,
         "machine": fingerprint(form.options.threads),
     }
@@ -116,7 +117,7 @@ def time_shapes(
 
 def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOptions) -> dict[Key, dict[str, list[float]]]:
     """Seconds of every round, by workload and phase, then model."""
-    subjects = {name: Subject.read(name, folder, recipe.runtime) for name, folder in folders.items()}
+    subjects = {name: Subject.read(name, folder, recipe.runtime, options.device) for name, folder in folders.items()}
     with ExitStack() as running:
         models = {
             name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)

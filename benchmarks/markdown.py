@@ -20,6 +20,8 @@ def render(results: Record) -> str:
         comparisons([row for row in results["comparisons"] if row["model"] in shown], models),
         "## Times",
         timings([row for row in results["timings"] if row["model"] in shown], models),
+        "## Energy",
+        energy([row for row in results["timings"] if row["model"] in shown], models),
         "## Memory and cold start",
         memory({name: models[name] for name in shown}),
         "## This machine",
@@ -67,6 +69,25 @@ def timings(rows: Sequence[Record], models: Record) -> str:
     return table(columns, [row for found in rows for row in _with_gaps(found)])
 
 
+def energy(rows: Sequence[Record], models: Record) -> str:
+    """Joules per token by every counter that answered, and why the others did not."""
+    told = [model["energy"] for model in models.values() if "energy" in model]
+    counters = {name: parts for found in told for name, parts in found["counters"].items()}
+    refused = {name: why for found in told for name, why in found["refused"].items() if name not in counters}
+    notes = [f"No counter answered for the {name}: {why}." for name, why in refused.items()]
+    if not counters:
+        return "\n\n".join(notes or ["No counter was asked."])
+    columns: dict[str, Callable[[Record], str]] = {
+        "workload": lambda row: row["workload"],
+        "metric": lambda row: row["metric"],
+        "model": lambda row: row["model"],
+        "perplexity": lambda row: perplexity(models[row["model"]]),
+        "n": lambda row: str(row["seconds"]["n"]),
+        **{f"J/token, {name} ({' + '.join(parts)})": _joules(name) for name, parts in counters.items()},
+    }
+    return "\n\n".join([table(columns, rows), *notes])
+
+
 def memory(models: Record) -> str:
     """What a process of each model holds, and how long it takes to its first answer."""
     columns: dict[str, Callable[[Any], str]] = {
@@ -78,8 +99,10 @@ def memory(models: Record) -> str:
         "peak MiB": lambda item: mebibytes(item[1]["memory"]["peak"]),
         "before loading MiB": lambda item: mebibytes(item[1]["memory"]["before_load"]),
         "anonymous MiB": lambda item: mebibytes(item[1]["memory"]["anonymous"]),
+        "GPU peak MiB": lambda item: mebibytes(item[1]["memory"].get("device_peak")),
         "load s": lambda item: f"{item[1]['cold_start']['load']:.2f}",
         "first request s": lambda item: f"{item[1]['cold_start']['first_request']:.2f}",
+        "first requests s": lambda item: f"{item[1]['first_requests']['seconds']:.2f}",
     }
     return table(columns, models.items())
 
@@ -96,12 +119,14 @@ def machine(results: Record) -> str:
         "reads from memory": f"{ceilings['bandwidth'] / 1e9:.1f} GB/s measured",
         "multiplies fp32": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
         "governor": surroundings["governor"],
+        "power cap": f"{cap:g} W" if (cap := surroundings.get("power_cap_watts")) else None,
         "GPU": "; ".join(surroundings["gpu"] or []) or None,
         "system": surroundings["system"],
         "versions": ", ".join(
             f"{name} {number}" for name, number in {"python": surroundings["python"], **surroundings["versions"]}.items()
         ),
         "commit": surroundings["commit"],
+        "hash of what was asked for": results.get("recipe_hash"),
     }
     return "\n".join(f"- {name}: {fact or 'not told by this system'}" for name, fact in facts.items())
 
@@ -137,6 +162,14 @@ def _milliseconds(key: str) -> Callable[[Record], str]:
     def cell(row: Record) -> str:
         value = row["seconds"][key]
         return f"n/a (n={row['seconds']['n']})" if value is None else f"{value * 1e3:.2f}"
+
+    return cell
+
+
+def _joules(counter: str) -> Callable[[Record], str]:
+    def cell(row: Record) -> str:
+        found = row["joules_per_token"].get(counter)
+        return "n/a" if found is None else f"{found['p50']:.3g} ({found['minimum']:.3g} to {found['maximum']:.3g})"
 
     return cell
 

@@ -11,6 +11,7 @@ from benchmarks.roofline import Ceilings
 from benchmarks.statistics import Ratio, control_holds, paired_ratio, summarise, verdict
 from benchmarks.subject import Subject
 from benchmarks.timing import CONTROL, DENSE, Samples, Timed
+from pipeline.artefact import digest
 
 FORMULAS = {
     "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
@@ -26,6 +27,11 @@ FORMULAS = {
     "realised_gain": "speed-up / allowed",
     "mbu": "(weight bytes + KV bytes read per step) / median time / measured memory bandwidth",
     "mfu": "FLOPs of the step / median time / measured matrix-multiply rate",
+    "joules_per_token (prefill)": "energy of the prompt pass / (batch × prompt tokens)",
+    "joules_per_token (decode)": "energy of all steps / (batch × steps); whole package or card, idle power and other programs included",
+    "load": "seconds to open the model; median over openings",
+    "first_request": "seconds of the first prompt pass after an opening, of the first workload; median over openings",
+    "first_requests": "Σ over workloads of the whole first request after an opening, compilation included; median over openings",
     "others": "cores that other processes kept busy while the sample was taken",
 }
 
@@ -50,6 +56,7 @@ def document(
     return {
         "formulas": FORMULAS,
         "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": digest(recipe.model_dump(mode="json")),
         "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "samples": rates},
         "models": {name: subject.as_record() | dict(children[name]) for name, subject in subjects.items()},
         "control_process": dict(children[CONTROL]),
@@ -87,6 +94,9 @@ def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, 
         "mfu": roofline.mfu(subject.geometry, call, times.p50, limit),
         "others": summarise([sample.others for sample in samples.rounds]).as_record(),
     }
+    tokens = call.rows * (workload.steps if metric == "decode" else 1)
+    energy = {counter: summarise([joules / tokens for joules in rounds]).as_record() for counter, rounds in samples.joules(metric).items()}
+    record |= {"joules_per_token": energy}
     return record | ({"gaps": summarise(samples.gaps()).as_record()} if metric == "decode" else {})
 
 
@@ -124,4 +134,5 @@ def _raw(samples: Samples) -> dict[str, Any]:
         "prefill": [sample.prefill for sample in samples.rounds],
         "gaps": [list(sample.gaps) for sample in samples.rounds],
         "others": [sample.others for sample in samples.rounds],
+        "joules": [dict(sample.joules) for sample in samples.rounds],
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from benchmarks.runtimes import FORMS, Form, Runtime
+from benchmarks.runtimes import FORMS, Form, Runtime, demand_compiler
 from exporters.onnx.providers import demand_gpu
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.tensorrt.builders import demand_builder
@@ -43,6 +43,7 @@ def runs_here() -> Iterator[Runnable]:
     llama = "" if importlib.util.find_spec("llama_cpp") else "llama-cpp-python is not installed."
     yield Runnable("llama.cpp", "model.gguf", "python -m benchmarks.precisions", llama)
     yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served")
+    yield Runnable("a Triton server", "a URL", "python -m benchmarks.served --protocol triton")
 
 
 def _demands(runtime: Runtime) -> Callable[[], object]:
@@ -57,6 +58,8 @@ def _demands(runtime: Runtime) -> Callable[[], object]:
         return on_provider
     if runtime == "tensorrt":
         return lambda: demand_builder("tensorrt")
+    if runtime == "torch_compile":
+        return demand_compiler
     return _demand_cuda if runtime == "torch_2_4" else lambda: None
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,8 +13,9 @@ from typing import Any, Literal
 
 from pipeline.errors import TrimlineError
 
-Runtime = Literal["onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch", "torch_2_4"]
+Runtime = Literal["onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch", "torch_compile", "torch_2_4"]
 Form = Literal["onnx", "engine", "checkpoint"]
+Device = Literal["cpu", "cuda"]
 Opener = Callable[[Path, int], Any]
 
 FORMS: dict[Runtime, Form] = {
@@ -20,17 +24,31 @@ FORMS: dict[Runtime, Form] = {
     "onnxruntime_tensorrt": "onnx",
     "tensorrt": "engine",
     "torch": "checkpoint",
+    "torch_compile": "checkpoint",
     "torch_2_4": "checkpoint",
 }
 GGUF = "model.gguf"
-ON_GPU = set(FORMS) - {"onnxruntime"}
+ON_EITHER = {"torch", "torch_compile"}  # where the run option says
+ON_GPU = set(FORMS) - {"onnxruntime"} - ON_EITHER
 
 
-def opener(runtime: Runtime, folder: Path | None = None) -> Opener:
+def computes_on(runtime: Runtime, device: Device) -> Device:
+    """Where a runtime computes: most know one place only, whatever the run option says."""
+    if runtime in ON_EITHER:
+        return device
+    return "cuda" if runtime in ON_GPU else "cpu"
+
+
+def place(runtime: Runtime, device: Device) -> str:
+    """The runtime, and where it computes if it can do so in two places."""
+    return f"{runtime} on {device}" if runtime in ON_EITHER else runtime
+
+
+def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu") -> Opener:
     """What opens a folder in that runtime, or a GGUF file in llama.cpp; what has to be imported is, before any clock runs.
 
     Raises:
-        TrimlineError: ONNX Runtime is missing or installed twice, or llama-cpp-python is missing.
+        TrimlineError: ONNX Runtime is missing or installed twice, llama-cpp-python is missing, or torch.compile has no compiler.
     """
     if folder is not None and (folder / GGUF).is_file():
         return _llama_opener()
@@ -40,9 +58,18 @@ def opener(runtime: Runtime, folder: Path | None = None) -> Opener:
         from exporters.tensorrt.session import EngineDecoder
 
         return EngineDecoder
+    return _torch_opener(runtime, computes_on(runtime, device))
+
+
+def _torch_opener(runtime: Runtime, device: Device) -> Opener:
+    if runtime == "torch_compile":
+        from benchmarks.torch_compiled import CompiledDecoder
+
+        demand_compiler()
+        return partial(CompiledDecoder, device=device)
     from benchmarks.torch_decoder import TorchDecoder
 
-    return partial(TorchDecoder, sparse=runtime == "torch_2_4")
+    return partial(TorchDecoder, sparse=runtime == "torch_2_4", device=device)
 
 
 def _llama_opener() -> Opener:
@@ -68,3 +95,15 @@ def _onnx_opener(runtime: Runtime) -> Opener:
     from exporters.onnx.providers import ProviderDecoder
 
     return partial(ProviderDecoder, provider=runtime.removeprefix("onnxruntime_"))
+
+
+def demand_compiler() -> None:
+    """Of torch.compile: Inductor writes C++ and has it compiled.
+
+    Raises:
+        TrimlineError: the compiler that it would call is not there.
+    """
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        raise TrimlineError(f"torch.compile needs a C++ compiler, and there is no {compiler} here.",
+                            "Install it (Debian: apt-get install g++), name another in CXX, or measure runtime: torch.")  # fmt: skip

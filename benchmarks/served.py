@@ -1,4 +1,6 @@
-"""Load on an OpenAI-compatible server, measured by its client: ``python -m benchmarks.served http://127.0.0.1:8000/v1``.
+"""Load on a server, measured by its client: ``python -m benchmarks.served http://127.0.0.1:8000/v1``.
+
+The server speaks OpenAI's protocol, or is a Triton (``--protocol triton http://127.0.0.1:8000``).
 
 A fixed number of clients each send the next request as soon as their last one has ended. Every request has a prompt of
 its own. Definitions stand in ``benchmarks.served_request`` and are printed beside the figures.
@@ -10,7 +12,8 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +22,10 @@ import typer
 
 from benchmarks.environment import environment
 from benchmarks.pages import markdown_table
-from benchmarks.served_request import Endpoint, RequestFailed, Sample, first_model, timed
+from benchmarks.served_request import Asked, Endpoint, RequestFailed, Sample, first_model, timed
+from benchmarks.served_triton import TritonEndpoint, first_triton_model
+from benchmarks.service_levels import levels
+from benchmarks.service_levels import table as levels_table
 from benchmarks.statistics import Summary, summarise
 from pipeline.errors import TrimlineError
 from pipeline.recipe import DEFAULT, TextSource
@@ -33,6 +39,13 @@ FORMULAS = {
     "itl": "ITL: gaps between pieces of text, pooled",
     "latency": "end-to-end latency: last text received − request sent",
 }
+
+
+class Protocol(StrEnum):
+    """How the server is spoken to."""
+
+    OPENAI = "openai"
+    TRITON = "triton"
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,12 @@ class Run:
         return sum(sample.output_tokens for sample in self.samples) / self.seconds
 
     @property
+    def tokens_per_second_per_user(self) -> float | None:
+        """1 / median TPOT; None where no request has one."""
+        tpot = self.summaries().get("tpot")
+        return 1 / tpot.p50 if tpot and tpot.p50 else None
+
+    @property
     def too_short(self) -> bool:
         """Too few requests or too little time for the figures to say much."""
         return len(self.samples) < LEAST_REQUESTS or self.seconds < LEAST_SECONDS
@@ -75,6 +94,8 @@ class Run:
         """For JSON, raw samples included."""
         return asdict(self) | {
             "output_tokens_per_second": self.tokens_per_second,
+            "output_tokens_per_second_per_user": self.tokens_per_second_per_user,
+            "service_levels": [level.as_record() for level in levels(self.samples, len(self.failures))],
             "too_short": self.too_short,
             "summaries": {name: summary.as_record() for name, summary in self.summaries().items()},
         }
@@ -92,7 +113,7 @@ def prompts(text: str, words: int, number: int) -> list[str]:
     return [" ".join(found[at * words : (at + 1) * words]) for at in range(number)]
 
 
-async def load(client: httpx2.AsyncClient, endpoint: Endpoint, texts: Sequence[str], concurrency: int) -> Run:
+async def load(client: httpx2.AsyncClient, endpoint: Asked, texts: Sequence[str], concurrency: int) -> Run:
     """Sends every text once, never more than ``concurrency`` at a time."""
     waiting, samples, failures = iter(texts), [], []
     began = time.perf_counter()
@@ -123,11 +144,17 @@ def table(run: Run) -> str:
 
 def page(run: Run) -> str:
     """What is printed of a run."""
-    counts = {"prompt": [s.prompt_tokens for s in run.samples], "output": [s.output_tokens for s in run.samples]}
+    counts = {
+        "prompt": [s.prompt_tokens for s in run.samples if s.prompt_tokens is not None],
+        "output": [s.output_tokens for s in run.samples],
+    }
     lines = [f"Concurrency {run.concurrency}: {len(run.samples)} answered, {len(run.failures)} failed, {run.seconds:.2f} s."]
     if run.samples:
-        lengths = "; ".join(f"{name} tokens {min(values)} to {max(values)}" for name, values in counts.items())
-        lines += [f"{run.tokens_per_second:.1f} output tokens/s (all output tokens / wall time); {lengths}.", "", table(run)]
+        lengths = "; ".join(f"{name} tokens {min(values)} to {max(values)}" for name, values in counts.items() if values)
+        of_user = run.tokens_per_second_per_user
+        user = "" if of_user is None else f"{of_user:.1f} output tokens/s/user (1 / median TPOT); "
+        lines += [f"{run.tokens_per_second:.1f} output tokens/s (all output tokens / wall time); {user}{lengths}.", "", table(run)]
+        lines += ["", levels_table(levels(run.samples, len(run.failures))), ""]
     if run.too_short:
         lines.append(f"Below {LEAST_REQUESTS} requests or {LEAST_SECONDS:g} s: too short to rely on.")
     return "\n".join([*lines, *(f"failed: {failure}" for failure in run.failures[:3]), ""])
@@ -142,6 +169,7 @@ def main(
     words: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 100,
     tokens: Annotated[int, typer.Option(min=1, help="Most output tokens.")] = 64,
     text: Annotated[str, typer.Option(help="Where prompts come from: 'default' or a text file.")] = DEFAULT,
+    protocol: Annotated[Protocol, typer.Option(help="openai, or triton: generate_stream of a model that streams.")] = Protocol.OPENAI,
     chat: Annotated[bool, typer.Option("--chat", help="Use chat completions.")] = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Ask for full length; an extension that not every server has.")] = False,
     warm_up: Annotated[int, typer.Option(min=0, help="Requests before, which are not counted.")] = 2,
@@ -152,30 +180,44 @@ def main(
     try:
         texts = prompts(load_text(TextSource(source=text), "evaluation"), words, warm_up + requests * len(sweep))
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        asked = Endpoint(model or "", chat, tokens, ignore_eos)
-        endpoint, runs = asyncio.run(_measure(url, headers, asked, texts, warm_up, requests, sweep))
+        asked = _asked(protocol, model or "", chat, tokens, ignore_eos)
+        endpoint, first, runs = asyncio.run(_measure(url, headers, asked, texts, warm_up, requests, sweep))
     except TrimlineError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+    if first is not None:
+        typer.echo(f"First request, not counted below: TTFT {1e3 * first.ttft:.2f} ms, latency {1e3 * first.latency:.2f} ms.\n")
     typer.echo("\n".join(page(run) for run in runs))
-    workload = asdict(endpoint) | {"requests": requests, "words": words, "warm_up": warm_up, "text": text}
-    record = {"url": url, "workload": workload, "runs": [run.as_record() for run in runs], "client": environment(1)}
+    workload = asdict(endpoint) | {"protocol": protocol.value, "requests": requests, "words": words, "warm_up": warm_up, "text": text}
+    record: dict[str, Any] = {"url": url, "workload": workload, "first_request": first and first.as_record()}
+    record |= {"runs": [run.as_record() for run in runs], "client": environment(1)}
     output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if any(run.failures for run in runs):
         raise typer.Exit(1)
 
 
 async def _measure(
-    url: str, headers: dict[str, str], asked: Endpoint, texts: list[str], warm_up: int, requests: int, sweep: list[int]
-) -> tuple[Endpoint, list[Run]]:
+    url: str, headers: dict[str, str], asked: Endpoint | TritonEndpoint, texts: list[str], warm_up: int, requests: int, sweep: list[int]
+) -> tuple[Endpoint | TritonEndpoint, Sample | None, list[Run]]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=headers, timeout=600, limits=limits) as client:
-        endpoint = asked if asked.model else Endpoint(await first_model(client), asked.chat, asked.tokens, asked.ignore_eos)
+        find = first_triton_model if isinstance(asked, TritonEndpoint) else first_model
+        endpoint = asked if asked.model else replace(asked, model=await find(client))
         warm = await load(client, endpoint, texts[:warm_up], 1)
         if warm.failures:
             raise TrimlineError(f"{url} does not answer as it should ({warm.failures[0]}).", "Check URL, model, key and lengths.")
         parts = [texts[warm_up + at * requests :][:requests] for at in range(len(sweep))]
-        return endpoint, [await load(client, endpoint, part, clients) for clients, part in zip(sweep, parts, strict=True)]
+        first = warm.samples[0] if warm.samples else None
+        return endpoint, first, [await load(client, endpoint, part, clients) for clients, part in zip(sweep, parts, strict=True)]
+
+
+def _asked(protocol: Protocol, model: str, chat: bool, tokens: int, ignore_eos: bool) -> Endpoint | TritonEndpoint:
+    """Raises TrimlineError where Triton is asked for what its models do not take."""
+    if protocol is Protocol.OPENAI:
+        return Endpoint(model, chat, tokens, ignore_eos)
+    if chat or ignore_eos:
+        raise TrimlineError("A Triton model takes neither --chat nor --ignore-eos.", "Leave them out.")
+    return TritonEndpoint(model, tokens)
 
 
 if __name__ == "__main__":

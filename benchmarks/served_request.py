@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -29,6 +29,7 @@ class Endpoint:
     chat: bool
     tokens: int
     ignore_eos: bool
+    ends_with_done = True
 
     @property
     def path(self) -> str:
@@ -41,6 +42,10 @@ class Endpoint:
         asked |= {"max_completion_tokens" if self.chat else "max_tokens": self.tokens}
         return asked | ({"ignore_eos": True} if self.ignore_eos else {})
 
+    def reading(self) -> Reading:
+        """What takes the stream's events."""
+        return OpenAIReading()
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -50,12 +55,12 @@ class Sample:
         sent: seconds from the beginning of the run.
         pieces: seconds from ``sent`` to each piece of text that was not empty. Servers may put several tokens into one
             piece, and hold a token back until its character is whole.
-        prompt_tokens, output_tokens: as the server counts.
+        prompt_tokens, output_tokens: as the server counts; a server may not tell the first.
     """
 
     sent: float
     pieces: tuple[float, ...]
-    prompt_tokens: int
+    prompt_tokens: int | None
     output_tokens: int
 
     @property
@@ -86,11 +91,56 @@ class RequestFailed(Exception):
     """The endpoint answered with an error, or not with a stream that has text and token counts."""
 
 
-async def timed(client: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, began: float) -> Sample:
+class Reading(Protocol):
+    """Takes the events of one stream."""
+
+    def take(self, event: dict[str, Any]) -> bool:
+        """Whether the event brings text."""
+
+    def counts(self) -> tuple[int | None, int]:
+        """Prompt and output tokens, after the last event."""
+
+
+class Asked(Protocol):
+    """What a request asks of which endpoint: ``ends_with_done`` says whether a stream's last event is [DONE]."""
+
+    ends_with_done: bool
+
+    @property
+    def path(self) -> str: ...
+
+    def body(self, prompt: str) -> dict[str, Any]: ...
+
+    def reading(self) -> Reading: ...
+
+
+@dataclass
+class OpenAIReading:
+    """The token counts, which the stream's end brings."""
+
+    usage: dict[str, Any] | None = None
+
+    def take(self, event: dict[str, Any]) -> bool:
+        """Whether the event brings text."""
+        self.usage = event.get("usage") or self.usage
+        return bool(_text(event))
+
+    def counts(self) -> tuple[int | None, int]:
+        """Prompt and output tokens.
+
+        Raises:
+            RequestFailed: there were none.
+        """
+        if self.usage is None:
+            raise RequestFailed("the stream holds no usage")
+        return int(self.usage["prompt_tokens"]), int(self.usage["completion_tokens"])
+
+
+async def timed(client: httpx2.AsyncClient, endpoint: Asked, prompt: str, began: float) -> Sample:
     """Sends one request and reads its stream.
 
     Args:
-        client: whose base URL ends with /v1/.
+        client: whose base URL ends with /v1/, or without a path for Triton.
         endpoint: what to ask.
         prompt: the text.
         began: ``time.perf_counter()`` at the beginning of the run.
@@ -98,23 +148,23 @@ async def timed(client: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, beg
     Raises:
         RequestFailed: no whole stream came.
     """
-    sent, pieces, usage = time.perf_counter(), [], None
+    sent, pieces, reading = time.perf_counter(), [], endpoint.reading()
     try:
         async with client.stream("POST", endpoint.path, json=endpoint.body(prompt)) as answer:
             if answer.status_code != httpx2.codes.OK:
                 raise RequestFailed(f"{answer.status_code}: {(await answer.aread()).decode(errors='replace')[:300]}")
-            async for event in _events(answer):
-                if _text(event):
+            async for event in _events(answer, endpoint.ends_with_done):
+                if reading.take(event):
                     pieces.append(time.perf_counter() - sent)
-                usage = event.get("usage") or usage
+        counts = reading.counts()
     except (httpx2.HTTPError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise RequestFailed(f"{type(error).__name__}: {error}") from error
-    if usage is None or not pieces:
-        raise RequestFailed("the stream holds no " + ("text" if usage else "usage"))
-    return Sample(sent - began, tuple(pieces), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+    if not pieces:
+        raise RequestFailed("the stream holds no text")
+    return Sample(sent - began, tuple(pieces), *counts)
 
 
-async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: httpx2.Response, ends_with_done: bool) -> AsyncIterator[dict[str, Any]]:
     """The JSON documents of a stream.
 
     Raises:
@@ -130,7 +180,8 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
         if "error" in event:
             raise RequestFailed(str(event["error"])[:300])
         yield event
-    raise RequestFailed("the stream ended before [DONE]")
+    if ends_with_done:
+        raise RequestFailed("the stream ended before [DONE]")
 
 
 def _text(event: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     if reserved := {DENSE, CONTROL} & set(candidates):
         raise TrimlineError(f"No candidate may be called {min(reserved)!r}.", "Give it another name.")
     folders = {DENSE: dense} | dict(candidates)
-    subjects = {name: Subject.read(name, folder, recipe.runtime) for name, folder in folders.items()}
+    subjects = {name: Subject.read(name, folder, recipe.runtime, options.device) for name, folder in folders.items()}
     before, ceilings = load_average(), [_ceilings(options, recipe)]
     with ExitStack() as running:
         models = {
@@ -71,33 +71,37 @@ class MeasuredModel:
     """A model in a process of its own, and what it took to open it."""
 
     def __init__(self, child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
-        self._child, self._subject, self._first_workload, self._threads = child, subject, recipe.workloads[0], options.threads
-        self._runtime = recipe.runtime
+        self._child, self._subject = child, subject
+        self._how = {"threads": options.threads, "runtime": recipe.runtime, "device": options.device}
+        self._firsts: dict[str, list[Sample]] = {workload.name: [] for workload in recipe.workloads}
         self._before: list[int | None] = []
         self._load: list[float] = []
-        self._first_request: list[float] = []
         child.ask("pin", threads=options.threads)
 
     def open(self) -> None:
         """Loads the model, letting go of what was loaded before."""
-        reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), threads=self._threads, runtime=self._runtime)
+        reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), **self._how)
         self._load.append(reply["seconds"])
         self._before.append(reply["before"])
 
     def run(self, workload: Workload, seed: int) -> Sample:
-        """One request; the first after an opening is kept as a cold start's too."""
+        """One request; the first of each workload after an opening is kept as a cold start's too."""
         sizes = {"prompt": workload.prompt, "output": workload.output, "batch": workload.batch}
         sample = Sample(**self._child.ask("run", **sizes, vocab=self._subject.geometry.vocab, seed=seed))
-        if workload == self._first_workload and len(self._first_request) < len(self._load):
-            self._first_request.append(sample.prefill)
+        if len(firsts := self._firsts[workload.name]) < len(self._load):
+            firsts.append(sample)
         return sample
 
     def facts(self) -> dict[str, Any]:
         """Cold start (medians in seconds, and every opening's) and memory (bytes)."""
-        cold = {"load": self._load, "first_request": self._first_request}
+        cold = {"load": self._load, "first_request": [sample.prefill for sample in next(iter(self._firsts.values()))]}
+        # An opening after a workload has enough rounds lacks its request: the sum is over openings that have all.
+        whole = [sum(sample.seconds for sample in samples) for samples in zip(*self._firsts.values(), strict=False)]
         return {
             "cold_start": {name: statistics.median(samples) for name, samples in cold.items()},
             "cold_start_samples": cold,
+            "first_requests": {"seconds": statistics.median(whole), "samples": whole},
+            "energy": self._child.ask("energy"),
             "memory": self._child.ask("memory") | {"before_load": self._before[0]},
         }
 
@@ -106,4 +110,4 @@ def _ceilings(options: RunOptions, recipe: BenchmarkSlice) -> dict[str, list[flo
     """Measured in a process of its own, apart from the models': its array is half a gigabyte."""
     with Child("the machine") as child:
         child.ask("pin", threads=options.threads)
-        return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime)
+        return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime, device=options.device)

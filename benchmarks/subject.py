@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
-from benchmarks.runtimes import FORMS, Runtime
+from benchmarks.runtimes import FORMS, Device, Runtime, computes_on
 from exporters.onnx.precision import bytes_per_weight
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
@@ -45,14 +45,17 @@ class Subject:
     bits: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, name: str, folder: Path, runtime: Runtime = "onnxruntime") -> Subject:
+    def read(cls, name: str, folder: Path, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> Subject:
         """Opens what the runtime runs: an exported folder, an engine folder, or a checkpoint.
 
         Raises:
             TrimlineError: it was not written by an export stage, as GGUF, or in a precision that is not known here.
         """
         if FORMS[runtime] == "checkpoint":
-            return cls(name, folder, Checkpoint(folder).geometry, "fp16", "all", "torch")  # what benchmarks.torch_decoder makes of it
+            precision = "fp16" if computes_on(runtime, device) == "cuda" else "fp32"  # what benchmarks.torch_decoder makes of it
+            return cls(
+                name, folder, Checkpoint(folder).geometry, precision, "all", "torch_compile" if runtime == "torch_compile" else "torch"
+            )
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)
         if export.get("format") == "gguf":

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
 from benchmarks.statistics import typical_ratio, within_band
+from pipeline.errors import TrimlineError
 
 DENSE = "dense"
 CONTROL = "dense again"
@@ -22,11 +23,21 @@ FEWEST = 2  # rounds without which there is no ratio at all
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: seconds of its prompt pass and of every step after it; cores that others kept busy meanwhile."""
+    """One request.
+
+    Attributes:
+        prefill: seconds of its prompt pass.
+        gaps: seconds of every step after it.
+        others: cores that others kept busy meanwhile.
+        compiled: graphs that the runtime compiled meanwhile.
+        joules: of ``prefill`` and of all steps together (``decode``), by the counter that told; none where none did.
+    """
 
     prefill: float
     gaps: Sequence[float]
     others: float
+    compiled: int = 0
+    joules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -60,6 +71,11 @@ class Samples:
         """Every gap between tokens, pooled."""
         return [gap for sample in self.rounds for gap in sample.gaps]
 
+    def joules(self, metric: str) -> dict[str, list[float]]:
+        """Per counter the joules of every round."""
+        of_rounds = [sample.joules.get(metric, {}) for sample in self.rounds]
+        return {counter: [found[counter] for found in of_rounds] for counter in (of_rounds[0] if of_rounds else ())}
+
 
 Timed = dict[str, dict[str, Samples]]  # workload name, then model name
 
@@ -83,6 +99,9 @@ def time_workloads(
         Samples by workload and model, as many rounds for each model: ``recipe.rounds``, more where they add up to less
         than ``minimum_seconds`` or while dense does not agree with itself; none but the first two are begun after
         ``most_seconds``.
+
+    Raises:
+        TrimlineError: a runtime compiled a graph after the warm-up.
     """
     chance, end = random.Random(recipe.seed), clock() + recipe.most_seconds
     timed: Timed = {workload.name: {name: Samples() for name in models} for workload in recipe.workloads}
@@ -113,8 +132,16 @@ def _sitting(
         if (late() and made >= FEWEST) or _finished(samples, recipe, late=False):
             return
         for name, sample in _one_round(models, workload, chance).items():
+            _demand_compiled(name, workload, sample)
             samples[name].rounds.append(sample)
         advance(int(made < recipe.rounds))
+
+
+def _demand_compiled(name: str, workload: Workload, sample: Sample) -> None:
+    """Compiling belongs to the cold start: a sample that holds some is none."""
+    if sample.compiled:
+        raise TrimlineError(f"{name} compiled {sample.compiled} graphs while {workload.name} was being timed.",
+                            "Raise benchmark.warm_up, or measure another runtime.")  # fmt: skip
 
 
 def _finished(samples: Mapping[str, Samples], recipe: BenchmarkSlice, late: bool) -> bool:

@@ -22,15 +22,15 @@ class TorchDecoder:
         folder: of the checkpoint.
         threads: of what runs on the processor.
         sparse: hold the projections that are 2:4 in torch's semi-structured form, which sparse tensor cores read.
-        device: ``cuda``; ``cpu`` is for comparing results.
+        device: ``cuda`` computes in fp16, ``cpu`` in fp32.
 
     Raises:
         TrimlineError: torch sees no GPU, or projections are 2:4 and none has a shape that semi-structured tensors take.
     """
 
-    def __init__(self, folder: Path, threads: int, *, sparse: bool = False, device: str = "cuda") -> None:
+    def __init__(self, folder: Path, threads: int, *, sparse: bool = False, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise TrimlineError("This torch sees no CUDA device.", "Measure runtime: onnxruntime, or install a CUDA build of torch.")
+            raise TrimlineError("This torch sees no CUDA device.", "Use --device cpu, or install a CUDA build of torch.")
         if sparse and device != "cuda":
             raise TrimlineError("torch's semi-structured weights exist on CUDA devices only.", "Measure runtime: torch.")
         torch.set_num_threads(threads)
@@ -40,8 +40,9 @@ class TorchDecoder:
         if sparse:
             make_sparse(self._model, Path(folder), torch.sparse.to_sparse_semi_structured)
 
-    def empty(self, batch: int, capacity: int) -> None:
-        """transformers makes its cache in the first call."""
+    def empty(self, batch: int, capacity: int) -> Any:
+        """None: transformers makes its cache in the first call."""
+        return None
 
     @torch.inference_mode()
     def run(self, ids: Any, past: Any) -> tuple[Any, Any]:

@@ -11,15 +11,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 import psutil
 
+from benchmarks.energy import Meter
 from benchmarks.memory import process_memory
 from benchmarks.pinning import pin
-from benchmarks.runtimes import ON_GPU, Opener, Runtime
+from benchmarks.runtimes import Device, Opener, Runtime, computes_on
 from benchmarks.runtimes import opener as opener_of
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
@@ -40,53 +42,70 @@ class Decoder(Protocol):
 class Worker:
     """Answers requests; every public method is one, its keyword arguments the request's other keys."""
 
-    def __init__(self, opener: Opener | None = None) -> None:
-        self._opener = opener
+    def __init__(self, opener: Opener | None = None, meter: Meter | None = None) -> None:
+        self._opener, self._given = opener, meter
+        self._meter = meter or Meter()
         self._decoder: Decoder | None = None
         self._cores = list(range(psutil.cpu_count() or 1))
-        self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.ceilings)}
+        self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.energy, self.ceilings)}
 
     def pin(self, threads: int) -> dict[str, Any]:
         """Keeps this process, and the threads that it will start, on ``threads`` cores."""
         self._cores = pin(threads)
         return {"cores": self._cores}
 
-    def load(self, folder: str, threads: int, runtime: Runtime = "onnxruntime") -> dict[str, Any]:
+    def load(self, folder: str, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> dict[str, Any]:
         """Opens a model after letting go of the one before: seconds that it took, the first half of the cold start, and bytes held just before."""
-        opener = self._opener or opener_of(runtime, Path(folder))
+        opener = self._opener or opener_of(runtime, Path(folder), device)
         self._decoder = None
         gc.collect()
         before = process_memory()["anonymous"]
         start = time.perf_counter()
         self._decoder = opener(Path(folder), threads)
-        return {"seconds": time.perf_counter() - start, "before": before}
+        seconds = time.perf_counter() - start
+        self._meter = self._given or Meter.here(gpu=computes_on(runtime, device) == "cuda")
+        return {"seconds": seconds, "before": before}
 
     def run(self, prompt: int, output: int, batch: int, vocab: int, seed: int) -> dict[str, Any]:
-        """One request of random tokens: seconds of the prompt pass, and of every step after it."""
+        """One request of random tokens: seconds of the prompt pass and of every step after it, and joules of either by counter."""
         if self._decoder is None:
             raise TrimlineError("The worker was asked to run before it was given a model.")
         ids = np.random.default_rng(seed).integers(0, vocab, (batch, prompt + output - 1))
         pieces = [ids[:, :prompt], *(ids[:, i : i + 1] for i in range(prompt, prompt + output - 1))]
         pieces = [np.ascontiguousarray(piece, np.int64) for piece in pieces]
         past = self._decoder.empty(batch, prompt + output)
-        busy, marks = self._busy_elsewhere(), [time.perf_counter()]
+        graphs, busy = self._graphs(), self._busy_elsewhere()
+        (prefill,), past, of_prompt = self._passes(pieces[:1], past)
+        gaps, _, of_steps = self._passes(pieces[1:], past)
+        others = (self._busy_elsewhere() - busy) / (prefill + sum(gaps))
+        joules = {"prefill": of_prompt} | ({"decode": of_steps} if gaps else {})
+        return {"prefill": prefill, "gaps": gaps, "others": max(0.0, others), "compiled": self._graphs() - graphs, "joules": joules}
+
+    def _passes(self, pieces: Sequence[Any], past: Any) -> tuple[list[float], Any, dict[str, float]]:
+        """Seconds of every pass, the cache after them, and joules of all together: counters are read outside what is timed."""
+        assert self._decoder is not None
+        before, marks = self._meter.read(), [time.perf_counter()]
         for piece in pieces:
             _, past = self._decoder.run(piece, past)
             marks.append(time.perf_counter())
-        others = (self._busy_elsewhere() - busy) / (marks[-1] - marks[0])
-        seconds = np.diff(marks).tolist()
-        return {"prefill": seconds[0], "gaps": seconds[1:], "others": max(0.0, others)}
+        return np.diff(marks).tolist(), past, self._meter.joules(before, self._meter.read())
 
     def memory(self) -> dict[str, Any]:
-        """Bytes that this process has held at most, and holds now."""
-        return process_memory()
+        """Bytes that this process has held at most, and holds now; and what torch has held of a GPU, where torch computes on one."""
+        torch = sys.modules.get("torch")
+        peak = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+        return process_memory() | {"device_peak": peak or None}
 
-    def ceilings(self, threads: int, runtime: Runtime = "onnxruntime") -> dict[str, Any]:
+    def energy(self) -> dict[str, Any]:
+        """What is counted of energy here, and why the rest is not."""
+        return self._meter.as_record()
+
+    def ceilings(self, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> dict[str, Any]:
         """What memory and the matrix units of this machine, or of its GPU, can do."""
         needs_runtime()
         from benchmarks.ceilings import measure_ceilings, measure_gpu_ceilings
 
-        return measure_gpu_ceilings() if runtime in ON_GPU else measure_ceilings(threads)
+        return measure_gpu_ceilings() if computes_on(runtime, device) == "cuda" else measure_ceilings(threads)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Reply to one request; a user's error becomes a reply, a fault of ours ends the process."""
@@ -95,6 +114,10 @@ class Worker:
             return self._requests[request["do"]](**arguments)
         except TrimlineError as error:
             return {"problem": error.problem, "remedy": error.remedy}
+
+    def _graphs(self) -> int:
+        """Compiled so far, by a decoder that compiles."""
+        return getattr(self._decoder, "graphs", 0)
 
     def _busy_elsewhere(self) -> float:
         """Processor seconds that everybody else has spent on our cores so far, stolen time included."""

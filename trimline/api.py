@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe import BenchmarkSlice
+from benchmarks.recipe import NAMED, NAMED_WORKLOADS, BenchmarkSlice
 from benchmarks.stage import benchmark
 from deploy.add import add_targets, is_package
 from deploy.targets import with_targets
@@ -51,7 +51,7 @@ from trimline.compare.measure import measured
 from trimline.compare.results import read_results
 from trimline.compare.tables import write_comparison
 from trimline.graph import Run, RunResult
-from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
+from trimline.recipe import Recipe, checked_recipe, checked_slice, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
 from trimline.rounds import consumer_of
 from trimline.sweep.data import SweepData
@@ -274,7 +274,7 @@ def bench(
         output: folder for results.json and results.md.
         accuracy: perplexity by name (``dense`` included); a row without one is not printed in results.md.
         recipe: workloads and rounds.
-        options: threads.
+        options: threads, and the device of runtimes that know two.
         events: progress.
     """
     folders = {name: Path(folder) for name, folder in candidates.items()}
@@ -410,10 +410,30 @@ def parse_request(text: str) -> Request:
     return Request(int(found[1]), int(found[2] or 1), int(found[3] or 1))
 
 
-def benchmark_slice(recipe: Path | None, rounds: int | None) -> BenchmarkSlice:
-    """The benchmark part of a recipe file, or the default one, with another number of rounds where one is given."""
-    named = BenchmarkSlice() if recipe is None else read_recipe(recipe).benchmark
-    return named if rounds is None else named.model_copy(update={"rounds": rounds})
+def benchmark_slice(
+    recipe: Path | None, rounds: int | None, workloads: Sequence[str] = (), batches: Sequence[int] = (), runtime: str | None = None
+) -> BenchmarkSlice:
+    """The benchmark part of a recipe file, or the default one, with what else is given in place of its own.
+
+    Args:
+        recipe: the file.
+        rounds: interleaved.
+        workloads: names such as ``512/128``, or ``named`` for all that other tools time too.
+        batches: of every workload, one after the other: a sweep.
+        runtime: what runs the models.
+
+    Raises:
+        TrimlineError: no such workload or runtime.
+    """
+    found = (BenchmarkSlice() if recipe is None else read_recipe(recipe).benchmark).model_dump(mode="json")
+    found |= {key: value for key, value in {"rounds": rounds, "runtime": runtime}.items() if value is not None}
+    if workloads:
+        found["workloads"] = [name for given in workloads for name in (NAMED_WORKLOADS if given == NAMED else (given,))]
+    timed = checked_slice("benchmark", found)
+    if not batches:
+        return timed
+    swept = tuple(workload.model_copy(update={"batch": batch}) for workload in timed.workloads for batch in batches)
+    return timed.model_copy(update={"workloads": tuple(dict.fromkeys(swept))})
 
 
 def parse_accuracy(pairs: list[str], needed: list[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trimline.cli_bench import Targets
+from trimline.cli_bench import Batches, RuntimeName, Targets, Workloads
 from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
@@ -254,7 +254,11 @@ def bench(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; its benchmark part says what is timed.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds; default 25, and fewer resolve nothing.")] = None,
+    workload: Workloads = None,
+    batch: Batches = None,
+    runtime: RuntimeName = None,
     targets: Targets = False,
+    device: DeviceOption = Device.CPU,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -265,8 +269,8 @@ def bench(
 
         named = api.by_name(candidates)
         accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
-        options = _options(Device.CPU, DTypeName.AUTO, threads, False)
-        timing = api.benchmark_slice(recipe, rounds)
+        options = _options(device, DTypeName.AUTO, threads, False)
+        timing = api.benchmark_slice(recipe, rounds, workload or (), batch or (), runtime)
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         here.answer({"folder": str(output), "comparisons": results["comparisons"]})

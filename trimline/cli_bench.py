@@ -1,4 +1,4 @@
-"""``trimline bench --targets``: what could be timed on this machine."""
+"""Options of ``trimline bench``: what is timed, and ``--targets``, what could be timed on this machine."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def _show(wanted: bool) -> None:
 Targets = Annotated[
     bool, typer.Option("--targets", is_eager=True, callback=_show, help="Print what could be timed on this machine, and end.")
 ]
+Workloads = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PROMPT/OUTPUT", help="Instead of the recipe's, such as 512/128; repeat it. 'named': 128/128 and four others."),
+]
+Batches = Annotated[list[int] | None, typer.Option(min=1, help="Time every workload with it; repeat it for a sweep.")]
+RuntimeName = Annotated[str | None, typer.Option(help="Instead of the recipe's; --targets lists them.")]

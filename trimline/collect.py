@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.energy import lines as energy_lines
 from benchmarks.recipe import BenchmarkSlice
 from pipeline.allocation.budget import removed_in_every_definition
 from pipeline.artefact import Artefact
@@ -85,7 +86,7 @@ def collect(
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
         warnings=tuple(_warnings(recipe, text, original, result)),
-        environment=environment_rows(results["environment"]),
+        environment=environment_rows(results["environment"]) | energy_lines(results),
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.runtimes import FORMS, ON_GPU
+from benchmarks.runtimes import FORMS, ON_GPU, demand_compiler
 from deploy.targets import Candidate, check_targets
 from exporters.onnx.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
@@ -110,5 +110,7 @@ def _demand_runtime(recipe: Recipe) -> None:
     runtime = recipe.benchmark.runtime
     if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
         raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
+    if runtime == "torch_compile":
+        demand_compiler()
     if runtime in ON_GPU and not cuda_devices():
         raise TrimlineError(f"benchmark.runtime {runtime} needs a GPU, and the driver sees none here.", "Use runtime: onnxruntime.")

@@ -10,8 +10,8 @@ from typing import Any
 VARIANTS = ("pruned", "pruned-2-4", "pruned-2-4-int8")
 # What each variant is timed in. Engines first: their report is the one to read.
 RUNTIMES = {
-    "pruned": ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch"),
-    "pruned-2-4": ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_2_4"),
+    "pruned": ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_compile"),
+    "pruned-2-4": ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_compile", "torch_2_4"),
     "pruned-2-4-int8": ("tensorrt",),
 }
 TENSORRT = {10: "tensorrt-cu13>=10,<11", 11: "tensorrt-cu13>=11,<12"}  # 10 is what onnxruntime-gpu's provider links

@@ -24,7 +24,7 @@ def test_every_recipe_is_a_whole_recipe_and_the_dense_lane_is_shared(tmp_path):
     assert len({json.dumps(recipe.export.model_dump(mode="json")) for recipe in recipes}) == 1
     assert {recipe.build.builder for recipe in recipes if recipe.build} == {"tensorrt"}
     assert {recipe.benchmark.runtime for recipe in recipes} == {
-        *("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_2_4")
+        *("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_compile", "torch_2_4")
     }
     patterns = {step.pattern for recipe in recipes for step in recipe.prune.steps}
     assert "2:4" in patterns
