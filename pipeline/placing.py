@@ -56,5 +56,6 @@ def device_map(folder: Path, options: RunOptions, dtype: torch.dtype, room: Mapp
     model = empty_model(folder, options, dtype)
     kinds = sorted({type(block).__name__ for block in blocks_of(model, Checkpoint(folder).geometry.family)})
     # On the processor or the disk there would be room for the rest, but paging does that with less traffic.
-    found = infer_auto_device_map(model, max_memory={**room, "cpu": 0}, no_split_module_classes=kinds, dtype=dtype, offload_buffers=True)
+    limits: dict[int | str, int | str] = {**dict[int | str, int | str](room.items()), "cpu": 0}
+    found = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=kinds, dtype=dtype, offload_buffers=True)
     return None if {"cpu", "disk"} & set(map(str, found.values())) else dict(found)

@@ -62,8 +62,8 @@ def whole_state(model: nn.Module) -> Mapping[str, torch.Tensor]:
 
     All processes have to call it.
     """
-    found: Mapping[str, torch.Tensor] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return found
+    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(whole)
 
 
 def local(weight: torch.Tensor) -> torch.Tensor:

@@ -35,10 +35,10 @@ class ZeroKeeper(TrainerCallback):
     def on_train_begin(self, *_: Any, model: torch.nn.Module | None = None, **__: Any) -> None:
         """Sharding has put other parameters in the place of those that were known, with a part of the same values."""
         assert model is not None, "the Trainer tells its callbacks"
-        for name, (weight, _) in self._kept.items():
-            found = model.get_parameter(name)
-            if found is not weight:
-                self._kept[name] = found, local(found.detach()) == 0
+        for name, before in self._kept.items():
+            held = model.get_parameter(name)
+            if held is not before[0]:
+                self._kept[name] = held, local(held.detach()) == 0
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer once the weights have moved."""

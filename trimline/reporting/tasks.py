@@ -14,8 +14,8 @@ DIFFERENCE = "pruned minus dense; its standard error is that of the differences 
 
 def task_items(tasks: Sequence[TaskRow]) -> Iterator[Item]:
     """The table and how to read it."""
-    columns = (Column("Task"), Column("Metric"), Column("Documents", numeric=True), Column("Dense", numeric=True))
-    columns += (Column("Pruned", numeric=True), Column("Pruned, ONNX", numeric=True), Column("Difference", True, DIFFERENCE))
+    figures = (Column("Dense", True), Column("Pruned", True), Column("Pruned, ONNX", True), Column("Difference", True, DIFFERENCE))
+    columns = (Column("Task"), Column("Metric"), Column("Documents", True), *figures)
     yield Table(columns, tuple(_row(task) for task in tasks))
     yield Note(
         "Behind ± stands one standard error. A difference within two of its own is not resolved: more documents would tell.", "quiet"
