@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from pipeline.events import Event, Events
     from pipeline.options import RunOptions
     from pipeline.plan import Plan
+    from pipeline.recipe import LmEvalSlice
     from trimline.api import (
         Perplexity,
         bench,
         build,
         compare,
         evaluate,
+        evaluate_tasks,
         export,
         export_gguf,
         package,
@@ -44,6 +46,7 @@ _PLACES = {
         "build",
         "compare",
         "evaluate",
+        "evaluate_tasks",
         "export",
         "export_gguf",
         "package",
@@ -59,6 +62,7 @@ _PLACES = {
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.options": ("RunOptions",),
     "pipeline.plan": ("Plan",),
+    "pipeline.recipe": ("LmEvalSlice",),
     "exporters.recipe": ("BuildSlice", "ExportSlice"),
     "exporters.gguf.recipe": ("GgufSlice",),
     "benchmarks.recipe": ("BenchmarkSlice",),
@@ -75,6 +79,7 @@ __all__ = [
     "ExportSlice",
     "GateError",
     "GgufSlice",
+    "LmEvalSlice",
     "Perplexity",
     "Plan",
     "Recipe",
@@ -85,6 +90,7 @@ __all__ = [
     "build",
     "compare",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "export_gguf",
     "inspect_folder",
