@@ -71,8 +71,10 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
             "reports them; published are 40 shots on 128 windows of 2048 or more."
         )
     lines += [f"{record['title']}, {record['size']}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
-    if stale := [record["name"] for record in records if record.get("code") not in (None, now)]:
-        lines.append(f"Planned by another version of the code: {', '.join(stale)}.")
+    planned = [record for record in records if record.get("code")]
+    if stale := [record["name"] for record in planned if record["code"] != now]:
+        which = "all rows" if len(stale) == len(planned) else ", ".join(stale)
+        lines.append(f"Planned by another version of the code than this page's: {which}.")
     commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
     lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
     return "\n\n".join(lines)

@@ -72,7 +72,8 @@ def against_dense(record: Record, dense: Record | None) -> str:
     if dense is None or record is dense:
         return "–"
     found = loss_difference(dense, record)
-    return ratio(*(math.exp(value) for value in (found.mean, found.low, found.high)))
+    mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+    return ratio(mean, low, high) if high < 1000 else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def loss_difference(first: Record, second: Record) -> Difference:

@@ -403,6 +403,7 @@ def test_a_line_has_every_column() -> None:
     ]
     assert line(DENSE_ROW, DENSE_ROW, SPEEDS)[2:4] == ["–", "–"]
     assert line(RECORDS[1], DENSE_ROW, {})[-3] == "not timed"
+    assert line(record("magnitude", "20 %", [13.0, 13.1, 13.5]), DENSE_ROW, {})[6].startswith("2.2e+04 [")
     assert line(RECORDS[1], DENSE_ROW, {"cfsp-20 %": compared(1.1, holds=False)})[-3].endswith("(not resolved)")
     assert line(RECORDS[1] | {"untimed": "a sentence"}, DENSE_ROW, {})[-3] == "failed, see below"
     assert line(record("wanda", "2:4", [3.0, 3.2, 3.4], zeros=0.5), DENSE_ROW, {})[3] == "50.0 % zeros"
