@@ -30,7 +30,8 @@ def test_named_stands_for_what_other_tools_time():
 
 def test_the_command_sweeps_over_batches_and_keeps_the_rest_of_the_recipe(tmp_path: Path):
     file = tmp_path / "recipe.yaml"
-    file.write_text("name: x\nbenchmark: {seed: 7, workloads: [64/9]}\n")
+    steps = "prune: {steps: [{method: cfsp, budget: {ffn: {remove: 0.5}}}]}"
+    file.write_text(f"name: x\n{steps}\nbenchmark: {{seed: 7, workloads: [64/9]}}\n")
     assert [one.name for one in benchmark_slice(file, None, batches=[1, 4]).workloads] == ["64/9", "64/9 ×4"]
     found = benchmark_slice(file, 30, ["512/128", "named"], [2], "torch")
     assert [one.name for one in found.workloads] == ["512/128 ×2", "128/128 ×2", "1024/1024 ×2", "2048/128 ×2", "128/2048 ×2"]
