@@ -18,7 +18,7 @@ from trimline.cli_serve import serve
 from trimline.cli_sweep import sweep
 from trimline.cli_tasks import Batch, Limit, Shots, TaskCode, Tasks, evaluate_tasks, only_with_tasks
 from trimline.cli_verify import verify
-from trimline.session import Session, session
+from trimline.session import Session, ended_by_itself, session
 
 if TYPE_CHECKING:
     from pipeline.options import RunOptions
@@ -415,7 +415,7 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    ended_by_itself(app)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -60,6 +61,23 @@ def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
         sentence, code = explain(error)
         console.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
         raise typer.Exit(code) from None
+
+
+def ended_by_itself(command: Callable[[], object]) -> None:
+    """Runs the command line; an interrupted one ends here and now.
+
+    An interrupt may come while a library holds a lock that its threads wait for, and Python waits for those threads before
+    it ends. By now every stage has cleaned up behind itself.
+    """
+    try:
+        command()
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a reader that went away
+                stream.flush()
+        os._exit(INTERRUPTED)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,23 @@ def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed
     again = api.run(path, output, options=OPTIONS)
     assert [name for name, artefact in again.artefacts.items() if artefact.skipped] == ["source", "text"]
     assert same_named(output) == undisturbed
+
+
+def test_an_interrupted_command_waits_for_no_thread():
+    """As when the interrupt came while a library held the lock that its worker threads wait for."""
+    stuck = (
+        "import threading, sys; from trimline.session import ended_by_itself, session\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "def command():\n"
+        "    import typer\n"
+        "    try:\n"
+        "        with session(): raise KeyboardInterrupt\n"
+        "    except typer.Exit as end: sys.exit(end.exit_code)\n"
+        "ended_by_itself(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", stuck], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130
+    assert done.stderr.startswith("error: Interrupted.")
 
 
 @pytest.mark.parametrize("verb", ["prune", "evaluate"])
