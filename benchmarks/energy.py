@@ -176,11 +176,16 @@ def _card(library: Any, visible: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(0)
 
 
+def answers(models: Mapping[str, Any]) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """Parts of every counter that answered for a model, and why the others did not."""
+    told = [model["energy"] for model in models.values() if "energy" in model]
+    counters = {name: parts for found in told for name, parts in found["counters"].items()}
+    return counters, {name: why for found in told for name, why in found["refused"].items() if name not in counters}
+
+
 def lines(results: Mapping[str, Any]) -> dict[str, str]:
     """What a benchmark's document says of energy, as name and value: joules per token, or why there are none."""
-    told = [model["energy"] for model in results["models"].values() if "energy" in model]
-    counters = {name: parts for found in told for name, parts in found["counters"].items()}
-    refused = {name: why for found in told for name, why in found["refused"].items() if name not in counters}
+    counters, refused = answers(results["models"])
     found = {f"energy, {name}": f"no counter answered ({why})" for name, why in refused.items()}
     for row in results["timings"]:
         for name, summary in row.get("joules_per_token", {}).items():

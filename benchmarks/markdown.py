@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.energy import answers
+
 Record = Mapping[str, Any]
 
 
@@ -55,11 +57,7 @@ def timings(rows: Sequence[Record], models: Record) -> str:
     statistics = {"mean": "mean", "min": "minimum", "max": "maximum", "std": "deviation"}
     percentiles = {name: name for name in ("p50", "p75", "p90", "p95", "p99")}
     columns: dict[str, Callable[[Record], str]] = {
-        "workload": lambda row: row["workload"],
-        "metric": lambda row: row["metric"],
-        "model": lambda row: row["model"],
-        "perplexity": lambda row: perplexity(models[row["model"]]),
-        "n": lambda row: str(row["seconds"]["n"]),
+        **_named(models),
         **{f"{title} ms": _milliseconds(key) for title, key in (statistics | percentiles).items()},
         "tokens/s": lambda row: f"{row['tokens_per_second']:.1f}",
         "MBU": lambda row: f"{row['mbu']:.2f}",
@@ -69,20 +67,25 @@ def timings(rows: Sequence[Record], models: Record) -> str:
     return table(columns, [row for found in rows for row in _with_gaps(found)])
 
 
-def energy(rows: Sequence[Record], models: Record) -> str:
-    """Joules per token by every counter that answered, and why the others did not."""
-    told = [model["energy"] for model in models.values() if "energy" in model]
-    counters = {name: parts for found in told for name, parts in found["counters"].items()}
-    refused = {name: why for found in told for name, why in found["refused"].items() if name not in counters}
-    notes = [f"No counter answered for the {name}: {why}." for name, why in refused.items()]
-    if not counters:
-        return "\n\n".join(notes or ["No counter was asked."])
-    columns: dict[str, Callable[[Record], str]] = {
+def _named(models: Record) -> dict[str, Callable[[Record], str]]:
+    """The columns that say which samples a row is of."""
+    return {
         "workload": lambda row: row["workload"],
         "metric": lambda row: row["metric"],
         "model": lambda row: row["model"],
         "perplexity": lambda row: perplexity(models[row["model"]]),
         "n": lambda row: str(row["seconds"]["n"]),
+    }
+
+
+def energy(rows: Sequence[Record], models: Record) -> str:
+    """Joules per token by every counter that answered, and why the others did not."""
+    counters, refused = answers(models)
+    notes = [f"No counter answered for the {name}: {why}." for name, why in refused.items()]
+    if not counters:
+        return "\n\n".join(notes or ["No counter was asked."])
+    columns: dict[str, Callable[[Record], str]] = {
+        **_named(models),
         **{f"J/token, {name} ({' + '.join(parts)})": _joules(name) for name, parts in counters.items()},
     }
     return "\n\n".join([table(columns, rows), *notes])

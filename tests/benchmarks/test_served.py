@@ -6,15 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from benchmarks.served import Run, page, prompts
 from benchmarks.served_request import Sample
 from pipeline.errors import TrimlineError
+from tests.benchmarks.local_server import answering
 from tests.deploy.serve.conftest import ROOT, serving, tiny_checkpoint, tiny_onnx  # noqa: F401 - fixtures
 
 SAMPLE = Sample(0.5, (0.2, 0.3, 0.5), 7, 4)
@@ -100,10 +100,8 @@ class _Broken(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def broken() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Broken) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
+    with answering(_Broken) as address:
+        yield f"{address}/v1"
 
 
 def test_requests_that_fail_are_counted_and_fail_the_command(broken: str, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -16,6 +15,7 @@ from benchmarks.served import Run, page
 from benchmarks.served_request import RequestFailed, Sample
 from benchmarks.served_triton import TritonEndpoint, TritonReading
 from benchmarks.service_levels import BARS, level, levels, table
+from tests.benchmarks.local_server import answering
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,10 +67,8 @@ class _Triton(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def triton() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Triton) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with answering(_Triton) as address:
+        yield address
 
 
 def test_the_command_measures_what_speaks_tritons_protocol(triton, tmp_path):
