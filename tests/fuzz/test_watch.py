@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -42,8 +43,7 @@ def wait(out: Path) -> None:
 
 
 def grow(out: Path) -> None:
-    assert bytearray(40 * 2**20)[-1] == 0
-    assert b"x" * (40 * 2**20)
+    assert b"x" * (256 * 2**20)  # far above the bar: other threads, and the system's file cache, may shrink the process meanwhile
 
 
 def ask_for_everything(out: Path) -> None:
@@ -98,8 +98,10 @@ def run_code(out: Path) -> None:
 )
 def test_misbehaviour_is_seen(case: Callable[[Path], object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "input").write_text("x")
-    monkeypatch.setattr(watch, "SECONDS", 0.2)
+    if case in (compute, wait):
+        monkeypatch.setattr(watch, "SECONDS", 0.2)
     monkeypatch.setattr(watch, "MOST_BYTES", 16 * 2**20)
+    gc.collect()  # what earlier tests left would else be freed while the case grows
     assert said in (judged(case, tmp_path) or "")
 
 
