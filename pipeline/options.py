@@ -55,8 +55,12 @@ class RunOptions:
 
     def holds(self, weights: int) -> bool:
         """Whether so many bytes of weights may be in memory as a whole, with what is computed on them."""
+        return weights <= self.for_weights()
+
+    def for_weights(self) -> int:
+        """Bytes that weights may take in memory as a whole."""
         there_is = torch.cuda.mem_get_info()[1] if self.device == "cuda" and not self.memory else usable_memory()
-        return weights <= WEIGHTS_SHARE * (self.memory or there_is)
+        return int(WEIGHTS_SHARE * (self.memory or there_is))
 
     def share(self, part: float) -> int:
         """That part of the memory that the processor may use, in bytes."""

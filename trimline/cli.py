@@ -150,6 +150,7 @@ def recover(
     device: DeviceOption = Device.CPU,
     dtype: DTypeOption = DTypeName.AUTO,
     threads: Threads = None,
+    memory: Annotated[str | None, typer.Option(help="What may be used, such as 16GiB; training has the model whole.")] = None,
     trust: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -160,7 +161,7 @@ def recover(
         from pipeline.recover.stage import first_process
         from trimline import api
 
-        options = _options(device, dtype, threads, trust)
+        options = _options(device, dtype, threads, trust, memory)
         events = here.events if first_process() else Events()
         folder = api.recover(recipe, pruned, output, model=model, options=options, events=events)
         if first_process():

@@ -33,11 +33,13 @@ def build(
     evaluation: Annotated[str, typer.Option(help="Text that int8 is judged on.")] = "default",
     timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings, read and added to.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="Of what runs on the processor.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What may be used, such as 16GiB; the weights may take 0.6 of it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Build a TensorRT engine from ONNX."""
     with session(as_json, debug) as here:
+        from pipeline.memory import parse_bytes
         from pipeline.options import RunOptions
         from trimline import api
         from trimline.recipe import checked_slice
@@ -51,7 +53,7 @@ def build(
             calibration=calibration,
             evaluation=evaluation,
             timing_cache=timing_cache,
-            options=RunOptions(threads=threads) if threads else RunOptions(),
+            options=RunOptions(threads=threads or RunOptions.threads, memory=None if memory is None else parse_bytes(memory)),
             events=here.events,
         )
         proof = record["sparse_kernels"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.files import GRAPH, TOKENIZER_FILES
+from exporters.onnx.files import GRAPH, TOKENIZER_FILES, WEIGHTS
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.builders import Builder, demand_buildable, demand_builder, installed_version
@@ -47,20 +48,21 @@ def build(
         onnx: a folder that the export stage wrote with the portable lowering.
         recipe: builder, sparsity, precision.
         requests: that the engine must serve; they make its profiles.
-        options: threads, of the graph that the engine is compared with.
+        options: threads, of the graph that the engine is compared with, and the memory that must hold the graph's weights.
         out: empty folder.
         events: progress.
         texts: folder with calibration.txt and evaluation.txt; int8 needs it.
         timing_cache: kernel timings to start from, and to add to: a second build of a like model is quicker.
 
     Raises:
-        TrimlineError: the builder cannot work here or refuses the graph, 2:4 is required and the graph is not, or the timings
+        TrimlineError: the builder cannot work here or refuses the graph, memory does not hold its weights, 2:4 is required and the graph is not, or the timings
             cannot be kept where they should.
         GateError: the engine does not compute what the graph computes, or quantising costs too much.
     """
     builder = demand_builder(recipe.builder)
     _check_timing_cache(timing_cache)
     graph, quality = _demand_portable(onnx), None
+    _demand_memory(graph, options)
     if recipe.precision == "int8":
         quality = quantise(onnx, recipe, options, out / QDQ, events, texts=texts)
         graph = out / QDQ / GRAPH
@@ -178,6 +180,17 @@ def _demand_portable(folder: Path) -> Path:
             f"{graph} holds operators of {', '.join(foreign)}, which TensorRT does not know.", "Export it with lowering: portable."
         )
     return graph
+
+
+def _demand_memory(graph: Path, options: RunOptions) -> None:
+    """TensorRT has all weights in the processor's memory while it builds."""
+    weights = sum(path.stat().st_size for path in (graph, graph.with_name(WEIGHTS)) if path.is_file())
+    share = replace(options, device="cpu").for_weights()
+    if weights > share:
+        raise TrimlineError(
+            f"TensorRT builds with all weights in memory: {graph} has {weights / 2**30:.3g} GiB, and {share / 2**30:.3g} GiB may be taken.",
+            "Give --memory more, or build on a machine that has it.",
+        )
 
 
 def _wants_sparse(recipe: BuildSlice, sparsity: dict[str, Any], graph: Path) -> bool:

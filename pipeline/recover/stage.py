@@ -22,6 +22,7 @@ from pipeline.loading import load_model, load_tokenizer
 from pipeline.options import RunOptions
 from pipeline.rebuild.stage import copy_companions
 from pipeline.recipe import RecoverSlice
+from pipeline.recover.budget import demand_memory
 from pipeline.recover.data import training_windows
 from pipeline.recover.origins import Origins
 from pipeline.recover.ranks import block_ranks
@@ -51,8 +52,8 @@ def recover(
         events: progress.
 
     Raises:
-        TrimlineError: peft is missing, the text is too short, the training diverges, or the plan lacks what ranks or
-            hidden states are taken from.
+        TrimlineError: peft is missing, memory does not hold it, the text is too short, the training diverges, or the plan lacks
+            what ranks or hidden states are taken from.
         GateError: the written checkpoint is not what was trained, or lost zeros.
     """
     # Imported here: the Trainer takes seconds, which no other verb should wait for.
@@ -62,6 +63,7 @@ def recover(
     options.apply()
     check_recovery(recipe, options)
     checkpoint = Checkpoint(pruned)
+    demand_memory(checkpoint, Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None, recipe, options)
     text = (texts / "calibration.txt").read_text(encoding="utf-8")
     windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)
     origins = Origins.read(pruned, len(checkpoint.geometry.blocks))

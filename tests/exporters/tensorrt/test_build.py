@@ -157,6 +157,12 @@ def test_a_capability_that_rtx_does_not_know(sparse_onnx, tmp_path, rtx):
         built(sparse_onnx, tmp_path / "engine", RTX.model_copy(update={"compute_capabilities": ("9.0",)}))
 
 
+def test_weights_that_memory_does_not_hold_are_refused(sparse_onnx, tmp_path, rtx):
+    called = trimline("build", str(sparse_onnx), "--output", str(tmp_path / "engine"), "--builder", "tensorrt_rtx", "--memory", "100KB")
+    assert_refused(called, "with all weights in memory")
+    assert not (tmp_path / "engine").exists()
+
+
 def test_a_process_that_dies_is_a_sentence(tmp_path, monkeypatch):
     """As TensorRT's runtime does without a driver: the child is ended by a segmentation fault."""
     (tmp_path / "dies.py").write_text("import os, signal\nprint('[E] last words', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n")
