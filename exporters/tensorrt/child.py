@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
 
     Raises:
         TrimlineError: the builder refused the graph, or its process died.
+        OSError: the disk is full, or the like.
     """
     with tempfile.TemporaryDirectory(prefix="trimline-build-") as scratch:
         asked, answered = Path(scratch) / "request.json", Path(scratch) / "reply.json"
@@ -45,6 +47,8 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
         if process.returncode != 0 or not answered.is_file():
             raise _died(process.returncode, errors)
         found = dict(json.loads(answered.read_text(encoding="utf-8")))
+    if found.get("errno"):
+        raise OSError(found["errno"], os.strerror(found["errno"]), request["engine"])
     if "problem" in found:
         said = "; ".join(errors[-3:]) or found["problem"]
         raise TrimlineError(f"{request['builder']} builds no engine from {request['onnx']}: {said}", "Its log says more, with --debug.")

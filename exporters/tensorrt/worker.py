@@ -126,6 +126,8 @@ def main(request: str, reply: str) -> None:
     """Answers one request; what goes wrong is the reply, in one line."""
     try:
         found = build(json.loads(Path(request).read_text(encoding="utf-8")))
+    except OSError as error:
+        found = {"problem": str(error), "errno": error.errno}
     except Exception as error:  # noqa: BLE001 - polygraphy's and TensorRT's errors share no class; the parent makes a sentence of it
         found = {"problem": " ".join(str(error).split()) or type(error).__name__}
     Path(reply).write_text(json.dumps(found), encoding="utf-8")

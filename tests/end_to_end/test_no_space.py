@@ -18,7 +18,7 @@ import pytest
 
 import pipeline.artefact
 import trimline as api
-from pipeline.artefact import PARTIAL
+from pipeline.artefact import PARTIAL, WORK
 from pipeline.events import Event, Events
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
@@ -68,22 +68,30 @@ class Made:
     def __init__(self, inputs: Path, folder: Path) -> None:
         self.folder, self.recipe = folder, written(recipe("cfsp-least-squares", inputs), folder)
         self.dense = inputs / "model"
+        (folder / "training").mkdir()
+        training = {"kind": "full", "steps": 3, "batch": 4, "micro_batch": 4, "windows": 8, "window": 24, "save_every": 1}
+        self.training = written(recipe("cfsp-least-squares", inputs) | {"recover": training}, folder / "training")
         api.run(self.recipe, folder / "run", options=OPTIONS)
 
     def verb(self, name: str, out: Path) -> tuple[object, ...]:
-        plan = next((self.folder / "run" / "store").glob("prune-*"))
+        store = self.folder / "run" / "store"
+        plan, smaller = (next(store.glob(f"{stage}-*")) for stage in ("prune", "rebuild"))
+        first, second = sorted(store.glob("export-*"))
+        accuracy = (part for name in ("dense", second.name) for part in ("--perplexity", f"{name}=10"))
         return {
             "run": ("run", self.recipe, "-o", out, *SETTINGS),
             "prune": ("prune", self.recipe, "-o", out, *SETTINGS),
             "rebuild": ("rebuild", self.dense, plan, "-o", out, "--profile", "decilm", "--threads", 1),
+            "recover": ("recover", self.training, smaller, "-o", out, *SETTINGS),
             "export": ("export", self.dense, "-o", out, "--threads", 1),
             "gguf": ("export", self.dense, "-o", out, "--format", "gguf", "--precision", "fp32", "--threads", 1),
+            "bench": ("bench", first, second, "-o", out, *accuracy, "--recipe", self.recipe, "--threads", 1),
             "report": ("report", self.folder / "run", "-o", out),
             "package": ("package", self.folder / "run" / "package", "--for", "onnxruntime-genai", "-o", out, "--threads", 1),
         }[name]
 
 
-VERBS = ("run", "prune", "rebuild", "export", "gguf", "report", "package")
+VERBS = ("run", "prune", "rebuild", "recover", "export", "gguf", "bench", "report", "package")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,15 @@ def assert_no_room(called: Called, words: str) -> None:
     assert_refused(called, "Free some space" if numpys else words)
 
 
+def assert_only_the_output(verb: str, place: Path) -> None:
+    """A run's folder stays, to go on with; a training keeps its states beside the output; of the others nothing is left."""
+    left = [path.name for path in place.iterdir()]
+    if verb == "run":
+        assert left in ([], ["out"])
+    else:
+        assert all(verb == "recover" and name.startswith(f"{WORK}out-") for name in left), left
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_on_a_full_disk(made, tmp_path, verb):
     assert trimline(*made.verb(verb, tmp_path / "whole")).code == 0
@@ -112,19 +129,19 @@ def test_every_verb_on_a_full_disk(made, tmp_path, verb):
         with disk(tmp_path / "disk", max(4, int(needed * share))) as place:
             assert_no_room(trimline(*made.verb(verb, place / "out")), "disk is full")
             assert_nothing_half_written(place / "out")
-            assert [path.name for path in place.iterdir()] in ([], ["out"])
-            assert verb == "run" or not (place / "out").exists()
+            assert_only_the_output(verb, place)
             subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
             assert trimline(*made.verb(verb, place / "out")).code == 0
+            assert [path.name for path in place.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("verb", "size"), [*((verb, 20_000) for verb in VERBS), ("run", 500)])
+@pytest.mark.parametrize(("verb", "size"), [*((verb, 500 if verb == "bench" else 20_000) for verb in VERBS), ("run", 500)])
 def test_every_verb_under_a_limit_on_the_size_of_files(made, tmp_path, verb, size):
     with largest_file(size):
         called = trimline(*made.verb(verb, tmp_path / "out"))
     assert_no_room(called, "grew beyond what a limit or the file system allows")
     assert_nothing_half_written(tmp_path / "out")
-    assert verb == "run" or not list(tmp_path.iterdir())
+    assert_only_the_output(verb, tmp_path)
     assert trimline(*made.verb(verb, tmp_path / "out")).code == 0
 
 

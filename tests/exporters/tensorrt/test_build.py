@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ from pipeline.driver import cuda_devices
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Event, Events
 from tests.end_to_end.scenario import assert_refused, prose, trimline
+from tests.end_to_end.test_no_space import disk, largest_file, size_of
 from tests.exporters.models import OPTIONS
+from trimline.session import explain
 
 RTX = BuildSlice(builder="tensorrt_rtx", compute_capabilities=("8.6",))
 REQUESTS = [Request(32, 4, 2)]
@@ -163,12 +166,36 @@ def test_weights_that_memory_does_not_hold_are_refused(sparse_onnx, tmp_path, rt
     assert not (tmp_path / "engine").exists()
 
 
+def test_an_engine_on_a_full_disk(sparse_onnx, tmp_path, rtx):
+    asked = ("build", sparse_onnx, "--builder", "tensorrt_rtx", "--threads", 1, "-o")
+    with largest_file(20_000):
+        assert_refused(trimline(*asked, tmp_path / "engine"), "grew beyond what a limit or the file system allows")
+    assert not list(tmp_path.iterdir())
+    assert trimline(*asked, tmp_path / "whole").code == 0
+    for share in (0.03, 0.5, 0.85):
+        with disk(tmp_path / "disk", max(4, int(size_of(tmp_path / "whole") * share))) as place:
+            assert_refused(trimline(*asked, place / "engine"), "disk is full")
+            assert not list(place.iterdir())
+
+
 def test_a_process_that_dies_is_a_sentence(tmp_path, monkeypatch):
     """As TensorRT's runtime does without a driver: the child is ended by a segmentation fault."""
     (tmp_path / "dies.py").write_text("import os, signal\nprint('[E] last words', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TrimlineError, match=r"was ended by SIGSEGV: last words.*doctor"):
         build_in_child({"builder": "tensorrt", "onnx": "x"}, tmp_path / "log", module="dies")
+
+
+def test_a_disk_that_the_engine_fills_is_no_fault_of_the_graph(tmp_path, monkeypatch):
+    (tmp_path / "fills.py").write_text(
+        "import sys\nfrom exporters.tensorrt import worker\n"
+        "def build(request): raise OSError(28, 'No space left on device', request['engine'])\n"
+        "worker.build = build\nworker.main(*sys.argv[1:])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(OSError, match="No space left") as caught:
+        build_in_child({"builder": "tensorrt", "onnx": "x", "engine": "out/model.engine"}, tmp_path / "log", module="fills")
+    assert explain(caught.value)[0].startswith("The disk is full")
 
 
 def test_chatter_is_dropped_but_for_sparsity(tmp_path, monkeypatch):
