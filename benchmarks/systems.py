@@ -22,7 +22,8 @@ from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, p
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
 from benchmarks.systems_speed import Speeds, Timing, timings
-from benchmarks.systems_tables import VERDICTS, results_table, verdicts
+from benchmarks.systems_tables import results_table
+from benchmarks.systems_verdicts import VERDICTS, verdicts
 from pipeline.errors import TrimlineError
 from pipeline.options import DType, RunOptions
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
@@ -83,7 +84,7 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
 def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Sequence[float], pages: Pages) -> None:
     """Prints the table and the verdicts, and writes them and the plot where they were asked for."""
     table = results_table(records, speeds.rows) + "\n\n" + notes(records, setting, speeds)
-    found = verdicts(records, speeds.rows, [size_text(size) for size in sizes])
+    found = verdicts(records, speeds, [size_text(size) for size in sizes])
     judged = markdown_table(list(VERDICTS), found) if found else "Nothing was timed."
     typer.echo(f"{table}\n\n{judged}")
     pages.write(table, judged, plot(records, speeds.rows), machine(speeds.runs[0]) if speeds.runs else "")

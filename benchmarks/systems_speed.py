@@ -15,6 +15,7 @@ from benchmarks.environment import fingerprint
 from benchmarks.realised_gain import BARS
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
+from benchmarks.statistics import Ratio, paired_ratio
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
 from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
@@ -24,6 +25,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 
 QUIET = Events()
+DECODE = next(workload for workload, metric in BARS if metric == "decode")
 TIMINGS = "timed"  # folder beside the rows' records
 
 
@@ -35,15 +37,36 @@ class Speeds:
         rows: row name, then ``prefill`` or ``decode``, to the comparison with dense (``benchmarks.results.comparison``).
         runs: everything that was measured, run by run.
         failures: row name to the sentence that says why it has no speed.
+        models: row name to the name that its shape has in the runs.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
 
     def why(self, name: str) -> dict[str, str]:
         """What a row's record says of a failure to time it."""
         return {"untimed": self.failures[name]} if name in self.failures else {}
+
+    def decode_ratio(self, first: str, second: str) -> Ratio | None:
+        """How many times faster one row decodes than another, from the rounds that both were timed in; None where there are none.
+
+        Of several runs the one with the most rounds counts, and none whose control does not hold.
+        """
+        names = [self.models.get(row, row) for row in (first, second)]
+        both = [run["samples"][DECODE] for run in self.runs if set(names) <= set(run["samples"][DECODE]) and _is_valid(run)]
+        pairs = [[_steps(samples[name]) for name in names] for samples in both]
+        return paired_ratio(*max(pairs, key=lambda pair: len(pair[0]))) if pairs else None
+
+
+def _is_valid(run: Mapping[str, Any]) -> bool:
+    return all(row["control_holds"] for row in run["comparisons"] if (row["workload"], row["metric"]) == (DECODE, "decode"))
+
+
+def _steps(samples: Mapping[str, Any]) -> list[float]:
+    """Seconds of one decode step, round by round."""
+    return [sum(gaps) / len(gaps) for gaps in samples["gaps"]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
     """Speeds by row name, from those by shape."""
     keys = {record["name"]: _name(record["shape"]) for record in records}
     rows = {name: found.rows[key] for name, key in keys.items() if key in found.rows}
-    return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures})
+    return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures}, keys)
 
 
 def time_shapes(shapes: Mapping[str, Shape], setting: Setting, timing: Timing) -> Speeds:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import interval, mebibytes, ratio
 from benchmarks.pages import markdown_table
 from benchmarks.statistics import Difference, paired_difference
-from benchmarks.systems_list import OURS, TWO_FOUR, percent
+from benchmarks.systems_list import TWO_FOUR, percent
 
 Record = Mapping[str, Any]
 Speed = Mapping[str, Mapping[str, Any]]  # row name, then metric
@@ -26,8 +26,7 @@ COLUMNS = (
     "pruning, CPU s (wall)",
     "peak MiB",
 )
-VERDICTS = ("published row", "its decode speed-up", "Trimline row", "its decode speed-up", "loss difference, nats per token", "outcome")
-NOT_RESOLVED, REACHED, MISSED = "not resolved", "reached", "missed"
+NOT_RESOLVED = "not resolved"
 
 
 def results_table(records: Sequence[Record], speed: Speed) -> str:
@@ -93,38 +92,3 @@ def speed_cell(record: Record, speed: Speed, metric: str) -> str:
     if found is None:
         return "not timed"
     return interval(found["speed_up"]) + ("" if found["control_holds"] else f" ({NOT_RESOLVED})")
-
-
-def verdicts(records: Sequence[Record], speed: Speed, sizes: Iterable[str]) -> list[list[str]]:
-    """For every published smaller row of these sizes: whether Trimline predicts better at no lower decode speed.
-
-    Compared is Trimline's slowest row that is at least as fast; which one that is depends on speeds alone.
-    """
-    timed = [record for record in records if not record.get("failure") and record["name"] in speed]
-    ours = [record for record in timed if record["system"] == OURS]
-    published = [record for record in timed if record["system"] != OURS and record["size"] in set(sizes)]
-    return [_verdict(record, ours, speed) for record in published]
-
-
-def _verdict(published: Record, ours: Sequence[Record], speed: Speed) -> list[str]:
-    name = f"{published['title']}, {published['size']}"
-    theirs = speed[published["name"]]["decode"]
-    fast_enough = [record for record in ours if _decode(record, speed) >= theirs["speed_up"]["value"]]
-    if not fast_enough:
-        return [name, interval(theirs["speed_up"]), "none is as fast", "–", "–", NOT_RESOLVED]
-    chosen = min(fast_enough, key=lambda record: _decode(record, speed))
-    mine, found = speed[chosen["name"]]["decode"], loss_difference(published, chosen)
-    resolved = mine["control_holds"] and theirs["control_holds"]
-    margin = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return [name, interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), margin, outcome(found, resolved)]
-
-
-def outcome(found: Difference, resolved: bool) -> str:
-    """Reached where the whole interval lies below zero, missed where it lies above; nothing without valid timings."""
-    if not resolved or found.low <= 0 <= found.high:
-        return NOT_RESOLVED
-    return REACHED if found.high < 0 else MISSED
-
-
-def _decode(record: Record, speed: Speed) -> float:
-    return float(speed[record["name"]]["decode"]["speed_up"]["value"])

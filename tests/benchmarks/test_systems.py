@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,16 @@ import numpy as np
 import pytest
 import torch
 import typer
-from scipy.stats import ttest_rel
 
 from benchmarks import systems, systems_list, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.statistics import paired_difference
 from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
-from benchmarks.systems_plot import plot
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
 from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes
-from benchmarks.systems_tables import MISSED, NOT_RESOLVED, REACHED, line, number, results_table, verdicts
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -32,6 +27,7 @@ from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
 from pipeline.prune import check_steps
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, Profile, PruneSlice, PruneStep, Space
+from tests.benchmarks.test_systems_tables import compared
 from tests.tiny import tiny_model
 
 SMOL = Geometry(FAMILIES["llama"], 576, 64, 3, 49152, True, 0, (BlockShape(1536, 3),) * 30, {})
@@ -318,115 +314,6 @@ def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> No
     partial, dense = tmp_path / "work" / "rows" / "x-1" / ".partial-onnx", tmp_path / "dense" / "model.safetensors"
     text = f"{partial} (torch) is not {dense}: 1."
     assert without_paths(text, setting) == "work (torch) is not dense: 1."
-
-
-# --- tables ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_paired_difference_is_the_paired_t_test() -> None:
-    chance = np.random.default_rng(0)
-    first = chance.normal(3.0, 1.0, 20)
-    second = first + chance.normal(0.1, 0.2, 20)
-    found, known = paired_difference(first.tolist(), second.tolist()), ttest_rel(second, first).confidence_interval(0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx(((second - first).mean(), known.low, known.high))
-    for bad in ([1.0], [1.0, 2.0, 3.0]):
-        with pytest.raises(ValueError, match="no pairs"):
-            paired_difference([1.0], bad)
-
-
-def record(system: str, size: str, losses: list[float], **more: Any) -> dict[str, Any]:
-    mean = sum(losses) / len(losses)
-    return {
-        "name": f"{system}-{size}",
-        "system": system,
-        "title": system.title(),
-        "size": size,
-        "own": "some of it",
-        "parameters": 90_000_000,
-        "removed": {"decoder_parameters": 0.2},
-        "perplexity": {"perplexity": math.exp(mean), "standard_error": 0.5, "window_losses": losses},
-        "cost": {"wall": 70.4, "processor": 100.2, "peak_anonymous": 2**30},
-    } | more
-
-
-def compared(value: float, holds: bool = True) -> dict[str, Any]:
-    ratio = {"value": value, "low": value - 0.02, "high": value + 0.02}
-    return {metric: {"speed_up": ratio, "control_holds": holds} for metric in ("prefill", "decode")}
-
-
-DENSE_ROW = record("dense", "–", [3.0, 3.2, 3.4], cost=None, own="")
-RECORDS = [
-    DENSE_ROW,
-    record("cfsp", "20 %", [3.5, 3.8, 3.9]),
-    record("flap", "20 %", [3.2, 3.39, 3.62]),
-    record("laco", "20 %", [3.31, 3.5, 3.7]),
-    record("fast", "20 %", [3.9, 3.9, 3.9]),
-    record("cfsp", "30 %", [9.0, 9.1, 9.2]),
-    record(OURS, "20 %", [3.2, 3.4, 3.6]),
-    record(OURS, "30 %", [3.3, 3.52, 3.69]),
-]
-SPEED = {"cfsp-20 %": 1.15, "flap-20 %": 1.2, "laco-20 %": 1.25, "fast-20 %": 1.5, "cfsp-30 %": 1.3}
-SPEED |= {f"{OURS}-20 %": 1.2, f"{OURS}-30 %": 1.35}
-SPEEDS = {name: compared(value) for name, value in SPEED.items()}
-
-
-def test_verdicts_take_our_slowest_row_that_is_as_fast() -> None:
-    found = {cells[0]: (cells[2], cells[-1]) for cells in verdicts(RECORDS, SPEEDS, ["20 %"])}
-    assert found == {
-        "Cfsp, 20 %": ("20 %", REACHED),
-        "Flap, 20 %": ("20 %", NOT_RESOLVED),  # differences of both signs
-        "Laco, 20 %": ("30 %", NOT_RESOLVED),  # the slower row would have won, and is too slow
-        "Fast, 20 %": ("none is as fast", NOT_RESOLVED),
-    }
-    worse = [*RECORDS[:-2], record(OURS, "20 %", [4.0, 4.3, 4.4]), RECORDS[-1]]
-    assert verdicts(worse, SPEEDS, ["20 %"])[0][-1] == MISSED
-
-
-def test_no_verdict_without_a_control_that_holds() -> None:
-    assert {cells[-1] for cells in verdicts(RECORDS, SPEEDS | {f"{OURS}-20 %": compared(1.2, holds=False)}, ["20 %"])[:2]} == {NOT_RESOLVED}
-
-
-def test_a_line_has_every_column() -> None:
-    against = ttest_rel(*(row["perplexity"]["window_losses"] for row in (RECORDS[1], DENSE_ROW))).confidence_interval(0.95)
-    assert line(RECORDS[1], DENSE_ROW, SPEEDS) == [
-        "20 %",
-        "Cfsp",
-        "some of it",
-        "20.0 %",
-        "90.0 M",
-        f"{math.exp(11.2 / 3):.2f} ± 0.50",
-        f"{math.exp(0.5333333):.3f} [{math.exp(against.low):.3f}, {math.exp(against.high):.3f}]",
-        "1.150 [1.130, 1.170]",
-        "1.150 [1.130, 1.170]",
-        "100 (70)",
-        "1024",
-    ]
-    assert line(DENSE_ROW, DENSE_ROW, SPEEDS)[2:4] == ["–", "–"]
-    assert line(RECORDS[1], DENSE_ROW, {})[-3] == "not timed"
-    assert line(record("magnitude", "20 %", [13.0, 13.1, 13.5]), DENSE_ROW, {})[6].startswith("2.2e+04 [")
-    assert line(RECORDS[1], DENSE_ROW, {"cfsp-20 %": compared(1.1, holds=False)})[-3].endswith("(not resolved)")
-    assert line(RECORDS[1] | {"untimed": "a sentence"}, DENSE_ROW, {})[-3] == "failed, see below"
-    assert line(record("wanda", "2:4", [3.0, 3.2, 3.4], zeros=0.5), DENSE_ROW, {})[3] == "50.0 % zeros"
-    assert len({row.count("|") for row in results_table(RECORDS, SPEEDS).splitlines()}) == 1
-    assert [number(value) for value in (12.3456, 999.0, 1.23456e6)] == ["12.35", "999.00", "1.23e+06"]
-
-
-def test_a_failed_row_is_as_long_as_the_others() -> None:
-    failed = {"name": "x-1", "system": "x", "title": "X", "size": "20 %", "failure": "failed: No | such thing."}
-    cells = line(failed, DENSE_ROW, {})
-    assert cells[2] == "failed: No \\| such thing."
-    assert len(cells) == len(line(DENSE_ROW, DENSE_ROW, {}))
-
-
-def test_the_plot_has_a_line_per_system_and_marks_what_lies_beyond() -> None:
-    drawn = plot(RECORDS, SPEEDS)
-    assert drawn is not None
-    texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
-    for title in ("Cfsp", "Flap", "Laco", "Fast", "Trimline", "dense", "perplexity"):
-        assert texts.count(title) == 1
-    assert drawn.count("<circle") == 6  # all but CFSP at 30 %, far above
-    assert any(text and text.startswith("▲ above") for text in texts)
-    assert plot(RECORDS, {}) is None
 
 
 def test_no_two_systems_share_a_name() -> None:

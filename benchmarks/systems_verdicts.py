@@ -1,0 +1,71 @@
+"""Whether Trimline predicts better than a published row at the same decode speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.markdown import interval
+from benchmarks.statistics import Difference
+from benchmarks.systems_list import OURS
+from benchmarks.systems_speed import Speeds
+from benchmarks.systems_tables import NOT_RESOLVED, Record, loss_difference
+
+VERDICTS = (
+    "published row",
+    "its decode speed-up",
+    "Trimline row",
+    "its decode speed-up",
+    "Trimline's speed over the other's",
+    "loss difference, nats per token",
+    "outcome",
+)
+AS_FAST = 0.97  # of the other's decode speed, where the interval of the two reaches 1
+REACHED, MISSED = "reached", "missed"
+
+
+def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
+    """For every published smaller row of these sizes: whether Trimline predicts better at no lower decode speed.
+
+    Compared is Trimline's largest row that is as fast; which one that is does not depend on what it predicts.
+    """
+    timed = [record for record in records if not record.get("failure") and record["name"] in speeds.rows]
+    ours = [record for record in timed if record["system"] == OURS]
+    published = [record for record in timed if record["system"] != OURS and record["size"] in set(sizes)]
+    return [_verdict(record, ours, speeds) for record in published]
+
+
+def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[str]:
+    name = f"{published['title']}, {published['size']}"
+    theirs = speeds.rows[published["name"]]["decode"]
+    fast_enough = [record for record in ours if is_as_fast(record, published, speeds)]
+    if not fast_enough:
+        return [name, interval(theirs["speed_up"]), "none is as fast", *["–"] * 3, NOT_RESOLVED]
+    chosen = max(fast_enough, key=lambda record: record["parameters"])
+    mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
+    resolved = mine["control_holds"] and theirs["control_holds"]
+    side_by_side = speeds.decode_ratio(published["name"], chosen["name"])
+    quotient = "not in one run" if side_by_side is None else interval(side_by_side.as_record())
+    margin = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return [name, interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), quotient, margin, outcome(found, resolved)]
+
+
+def is_as_fast(ours: Record, published: Record, speeds: Speeds) -> bool:
+    """In rounds that both were timed in: the interval of the ratio reaches 1, and its value ``AS_FAST``.
+
+    Of rows that were not timed together, the speed-ups over dense are compared.
+    """
+    found = speeds.decode_ratio(published["name"], ours["name"])
+    if found is None:
+        return _decode(ours, speeds) >= _decode(published, speeds)
+    return found.reaches(1.0) and found.value >= AS_FAST
+
+
+def outcome(found: Difference, resolved: bool) -> str:
+    """Reached where the whole interval lies below zero, missed where it lies above; nothing without valid timings."""
+    if not resolved or found.low <= 0 <= found.high:
+        return NOT_RESOLVED
+    return REACHED if found.high < 0 else MISSED
+
+
+def _decode(record: Record, speeds: Speeds) -> float:
+    return float(speeds.rows[record["name"]]["decode"]["speed_up"]["value"])
