@@ -16,7 +16,7 @@ from tests.end_to_end.scenario import Called, InProcess
 
 SERVER = multiprocessing.get_context("forkserver")
 # Imported once and forked from then on: torch and transformers take seconds to import.
-SERVER.set_forkserver_preload(["tests.end_to_end.processes", "trimline.api"])
+SERVER.set_forkserver_preload(["tests.end_to_end.processes", "trimline.api", "pipeline.recover.training"])
 PATIENCE = 120.0
 
 

@@ -20,7 +20,7 @@ from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import OPTIONS, SETTINGS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
 from trimline.verifying import verify_folder
 
-STAGES = ("source", "text", "measure", "prune", "rebuild", "evaluate", "export", "benchmark", "report", "package")
+STAGES = ("source", "text", "measure", "prune", "rebuild", "recover", "evaluate", "export", "benchmark", "report", "package")
 # What holds a time, a latency or a date, or the sum of a file that does.
 MEASURING = re.compile(rf"(.*/)?({re.escape(MEASURED)}|{SUMS})|(benchmark|report)-.*|package-.*/(manifest\.json|report\.(html|md))")
 
@@ -31,6 +31,7 @@ def values(tmp_path_factory) -> dict[str, Any]:
     (inputs / "calibration.txt").write_text(prose(1, 200), encoding="utf-8")
     wanted = recipe("cfsp-least-squares", inputs)
     wanted["prune"]["calibration"] = {"windows": 100, "window": 64}
+    wanted["recover"] = {"kind": "full", "steps": 6, "batch": 4, "windows": 8, "window": 24, "save_every": 1}
     return wanted | {"package": {"targets": ["onnxruntime-genai"], "licence": "apache-2.0"}}
 
 
