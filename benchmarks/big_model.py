@@ -108,6 +108,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=work) as folder:
         few = random_model(Path(folder) / "few", LLAMA_2_7B | {"num_hidden_layers": 2})
         cost = last_line_of("benchmarks.big_model", ["cost", str(few), str(windows), str(window), memory, str(threads), str(rounds)])
+        typer.echo(f"paged over held: {cost['ratio']:.3f}", err=True)
         model = random_model(Path(folder) / "model", LLAMA_2_7B | {"num_hidden_layers": blocks})
         for name in method or STEPS:
             place = Path(folder) / name
@@ -123,8 +124,10 @@ def main(
 def _stages(name: str, model: Path, place: Path, asked: list[str]) -> list[list[str]]:
     bar = f"{mebibytes(int(STEPS[name][1] * 1e9))}"
     found = {f"{name}: calibrate and prune": last_line_of("benchmarks.big_model", ["plan", str(model), name, str(place / PLAN), *asked])}
+    typer.echo(found, err=True)
     if name == "cfsp":
         found[f"{name}: rebuild and gate"] = last_line_of("benchmarks.big_model", ["rebuild", str(model), str(place / SMALLER), *asked[2:]])
+        typer.echo(found, err=True)
     return [[what, f"{one['seconds']:.0f}", mebibytes(one["peak"]), bar] for what, one in found.items()]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artefact import MEASURED, PARTIAL, file_digest
+from pipeline.artefact import MEASURED, file_digest
 from pipeline.events import Events
 from pipeline.sums import SUMS
 from tests.end_to_end.processes import Running
@@ -89,12 +89,12 @@ def test_killed_in_every_stage(runs):
     draw, killed = random.Random(6), set()
     for stage in STAGES:
         running = runs.start(anew=stage == STAGES[0])
-        if running.until(runs.output / "store", f"{PARTIAL}{stage}-*"):
+        if running.until(runs.output / "store", f"*{stage}-*"):  # half-written, or whole already: some take a millisecond
             time.sleep(draw.random() * 0.02)
             running.send(signal.SIGKILL)
         if running.end().code == -signal.SIGKILL:
             killed.add(stage)
-    assert len(killed) >= len(STAGES) - 3, killed  # some take a millisecond, and may be over before the signal comes
+    assert len(killed) >= len(STAGES) - 3, killed  # the last ones may be over before the signal comes
     assert runs.start().end().code == 0
     runs.check()
 
