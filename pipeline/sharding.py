@@ -75,6 +75,7 @@ def measure_part(source: Path, texts: Path, recipe: PruneSlice, part: Part, opti
     if needs.gradients:
         for block, gradients in gradient_sweep(model.model, family, mine, needs.gradients, events):
             kept_gradients(gradients).write(_new(out / BACKWARD / str(block)))
+            del gradients  # as large as the weights or larger
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def measure(
             if block in measured:
                 measured[block].gradients = gradients
                 _score(model, method, step, block, measured[block], scores)
-                measured[block].gradients = None  # as large as the weights or larger
+                measured[block].gradients = None
+            del gradients  # as large as the weights or larger
         return {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}, measured
     for block, seen in measured.items():
         _score(model, method, step, block, seen, scores)

@@ -128,18 +128,19 @@ class Tally:
         add_weight_gradients(self.absolute[name], self.squares[name], inputs, outputs)
 
     def gradients(self, windows: torch.Tensor) -> BlockGradients:
-        """What was added up, without SCALE."""
+        """What was added up, without SCALE; the tally is empty afterwards, since both would be as large as the block or larger."""
         back = GBLM_SCALE if self.needs.half else SCALE
-        return BlockGradients(
-            tokens=windows.numel(),
-            sequences=len(windows),
-            absolute={name: total.float() / back for name, total in self.absolute.items()},
-            squares={name: total / SCALE**2 for name, total in self.squares.items()},
-            outputs={name: moment.gram().div_(SCALE**2) for name, moment in self.outputs.items()},
-            inputs={point: moment.gram() for point, moment in self.inputs.items()},
-            totals={point: moment.total for point, moment in self.inputs.items()},
-            masks={sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()},
-        )
+        found = BlockGradients(windows.numel(), len(windows))
+        for name in list(self.squares):
+            found.absolute[name] = self.absolute.pop(name).float().div_(back)
+            found.squares[name] = self.squares.pop(name).div_(SCALE**2)
+        for name in list(self.outputs):
+            found.outputs[name] = self.outputs.pop(name).gram().div_(SCALE**2)
+        for point in list(self.inputs):
+            moment = self.inputs.pop(point)
+            found.inputs[point], found.totals[point] = moment.gram(), moment.total
+        found.masks = {sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()}
+        return found
 
 
 def add_weight_gradients(absolute: torch.Tensor, squares: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> None:

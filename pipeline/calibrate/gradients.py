@@ -32,7 +32,8 @@ def gradient_sweep(
 ) -> Iterator[tuple[int, BlockGradients]]:
     """Yields (block number, its gradients), the last block first.
 
-    What whoever takes a block does to its weights changes nothing in the blocks that follow. Between the blocks the
+    What whoever takes a block does to its weights changes nothing in the blocks that follow. Gradients can be larger than the
+    block: who is done with them should let go of them before asking for the next. Between the blocks the
     model is in evaluation mode and no parameter requires a gradient; afterwards both are as before.
 
     Args:
@@ -63,6 +64,7 @@ def gradient_sweep(
             _demand_finite((*found.tensors(), *upstream), number, model)
             advance(1)
             yield number, found
+            del found, tally  # whoever took them may have let go by now, and the next block's come to as much
 
 
 @contextmanager

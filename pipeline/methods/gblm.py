@@ -52,7 +52,7 @@ def normalised_aggregate(sums: torch.Tensor, sequences: int, norm: Norm) -> torc
         sequences: how many there were.
     """
     total = sums.float() * (SEQUENCES / sequences)
-    return SCALE * (total.sqrt() if norm == "l2" else total)
+    return (total.sqrt_() if norm == "l2" else total).mul_(SCALE)
 
 
 def gblm_score(weight: torch.Tensor, aggregate: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:

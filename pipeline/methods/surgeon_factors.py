@@ -71,6 +71,7 @@ def measured_factors(
     for block, gradients in gradient_sweep(model.model, family, windows, needs, events):
         for left in remaining(model, block):
             yield left, *restricted(left, *factors_of(gradients, left.linear, left.biased))
+        del gradients  # larger than the block
 
 
 def measured_inputs(model: ShrinkingModel, windows: torch.Tensor, events: Events) -> Iterator[tuple[Remaining, torch.Tensor]]:

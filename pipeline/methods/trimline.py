@@ -149,6 +149,7 @@ def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: 
                 reader = family.reader(sublayer)
                 inputs, outputs = gradients.inputs[reader.point].cpu(), gradients.outputs[reader.name].cpu()
                 found[sublayer, block] = _ranked(model, sublayer, block, inputs, outputs, step)
+        del gradients  # larger than the block
     return found
 
 
