@@ -44,6 +44,7 @@ from pipeline.recover.stage import check_recovery, first_process, result_key
 from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
+from pipeline.sources.places import typed_path
 from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
 from trimline.compare.comparison import Comparison, comparisons
@@ -473,7 +474,7 @@ def as_recipe(recipe: Path | str | Recipe | Mapping[str, Any]) -> Recipe:
 @contextmanager
 def _checkpoint(named: ModelSlice, options: RunOptions, events: Events) -> Iterator[Path]:
     """The checkpoint folder of a named model; converted or downloaded ones live as long as the call."""
-    path = Path(named.source).expanduser()
+    path = typed_path(named.source)
     if path.is_dir():
         yield checkpoint_folder(path)
         return

@@ -19,6 +19,7 @@ from pipeline.artefact import file_digest
 from pipeline.errors import TrimlineError, shown
 from pipeline.plain_yaml import read_plain_yaml
 from pipeline.recipe import LmEvalSlice
+from pipeline.sources.places import typed_path
 
 SUFFIXES = (".yaml", ".yml")
 LARGEST_FILE = 4 * 2**20
@@ -100,7 +101,7 @@ def _is_path(name: str) -> bool:
 def _paths(name: str) -> list[Path]:
     if not _is_path(name):
         return []
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.is_dir():
         texts = {found: _text(found) for found in sorted(path.iterdir()) if found.suffix in SUFFIXES}
         tasks = [found for found, text in texts.items() if any(line.startswith("task:") for line in text.splitlines())]

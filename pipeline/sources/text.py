@@ -14,6 +14,7 @@ from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.recipe import DEFAULT, TextSlice, TextSource
 from pipeline.sources.overlap import LONG, shared_share
+from pipeline.sources.places import typed_path
 from pipeline.sources.reading import SUFFIXES, read_data_set, read_file
 
 Role = Literal["calibration", "evaluation"]
@@ -63,7 +64,7 @@ def load_text(named: TextSource, role: Role) -> str:
     Raises:
         TrimlineError: unreadable, of an unknown kind, lacking the column, or empty.
     """
-    path = Path(named.source).expanduser()
+    path = typed_path(named.source)
     if named.source == DEFAULT:
         text = _builtin_half(named.split or role)
     elif path.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.checkpoint import Checkpoint
@@ -90,5 +90,6 @@ def test_any_bytes_as_a_file_of_a_checkpoint(content, name):
 
 @quick
 @given(st.text(max_size=40))
+@example("~0")  # somebody's home, and nobody's
 def test_any_name_as_a_model(name):
     refused_or(dict, lambda: identify(ModelSlice(source=name)))
