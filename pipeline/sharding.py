@@ -73,7 +73,7 @@ def measure_part(source: Path, texts: Path, recipe: PruneSlice, part: Part, opti
         for block, seen in sweep(model.model, family, mine, needs, events):
             kept_scores({}, {block: seen}).write(_new(out / FORWARD / str(block)))
     if needs.gradients:
-        for block, gradients in gradient_sweep(model.model, family, mine, needs.gradients, events):
+        for block, gradients in gradient_sweep(model.model, family, mine, needs.gradients, events, model.waiting_bytes):
             kept_gradients(gradients).write(_new(out / BACKWARD / str(block)))
             del gradients  # as large as the weights or larger
 

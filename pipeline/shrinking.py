@@ -22,7 +22,7 @@ from pipeline.rebuild.places import place_of
 from pipeline.rebuild.profiles import check_stream
 from pipeline.rebuild.surgery import select
 
-CHANGED_SHARE = 0.1  # of the memory, for changed tensors of a model whose blocks are paged
+WAITING_SHARE = 0.1  # of the memory: changed tensors, and as much again of what sweeps need later, of a model whose blocks are paged
 
 
 class ShrinkingModel:
@@ -56,9 +56,14 @@ class ShrinkingModel:
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
         self.biases: set[str] = set()
-        self._changed = Changes(None if paging is None else paging.options.share(CHANGED_SHARE))
+        self._changed = Changes(self.waiting_bytes)
         if paging is not None:
             paging.overlay = self._restore
+
+    @property
+    def waiting_bytes(self) -> int | None:
+        """How much of what a sweep needs again later may wait in memory; None where the model itself is there."""
+        return None if self.paging is None else self.paging.options.share(WAITING_SHARE)
 
     def twin(self) -> nn.Module:
         """The live model as it is now, whatever happens to this one later."""

@@ -62,8 +62,9 @@ def weight_gradients(
     in fp32: beyond a limit they wait in files.
     """
     kept: dict[int, tuple[list[str], BlockGradients]] = {}
-    with saved_states() as saved:
-        for block, found in gradient_sweep(model.model, model.geometry.family, windows, needs, events) if needs else ():
+    with saved_states(model.waiting_bytes) as saved:
+        family, limit = model.geometry.family, model.waiting_bytes
+        for block, found in gradient_sweep(model.model, family, windows, needs, events, limit) if needs else ():
             names = sorted(found.absolute)
             for place, name in enumerate(names):
                 saved.put((block, 2 * place), found.absolute.pop(name))

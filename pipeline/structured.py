@@ -93,7 +93,9 @@ def measure(
         measured = {block: BlockStatistics(windows.numel(), len(windows)) for block in model.selection.blocks}
     scores: Scores = {space: {} for space in step.spaces}
     if needs.gradients:
-        seen_backward = given.backward() if given else gradient_sweep(model.model, family, windows, needs.gradients, events)
+        seen_backward = (
+            given.backward() if given else gradient_sweep(model.model, family, windows, needs.gradients, events, model.waiting_bytes)
+        )
         for block, gradients in seen_backward:
             if block in measured:
                 measured[block].gradients = gradients

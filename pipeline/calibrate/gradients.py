@@ -28,7 +28,7 @@ HEAD_TOKENS = 512  # logits of so many tokens at a time: 100 MB in fp32 at a voc
 
 
 def gradient_sweep(
-    model: nn.Module, family: Family, windows: torch.Tensor, needs: GradientNeeds, events: Events
+    model: nn.Module, family: Family, windows: torch.Tensor, needs: GradientNeeds, events: Events, limit: int | None = None
 ) -> Iterator[tuple[int, BlockGradients]]:
     """Yields (block number, its gradients), the last block first.
 
@@ -42,6 +42,7 @@ def gradient_sweep(
         windows: token ids, shape (N, S).
         needs: what to collect.
         events: gets two progress steps per block, one on the way forward and one on the way back.
+        limit: bytes of what entered the blocks that stay in memory, 1 GiB at most; the rest waits in a file.
 
     Raises:
         TrimlineError: a window has no token to predict, or gradients overflow in the model's dtype; it names the block.
@@ -51,7 +52,7 @@ def gradient_sweep(
         raise TrimlineError("The calibration windows are one token long, and a loss needs one to predict.", "Give longer windows.")
     blocks, batches = blocks_of(model, family), batches_of(windows)
     text = f"gradients on {windows.numel():,} tokens"
-    with _frozen(model), saved_states() as saved, events.progress(text, 2 * len(blocks)) as advance:
+    with _frozen(model), saved_states(limit) as saved, events.progress(text, 2 * len(blocks)) as advance:
         states, arguments = _forward(model, family, batches, saved, advance)
         upstream = [_loss_gradient(model, blocks, hidden, batch) for hidden, batch in zip(states, batches, strict=True)]
         del states

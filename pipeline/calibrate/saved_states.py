@@ -57,10 +57,10 @@ class SavedStates:
 
 
 @contextmanager
-def saved_states() -> Iterator[SavedStates]:
-    """An empty store; what it holds goes when it is left."""
+def saved_states(limit: int | None = None) -> Iterator[SavedStates]:
+    """An empty store; beyond ``limit`` bytes, if that is below MEMORY_LIMIT, it is in a file. What it holds goes when it is left."""
     with tempfile.TemporaryFile(prefix="trimline-states-") as file:
-        yield SavedStates(file, MEMORY_LIMIT)
+        yield SavedStates(file, MEMORY_LIMIT if limit is None else min(limit, MEMORY_LIMIT))
 
 
 def bytes_of(states: torch.Tensor) -> memoryview:

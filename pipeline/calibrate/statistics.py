@@ -91,7 +91,7 @@ class InputStatistics:
     def gram(self) -> torch.Tensor:
         """Σ x xᵀ, shape (C, C), fp32; only where it was collected."""
         assert self.upper is not None
-        return self.upper.triu() + self.upper.triu(1).T
+        return self.upper.triu().add_(self.upper.triu(1).T)
 
     def restricted(self, channels: torch.Tensor) -> InputStatistics:
         """The same of some of the channels, given by ascending numbers."""

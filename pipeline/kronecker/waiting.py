@@ -54,7 +54,7 @@ class WaitingFactors:
 
 
 @contextmanager
-def waiting_factors(family: Family) -> Iterator[WaitingFactors]:
-    """An empty store; its files go when it is left, however that happens."""
-    with saved_states() as saved:
+def waiting_factors(family: Family, limit: int | None = None) -> Iterator[WaitingFactors]:
+    """An empty store, in files beyond ``limit`` bytes or 1 GiB; they go when it is left, however that happens."""
+    with saved_states(limit) as saved:
         yield WaitingFactors(saved, family)

@@ -89,7 +89,9 @@ class LLMSurgeon:
 def _reader_costs(view: BlockView, sublayer: Sublayer, options: SurgeonOptions) -> torch.Tensor:
     reader, gradients = view.geometry.family.reader(sublayer), view.statistics.gradients
     assert gradients is not None
-    inputs, outputs = factors_of(gradients, reader, biased=False)
+    # A is the reader's own, and with it the largest thing here: divided where it lies.
+    inputs = gradients.inputs.pop(reader.point).div_(gradients.tokens)
+    outputs = gradients.outputs[reader.name] / gradients.tokens
     mean = None if view.bias(reader.name) is None else gradients.totals[reader.point] / gradients.tokens
     weight, width = view.weight(reader.name).to(outputs.device), view.geometry.unit_width(reader.columns)
     return coupled_costs(weight, inputs, outputs, width, options.damping_inputs, options.variant, mean)

@@ -68,7 +68,7 @@ def measured_factors(
     """A sweep backwards: A and G of everything that is left, as ``factors_of`` gives them; the last block first."""
     family = model.geometry.family
     needs = GradientNeeds(kronecker=frozenset(linear.name for linear in family.linears))
-    for block, gradients in gradient_sweep(model.model, family, windows, needs, events):
+    for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes):
         for left in remaining(model, block):
             yield left, *restricted(left, *factors_of(gradients, left.linear, left.biased))
         del gradients  # larger than the block

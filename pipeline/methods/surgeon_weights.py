@@ -61,7 +61,7 @@ def remove_weights(
     done: list[tuple[Step, Scores]] = []
     for number in range(1, step.shots + 1):
         fraction = remove * number / step.shots
-        with waiting_factors(model.geometry.family) as waiting:
+        with waiting_factors(model.geometry.family, model.waiting_bytes) as waiting:
             if options.structures == "published":
                 decided = remove_structures(model, windows, fraction, options, waiting, events)
             else:

@@ -143,7 +143,7 @@ def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: 
     family = model.geometry.family
     needs = GradientNeeds(kronecker=frozenset(family.reader(sublayer).name for sublayer in Sublayer))
     found: dict[tuple[Sublayer, int], Ranked] = {}
-    for block, gradients in gradient_sweep(model.model, family, windows, needs, events):
+    for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes):
         for sublayer in Sublayer:
             if block in model.selection.blocks and model.selection.units(sublayer)[block]:
                 reader = family.reader(sublayer)

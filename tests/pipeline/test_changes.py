@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.shrinking
+from pipeline.calibrate.saved_states import MEMORY_LIMIT, SavedStates
 from pipeline.changes import Changes, Selected
 from pipeline.checkpoint import save_tensors
 from pipeline.events import Events
@@ -121,7 +122,7 @@ UPDATING = {name: step for name, step in (STEPS | MORE).items() if name not in (
 def test_every_method_that_updates_writes_the_same_from_files(step, dense, tmp_path, monkeypatch, seen, open_files):
     whole = plan(dense, [step], WHOLE, tmp_path / "whole")
     assert not any(seen), "a model in memory keeps its updates there"
-    monkeypatch.setattr(pipeline.shrinking, "CHANGED_SHARE", 0.0)
+    monkeypatch.setattr(pipeline.shrinking, "WAITING_SHARE", 0.0)
     assert plan(dense, [step], PAGED, tmp_path / "paged") == whole
     assert any(seen) == (len(whole["updates.safetensors"]) > 100)
     assert not open_files()
@@ -135,6 +136,25 @@ def test_steps_after_one_another_from_files(dense, tmp_path, monkeypatch, seen, 
     assert plan(dense, steps, PAGED, tmp_path / "none") == whole
     assert max(seen) > 10
     assert not open_files()
+
+
+@pytest.mark.parametrize("name", ["gblm", "trimline"])
+def test_what_gradients_need_later_waits_in_memory_up_to_a_tenth_of_the_budget(name, dense, tmp_path, monkeypatch):
+    limits = []
+    kept = SavedStates.__init__
+
+    def noting(self, file, limit):
+        limits.append(limit)
+        kept(self, file, limit)
+
+    monkeypatch.setattr(SavedStates, "__init__", noting)
+    step = (STEPS | MORE)[name]
+    plan(dense, [step], WHOLE, tmp_path / "whole")
+    whole = len(limits)
+    plan(dense, [step], replace(PAGED, memory=20_000), tmp_path / "paged")
+    assert whole
+    assert set(limits[:whole]) == {MEMORY_LIMIT}
+    assert set(limits[whole:]) == {2000}
 
 
 def test_an_error_leaves_no_file(dense, tmp_path, monkeypatch, seen, open_files):
