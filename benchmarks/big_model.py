@@ -123,12 +123,15 @@ def main(
 
 def _stages(name: str, model: Path, place: Path, asked: list[str]) -> list[list[str]]:
     bar = f"{mebibytes(int(STEPS[name][1] * 1e9))}"
-    found = {f"{name}: calibrate and prune": last_line_of("benchmarks.big_model", ["plan", str(model), name, str(place / PLAN), *asked])}
-    typer.echo(found, err=True)
+    tasks = {"calibrate and prune": ["plan", str(model), name, str(place / PLAN), *asked]}
     if name == "cfsp":
-        found[f"{name}: rebuild and gate"] = last_line_of("benchmarks.big_model", ["rebuild", str(model), str(place / SMALLER), *asked[2:]])
-        typer.echo(found, err=True)
-    return [[what, f"{one['seconds']:.0f}", mebibytes(one["peak"]), bar] for what, one in found.items()]
+        tasks["rebuild and gate"] = ["rebuild", str(model), str(place / SMALLER), *asked[2:]]
+    rows = []
+    for what, task in tasks.items():
+        found = last_line_of("benchmarks.big_model", task)
+        rows.append([f"{name}: {what}", f"{found['seconds']:.0f}", mebibytes(found["peak"]), bar])
+        typer.echo(", ".join(rows[-1]), err=True)  # an hour may pass before the table
+    return rows
 
 
 def child(task: str, arguments: list[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from benchmarks.statistics import Ratio, paired_ratio
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
 from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
+from benchmarks.target import series
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
@@ -55,18 +56,13 @@ class Speeds:
         Of several runs the one with the most rounds counts, and none whose control does not hold.
         """
         names = [self.models.get(row, row) for row in (first, second)]
-        both = [run["samples"][DECODE] for run in self.runs if set(names) <= set(run["samples"][DECODE]) and _is_valid(run)]
-        pairs = [[_steps(samples[name]) for name in names] for samples in both]
+        both = [run for run in self.runs if set(names) <= set(run["samples"][DECODE]) and _is_valid(run)]
+        pairs = [[series(run, BenchmarkSlice.model_validate(run["recipe"]), "decode", name) for name in names] for run in both]
         return paired_ratio(*max(pairs, key=lambda pair: len(pair[0]))) if pairs else None
 
 
 def _is_valid(run: Mapping[str, Any]) -> bool:
     return all(row["control_holds"] for row in run["comparisons"] if (row["workload"], row["metric"]) == (DECODE, "decode"))
-
-
-def _steps(samples: Mapping[str, Any]) -> list[float]:
-    """Seconds of one decode step, round by round."""
-    return [sum(gaps) / len(gaps) for gaps in samples["gaps"]]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.markdown import interval
-from benchmarks.statistics import Difference
+from benchmarks.statistics import Difference, Ratio
 from benchmarks.systems_list import OURS
 from benchmarks.systems_speed import Speeds
 from benchmarks.systems_tables import NOT_RESOLVED, Record, loss_difference
@@ -37,27 +37,26 @@ def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) ->
 def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[str]:
     name = f"{published['title']}, {published['size']}"
     theirs = speeds.rows[published["name"]]["decode"]
-    fast_enough = [record for record in ours if is_as_fast(record, published, speeds)]
+    side_by_side = [(record, speeds.decode_ratio(published["name"], record["name"])) for record in ours]
+    fast_enough = [(record, ratio) for record, ratio in side_by_side if _is_as_fast(record, published, ratio, speeds)]
     if not fast_enough:
         return [name, interval(theirs["speed_up"]), "none is as fast", *["–"] * 3, NOT_RESOLVED]
-    chosen = max(fast_enough, key=lambda record: record["parameters"])
+    chosen, ratio = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
     resolved = mine["control_holds"] and theirs["control_holds"]
-    side_by_side = speeds.decode_ratio(published["name"], chosen["name"])
-    quotient = "not in one run" if side_by_side is None else interval(side_by_side.as_record())
+    quotient = "not in one run" if ratio is None else interval(ratio.as_record())
     margin = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     return [name, interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), quotient, margin, outcome(found, resolved)]
 
 
-def is_as_fast(ours: Record, published: Record, speeds: Speeds) -> bool:
+def _is_as_fast(ours: Record, published: Record, ratio: Ratio | None, speeds: Speeds) -> bool:
     """In rounds that both were timed in: the interval of the ratio reaches 1, and its value ``AS_FAST``.
 
     Of rows that were not timed together, the speed-ups over dense are compared.
     """
-    found = speeds.decode_ratio(published["name"], ours["name"])
-    if found is None:
+    if ratio is None:
         return _decode(ours, speeds) >= _decode(published, speeds)
-    return found.reaches(1.0) and found.value >= AS_FAST
+    return ratio.reaches(1.0) and ratio.value >= AS_FAST
 
 
 def outcome(found: Difference, resolved: bool) -> str:

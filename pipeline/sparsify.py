@@ -62,8 +62,8 @@ def weight_gradients(
     in fp32: beyond a limit they wait in files.
     """
     kept: dict[int, tuple[list[str], BlockGradients]] = {}
-    with saved_states(model.waiting_bytes) as saved:
-        family, limit = model.geometry.family, model.waiting_bytes
+    family, limit = model.geometry.family, model.waiting_bytes
+    with saved_states(limit) as saved:
         for block, found in gradient_sweep(model.model, family, windows, needs, events, limit) if needs else ():
             names = sorted(found.absolute)
             for place, name in enumerate(names):

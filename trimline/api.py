@@ -40,7 +40,8 @@ from pipeline.prune import check_steps
 from pipeline.prune import prune as write_plan
 from pipeline.rebuild.stage import rebuild as write_rebuild
 from pipeline.recipe import EvaluateSlice, LmEvalSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSlice, TextSource
-from pipeline.recover.stage import check_recovery, first_process, result_key
+from pipeline.recover.processes import first_process
+from pipeline.recover.stage import check_recovery, result_key
 from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source

@@ -158,7 +158,7 @@ def recover(
     """Train what was rebuilt, and prove the result."""
     with session(as_json, debug) as here:
         from pipeline.events import Events
-        from pipeline.recover.stage import first_process
+        from pipeline.recover.processes import first_process
         from trimline import api
 
         options = _options(device, dtype, threads, trust, memory)

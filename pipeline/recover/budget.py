@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from pipeline.checkpoint import Checkpoint
@@ -11,11 +9,12 @@ from pipeline.errors import TrimlineError
 from pipeline.options import RunOptions
 from pipeline.paging import weights_bytes
 from pipeline.recipe import RecoverSlice
+from pipeline.recover.processes import processes, processes_here
 
 MOMENTS = 2  # of AdamW, for every trained weight
 
 
-def held_bytes(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlice, dtype: torch.dtype, processes: int) -> int:
+def held_bytes(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlice, dtype: torch.dtype, together: int) -> int:
     """What one process holds all the time, hidden states and adapters aside.
 
     The weights are read whole, in fp32; every trained one has a gradient and two moments, which ``recipe.sharded`` deals out.
@@ -25,12 +24,12 @@ def held_bytes(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlic
         dense: the teacher; None without distillation.
         recipe: how to train.
         dtype: of the teacher.
-        processes: that train together.
+        together: processes that train together.
     """
     weights = weights_bytes(pruned, torch.float32)
     trained = (1 + MOMENTS) * weights if recipe.kind == "full" else 0
     teacher = 0 if dense is None else weights_bytes(dense, dtype)
-    return weights + trained // (processes if recipe.sharded else 1) + teacher
+    return weights + trained // (together if recipe.sharded else 1) + teacher
 
 
 def demand_memory(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlice, options: RunOptions) -> None:
@@ -39,13 +38,12 @@ def demand_memory(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverS
     Raises:
         TrimlineError: weights, gradients, moments and teacher are more than weights may take.
     """
-    processes, beside = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    held = held_bytes(pruned, dense, recipe, options.resolved_dtype(), processes)
+    held = held_bytes(pruned, dense, recipe, options.resolved_dtype(), processes())
     if options.device == "cpu":
-        held *= beside  # they share one memory
+        held *= processes_here()  # they share one memory
     if options.holds(held):
         return
-    less = [
+    instead = [
         *(["recover.kind: lora"] if recipe.kind == "full" else []),
         *(["recover.loss: text"] if dense is not None else []),
         *(["several devices with recover.sharded: true (docs/recovery.md)"] if recipe.kind == "full" and not recipe.sharded else []),
@@ -53,5 +51,5 @@ def demand_memory(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverS
     raise TrimlineError(
         f"This training holds {held / 2**30:.3g} GiB of weights, gradients, moments and teacher, and they may take "
         f"{options.for_weights() / 2**30:.3g} GiB.",
-        " ".join(["Give --memory more, or a machine that has it" + (f", or use {' or '.join(less)}." if less else ".")]),
+        "Give --memory more, or a machine that has it" + (f", or use {' or '.join(instead)}." if instead else "."),
     )

@@ -6,7 +6,6 @@ processes on one machine show what eight GPUs do.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from pipeline.errors import TrimlineError
+from pipeline.recover.processes import processes
 
 
 def fsdp_settings(blocks: nn.ModuleList) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def demand_processes() -> None:
     Raises:
         TrimlineError: this process was not started as one of several.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if processes() < 2:
         raise TrimlineError(
             "recover.sharded shares the training among processes, and there is one.",
             "Launch trimline recover by torchrun with --nproc-per-node 2 or more, or leave recover.sharded out.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,6 +24,7 @@ from pipeline.recipe import RecoverSlice
 from pipeline.recover.budget import demand_memory
 from pipeline.recover.data import training_windows
 from pipeline.recover.origins import Origins
+from pipeline.recover.processes import first_process
 from pipeline.recover.ranks import block_ranks
 from pipeline.sources.model import checkpoint_folder
 
@@ -63,13 +63,14 @@ def recover(
     options.apply()
     check_recovery(recipe, options)
     checkpoint = Checkpoint(pruned)
-    demand_memory(checkpoint, Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None, recipe, options)
+    taught = Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None
+    demand_memory(checkpoint, taught, recipe, options)
     text = (texts / "calibration.txt").read_text(encoding="utf-8")
     windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)
     origins = Origins.read(pruned, len(checkpoint.geometry.blocks))
     set_seed(recipe.seed)
     model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
-    lesson = _lesson(model, checkpoint, checkpoint_folder(dense), origins, recipe, options) if recipe.loss == "distillation" else None
+    lesson = _lesson(model, checkpoint, taught, origins, recipe, options) if taught else None
     student = _student(model, checkpoint, origins, recipe)
     blocks = blocks_of(model, checkpoint.geometry.family)
     losses, trained = train(student.model, windows, recipe, options, work, events, blocks, lesson, student.callbacks)
@@ -115,11 +116,6 @@ def result_key(recipe: RecoverSlice, options: RunOptions) -> dict[str, Any]:
     return {"recipe": wanted, "options": options.as_record(), "peft": peft_version(), "code": code_version(pipeline)}
 
 
-def first_process() -> bool:
-    """Whether this is the process that writes results: of one, or of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @dataclass(frozen=True)
 class _Student:
     """What is trained, who watches its steps, and what recover.json says of it."""
@@ -148,12 +144,12 @@ def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, r
 
 
 def _lesson(
-    model: PreTrainedModel, checkpoint: Checkpoint, dense: Path, origins: Origins, recipe: RecoverSlice, options: RunOptions
+    model: PreTrainedModel, checkpoint: Checkpoint, dense: Checkpoint, origins: Origins, recipe: RecoverSlice, options: RunOptions
 ) -> Lesson:
     """The dense model as teacher, and for hidden states the pairs of blocks that were one."""
     from pipeline.recover.distillation import BlockOutputs, Lesson
 
-    original = Checkpoint(dense).geometry
+    original = dense.geometry
     if original.vocab != checkpoint.geometry.vocab:
         raise TrimlineError(
             f"The dense model predicts {original.vocab} tokens and the smaller one {checkpoint.geometry.vocab}.",
@@ -161,7 +157,7 @@ def _lesson(
         )
     if recipe.hidden_states and original.hidden != checkpoint.geometry.hidden:
         raise narrower_stream()
-    teacher = load_model(dense, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
+    teacher = load_model(dense.folder, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
     teacher.requires_grad_(False)
     if not recipe.hidden_states:
         return Lesson(teacher, recipe.temperature)

@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.markdown import interval
+from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.statistics import paired_difference, paired_ratio
 from benchmarks.systems_list import OURS
 from benchmarks.systems_plot import plot
@@ -82,7 +83,8 @@ def run_of(seconds: dict[str, list[float]], holds: bool = True) -> dict[str, Any
     """An interleaved run as its file has it: seconds of a decode step by model and round, in two steps of unlike length."""
     gaps = {name: [[0.5 * step, 1.5 * step] for step in steps] for name, steps in seconds.items()}
     judged = [{"workload": DECODE, "metric": "decode", "control_holds": holds}]
-    return {"comparisons": judged, "samples": {DECODE: {name: {"gaps": found} for name, found in gaps.items()}}}
+    recipe = BenchmarkSlice(workloads=(Workload(prompt=128, output=17),)).model_dump(mode="json")
+    return {"recipe": recipe, "comparisons": judged, "samples": {DECODE: {name: {"gaps": found} for name, found in gaps.items()}}}
 
 
 OURS_THERE, LACO = f"{OURS}-20 %", "laco-20 %"  # laco is faster than ours by its speed-up over dense, 1.25 against 1.2

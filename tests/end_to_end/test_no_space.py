@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import pipeline.artefact
 import trimline as api
 from pipeline.artefact import PARTIAL, WORK
 from pipeline.events import Event, Events
+from tests.end_to_end.disks import disk, largest_file, size_of
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
@@ -37,29 +35,6 @@ from trimline.session import explain
 from trimline.verifying import verify_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
-
-
-@contextmanager
-def disk(place: Path, kib: int) -> Iterator[Path]:
-    """A file system of that size."""
-    place.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small file system here; the tests with a limit on the size of files fill it by other means")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Made:
@@ -98,12 +73,6 @@ VERBS = ("run", "prune", "rebuild", "recover", "export", "gguf", "bench", "repor
 def made(tmp_path_factory, quick_measuring) -> Made:
     folder = tmp_path_factory.mktemp("made")
     return Made(tiny_inputs(folder / "inputs"), folder)
-
-
-def size_of(folder: Path) -> int:
-    """In KiB and whole pages, a file with several hard links once."""
-    found = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return sum(-(-size // 4096) * 4 for size in found.values())
 
 
 def assert_no_room(called: Called, words: str) -> None:

@@ -22,8 +22,8 @@ from exporters.tensorrt.stage import build
 from pipeline.driver import cuda_devices
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Event, Events
+from tests.end_to_end.disks import disk, largest_file, size_of
 from tests.end_to_end.scenario import assert_refused, prose, trimline
-from tests.end_to_end.test_no_space import disk, largest_file, size_of
 from tests.exporters.models import OPTIONS
 from trimline.session import explain
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.recipe import RecoverSlice
-from pipeline.recover.stage import first_process, recover
+from pipeline.recover.processes import first_process
+from pipeline.recover.stage import recover
 
 
 def main(folder: Path) -> None:
