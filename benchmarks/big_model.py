@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.environment import processor_flags, processor_model
 from benchmarks.markdown import mebibytes
 from benchmarks.memory import AnonymousPeak, last_line_of
 from benchmarks.pages import fill, markdown_table
@@ -116,6 +117,8 @@ def main(
             rows += _stages(name, model, place, [str(windows), str(window), memory, str(threads)])
     rows.append(["tokens/s of calibration, paged over held", "", f"{cost['ratio']:.3f}", f"{BAR}"])
     table = markdown_table(["stage", "seconds", "peak anonymous MiB", "bar"], rows)
+    asked = f"{windows} windows of {window} tokens, a budget of {memory}, {RunOptions(threads=threads).as_record()['dtype']}"
+    table += f"\n\n{asked}, on {processor_model()} ({', '.join(processor_flags())})."
     typer.echo(table)
     if page is not None:
         fill(page, "big-model", table)

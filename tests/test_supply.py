@@ -15,6 +15,7 @@ from packaging.version import Version
 from deploy.sbom import ROOT, bill_of_materials, installed, licences_page
 
 PROJECT = Path(__file__).parents[1]
+SILENT = {"cuda-toolkit"}  # distributions whose metadata name no licence: NVIDIA's empty one that names its libraries
 
 
 def requirements() -> list[Requirement]:
@@ -95,4 +96,4 @@ def test_licences_are_listed():
     rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(list(installed())) - 1
     assert "| safetensors |" in page
-    assert sum(row.endswith("| not stated |") for row in rows) == 0
+    assert {row.split()[1] for row in rows if row.endswith("| not stated |")} <= SILENT
