@@ -16,7 +16,7 @@ Ours are the budget, which ends the walk, and that the threshold is found where 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -157,7 +157,7 @@ class LaCo:
             raise TrimlineError(f"LaCo's walk from block {options.highest - options.layers} down to {options.lowest} is empty.",
                                 "Give a higher highest, fewer layers or a lower lowest.")  # fmt: skip
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
         """Collapses blocks until the budget is met; one entry, without scores: blocks compete by trial."""
         options, left = options_of(step, LaCoOptions), model.selection.blocks
         check_alike(model)
@@ -181,4 +181,4 @@ class LaCo:
             "collapsed": {str(block.base): list(block.covers) for block in found.blocks if block.changed},
         }
         kept = {Space.LAYER.value: model.selection.blocks}
-        return [(Step("laco on layer", step.model_dump(mode="json", exclude_none=True), kept, facts), {})]
+        yield Step("laco on layer", step.model_dump(mode="json", exclude_none=True), kept, facts), {}

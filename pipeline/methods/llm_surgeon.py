@@ -7,6 +7,7 @@ can be cut: an FFN channel or a KV group, with every row that writes it and ever
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -81,7 +82,7 @@ class LLMSurgeon:
             costs = _sum_of_costs(view, sublayer, options)
         return costs / _unit_parameters(view, sublayer) if options.per_parameter else costs
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
         """Single weights, shot by shot."""
         return remove_weights(model, windows, step, options_of(step, SurgeonOptions), events)
 

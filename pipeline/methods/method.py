@@ -6,7 +6,7 @@ part of the recipe (``options:``) is validated with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -154,8 +154,8 @@ class WeightMethod(Method, Protocol):
 class StepMethod(Method, Protocol):
     """Does a whole step itself; where it scores units too, only that of single weights."""
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> list[tuple[Step, Scores]]:
-        """Shrinks ``model`` and says what was decided, one entry per shot."""
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
+        """Shrinks ``model`` and says what was decided, an entry per shot, before the next one is begun."""
 
 
 @runtime_checkable
@@ -167,5 +167,5 @@ class MeasuringMethod(StepMethod, Protocol):
 
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
-    ) -> list[tuple[Step, Scores]]:
+    ) -> Iterator[tuple[Step, Scores]]:
         """As ``StepMethod.run``; ``kept`` is what ``measured`` gave for this model, and stands for measuring the first shot."""

@@ -49,7 +49,7 @@ class Candidate:
 
 def remove_weights(
     model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, options: WeightOptions, events: Events
-) -> list[tuple[Step, Scores]]:
+) -> Iterator[tuple[Step, Scores]]:
     """All shots of a step; the s-th of T leaves s / T of the zeros that are asked for.
 
     Raises:
@@ -58,7 +58,6 @@ def remove_weights(
     pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
     assert remove is not None
     check_widths(model, pattern)
-    done: list[tuple[Step, Scores]] = []
     for number in range(1, step.shots + 1):
         fraction = remove * number / step.shots
         with waiting_factors(model.geometry.family, model.waiting_bytes) as waiting:
@@ -67,8 +66,7 @@ def remove_weights(
             else:
                 decided = Shot(model, pattern, options, waiting).run(windows, fraction, events)
         facts = {"tokens": windows.numel(), "shot": f"{number} of {step.shots}", "pattern": step.pattern} | decided
-        done.append((Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts), {}))
-    return done
+        yield Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts), {}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -119,11 +120,11 @@ class Trimline:
 
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
-    ) -> list[tuple[Step, Scores]]:
-        """All shots, then the polishing sweeps."""
+    ) -> Iterator[tuple[Step, Scores]]:
+        """All shots; the polishing sweeps belong to the last."""
         options = options_of(step, TrimlineOptions)
         dense = model.twin()
-        start, done = model.current, []
+        start = model.current
         for shot in range(1, step.shots + 1):
             ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
             sizes = _sizes(ranked, model, start, step, shot / step.shots)
@@ -132,10 +133,9 @@ class Trimline:
             reached = (
                 {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
             )
-            done.append(_record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay))
-        for _ in range(options.polish):
-            refit(model, dense, windows, _everything(model), options.share, step.damping, events)
-        return done
+            for _ in range(options.polish if shot == step.shots else 0):
+                refit(model, dense, windows, _everything(model), options.share, step.damping, events)
+            yield _record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay)
 
 
 def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> dict[tuple[Sublayer, int], Ranked]:

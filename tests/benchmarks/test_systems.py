@@ -14,7 +14,7 @@ from benchmarks import systems, systems_list, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, rows_of, two_four
+from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, pooled, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
@@ -25,6 +25,7 @@ from pipeline.errors import TrimlineError
 from pipeline.families import FAMILIES, Sublayer
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
+from pipeline.plan import Plan
 from pipeline.prune import check_steps
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, Profile, PruneSlice, PruneStep, Space
 from tests.benchmarks.test_systems_tables import compared
@@ -108,23 +109,25 @@ def test_what_pruning_took_stands_beside_the_plan(tmp_path: Path) -> None:
     assert (out / "plan.json").is_file()
 
 
-def test_sizes_on_the_way_of_a_run_are_those_of_shorter_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [False, True])
+def test_sizes_on_the_way_of_a_run_are_those_of_shorter_runs(tmp_path: Path, ours: bool) -> None:
     model, out, alone = tiny_model("llama", tmp_path / "dense", intermediate_size=256), tmp_path / "work", tmp_path / "alone"
     for folder in (out, alone):
         folder.mkdir()
     (tmp_path / "calibration.txt").write_text("abcdefgh " * 200, encoding="utf-8")
 
     def recipe(shots: int) -> PruneSlice:
-        step = ffn_alone("cfsp", shots=shots, compensation="least_squares")
+        step = pooled(OURS, shots=shots) if ours else ffn_alone("cfsp", shots=shots, compensation="least_squares")
         return PruneSlice(calibration=CALIBRATION, steps=step(SMOL, 0.2 * shots))
 
     shots = kept_shots(model, tmp_path, recipe(2), RunOptions(threads=1), out)
     pruned(model, tmp_path, recipe(1), RunOptions(threads=1), alone)
-    for name in ("plan.json", "updates.safetensors", "scores.safetensors"):
-        assert (shots / "1" / name).read_bytes() == (alone / name).read_bytes()
-        assert (shots / "2" / name).read_bytes() != (alone / name).read_bytes()
-    first, second = (json.loads((shots / number / "cost.json").read_text()) for number in "12")
-    assert 0 < first["wall"] < second["wall"]
+    first, last, lone = (Plan.read(folder) for folder in (shots / "1", shots / "2", alone))
+    assert first.selection == lone.selection != last.selection
+    assert first.updates.keys() == lone.updates.keys()
+    assert all(torch.equal(first.updates[name], lone.updates[name]) for name in lone.updates)
+    sooner, later = (json.loads((shots / number / "cost.json").read_text()) for number in "12")
+    assert 0 < sooner["wall"] < later["wall"]
 
 
 def test_only_sizes_that_a_run_passes_are_its_models() -> None:
