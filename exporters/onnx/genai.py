@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx.config import context_length
 from exporters.onnx.files import GRAPH
-from exporters.onnx.session import UNPACKED
+from exporters.onnx.session import FEW_REWRITES, UNPACKED
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 
@@ -84,7 +84,8 @@ class GenaiDecoder:
         try:
             config = genai.Config(str(folder))
             if mapped:
-                config.overlay(json.dumps({"model": {"decoder": {"session_options": {UNPACKED: "1"}}}}))
+                few = {UNPACKED: "1", "graph_optimization_level": FEW_REWRITES, "enable_cpu_mem_arena": False}
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": few}}}))
             self._model = genai.Model(config)
         except Exception as error:  # its exceptions are plain RuntimeErrors
             raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {error}.", "Export it again.") from error

@@ -18,6 +18,7 @@ from pipeline.errors import TrimlineError
 
 WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
 UNPACKED, FOLDING = "session.disable_prepacking", "ConstantFolding"  # each would hold a copy of what lies in the file
+FEW_REWRITES = "ORT_ENABLE_EXTENDED"  # so do the optimizations beyond it, of fp16 weights, in fp32: a processor has few kernels for those
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -182,6 +183,9 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
     options.inter_op_num_threads = 1
     if mapped:
         options.add_session_config_entry(UNPACKED, "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.__members__[FEW_REWRITES]
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # a weight is cast when its turn comes, not all at first
+        options.enable_cpu_mem_arena = False  # it would keep what a run took for the next one
     if CPU not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
