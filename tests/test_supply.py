@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -89,6 +90,14 @@ def test_the_bill_of_materials_is_valid_cyclonedx():
     except Exception as error:  # the library's own, where its optional validator is not installed
         pytest.skip(f"the schema cannot be checked here: {error}")
     assert fault is None
+
+
+def test_an_accepted_advisory_is_of_something_installed_and_says_why():
+    lines = (PROJECT / ".ci/accepted-advisories.txt").read_text(encoding="utf-8").splitlines()
+    for line in (line for line in lines if line and not line.startswith("#")):
+        found = re.fullmatch(r"(PYSEC|GHSA|CVE)-[-\w]+ ([-\w]+): .{20,}", line)
+        assert found, line
+        assert canonicalize_name(found[2]) in pinned("constraints.txt")
 
 
 def test_licences_are_listed():

@@ -3,7 +3,7 @@
 Each check runs another path through the graph: no past, a past grown token by token, a past grown by chunks, ragged
 rows, the graph's own text, and onnxruntime-genai. fp32 is compared with torch, logit by logit. A badly hurt model
 amplifies rounding beyond any fixed bar (the rebuild gate meets the same), so where a check fails, the bar is set against
-what rounding alone does to torch's logits.
+what rounding alone does to torch's logits of the same tokens.
 
 In fewer bits no logit is torch's. There, perplexity says what the bits cost, and the paths are compared with the same
 graph read without a past, by KL divergence: a cache that is filled wrongly is off by nats, rounding by thousandths.
@@ -93,7 +93,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         expected = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
         record["perplexity"] = compared(expected, losses, recipe.most_perplexity)
     if exact:
-        found, name, rounding = _against_torch(model, walked, lambda: _rounding(model, paging, ids))
+        found, name, rounding = _against_torch(model, walked, lambda walk: _rounding(model, paging, walk))
         record["rounding of torch"] = rounding
     else:
         del model, paging  # before the graph is opened again
@@ -154,12 +154,15 @@ def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
     return found
 
 
-def _against_torch(model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[], float]) -> tuple[dict[str, Found], str, float | None]:
+def _against_torch(
+    model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[Walk], float]
+) -> tuple[dict[str, Found], str, float | None]:
+    """Walks beyond the bar are judged again, by torch's rounding on their own tokens: on others it may be far less."""
     found = _judged(walked, judge := _torch_judge(model, BAR))
-    if all(comparison.passed for comparison in found.values()):
-        return found, judge.name, None
-    rounding = of_torch()
-    return _judged(walked, _torch_judge(model, max(BAR, ROUNDINGS * rounding))), judge.name, rounding
+    roundings = {walk.name: of_torch(walk) for walk in walked if not found[walk.name].passed}
+    for walk in (walk for walk in walked if walk.name in roundings):
+        found |= _judged([walk], _torch_judge(model, max(BAR, ROUNDINGS * roundings[walk.name])))
+    return found, judge.name, max(roundings.values(), default=None)
 
 
 def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
@@ -193,13 +196,17 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
             )
 
 
-def _rounding(model: PreTrainedModel, paging: Paging | None, ids: torch.Tensor) -> float:
-    """How far fp32 takes torch's own logits from those of fp64; the model goes back to fp32 unchanged."""
-    single = _reference(model, ids)
+def _rounding(model: PreTrainedModel, paging: Paging | None, walk: Walk) -> float:
+    """How far fp32 takes torch's own logits of a walk from those of fp64; the model goes back to fp32 unchanged."""
+
+    def logits(of: PreTrainedModel) -> torch.Tensor:
+        return torch.cat([_reference(of, part.ids)[:, list(part.positions)].flatten() for part in walk.parts])
+
+    single = logits(model)
     if paging is not None:
-        return (_reference(paging.again(torch.float64)[0], ids) - single.double()).abs().max().item()
+        return (logits(paging.again(torch.float64)[0]) - single.double()).abs().max().item()
     try:
-        exact = _reference(model.double(), ids)
+        exact = logits(model.double())
     finally:
         model.float()
     return (exact - single.double()).abs().max().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import sys
 
 import pytest
 import torch
@@ -108,6 +109,11 @@ def test_the_same_bytes_again_and_fewer_documents_and_examples(model, own, tmp_p
     assert (tmp_path / "first" / RESULT).read_bytes() == (tmp_path / "second" / RESULT).read_bytes()
     (row,) = examined(model, tmp_path / "third", **chosen, shots=1)["tasks"]
     assert (row["documents"], row["shots"]) == (3, 1)
+
+
+def test_the_cache_that_unpickles_is_not_imported(model, own, tmp_path):
+    examined(model, tmp_path / "out", tasks=(str(own),), limit=1)
+    assert "sqlitedict" not in sys.modules  # .ci/accepted-advisories.txt rests on it
 
 
 def test_code_runs_only_where_it_is_allowed(model, tmp_path):
