@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.environment import processor_flags, processor_model
+from benchmarks.environment import processor
 from benchmarks.markdown import mebibytes
 from benchmarks.memory import AnonymousPeak, last_line_of
 from benchmarks.pages import fill, markdown_table
@@ -118,7 +118,7 @@ def main(
     rows.append(["tokens/s of calibration, paged over held", "", f"{cost['ratio']:.3f}", f"{BAR}"])
     table = markdown_table(["stage", "seconds", "peak anonymous MiB", "bar"], rows)
     asked = f"{windows} windows of {window} tokens, a budget of {memory}, {RunOptions(threads=threads).as_record()['dtype']}"
-    table += f"\n\n{asked}, on {processor_model()} ({', '.join(processor_flags())})."
+    table += f"\n\n{asked}, on {processor()}."
     typer.echo(table)
     if page is not None:
         fill(page, "big-model", table)

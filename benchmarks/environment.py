@@ -82,6 +82,11 @@ def processor_flags() -> list[str]:
     return [flag for flag in FLAGS if flag in words]
 
 
+def processor() -> str:
+    """Model and flags, for a line below a table."""
+    return f"{processor_model()} ({', '.join(processor_flags())})"
+
+
 def usable_cores() -> list[int] | None:
     """Cores that this process may run on; None where the system has no affinity."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

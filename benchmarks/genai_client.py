@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.child import Child
-from benchmarks.environment import commit, processor_flags, processor_model
+from benchmarks.environment import commit, processor
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
@@ -119,7 +119,7 @@ def main(
     table = markdown_table(head, rows(ratios(seconds), target or ()))
     typer.echo(table)
     if page is not None:
-        where = f"{processor_model()} ({', '.join(processor_flags())}), commit {commit() or 'unknown'}"
+        where = f"{processor()}, commit {commit() or 'unknown'}"
         fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}.")
 
 

@@ -93,7 +93,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         expected = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
         record["perplexity"] = compared(expected, losses, recipe.most_perplexity)
     if exact:
-        found, name, rounding = _against_torch(model, walked, lambda walk: _rounding(model, paging, walk))
+        found, name, rounding = _against_torch(model, walked, lambda failed: _roundings(model, paging, failed))
         record["rounding of torch"] = rounding
     else:
         del model, paging  # before the graph is opened again
@@ -155,14 +155,17 @@ def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
 
 
 def _against_torch(
-    model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[Walk], float]
+    model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[list[Walk]], dict[str, float]]
 ) -> tuple[dict[str, Found], str, float | None]:
     """Walks beyond the bar are judged again, by torch's rounding on their own tokens: on others it may be far less."""
     found = _judged(walked, judge := _torch_judge(model, BAR))
-    roundings = {walk.name: of_torch(walk) for walk in walked if not found[walk.name].passed}
-    for walk in (walk for walk in walked if walk.name in roundings):
+    failed = [walk for walk in walked if not found[walk.name].passed]
+    if not failed:
+        return found, judge.name, None
+    roundings = of_torch(failed)
+    for walk in failed:
         found |= _judged([walk], _torch_judge(model, max(BAR, ROUNDINGS * roundings[walk.name])))
-    return found, judge.name, max(roundings.values(), default=None)
+    return found, judge.name, max(roundings.values())
 
 
 def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
@@ -196,20 +199,20 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
             )
 
 
-def _rounding(model: PreTrainedModel, paging: Paging | None, walk: Walk) -> float:
-    """How far fp32 takes torch's own logits of a walk from those of fp64; the model goes back to fp32 unchanged."""
+def _roundings(model: PreTrainedModel, paging: Paging | None, walked: list[Walk]) -> dict[str, float]:
+    """How far fp32 takes torch's own logits of each walk from those of fp64; the model goes back to fp32 unchanged."""
 
-    def logits(of: PreTrainedModel) -> torch.Tensor:
-        return torch.cat([_reference(of, part.ids)[:, list(part.positions)].flatten() for part in walk.parts])
+    def logits(of: PreTrainedModel) -> list[torch.Tensor]:
+        rows = ([_reference(of, part.ids)[:, list(part.positions)].flatten() for part in walk.parts] for walk in walked)
+        return [torch.cat(parts) for parts in rows]
 
     single = logits(model)
-    if paging is not None:
-        return (logits(paging.again(torch.float64)[0]) - single.double()).abs().max().item()
     try:
-        exact = logits(model.double())
+        exact = logits(model.double() if paging is None else paging.again(torch.float64)[0])
     finally:
-        model.float()
-    return (exact - single.double()).abs().max().item()
+        if paging is None:
+            model.float()
+    return {walk.name: (b - a.double()).abs().max().item() for walk, a, b in zip(walked, single, exact, strict=True)}
 
 
 def _prompt(source: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
