@@ -34,6 +34,7 @@ from pipeline.recipe import Count, PruneStep, Slice, Space
 from pipeline.shrinking import ShrinkingModel
 
 GRID = 0.01  # of the thresholds that are tried
+BELOW_ALL = -101  # in units of it: every merge is alike enough
 
 
 def state_similarity(before: torch.Tensor, after: torch.Tensor) -> float:
@@ -53,7 +54,7 @@ class LaCoOptions(Slice):
     lowest: int = Field(1, ge=0, description="L: the lowest block that others are merged into")
     highest: Count | None = Field(None, description="H: the walk starts C blocks below this one; by default the last block")
     threshold: float | None = Field(
-        None, ge=-1.0, le=1.0, description="T: least similarity; by default the largest, in hundredths, that meets the budget"
+        None, ge=-1.0, le=1.0, description="T: least similarity; by default found, to a hundredth, so that the budget is met"
     )
     windows: Count = Field(5, description="calibration windows that the similarity is measured on")
 
@@ -73,11 +74,19 @@ def walk(
     threshold: float,
     keep: int,
     options: LaCoOptions,
+    give_up: bool = False,
 ) -> Walk:
-    """The published walk from the rear; it ends where ``keep`` blocks are left, and the last merge takes no more than that."""
+    """The published walk from the rear; it ends where ``keep`` blocks are left, and the last merge takes no more than that.
+
+    With ``give_up`` it also ends, short of the budget, where the merges that there is still room for would not suffice: a
+    trial costs a pass.
+    """
     place = (len(blocks) - 1 if options.highest is None else options.highest) - options.layers
     reached, rejected = 1.0, []
     while place >= options.lowest and len(blocks) > keep:
+        most = ((place - options.lowest) // options.interval + 1) * (options.layers - 1)
+        if give_up and len(blocks) - most > keep:
+            break
         end = place + 1 + min(options.layers - 1, len(blocks) - keep)
         tried = (*blocks[:place], collapse(blocks[place:end], options.merge), *blocks[end:])
         found = similarity(tried)
@@ -92,29 +101,37 @@ def walk(
 def search(
     blocks: tuple[Collapsed, ...], similarity: Callable[[tuple[Collapsed, ...]], float], keep: int, options: LaCoOptions
 ) -> tuple[Walk, float]:
-    """The walk that meets the budget, and its threshold: the one given, or the largest multiple of ``GRID`` that does.
+    """The walk that meets the budget, and its threshold: the one given, or a multiple of ``GRID`` where the next one up does not.
 
-    Between a threshold and the best similarity that it rejected nothing changes, so thresholds there are left out.
+    Bisection, since a walk costs a pass per trial. A lower threshold mostly merges more, but a merge that is accepted early
+    can also spoil later ones: then there may be larger thresholds that meet the budget too.
 
     Raises:
         TrimlineError: no walk comes to so few blocks, or the one with the given threshold does not.
     """
-    threshold = 1.0 if options.threshold is None else options.threshold
-    while True:
-        found = walk(blocks, similarity, threshold, keep, options)
-        if len(found.blocks) == keep:
-            return found, threshold
-        if options.threshold is not None:
+    if options.threshold is not None:
+        found = walk(blocks, similarity, options.threshold, keep, options, give_up=True)
+        if len(found.blocks) > keep:
             raise TrimlineError(
-                f"At threshold {threshold:g} the walk leaves {len(found.blocks)} of {len(blocks)} blocks, and the budget {keep}.",
+                f"At threshold {options.threshold:g} the walk does not come to the {keep} blocks of the budget.",
                 "Leave the threshold out, so that it is found, or ask for less.",
             )
-        if not found.rejected:
-            raise TrimlineError(
-                f"The walk leaves {len(found.blocks)} of {len(blocks)} blocks however low the threshold, and the budget {keep}.",
-                "Give more layers, a smaller interval, a lower lowest or a higher highest, or ask for less.",
-            )
-        threshold = (math.ceil(max(found.rejected) / GRID) - 1) * GRID
+        return found, options.threshold
+    meets, misses = BELOW_ALL, round(1 / GRID)
+    found = walk(blocks, similarity, meets * GRID, keep, options, give_up=True)
+    if len(found.blocks) > keep:
+        raise TrimlineError(
+            f"The walk does not come to the {keep} blocks of the budget however low the threshold.",
+            "Give more layers, a smaller interval, a lower lowest or a higher highest, or ask for less.",
+        )
+    while misses - meets > 1:
+        middle = (meets + misses) // 2
+        tried = walk(blocks, similarity, middle * GRID, keep, options, give_up=True)
+        if len(tried.blocks) == keep:
+            found, meets = tried, middle
+        else:
+            misses = middle
+    return found, meets * GRID
 
 
 class Similarity:

@@ -124,20 +124,39 @@ def test_walk_is_the_published_one(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("keep", [20, 17])
-def test_the_largest_threshold_that_meets_the_budget_is_found(seed: int, keep: int) -> None:
+def test_the_threshold_meets_the_budget_and_the_next_one_up_does_not(seed: int, keep: int) -> None:
     options = LaCoOptions(layers=4, interval=1)
     found, threshold = search(fresh(24), drawn(seed), keep, options)
     assert len(found.blocks) == keep
     assert sorted(number for block in found.blocks for number in block.covers) == list(range(24))
-    tried = [step * GRID for step in range(100, -102, -1)]
-    first = next(t for t in tried if len(walk(fresh(24), drawn(seed), t, keep, options).blocks) == keep)
-    assert threshold == pytest.approx(first, abs=1e-9)
+    assert found == walk(fresh(24), drawn(seed), threshold, keep, options)
+    assert round(threshold / GRID) == pytest.approx(threshold / GRID)
+    assert len(walk(fresh(24), drawn(seed), threshold + GRID, keep, options).blocks) > keep
+
+
+def test_the_largest_such_threshold_is_found_where_less_always_merges_more() -> None:
+    options = LaCoOptions(layers=4, interval=1)
+    found, threshold = search(fresh(24), lambda blocks: 1 - 0.0125 * (24 - len(blocks)), 17, options)
+    assert (len(found.blocks), threshold) == (17, pytest.approx(0.91))
+
+
+def test_a_walk_that_cannot_reach_the_budget_ends_early() -> None:
+    tried: list[Blocks] = []
+
+    def unlike(blocks: Blocks) -> float:
+        tried.append(blocks)
+        return 0.0
+
+    found = walk(fresh(24), unlike, 0.5, 18, LaCoOptions(layers=4, interval=2), give_up=True)
+    assert len(found.blocks) == 24
+    # Two merges are needed, and after the trial at block 4 there is room for one: places 19 to 3 were tried.
+    assert len(tried) == 17
 
 
 def test_budgets_that_no_walk_meets_are_refused() -> None:
     with pytest.raises(TrimlineError, match="however low the threshold"):
         search(fresh(24), drawn(0), 4, LaCoOptions(layers=2, interval=8))
-    with pytest.raises(TrimlineError, match="At threshold 0.99 the walk leaves 24 of 24"):
+    with pytest.raises(TrimlineError, match="At threshold 0.99 the walk does not come to the 20 blocks"):
         search(fresh(24), drawn(0), 20, LaCoOptions(threshold=0.99))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tests.trimline.sample_report import RECIPE
-from trimline.reporting.data import BlockRow, Measure
+from trimline.reporting.data import BlockRow, Measure, TaskRow
 from trimline.sweep.collect import fronts
 from trimline.sweep.data import PointRow, Speed, SweepData
 
@@ -33,6 +35,12 @@ def speeds(removed: float, seed: int, verdict: str = "faster") -> tuple[Speed, .
     return tuple(found)
 
 
+def tasks(removed: float) -> Iterator[TaskRow]:
+    """One task, which removing more makes worse."""
+    dense, pruned = Measure(0.62, error=0.02), Measure(0.62 - removed / 2, error=0.02)
+    yield TaskRow("opposites", "acc", 60, dense, pruned, pruned, Measure(-removed / 2, error=0.03), higher_is_better=True)
+
+
 def point(method: str, removed: float, seed: int) -> PointRow:
     value = 13.9 * float(np.exp(2.2 * COST[method] * removed**1.5))
     return PointRow(
@@ -45,6 +53,7 @@ def point(method: str, removed: float, seed: int) -> PointRow:
         checkpoint_bytes=int(4 * (134.5e6 - 80e6 * removed)),
         speeds=speeds(removed, seed, "not resolved" if seed == 5 else "faster"),
         blocks=blocks(removed, seed),
+        tasks=tuple(tasks(removed)) if seed != 6 else (),
         checkpoint=f"store/rebuild-{seed:012d}",
         timed=f"store/export-{seed:012d}",
     )

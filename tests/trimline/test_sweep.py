@@ -14,8 +14,11 @@ from pipeline.events import Event, Events
 from pipeline.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, changed, computed_files, recipe, tiny_inputs, written
 from tests.end_to_end.scenario import trimline as command
+from tests.trimline.sample_sweep import sample_sweep
 from trimline.api import run, sweep
 from trimline.sweep.data import SweepData
+from trimline.sweep.page import render_sweep
+from trimline.sweep.tables import columns, lines
 
 STEP = ("prune", "steps", 0)
 GRID = {"method": ["cfsp", "flap"], "remove": [0.25, 0.5]}
@@ -92,6 +95,17 @@ def test_the_interval_of_a_perplexity_is_that_of_its_ratio_to_dense(swept):
         interval = ttest_rel(point.window_losses, found.dense.window_losses).confidence_interval(0.95)
         expected = [found.dense.perplexity.value * math.exp(end) for end in (interval.low, interval.high)]
         assert [point.perplexity.low, point.perplexity.high] == pytest.approx(expected)
+
+
+def test_tasks_of_the_harness_are_columns_beside_dense():
+    data = sample_sweep()
+    titles = [column.title for column in columns(data)]
+    place = titles.index("opposites, acc ↑")
+    cells = {line.name: line.cells[place] for line in lines(data)}
+    assert (cells["dense"].value, cells["dense"].cell.whole) == (0.62, "0.62 ± 0.02")
+    assert cells["method=cfsp,remove=0.2"].value == pytest.approx(0.52)
+    assert cells["method=flap,remove=0.3"].value is None  # that one was not asked
+    assert json.dumps("0.52 ± 0.02; against dense −0.1 ± 0.03") in render_sweep(data)
 
 
 def test_running_again_makes_and_times_nothing(swept, values):

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval in a run, in its report and by the command line."""
+"""Tasks of lm-eval in a run, in its report, in a sweep and by the command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import benchmarks.stage
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from pipeline.harness.scores import RESULT
+from pipeline.markdown import escape
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, changed, recipe, tiny_inputs, trimline
 from tests.pipeline.harness.test_files import GOOD, task
-from trimline.api import run
+from trimline.api import run, sweep
 from trimline.reporting.data import Measure, TaskRow
 from trimline.reporting.tasks import task_items
 from trimline.task_rows import rows_of
@@ -81,6 +82,22 @@ def test_a_run_asks_both_models_and_the_graph(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "Another line."}\n')
     changed_data = run(values, tmp_path / "run", options=OPTIONS).artefacts
     assert [name for name, artefact in changed_data.items() if not artefact.skipped] == [*lanes, "report", "package"]
+
+
+def test_a_sweep_shows_the_same_tasks_of_every_point(tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    values = recipe("cfsp-least-squares", tiny_inputs(tmp_path / "inputs")) | {"lm_eval": {"tasks": [str(task(tmp_path, GOOD))]}}
+    values = changed(values, "prune", "steps", 0, "round_to", to=8)
+    found = sweep(values, {"remove": [0.25, 0.5]}, tmp_path / "out", options=OPTIONS)
+    first, second = (point.tasks for point in found.points)
+    assert [row.metric for row in first] == [row.metric for row in second] == [row.metric for row in found.tasks]
+    assert [row.dense for row in first] == [row.dense for row in second]
+    assert first[0].pruned.value != second[0].pruned.value
+    kept = [read_json(folder / RESULT)["tasks"][0]["value"] for folder in (tmp_path / "out" / "store").glob("lm_eval-*")]
+    assert {first[0].dense.value, first[0].pruned.value, second[0].pruned.value} <= set(kept)
+    heading = f"{found.tasks[0].task}, {found.tasks[0].metric}"
+    assert heading in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
+    assert escape(heading) in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
 
 
 def test_the_verb_evaluate(tmp_path):

@@ -22,24 +22,30 @@ def task_items(tasks: Sequence[TaskRow]) -> Iterator[Item]:
     )
 
 
+def metric_title(task: TaskRow) -> str:
+    """The metric, and an arrow to where it is better."""
+    return task.metric + {True: " ↑", False: " ↓", None: ""}[task.higher_is_better]
+
+
 def _row(task: TaskRow) -> tuple[Cell, ...]:
-    arrow = {True: " ↑", False: " ↓", None: ""}[task.higher_is_better]
     documents = f"{task.documents:,}" if task.documents else formats.NONE
-    figures = (_cell(task.dense), _cell(task.pruned), _cell(task.onnx), _difference(task))
-    return Cell(task.task), Cell(f"{task.metric}{arrow}"), Cell(documents), *figures
+    figures = (figure(task.dense), figure(task.pruned), figure(task.onnx), difference(task))
+    return Cell(task.task), Cell(metric_title(task)), Cell(documents), *figures
 
 
-def _cell(measure: Measure, tone: Tone = "plain", sign: str = "") -> Cell:
+def figure(measure: Measure, tone: Tone = "plain", sign: str = "") -> Cell:
+    """A value of a metric and its standard error."""
     value = f"{measure.value:.4g}".replace("-", formats.MINUS)
     detail = "" if measure.error is None else f"± {measure.error:.2g}"
     return Cell(f"{sign}{value}", tone, detail=detail)
 
 
-def _difference(task: TaskRow) -> Cell:
+def difference(task: TaskRow) -> Cell:
+    """Pruned minus dense; quiet where it is not resolved."""
     found = task.difference
     tone: Tone = "plain"
     if found.error is not None and abs(found.value) <= RESOLVED * found.error:
         tone = "quiet"
     elif found.error is not None and task.higher_is_better is not None and found.value:
         tone = "good" if (found.value > 0) == task.higher_is_better else "bad"
-    return _cell(found, tone, "+" if found.value > 0 else "")
+    return figure(found, tone, "+" if found.value > 0 else "")

@@ -22,6 +22,7 @@ from trimline.sweep.front import Place, knee, pareto
 from trimline.sweep.grid import Point
 from trimline.sweep.schedule import Lanes
 from trimline.sweep.tasks import LaneRun
+from trimline.task_rows import task_rows
 
 SAME_MACHINE = ("processor", "threads", "memory", "GPU", "system")
 Timings = Mapping[str, Any]
@@ -112,6 +113,7 @@ def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Ti
         window_losses=tuple(found["window_losses"]),
         speeds=tuple(_speeds(timed["name"], timed["folder"], results, base.output)) if timed else (),
         blocks=tuple(block_rows(Plan.read(run.plan), blocks)),
+        tasks=tuple(task_rows(base.done | run.done)) if run.recipe.lm_eval == base.recipe.lm_eval else (),
         untimed=timings["failed"].get(point.name, ""),
         **_sizes(Checkpoint(run.checkpoint(PRUNED)).geometry, run.checkpoint(PRUNED)),
         **_places(run, PRUNED),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import TrimlineError
-from trimline.reporting.data import STRICT, BlockRow, Measure, Phase
+from trimline.reporting.data import STRICT, BlockRow, Measure, Phase, TaskRow
 
 FILE = "sweep.json"
 POINTS = "points"
@@ -56,6 +56,7 @@ class PointRow:
         parameters, decoder_parameters, checkpoint_bytes: as in a report.
         speeds: of every workload.
         blocks: units per original block, before and after.
+        tasks: of the lm-eval harness, beside dense; none for dense itself.
         checkpoint, timed: the weights, and what the benchmark opened.
         failure: why the point has no model; empty where it has one.
         untimed: why it has no speed.
@@ -70,6 +71,7 @@ class PointRow:
     checkpoint_bytes: int | None = None
     speeds: tuple[Speed, ...] = ()
     blocks: tuple[BlockRow, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
     checkpoint: str = ""
     timed: str = ""
     failure: str = ""
@@ -148,6 +150,11 @@ class SweepData:
     def failed(self) -> tuple[PointRow, ...]:
         """Points without a model, or without a speed."""
         return tuple(point for point in self.points if point.failure or point.untimed)
+
+    @property
+    def tasks(self) -> tuple[TaskRow, ...]:
+        """Of the first point that has some; all have the same ones."""
+        return next((point.tasks for point in self.points if point.tasks), ())
 
     def point(self, name: str) -> PointRow:
         """By name, dense included."""

@@ -14,11 +14,12 @@ from plotly.offline import get_plotlyjs
 import trimline.reporting
 from trimline.reporting import formats
 from trimline.reporting.page import script_json
+from trimline.reporting.tasks import difference, figure
 from trimline.sweep.data import PointRow, SweepData
 from trimline.sweep.front import RULE
 from trimline.sweep.headline import doubts, headline, knee_sentence
 from trimline.sweep.plots import front_figure, widths_figure
-from trimline.sweep.tables import axis_name, columns, failures_table, label, lines
+from trimline.sweep.tables import axis_name, columns, failures_table, label, lines, task_name
 
 
 def render_sweep(data: SweepData) -> str:
@@ -55,6 +56,7 @@ def _shown(data: SweepData, row: PointRow) -> dict[str, Any]:
             gain = f"{formats.ratio(speed.speedup.value)} {formats.interval(speed.speedup)}, " if speed.speedup else ""
             verdict = f", {speed.verdict}" if speed.verdict else ""
             facts.append((axis_name(front), f"{gain}{formats.duration(speed.latency)}{verdict}"))
+    facts += [(task_name(task), f"{figure(task.pruned).whole}; against dense {difference(task).whole}") for task in row.tasks]
     facts += [
         ("Parameters", f"{row.parameters:,}" if row.parameters else formats.NONE),
         ("Decoder linear parameters", f"{row.decoder_parameters:,}" if row.decoder_parameters else formats.NONE),

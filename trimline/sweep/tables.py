@@ -9,7 +9,9 @@ from typing import Any
 
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Table
+from trimline.reporting.data import TaskRow
 from trimline.reporting.headline import UNRESOLVED
+from trimline.reporting.tasks import figure, metric_title
 from trimline.sweep.data import Front, PointRow, Speed, SweepData
 
 KNEE, FRONT = "knee", "front"
@@ -17,6 +19,7 @@ SPEEDUP = "median over rounds of (time of dense / time of the point in that roun
 PERPLEXITY = (
     "exp(mean negative log-likelihood per predicted token); brackets: 95 % interval from the differences to dense, window by window"
 )
+TASK = "of the lm-eval harness, by the checkpoint; behind ± one standard error"
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ class PointLine:
 
 
 def columns(data: SweepData) -> tuple[Column, ...]:
-    """Grid keys, perplexity, speed-up of every workload, what the point is on the headline's front, and sizes."""
+    """Grid keys, perplexity, speed-up of every workload, what the point is on the headline's front, tasks, and sizes."""
     return (
         *(Column(short_key(key)) for key in data.grid),
         Column("Perplexity", True, PERPLEXITY),
         *(Column(f"{axis_name(front)} speed-up", True, SPEEDUP) for front in data.fronts),
         Column("On the front"),
+        *(Column(task_name(task), True, TASK) for task in data.tasks),
         Column("Parameters", True, metrics.PARAMETERS),
         *(Column(f"{axis_name(front)} latency", True, metrics.LATENCY) for front in data.fronts),
     )
@@ -59,7 +63,7 @@ def points_table(data: SweepData) -> Table:
 
 
 def short_table(data: SweepData) -> Table:
-    """Without sizes and latencies, which a terminal has no room for."""
+    """Without tasks, sizes and latencies, which a terminal has no room for."""
     table, kept = points_table(data), len(data.grid) + 2 + len(data.fronts)
     return Table(table.columns[:kept], tuple(row[:kept] for row in table.rows))
 
@@ -78,6 +82,11 @@ def failures_table(data: SweepData) -> Table | None:
 def axis_name(front: Front) -> str:
     """``Decode 128/17``."""
     return f"{front.phase.capitalize()} {front.workload}"
+
+
+def task_name(task: TaskRow) -> str:
+    """``opposites, acc ↑``."""
+    return f"{task.task}, {metric_title(task)}"
 
 
 def short_key(key: str) -> str:
@@ -117,6 +126,10 @@ def _cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
         yield Sortable(_speedup(speed), speed.speedup.value if speed and speed.speedup else 1.0 if speed else None)
     what = standing(data.fronts[0], row) if data.fronts else ""
     yield Sortable(Cell(what, "good" if what == KNEE else "plain"), {KNEE: 0, FRONT: 1}.get(what))
+    own = {task_name(task): task.pruned for task in row.tasks}
+    for task in data.tasks:
+        shown = task.dense if row is data.dense else own.get(task_name(task))
+        yield Sortable(figure(shown), shown.value) if shown else Sortable(Cell(formats.NONE, "quiet"), None)
     yield Sortable(Cell(formats.count(row.parameters)), row.parameters)
     for speed in speeds:
         yield Sortable(Cell(formats.duration(speed.latency if speed else None)), speed.latency if speed else None)
