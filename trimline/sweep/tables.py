@@ -126,13 +126,17 @@ def _cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
         yield Sortable(_speedup(speed), speed.speedup.value if speed and speed.speedup else 1.0 if speed else None)
     what = standing(data.fronts[0], row) if data.fronts else ""
     yield Sortable(Cell(what, "good" if what == KNEE else "plain"), {KNEE: 0, FRONT: 1}.get(what))
+    yield from _task_cells(data, row)
+    yield Sortable(Cell(formats.count(row.parameters)), row.parameters)
+    for speed in speeds:
+        yield Sortable(Cell(formats.duration(speed.latency if speed else None)), speed.latency if speed else None)
+
+
+def _task_cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
     own = {task_name(task): task.pruned for task in row.tasks}
     for task in data.tasks:
         shown = task.dense if row is data.dense else own.get(task_name(task))
         yield Sortable(figure(shown), shown.value) if shown else Sortable(Cell(formats.NONE, "quiet"), None)
-    yield Sortable(Cell(formats.count(row.parameters)), row.parameters)
-    for speed in speeds:
-        yield Sortable(Cell(formats.duration(speed.latency if speed else None)), speed.latency if speed else None)
 
 
 def _speedup(speed: Speed | None) -> Cell:
