@@ -1,8 +1,8 @@
 """Trimline's own method: FFN channels and KV groups, sized by what their loss costs, refitted towards the dense model.
 
 What it takes from whom: the loss of removing units as a Kronecker-factored quadratic, estimated anew before every shot, from
-LLM Surgeon (arXiv 2312.17244); unlike there the error is that of the *refitted* reader, exact for every size of a block
-at once, so that correlated units are not counted twice. Units of both spaces compete for one budget as in FLAP
+LLM Surgeon (arXiv 2312.17244); unlike there units go one by one, each by what it costs once the reader of the others is
+corrected (Optimal Brain Surgeon), so that correlated units are not counted twice and the error of every size is exact. Units of both spaces compete for one budget as in FLAP
 (arXiv 2312.11983), here by error per parameter. The order of blocks, on inputs that the pruned ones before give, is
 SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual stream is ours.
 """
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from pipeline.allocation.elimination import eliminate
 from pipeline.allocation.marginal import Curve, sizes_within
 from pipeline.allocation.pooled import unit_sizes
 from pipeline.allocation.targeted import Aim, best_sizes, size_grid
@@ -44,46 +45,11 @@ class TrimlineOptions(Slice):
 
 @dataclass(frozen=True)
 class Ranked:
-    """One sublayer of one block: its units from the most to the least important, and the error of keeping only the first."""
+    """One sublayer of one block: its units from the one to keep longest, what each cost as it went, the error of keeping only the first."""
 
     units: tuple[int, ...]
     scores: torch.Tensor
     curve: Curve
-
-
-def unit_importance(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, width: int) -> torch.Tensor:
-    """½ tr(G W_u A_uu W_uᵀ) per unit u of ``width`` columns, shape (C / width,): the loss of zeroing it, uncompensated.
-
-    Args:
-        weight: the reader's weight, shape (R, C).
-        inputs: A, second moment of its inputs, shape (C, C).
-        outputs: G, second moment of the gradients at its outputs, shape (R, R).
-        width: columns per unit.
-    """
-    inner = weight.T @ outputs @ weight
-    product = (inner * inputs).view(len(inputs) // width, width, -1, width)
-    return 0.5 * product.diagonal(dim1=0, dim2=2).sum((0, 1))
-
-
-def error_curve(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, order: torch.Tensor, damping: float) -> torch.Tensor:
-    """½ tr(G E_k) for every k from 0 to C, shape (C + 1,), where E_k is the error of the best reader of the first k columns in ``order``.
-
-    With A + λ = L Lᵀ in that order, what the first k columns cannot predict of the others has the covariance L_rr L_rrᵀ,
-    r = the rest. L is lower triangular, so column j of W L says what column j adds to the error as soon as it is gone:
-    one factorisation and one product serve all k.
-
-    Args:
-        weight: the reader's weight, shape (R, C).
-        inputs: A, shape (C, C).
-        outputs: G, shape (R, R).
-        order: columns, most important first, shape (C,).
-        damping: λ in units of A's mean diagonal.
-    """
-    ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    damped = inputs[order][:, order].double() + ridge * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
-    columns = weight[:, order].double() @ torch.linalg.cholesky(damped)
-    added = 0.5 * (columns * (outputs.double() @ columns)).sum(0)
-    return torch.cat([added.flip(0).cumsum(0).flip(0), added.new_zeros(1)])
 
 
 class Trimline:
@@ -147,7 +113,7 @@ def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: 
         for sublayer in Sublayer:
             if block in model.selection.blocks and model.selection.units(sublayer)[block]:
                 reader = family.reader(sublayer)
-                inputs, outputs = gradients.inputs[reader.point].cpu(), gradients.outputs[reader.name].cpu()
+                inputs, outputs = gradients.inputs[reader.point], gradients.outputs[reader.name]
                 found[sublayer, block] = _ranked(model, sublayer, block, inputs, outputs, step)
         del gradients  # larger than the block
     return found
@@ -157,14 +123,11 @@ def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch
     geometry, left = model.geometry, torch.tensor(model.selection.units(sublayer)[block])
     width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
     columns = (left[:, None] * width + torch.arange(width)).flatten()
-    weight = model.weight(block, geometry.family.reader(sublayer).name)[:, columns]
-    inputs = inputs[columns][:, columns]
-    scores = unit_importance(weight, inputs, outputs, width)
-    order = scores.argsort(descending=True, stable=True)
+    weight = model.weight(block, geometry.family.reader(sublayer).name)[:, columns].to(inputs.device)
+    found = eliminate(weight, inputs[columns][:, columns], outputs, width, step.damping)
     kept = _kept_grid(sublayer, len(left), step)
-    errors = error_curve(weight, inputs, outputs, (order[:, None] * width + torch.arange(width)).flatten(), step.damping)
-    curve = Curve(kept, errors[[k * width for k in kept]].tolist(), _unit_cost(geometry, sublayer, step))
-    return Ranked(tuple(left[order].tolist()), scores, curve)
+    curve = Curve(kept, found.errors[kept].tolist(), _unit_cost(geometry, sublayer, step))
+    return Ranked(tuple(left[found.order].tolist()), found.costs, curve)
 
 
 def _ranked_before(model: ShrinkingModel, kept: Kept, step: PruneStep) -> dict[tuple[Sublayer, int], Ranked]:

@@ -1,4 +1,4 @@
-"""Trimline's own method: error curves, sizes under a budget and the refit, each against brute force, and the whole on every family."""
+"""Trimline's own method: sizes under a budget and the refit, each against brute force, and the whole on every family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pipeline.compensation.towards_dense import Pull, token_weights, towards_den
 from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
-from pipeline.methods.trimline import error_curve, unit_importance
 from pipeline.options import RunOptions
 from pipeline.prune import make_plan
 from pipeline.rebuild.stage import rebuild
@@ -28,37 +27,6 @@ WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_see
 
 def step(**options):
     return {"method": "trimline", "pooled": {"remove": 0.4}, "round_to": 8} | options
-
-
-def factors(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    inputs, outputs = (torch.randn(200, size, generator=generator) for size in (columns, rows))
-    mixed = inputs @ torch.randn(columns, columns, generator=generator)
-    return torch.randn(rows, columns, generator=generator), mixed.T @ mixed, outputs.T @ outputs
-
-
-def test_importance_is_the_loss_of_zeroing_a_unit() -> None:
-    weight, inputs, outputs = factors(5, 12)
-    for width in (1, 3):
-        scores = unit_importance(weight, inputs, outputs, width)
-        for unit in range(12 // width):
-            change = torch.zeros_like(weight)
-            change[:, unit * width : (unit + 1) * width] = weight[:, unit * width : (unit + 1) * width]
-            torch.testing.assert_close(scores[unit], 0.5 * (outputs @ change @ inputs @ change.T).trace(), rtol=1e-4, atol=0)
-
-
-def test_the_error_curve_is_that_of_the_best_reader_of_each_size() -> None:
-    weight, inputs, outputs = factors(5, 12)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    damping = 1e-9
-    curve = error_curve(weight, inputs, outputs, order, damping)
-    assert curve.shape == (13,)
-    for kept, found in enumerate(curve.tolist()):
-        stay = order[:kept].sort().values
-        change = weight.clone()
-        if kept:
-            change[:, stay] = weight[:, stay] - least_squares(weight, inputs, stay, damping)[0]
-        assert found == pytest.approx(0.5 * (outputs @ change @ inputs @ change.T).trace().item(), rel=1e-3, abs=1e-3)
 
 
 def test_sizes_are_the_best_of_all_that_save_as_much() -> None:
