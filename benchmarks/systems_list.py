@@ -18,7 +18,6 @@ from pipeline.recipe import Budget, CalibrationWindows, Pool, Profile, PruneSlic
 
 TILE = 64
 SURGEON_SHOTS = 5
-OUR_SHOTS = 6
 OURS = "trimline"
 SURGEON = "llm_surgeon"
 TWO_FOUR = "2:4"
@@ -215,7 +214,7 @@ SYSTEMS = (
     ),
     System("shortgpt", "ShortGPT", whole_blocks("block_influence", options={"measure": "cosine"}), _dropped),
     System("laco", "LaCo", whole_blocks("laco"), _dropped),
-    System(OURS, "Trimline", pooled(OURS, shots=OUR_SHOTS), _together, through=0.6, shots=OUR_SHOTS),
+    System(OURS, "Trimline", pooled(OURS), _together),
 )
 
 

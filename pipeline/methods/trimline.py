@@ -40,6 +40,9 @@ class TrimlineOptions(Slice):
     """Options of trimline."""
 
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
+    ridge: float = Field(
+        0.1, gt=0.0, le=1e3, description="of the refit, in units of the Gram matrix's mean diagonal; more for fewer tokens"
+    )
     polish: Annotated[int, Field(ge=0, le=10)] = Field(0, description="sweeps that refit once more at the end, removing nothing")
 
 
@@ -95,12 +98,12 @@ class Trimline:
             ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
             sizes = _sizes(ranked, model, start, step, shot / step.shots)
             stay = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
-            refit(model, dense, windows, stay, options.share, step.damping, events)
+            refit(model, dense, windows, stay, options.share, options.ridge, events)
             reached = (
                 {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
             )
             for _ in range(options.polish if shot == step.shots else 0):
-                refit(model, dense, windows, _everything(model), options.share, step.damping, events)
+                refit(model, dense, windows, _everything(model), options.share, options.ridge, events)
             yield _record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay)
 
 
