@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, brought, enter
-from pipeline.compensation.towards_dense import Pull, token_weights, towards_dense
+from pipeline.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
 from pipeline.shrinking import ShrinkingModel
@@ -19,7 +19,9 @@ Kept = Mapping[tuple[Sublayer, int], tuple[int, ...]]
 
 
 @torch.inference_mode()
-def refit(model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: Kept, share: float, damping: float, events: Events) -> None:
+def refit(
+    model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: Kept, share: float, damping: float | None, events: Events
+) -> None:
     """Removes what is not in ``kept`` and refits every reader, block by block, on what the refitted blocks before it give.
 
     Each block runs once in the dense model. In the pruned one it runs as far as the attention's reader, to fit that, and
@@ -31,7 +33,7 @@ def refit(model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: 
         windows: calibration tokens, shape (N, S).
         kept: per sublayer and original block, the units that stay.
         share: how much of the lag behind the dense residual stream a reader makes up for.
-        damping: relative ridge.
+        damping: relative ridge; None chooses one per reader, by what half of the tokens says of a fit on the other half.
         events: gets one progress step per block.
     """
     family, batches = model.geometry.family, batches_of(windows)
@@ -139,39 +141,48 @@ def _fit(
     reads: Sequence[_Read],
     aims: Sequence[torch.Tensor],
     share: float,
-    damping: float,
+    damping: float | None,
 ) -> None:
     """Solves for the reader of the units that stay, if any, and removes the others."""
     if reads:
-        _solve(model, sublayer, block, units, _pull(reads, aims), share, damping)
+        _solve(model, sublayer, block, units, _pulls(reads, aims), share, damping)
     model.keep_units(sublayer, block, units)
 
 
-def _pull(reads: Sequence[_Read], aims: Sequence[torch.Tensor]) -> Pull:
-    """What a reader reads in the pruned block, and how far the stream behind it lags."""
+def _pulls(reads: Sequence[_Read], aims: Sequence[torch.Tensor]) -> tuple[Pull, Pull]:
+    """What a reader reads in the pruned block, and how far the stream behind it lags, on either half of every batch."""
     reader = reads[0].reader
-    pull = Pull.zeros(reader.out_features, reader.in_features, reader.weight.device)
+    halves = [Pull.zeros(reader.out_features, reader.in_features, reader.weight.device) for _ in range(2)]
     for read, aim in zip(reads, aims, strict=True):
         lag = (aim.float() - read.stream().float()).flatten(0, -2)
-        pull.add(read.inputs, lag, token_weights(aim.flatten(0, -2)))
-    return pull
+        weight = token_weights(aim.flatten(0, -2))
+        middle = len(weight) // 2
+        for half, part in zip(halves, (slice(None, middle), slice(middle, None)), strict=True):
+            half.add(read.inputs[part], lag[part], weight[part])
+    return halves[0], halves[1]
 
 
-def _solve(model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], pull: Pull, share: float, damping: float) -> None:
+def _solve(
+    model: ShrinkingModel,
+    sublayer: Sublayer,
+    block: int,
+    units: tuple[int, ...],
+    halves: tuple[Pull, Pull],
+    share: float,
+    damping: float | None,
+) -> None:
     """Over the columns that are left now, of which ``units`` stay."""
     geometry = model.geometry
     linear = geometry.family.reader(sublayer)
     width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
     left, stay = (channels(some, width) for some in (model.selection.units(sublayer)[block], units))
-    here = Pull(pull.upper[left][:, left], pull.cross[:, left], pull.inputs[left], pull.lag, pull.weight)
-    weight, shift = towards_dense(
-        model.weight(block, linear.name)[:, left].to(pull.upper.device),
-        here,
-        torch.isin(left, stay).nonzero().flatten().to(pull.upper.device),
-        share,
-        damping,
-        biased=geometry.has_bias(linear),
-    )
+    first, second = (half.of(left) for half in halves)
+    weight = model.weight(block, linear.name)[:, left].to(first.upper.device)
+    kept = torch.isin(left, stay).nonzero().flatten().to(first.upper.device)
+    biased = geometry.has_bias(linear)
+    if damping is None:
+        damping = best_damping(weight, (first, second), kept, share, biased)
+    weight, shift = towards_dense(weight, first + second, kept, share, damping, biased)
     model.update_reader(sublayer, block, stay, weight, shift)
 
 

@@ -13,6 +13,8 @@ import torch
 
 from pipeline.calibrate.statistics import add_upper_gram
 
+DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # that ``best_damping`` chooses from
+
 
 @dataclass
 class Pull:
@@ -48,6 +50,16 @@ class Pull:
         self.lag += (lag.float() * weight[:, None]).sum(0)
         self.weight += weight.sum(dtype=torch.float64).item()
 
+    def of(self, columns: torch.Tensor) -> Pull:
+        """The same of some inputs alone, by ascending number."""
+        return Pull(self.upper[columns][:, columns], self.cross[:, columns], self.inputs[columns], self.lag, self.weight)
+
+    def __add__(self, other: Pull) -> Pull:
+        """Over the tokens of both."""
+        return Pull(
+            self.upper + other.upper, self.cross + other.cross, self.inputs + other.inputs, self.lag + other.lag, self.weight + other.weight
+        )
+
     def gram(self) -> torch.Tensor:
         """Σ w x xᵀ, shape (C, C)."""
         return self.upper.triu() + self.upper.triu(1).T
@@ -80,19 +92,69 @@ def towards_dense(
     Returns:
         The new weight, shape (R, K), fp32, and what to add to the bias, shape (R,), or None.
     """
-    weight, gram, cross = weight.double(), pull.gram().double(), share * pull.cross.double()
-    mean, lag = pull.inputs.double() / pull.weight, share * pull.lag.double() / pull.weight
-    if biased:
-        gram = gram - pull.weight * torch.outer(mean, mean)
-        cross = cross - pull.weight * torch.outer(lag, mean)
-    removed = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
-    removed[kept] = False
-    stay = gram[kept][:, kept]
-    ridge = damping * stay.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(stay + ridge * torch.eye(len(kept), dtype=stay.dtype, device=stay.device))
-    target = weight[:, removed] @ gram[removed][:, kept] + cross[:, kept]
-    correction = torch.cholesky_solve(target.T, factor).T
+    weight, system = weight.double(), _System.of(weight, pull, kept, share, biased)
+    correction = system.correction(damping * system.scale())
     if not biased:
         return (weight[:, kept] + correction).float(), None
+    mean, lag = pull.inputs.double() / pull.weight, share * pull.lag.double() / pull.weight
+    removed = _others(kept, weight.shape[1])
     shift = weight[:, removed] @ mean[removed] + lag - correction @ mean[kept]
     return (weight[:, kept] + correction).float(), shift.float()
+
+
+def best_damping(weight: torch.Tensor, halves: tuple[Pull, Pull], kept: torch.Tensor, share: float, biased: bool = False) -> float:
+    """Of ``DAMPINGS`` the one whose fits on either half of the tokens leave the least error on the other half.
+
+    A ridge that fits a half fits the whole: what it stands against, the noise of a token over the size of the
+    correction, is the same for any number of them. So it is tried as it would be for the whole.
+    """
+    systems = [_System.of(weight, half, kept, share, biased) for half in halves]
+    scale = systems[0].scale() + systems[1].scale()
+
+    def error(damping: float) -> float:
+        fits = [system.correction(damping * scale) for system in systems]
+        return systems[1].error(fits[0]) + systems[0].error(fits[1])
+
+    return min(DAMPINGS, key=error)
+
+
+@dataclass(frozen=True)
+class _System:
+    """The normal equations of a correction X of the kept columns: X G_kk = T.
+
+    Attributes:
+        gram: G_kk, shape (K, K), fp64.
+        target: T = W_r G_rk + share · D_k, shape (R, K), fp64.
+    """
+
+    gram: torch.Tensor
+    target: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, pull: Pull, kept: torch.Tensor, share: float, biased: bool) -> _System:
+        gram, cross = pull.gram().double(), share * pull.cross.double()
+        if biased:
+            mean, lag = pull.inputs.double() / pull.weight, share * pull.lag.double() / pull.weight
+            gram = gram - pull.weight * torch.outer(mean, mean)
+            cross = cross - pull.weight * torch.outer(lag, mean)
+        removed = _others(kept, len(gram))
+        return cls(gram[kept][:, kept], weight.double()[:, removed] @ gram[removed][:, kept] + cross[:, kept])
+
+    def scale(self) -> float:
+        """What a relative ridge is relative to."""
+        return max(self.gram.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
+
+    def correction(self, ridge: float) -> torch.Tensor:
+        """T (G_kk + λ)⁻¹, shape (R, K)."""
+        factor = torch.linalg.cholesky(self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device))
+        return torch.cholesky_solve(self.target.T, factor).T
+
+    def error(self, correction: torch.Tensor) -> float:
+        """Squared error on these tokens, but for what no correction changes."""
+        return (correction * (correction @ self.gram - 2 * self.target)).sum().item()
+
+
+def _others(kept: torch.Tensor, count: int) -> torch.Tensor:
+    removed = torch.ones(count, dtype=torch.bool, device=kept.device)
+    removed[kept] = False
+    return removed

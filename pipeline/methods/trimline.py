@@ -40,8 +40,8 @@ class TrimlineOptions(Slice):
     """Options of trimline."""
 
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
-    ridge: float = Field(
-        0.1, gt=0.0, le=1e3, description="of the refit, in units of the Gram matrix's mean diagonal; more for fewer tokens"
+    ridge: float | None = Field(
+        None, gt=0.0, le=1e3, description="of the refit, in units of the Gram matrix's mean diagonal; by default each projection's own"
     )
     polish: Annotated[int, Field(ge=0, le=10)] = Field(0, description="sweeps that refit once more at the end, removing nothing")
 

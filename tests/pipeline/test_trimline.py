@@ -11,7 +11,7 @@ import torch
 from pipeline.allocation.marginal import Curve, lower_hull, sizes_within
 from pipeline.checkpoint import Checkpoint
 from pipeline.compensation.least_squares import least_squares
-from pipeline.compensation.towards_dense import Pull, token_weights, towards_dense
+from pipeline.compensation.towards_dense import DAMPINGS, Pull, best_damping, token_weights, towards_dense
 from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
@@ -125,7 +125,7 @@ def test_the_refit_brings_the_logits_nearer(tmp_path) -> None:
 def test_the_last_reader_is_fitted_on_what_the_finished_blocks_before_it_give(tmp_path) -> None:
     folder = tiny_model("llama", tmp_path)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
-    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(damping=0.1, options={"share": 1.0})]}), Events())
+    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(options={"share": 1.0, "ridge": 0.1})]}), Events())
     last = len(model.geometry.blocks) - 1
     units = torch.tensor(model.selection.ffn[last])
     inputs, wrote, after = seen_in_block(model.model, last)
@@ -149,3 +149,35 @@ def seen_in_block(model: torch.nn.Module, block: int) -> tuple[torch.Tensor, tor
         with torch.inference_mode():
             model(WINDOWS, use_cache=False)
     return tuple(tensor.flatten(0, -2) for tensor in seen)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, DAMPINGS[0]), (300.0, DAMPINGS[-1])])
+def test_the_ridge_is_the_one_that_errs_least_on_the_other_half(biased: bool, noise: float, expected: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight, kept = torch.randn(3, 8, generator=generator), torch.tensor([0, 1, 2, 4, 6])
+    halves, tokens = [], []
+    for _ in range(2):
+        inputs, lag = torch.randn(24, 8, generator=generator), noise * torch.randn(24, 3, generator=generator)
+        inputs[:, [3, 5, 7]] = inputs[:, [0, 1, 2]]  # what goes follows from what stays
+        half = Pull.zeros(3, 8, torch.device("cpu"))
+        half.add(inputs, lag, torch.ones(24))
+        halves.append(half)
+        tokens.append((inputs, lag))
+    errors = dict.fromkeys(DAMPINGS, 0.0)
+    scales = [gram_scale(half, kept, biased) for half in halves]
+    for damping in DAMPINGS:
+        for fitted, scale, (inputs, lag) in zip(halves, scales, reversed(tokens), strict=True):
+            solved, _ = towards_dense(weight, fitted, kept, 1.0, damping * sum(scales) / scale, biased)
+            if biased:
+                inputs, lag = inputs - inputs.mean(0), lag - lag.mean(0)
+            errors[damping] += (inputs @ weight.T + lag - inputs[:, kept] @ solved.T).square().sum().item()
+    found = best_damping(weight, (halves[0], halves[1]), kept, 1.0, biased)
+    assert found == min(errors, key=lambda damping: errors[damping]) == expected
+
+
+def gram_scale(pull: Pull, kept: torch.Tensor, biased: bool) -> float:
+    """Mean diagonal of the kept inputs' second moment, central where a bias takes the means up."""
+    mean = pull.inputs / pull.weight
+    diagonal = pull.gram().diagonal() - (pull.weight * mean.square() if biased else 0)
+    return diagonal[kept].mean().item()
