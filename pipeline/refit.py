@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, brought, enter
+from pipeline.compensation.readers import channels
 from pipeline.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
@@ -184,11 +185,6 @@ def _solve(
         damping = best_damping(weight, (first, second), kept, share, biased)
     weight, shift = towards_dense(weight, first + second, kept, share, damping, biased)
     model.update_reader(sublayer, block, stay, weight, shift)
-
-
-def channels(units: tuple[int, ...], width: int) -> torch.Tensor:
-    """Unit numbers into channel numbers, shape (units × width,)."""
-    return (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def compensate_by_weights(
     """Least squares over the columns that are left now, of which ``units`` stay."""
     reader = model.geometry.family.reader(sublayer)
     width = model.geometry.unit_width(reader.columns)
-    left = _channels(model.selection.units(sublayer)[block], width)
-    stay = _channels(units, width)
+    left = channels(model.selection.units(sublayer)[block], width)
+    stay = channels(units, width)
     statistics = seen.inputs[sublayer.point]
     gram = statistics.gram()
     device = gram.device
@@ -64,7 +64,7 @@ def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, un
     family = model.geometry.family
     reader = family.reader(sublayer)
     width = model.geometry.unit_width(reader.columns)
-    left, stay = _channels(model.selection.units(sublayer)[block], width), _channels(units, width)
+    left, stay = channels(model.selection.units(sublayer)[block], width), channels(units, width)
     mean = seen.inputs[sublayer.point].total.cpu() / seen.tokens
     shift = bias_shift(model.weight(block, reader.name), mean, left[~torch.isin(left, stay)])
     if units:
@@ -74,6 +74,6 @@ def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, un
         model.add_bias(before[0], family.reader(before[1]).name, shift if own is None else shift + own)
 
 
-def _channels(units: tuple[int, ...], width: int) -> torch.Tensor:
+def channels(units: tuple[int, ...], width: int) -> torch.Tensor:
     """Unit numbers into channel numbers, shape (units × width,)."""
     return (torch.tensor(units, dtype=torch.long)[:, None] * width + torch.arange(width)).flatten()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.calibrate.statistics import add_upper_gram
+from pipeline.kronecker.factors import Damped
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # that ``best_damping`` chooses from
 
@@ -60,6 +61,10 @@ class Pull:
             self.upper + other.upper, self.cross + other.cross, self.inputs + other.inputs, self.lag + other.lag, self.weight + other.weight
         )
 
+    def means(self, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the inputs, and of that share of the lag; fp64."""
+        return self.inputs.double() / self.weight, share * self.lag.double() / self.weight
+
     def gram(self) -> torch.Tensor:
         """Σ w x xᵀ, shape (C, C)."""
         return self.upper.triu() + self.upper.triu(1).T
@@ -96,7 +101,7 @@ def towards_dense(
     correction = system.correction(damping * system.scale())
     if not biased:
         return (weight[:, kept] + correction).float(), None
-    mean, lag = pull.inputs.double() / pull.weight, share * pull.lag.double() / pull.weight
+    mean, lag = pull.means(share)
     removed = _others(kept, weight.shape[1])
     shift = weight[:, removed] @ mean[removed] + lag - correction @ mean[kept]
     return (weight[:, kept] + correction).float(), shift.float()
@@ -134,7 +139,7 @@ class _System:
     def of(cls, weight: torch.Tensor, pull: Pull, kept: torch.Tensor, share: float, biased: bool) -> _System:
         gram, cross = pull.gram().double(), share * pull.cross.double()
         if biased:
-            mean, lag = pull.inputs.double() / pull.weight, share * pull.lag.double() / pull.weight
+            mean, lag = pull.means(share)
             gram = gram - pull.weight * torch.outer(mean, mean)
             cross = cross - pull.weight * torch.outer(lag, mean)
         removed = _others(kept, len(gram))
@@ -146,8 +151,7 @@ class _System:
 
     def correction(self, ridge: float) -> torch.Tensor:
         """T (G_kk + λ)⁻¹, shape (R, K)."""
-        factor = torch.linalg.cholesky(self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device))
-        return torch.cholesky_solve(self.target.T, factor).T
+        return torch.cholesky_solve(self.target.T, Damped(self.gram, ridge).root()).T
 
     def error(self, correction: torch.Tensor) -> float:
         """Squared error on these tokens, but for what no correction changes."""

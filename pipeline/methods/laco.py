@@ -61,11 +61,10 @@ class LaCoOptions(Slice):
 
 @dataclass(frozen=True)
 class Walk:
-    """What one walk came to: the blocks, their similarity to the dense model, and the similarities that were not enough."""
+    """What one walk came to: the blocks, and their similarity to the dense model."""
 
     blocks: tuple[Collapsed, ...]
     similarity: float
-    rejected: tuple[float, ...]
 
 
 def walk(
@@ -82,7 +81,7 @@ def walk(
     trial costs a pass.
     """
     place = (len(blocks) - 1 if options.highest is None else options.highest) - options.layers
-    reached, rejected = 1.0, []
+    reached = 1.0
     while place >= options.lowest and len(blocks) > keep:
         most = ((place - options.lowest) // options.interval + 1) * (options.layers - 1)
         if give_up and len(blocks) - most > keep:
@@ -93,9 +92,8 @@ def walk(
         if found > threshold:
             blocks, reached, place = tried, found, place - options.interval
         else:
-            rejected.append(found)
             place -= 1
-    return Walk(blocks, reached, tuple(rejected))
+    return Walk(blocks, reached)
 
 
 def search(

@@ -2,9 +2,10 @@
 
 What it takes from whom: the loss of removing units as a Kronecker-factored quadratic, estimated anew before every shot, from
 LLM Surgeon (arXiv 2312.17244); unlike there units go one by one, each by what it costs once the reader of the others is
-corrected (Optimal Brain Surgeon), so that correlated units are not counted twice and the error of every size is exact. Units of both spaces compete for one budget as in FLAP
-(arXiv 2312.11983), here by error per parameter. The order of blocks, on inputs that the pruned ones before give, is
-SparseGPT's (arXiv 2301.00774); that the target leans towards the dense residual stream is ours.
+corrected (Optimal Brain Surgeon), so that correlated units are not counted twice and the error of every size is exact.
+Units of both spaces compete for one budget as in FLAP (arXiv 2312.11983), here by error per parameter. The order of
+blocks, on inputs that the pruned ones before give, is SparseGPT's (arXiv 2301.00774); that the target leans towards the
+dense residual stream is ours.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pipeline.allocation.elimination import eliminate
 from pipeline.allocation.marginal import Curve, sizes_within
 from pipeline.allocation.pooled import unit_sizes
 from pipeline.allocation.targeted import Aim, best_sizes, size_grid
 from pipeline.allocation.targets import part_of
 from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
+from pipeline.compensation.readers import channels
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Axis, Sublayer
 from pipeline.geometry import Geometry
 from pipeline.kept import Kept
+from pipeline.kronecker.elimination import eliminate
 from pipeline.methods.method import Scores, options_of
 from pipeline.plan import Step
 from pipeline.recipe import PruneStep, Slice, Space
@@ -123,14 +125,14 @@ def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: 
 
 
 def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch.Tensor, outputs: torch.Tensor, step: PruneStep) -> Ranked:
-    geometry, left = model.geometry, torch.tensor(model.selection.units(sublayer)[block])
+    geometry, left = model.geometry, model.selection.units(sublayer)[block]
     width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
-    columns = (left[:, None] * width + torch.arange(width)).flatten()
+    columns = channels(left, width)
     weight = model.weight(block, geometry.family.reader(sublayer).name)[:, columns].to(inputs.device)
     found = eliminate(weight, inputs[columns][:, columns], outputs, width, step.damping)
     kept = _kept_grid(sublayer, len(left), step)
     curve = Curve(kept, found.errors[kept].tolist(), _unit_cost(geometry, sublayer, step))
-    return Ranked(tuple(left[found.order].tolist()), found.costs, curve)
+    return Ranked(tuple(left[place] for place in found.order.tolist()), found.costs, curve)
 
 
 def _ranked_before(model: ShrinkingModel, kept: Kept, step: PruneStep) -> dict[tuple[Sublayer, int], Ranked]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.allocation.elimination import AT_ONCE, eliminate
 from pipeline.compensation.least_squares import least_squares
+from pipeline.kronecker.elimination import AT_ONCE, eliminate
 
 DAMPING = 1e-9
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.kronecker.costs import marginal_blocks
+from pipeline.kronecker.factors import Damped
+
 AT_ONCE = 64  # columns of updates that wait for one matrix product
 
 
@@ -45,7 +48,8 @@ def eliminate(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor,
         damping: λ in units of A's mean diagonal.
     """
     inner = weight.double().T @ outputs.double() @ weight.double()
-    left = _Left(_inverse(inputs, damping), inner, torch.arange(len(inputs) // width, device=inputs.device), width)
+    ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny).item()  # inputs may all be zero
+    left = _Left(Damped(inputs, ridge).inverse(), inner, torch.arange(len(inputs) // width, device=inputs.device), width)
     gone, costs = [], []
     while len(left.units):
         for _ in range(min(max(1, AT_ONCE // width), len(left.units))):
@@ -55,13 +59,6 @@ def eliminate(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor,
         left = left.without_removed()
     errors = torch.tensor([0.0, *costs], dtype=torch.float64).cumsum(0).flip(0)
     return Elimination(torch.tensor(gone[::-1]), errors)
-
-
-def _inverse(inputs: torch.Tensor, damping: float) -> torch.Tensor:
-    """(A + λ)⁻¹, fp64."""
-    ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    factor = torch.linalg.cholesky(inputs.double() + ridge * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device))
-    return torch.cholesky_inverse(factor)
 
 
 class _Left:
@@ -74,14 +71,9 @@ class _Left:
     def __init__(self, inverse: torch.Tensor, inner: torch.Tensor, units: torch.Tensor, width: int) -> None:
         self.inverse, self.inner, self.units, self.width = inverse, inner, units, width
         self._left = torch.ones(len(units), dtype=torch.bool, device=units.device)
-        self._inverse_blocks, self._inner_blocks = self._diagonal(inverse), self._diagonal(inner)
+        self._inverse_blocks, self._inner_blocks = marginal_blocks(inverse, width), marginal_blocks(inner, width)
         empty = inverse.new_zeros(0, len(inverse))
         self._gains, self._rows, self._inners, self._others = empty, empty, empty, empty
-
-    def _diagonal(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Diagonal blocks, shape (U, width, width)."""
-        blocks = matrix.view(len(self.units), self.width, len(self.units), self.width)
-        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
     def _costs(self) -> torch.Tensor:
         """½ tr(P⁻¹ M_uu) per unit; infinite for what is gone."""
