@@ -7,6 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,12 @@ def latency_table(source: Path, form: Form, tile: int, out: Path, events: Events
     events.note(f"{len(shapes)} shapes timed; the table is within {worst:.1%} of each{noisy}")
 
 
-def adopt(folder: Path, source: Path, form: Form, tile: int, out: Path) -> None:
-    """Takes over a table that was measured before, if it says what would be measured now.
+def adopt(folder: Path, source: Path, form: Form, tile: int, out: Path, events: Events) -> None:
+    """Takes over a table that was measured before, if it says what would be measured now: its entries of the recipe's workloads.
 
     Raises:
-        TrimlineError: it is no table, or one of another model, machine, runtime, precision or grid; the first difference is named.
+        TrimlineError: it is no table, or one of another model, machine, runtime, precision or grid, or lacks a workload;
+            the first difference is named.
     """
     table, geometry = LatencyTable.read(folder), Checkpoint(source).geometry
     table.check(geometry)
@@ -72,7 +74,14 @@ def adopt(folder: Path, source: Path, form: Form, tile: int, out: Path) -> None:
         if table.setting.get(what) != wanted[what]:
             raise TrimlineError(f"The latency table in {folder} was measured for another {what}: {_difference(table.setting.get(what), wanted[what])}.",
                                 "Leave benchmark.latency_table out, so that one is measured.")  # fmt: skip
-    table.write(out)
+    names, known = [workload.name for workload in form.recipe.workloads], {entry.workload for entry in table.entries}
+    if lacking := [name for name in names if name not in known]:
+        raise TrimlineError(f"The latency table in {folder} does not know the workload {lacking[0]}; it has {', '.join(sorted(known))}.",
+                            "Time one of those, or leave benchmark.latency_table out, so that one is measured.")  # fmt: skip
+    if not table.setting["control_holds"]:
+        events.note(f"dense did not agree with itself while the table in {folder} was measured, so predictions may be off")
+    # In the recipe's order: `decode` is of the first workload that has steps.
+    replace(table, entries=tuple(entry for name in names for entry in table.entries if entry.workload == name)).write(out)
 
 
 def _difference(found: Any, wanted: Any) -> str:

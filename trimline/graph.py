@@ -121,14 +121,15 @@ class Run:
     def stages(self, *lanes: Role) -> Iterator[Stage]:
         """What makes and judges the models of some lanes, in order, after ``SHARED``; timing and what follows it stand apart.
 
-        But for a target of time: whether it is met has to be measured, and decides whether it is gone through again.
+        But for a target of time: whether it is met has to be measured, and decides whether it is gone through again. The
+        first round's stages stand before that, since they may run beside others.
         """
-        timed = timed_step(self.recipe.prune) is not None
         if PRUNED in lanes:
-            yield from (*self._deciding(), *([("settle",)] if timed else [("prune",), *self._rebuilding()]))
+            yield from (*self._deciding(), ("prune",), *self._rebuilding())
         for lane in lanes:
-            if not (timed and lane == PRUNED):
-                yield from self._judging(lane)
+            yield from self._judging(lane)
+        if PRUNED in lanes and timed_step(self.recipe.prune) is not None:
+            yield ("settle",)
         yield from self._examining(*lanes)
 
     def _deciding(self) -> Iterator[Stage]:
@@ -211,7 +212,7 @@ class Run:
         depends, known = setting_of(Checkpoint(self._dense).geometry, form, tile), self.recipe.benchmark.latency_table
         if known:
             depends |= {"table": folder_digest(Path(known)) if Path(known).is_dir() else None}
-            self._make("latency", depends, (benchmarks,), lambda out: adopt(Path(known), self._dense, form, tile, out))
+            self._make("latency", depends, (benchmarks,), lambda out: adopt(Path(known), self._dense, form, tile, out, self.events))
             return
         self._make(
             "latency", depends, (pipeline, exporters, benchmarks), lambda out: latency_table(self._dense, form, tile, out, self.events)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from benchmarks.target import judge
 from pipeline.allocation.targets import TIME, Consumer, bounds, measures
 from pipeline.geometry import Geometry
 from pipeline.recipe import PruneSlice, Target
 from trimline.reporting.data import RoundRow, TargetRow
-from trimline.rounds import Round, measured, stated
+from trimline.rounds import Round, measured, stated, timed_step
 
 UNITS = {"parameters": "", "flops": "", "memory": " bytes"}
 
@@ -22,6 +24,14 @@ def target_rows(recipe: PruneSlice, dense: Geometry, result: Geometry, consumer:
         best = min(rounds, key=lambda one: one.distance)
         for found in best.judgements:
             yield TargetRow(stated(found), measured(found), found.reason)
+
+
+def speed_rows(recipe: PruneSlice, results: Mapping[str, Any], model: str) -> Iterator[TargetRow]:
+    """What the last target of time became of, by a benchmark's ``results.json``; nothing where no target speaks of time."""
+    place = timed_step(recipe)
+    target = recipe.steps[place].target if place is not None else None
+    for found in judge(results, target, model) if target else ():
+        yield TargetRow(stated(found), measured(found), found.reason)
 
 
 def round_rows(rounds: Sequence[Round], dense: Geometry, consumer: Consumer) -> Iterator[RoundRow]:

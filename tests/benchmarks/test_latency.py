@@ -168,10 +168,10 @@ def test_a_table_of_before_is_taken_over_only_where_it_says_the_same(source, den
     for place in (folder, out):
         place.mkdir()
     latency_table(source, FORM, 8, folder, Events())
-    adopt(folder, source, FORM, 8, out)
+    adopt(folder, source, FORM, 8, out, Events())
     assert LatencyTable.read(out) == LatencyTable.read(folder)
     more = FORM.recipe.model_copy(update={"rounds": 99, "latency_table": str(folder)})
-    adopt(folder, source, dataclasses.replace(FORM, recipe=more), 8, out)  # other rounds of the same thing
+    adopt(folder, source, dataclasses.replace(FORM, recipe=more), 8, out, Events())  # other rounds of the same thing
     other = tiny_model("llama", tmp_path / "other", intermediate_size=64)
     for found, form, tile, words in (
         (source, FORM, 16, "another tile: 8, and here 16"),
@@ -180,7 +180,35 @@ def test_a_table_of_before_is_taken_over_only_where_it_says_the_same(source, den
         (other, FORM, 8, "another model: block"),
     ):
         with pytest.raises(TrimlineError, match=words):
-            adopt(folder, found, form, tile, out)
+            adopt(folder, found, form, tile, out, Events())
+
+
+def test_a_table_is_taken_over_for_the_recipes_workloads_in_their_order(source, dense, tmp_path, monkeypatch) -> None:
+    first, second = FORM.recipe.workloads[0], Workload(prompt=16, output=5)
+    of_first = timed(dense)
+
+    def of_both(*arguments, **options):
+        found = of_first(*arguments, **options)
+        for what in ("seconds", "control", "rounds"):
+            found[what][second.name] = found[what][first.name]
+        found["control"][second.name] = {phase: [1.2] for phase in found["control"][first.name]}
+        return found
+
+    def form(*workloads: Workload) -> Form:
+        return dataclasses.replace(FORM, recipe=FORM.recipe.model_copy(update={"workloads": workloads}))
+
+    monkeypatch.setattr(benchmarks.latency_stage, "time_shapes", of_both)
+    folder, out, said = tmp_path / "table", tmp_path / "out", []
+    for place in (folder, out):
+        place.mkdir()
+    latency_table(source, form(first, second), 8, folder, Events())
+    adopt(folder, source, form(second, first), 8, out, Events(said.append))
+    assert [entry.workload for entry in LatencyTable.read(out).entries] == ["16/5", "16/5", "8/3", "8/3"]
+    assert "did not agree with itself" in said[-1].text
+    adopt(folder, source, form(second), 8, out, Events())
+    assert {entry.workload for entry in LatencyTable.read(out).entries} == {"16/5"}
+    with pytest.raises(TrimlineError, match="does not know the workload 99/2; it has 16/5, 8/3"):
+        adopt(folder, source, form(first, Workload(prompt=99, output=2)), 8, out, Events())
 
 
 def test_whole_models_for_the_check_are_uneven_and_of_all_sizes(dense: Geometry) -> None:

@@ -36,7 +36,11 @@ def test_points_share_the_latency_table_and_are_compared_with_one_dense_model(tm
     stages = started(told)
     assert stages.count("latency") == 1
     assert stages.count("evaluate") == stages.count("export") == 3
+    assert [[target.asked for target in point.targets] for point in found.points] == [["decode in 60000 ms"]] * 2
+    assert all(target.outcome.startswith("not resolved") for point in found.points for target in point.targets)  # two rounds say nothing
     assert stages[-1] == "benchmark"  # all of them side by side, after each was judged by itself
+    first = next(place for place, stage in enumerate(stages) if stage == "benchmark")
+    assert stages[:first].count("prune") == stages[:first].count("rebuild") == 2  # on a cluster these run side by side
     dense = found.dense.parameters
     for point in found.points:
         assert point.parameters <= dense * point.settings["prune.steps.0.target"]["parameters"]

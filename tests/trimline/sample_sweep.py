@@ -82,5 +82,4 @@ def sample_sweep() -> SweepData:
         points=tuple(rows),
         fronts=tuple(fronts((dense, *rows))),
         environment={"processor": "An invented processor", "threads": "2", "memory": "24.0 GiB", "GPU": "none", "system": "Linux"},
-        machine={"processor": "An invented processor", "threads": "2", "memory": "24.0 GiB", "GPU": "none", "system": "Linux"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,9 +17,10 @@ from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, change
 from tests.end_to_end.scenario import trimline as command
 from tests.trimline.sample_sweep import sample_sweep
 from trimline.api import run, sweep
+from trimline.reporting.data import TargetRow
 from trimline.sweep.data import SweepData
 from trimline.sweep.page import render_sweep
-from trimline.sweep.tables import columns, lines
+from trimline.sweep.tables import columns, lines, short_table
 
 STEP = ("prune", "steps", 0)
 GRID = {"method": ["cfsp", "flap"], "remove": [0.25, 0.5]}
@@ -106,6 +108,21 @@ def test_tasks_of_the_harness_are_columns_beside_dense():
     assert cells["method=cfsp,remove=0.2"].value == pytest.approx(0.52)
     assert cells["method=flap,remove=0.3"].value is None  # that one was not asked
     assert json.dumps("0.52 ± 0.02; against dense −0.1 ± 0.03") in render_sweep(data)
+
+
+def test_what_became_of_a_target_stands_beside_the_speed():
+    data = sample_sweep()
+    assert "Target" not in [column.title for column in columns(data)]
+    outcomes = ("met", "missed: 4.1% slower than asked", "not resolved: the interval reaches out of the band")
+    given = {place: (TargetRow("decode 1.4 times as fast", "1.4× (1.39 to 1.41)", outcome),) for place, outcome in enumerate(outcomes)}
+    data = replace(data, points=tuple(replace(point, targets=given.get(place, ())) for place, point in enumerate(data.points)))
+    place = [column.title for column in columns(data)].index("Target")
+    cells = [line.cells[place].cell for line in lines(data)]
+    assert [(cell.text, cell.tone) for cell in cells[:5]] == [
+        ("–", "quiet"), (outcomes[0], "good"), (outcomes[1], "bad"), (outcomes[2], "quiet"), ("–", "quiet"),
+    ]  # fmt: skip
+    assert short_table(data).columns[-1].title == "On the front"
+    assert "decode 1.4 times as fast" in render_sweep(data)
 
 
 def test_running_again_makes_and_times_nothing(swept, values):

@@ -22,9 +22,9 @@ from trimline.sweep.front import Place, knee, pareto
 from trimline.sweep.grid import Point
 from trimline.sweep.schedule import Lanes
 from trimline.sweep.tasks import LaneRun
+from trimline.target_rows import speed_rows
 from trimline.task_rows import task_rows
 
-SAME_MACHINE = ("processor", "threads", "memory", "GPU", "system")
 Timings = Mapping[str, Any]
 
 
@@ -60,7 +60,6 @@ def collect_sweep(
         points=rows,
         fronts=tuple(fronts((dense, *rows))),
         environment=environment,
-        machine={key: environment[key] for key in SAME_MACHINE if key in environment},
     )
 
 
@@ -114,6 +113,7 @@ def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Ti
         speeds=tuple(_speeds(timed["name"], timed["folder"], results, base.output)) if timed else (),
         blocks=tuple(block_rows(Plan.read(run.plan), blocks)),
         tasks=tuple(task_rows(base.done | run.done)) if run.recipe.lm_eval == base.recipe.lm_eval else (),
+        targets=tuple(speed_rows(run.recipe.prune, results[timed["folder"]], timed["name"])) if timed else (),
         untimed=timings["failed"].get(point.name, ""),
         **_sizes(Checkpoint(run.checkpoint(PRUNED)).geometry, run.checkpoint(PRUNED)),
         **_places(run, PRUNED),

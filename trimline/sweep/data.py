@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import TrimlineError
-from trimline.reporting.data import STRICT, BlockRow, Measure, Phase, TaskRow
+from trimline.reporting.data import STRICT, BlockRow, Measure, Phase, TargetRow, TaskRow
 
 FILE = "sweep.json"
 POINTS = "points"
@@ -57,6 +57,7 @@ class PointRow:
         speeds: of every workload.
         blocks: units per original block, before and after.
         tasks: of the lm-eval harness, beside dense; none for dense itself.
+        targets: the speeds that the point was to have, judged by those shown.
         checkpoint, timed: the weights, and what the benchmark opened.
         failure: why the point has no model; empty where it has one.
         untimed: why it has no speed.
@@ -72,6 +73,7 @@ class PointRow:
     speeds: tuple[Speed, ...] = ()
     blocks: tuple[BlockRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    targets: tuple[TargetRow, ...] = ()
     checkpoint: str = ""
     timed: str = ""
     failure: str = ""
@@ -122,7 +124,6 @@ class SweepData:
         points: in the grid's order, failed ones included.
         fronts: one per workload; the first is the headline.
         environment: where it was timed.
-        machine: what may not differ between speeds that are compared.
     """
 
     title: str
@@ -138,7 +139,6 @@ class SweepData:
     points: tuple[PointRow, ...]
     fronts: tuple[Front, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    machine: dict[str, str] = field(default_factory=dict)
     format: Literal[1] = 1
 
     @property

@@ -60,7 +60,11 @@ class RayExecutor:
         return number, outcome
 
     def alone(self, task: Task) -> Outcome:
-        return self._read(self._on_one_node(stage_task, task.as_record(), None))
+        try:
+            reply = self._on_one_node(stage_task, task.as_record(), None)
+        except TrimlineError as error:
+            return error
+        return self._read(reply)
 
     def time(self, spec: dict[str, Any]) -> dict[str, Any]:
         reply = self._on_one_node(timing_task, spec)
@@ -71,7 +75,7 @@ class RayExecutor:
 
     def _on_one_node(self, work: Callable[..., Reply], *given: Any) -> Reply:
         """On a node that gives all its processors to it, so that nothing else runs there; on another if that one dies."""
-        from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, TaskUnschedulableError, WorkerCrashedError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for _ in range(RETRIES + 1):
@@ -81,8 +85,12 @@ class RayExecutor:
             whole = self._ray.remote(num_cpus=node["Resources"]["CPU"], scheduling_strategy=place, max_retries=0, **self._gpus)
             try:
                 return dict(self._ray.get(whole(work).remote(*given)))
-            except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+            except (NodeDiedError, OutOfMemoryError, TaskUnschedulableError, WorkerCrashedError):
                 self._events.note(f"{node['NodeManagerHostname']} died while it timed")
+            except RayError as error:
+                raise TrimlineError(
+                    f"Ray gave up on timing: {_first_line(error)}", "Look at why; the same command goes on from there."
+                ) from None
         raise TrimlineError(f"{RETRIES + 1} nodes or workers died while they timed.", "Look at why; the same command goes on from there.")
 
     def cancel(self) -> None:

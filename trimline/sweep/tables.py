@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimline.reporting import formats, metrics
-from trimline.reporting.content import Cell, Column, Table
+from trimline.reporting.content import Cell, Column, Table, Tone
 from trimline.reporting.data import TaskRow
 from trimline.reporting.headline import UNRESOLVED
 from trimline.reporting.tasks import figure, metric_title
@@ -19,6 +19,7 @@ SPEEDUP = "median over rounds of (time of dense / time of the point in that roun
 PERPLEXITY = (
     "exp(mean negative log-likelihood per predicted token); brackets: 95 % interval from the differences to dense, window by window"
 )
+TARGET = "met where the whole 95 % interval of the speed shown is within 3 % of what was asked for"
 TASK = "of the lm-eval harness, by the checkpoint; behind ± one standard error"
 
 
@@ -39,11 +40,12 @@ class PointLine:
 
 
 def columns(data: SweepData) -> tuple[Column, ...]:
-    """Grid keys, perplexity, speed-up of every workload, what the point is on the headline's front, tasks, and sizes."""
+    """Grid keys, perplexity, speed-up of every workload, whether that was asked for, what the point is on the headline's front, tasks, and sizes."""
     return (
         *(Column(short_key(key)) for key in data.grid),
         Column("Perplexity", True, PERPLEXITY),
         *(Column(f"{axis_name(front)} speed-up", True, SPEEDUP) for front in data.fronts),
+        *([Column("Target", formula=TARGET)] if _has_targets(data) else []),
         Column("On the front"),
         *(Column(task_name(task), True, TASK) for task in data.tasks),
         Column("Parameters", True, metrics.PARAMETERS),
@@ -64,7 +66,7 @@ def points_table(data: SweepData) -> Table:
 
 def short_table(data: SweepData) -> Table:
     """Without tasks, sizes and latencies, which a terminal has no room for."""
-    table, kept = points_table(data), len(data.grid) + 2 + len(data.fronts)
+    table, kept = points_table(data), len(data.grid) + 2 + len(data.fronts) + _has_targets(data)
     return Table(table.columns[:kept], tuple(row[:kept] for row in table.rows))
 
 
@@ -124,6 +126,8 @@ def _cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
     speeds = [row.speed(front.axis) for front in data.fronts]
     for speed in speeds:
         yield Sortable(_speedup(speed), speed.speedup.value if speed and speed.speedup else 1.0 if speed else None)
+    if _has_targets(data):
+        yield _target(row)
     what = standing(data.fronts[0], row) if data.fronts else ""
     yield Sortable(Cell(what, "good" if what == KNEE else "plain"), {KNEE: 0, FRONT: 1}.get(what))
     yield from _task_cells(data, row)
@@ -137,6 +141,19 @@ def _task_cells(data: SweepData, row: PointRow) -> Iterator[Sortable]:
     for task in data.tasks:
         shown = task.dense if row is data.dense else own.get(task_name(task))
         yield Sortable(figure(shown), shown.value) if shown else Sortable(Cell(formats.NONE, "quiet"), None)
+
+
+def _has_targets(data: SweepData) -> bool:
+    return any(row.targets for row in data.points)
+
+
+def _target(row: PointRow) -> Sortable:
+    """The first outcome that is not met stands for all."""
+    if not row.targets:
+        return Sortable(Cell(formats.NONE, "quiet"), None)
+    shown = next((target for target in row.targets if target.outcome != "met"), row.targets[0])
+    tone: Tone = "good" if shown.outcome == "met" else "bad" if shown.outcome.startswith("missed") else "quiet"
+    return Sortable(Cell(shown.outcome, tone, detail=shown.asked), shown.outcome)
 
 
 def _speedup(speed: Speed | None) -> Cell:

@@ -160,7 +160,8 @@ def _run(kind: type[LaneRun], task: Task, events: Events) -> LaneRun:
 
 
 def _new(run: LaneRun, task: Task) -> Done:
-    return {name: artefact for name, artefact in run.done.items() if name not in task.done}
+    """What the stage made, and what took another's place: a later round towards a target."""
+    return {name: made for name, made in run.done.items() if name not in task.done or task.done[name].key != made.key}
 
 
 __all__ = ["DENSE", "Done", "LaneRun", "Task", "foresee", "perform"]
