@@ -64,6 +64,10 @@ class CalibrationWindows(Slice):
     windows: Count = 64
     window: Annotated[int, Field(ge=2, le=10**6)] = 512
     seed: int = 0
+    overlap: bool = Field(
+        False,
+        description="the windows may hold more tokens together than the text has, as in the published codes, where they overlap by chance",
+    )
     starts: tuple[int, ...] | None = Field(None, description="start of every window in the tokenised text; overrides windows and seed")
     token_ids: tuple[tuple[int, ...], ...] | None = Field(None, description="the windows themselves; overrides everything else")
 

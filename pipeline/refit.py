@@ -180,7 +180,7 @@ def _solve(
     first, second = (half.of(left) for half in halves)
     weight = model.weight(block, linear.name)[:, left].to(first.upper.device)
     kept = torch.isin(left, stay).nonzero().flatten().to(first.upper.device)
-    biased = geometry.has_bias(linear)
+    biased = model.has_bias(linear)
     if damping is None:
         damping = best_damping(weight, (first, second), kept, share, biased)
     weight, shift = towards_dense(weight, first + second, kept, share, damping, biased)

@@ -93,8 +93,9 @@ def _demand_finite(seen: BlockStatistics, block: int, model: torch.nn.Module) ->
 def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:
     """A projection's rows and columns that are left, with the statistics of those inputs."""
     rows, columns = live_indices(model, block, linear)
-    device = next(model.model.parameters()).device
     inputs, gradients = seen.inputs.get(linear.point), seen.gradients
+    # Blocks of a model on several devices are measured where they are.
+    device = inputs.squares.device if inputs else next(model.model.parameters()).device
 
     def left(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values[rows][:, columns].to(device)

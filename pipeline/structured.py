@@ -112,6 +112,9 @@ def _score(model: ShrinkingModel, method: ScoringMethod, step: PruneStep, block:
     left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
     view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
     for space, by_block in scores.items():
+        if space in SUBLAYERS and not left[SUBLAYERS[space]]:  # the whole sublayer went before
+            by_block[block] = torch.zeros(0)
+            continue
         score = method.score(view, space, step).float().cpu()
         _demand_finite(score, block, model.model)
         by_block[block] = score[list(_units_left(model, space, left))]
@@ -211,7 +214,8 @@ def _units_to_keep(
     model: ShrinkingModel, step: PruneStep, space: Space, scores: dict[int, torch.Tensor], importance: dict[int, float]
 ) -> tuple[dict[int, int], dict[str, Any]]:
     rule = rule_of(step)
-    allocation = allocate(step, space, rule, model.current, list(scores.values()), torch.tensor(list(importance.values())))
+    distances = torch.tensor(list(importance.values())) if importance else None
+    allocation = allocate(step, space, rule, model.current, list(scores.values()), distances)
     if space is Space.FFN and rule == "uniform" and step.rounding == "tile" and step.budget[space].remove is not None:
         _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
     facts = {"allocation": rule, "kept": list(allocation.counts)} | allocation.facts

@@ -47,18 +47,32 @@ def allocate(
     if budget.keep is not None:
         return Allocation(_given_counts(budget, space, widths), {})
     remove = removed_fraction(budget, space, geometry)
+    there = [number for number, width in enumerate(widths) if width]  # an earlier step may have emptied the others
+    distance = None if mean_distance is None else mean_distance[there]
+    fractions = _fractions(step, space, rule, [widths[n] for n in there], [scores[n] for n in there], distance, remove)
+    counts = dict(zip(there, _whole(step, space, rule, [widths[n] for n in there], fractions, remove), strict=True))
+    facts = {"removed fraction of units asked for": remove, "retained fractions": fractions}
+    return Allocation(tuple(counts.get(number, 0) for number in range(len(widths))), facts)
+
+
+def _fractions(
+    step: PruneStep,
+    space: Space,
+    rule: str,
+    widths: list[int],
+    scores: Sequence[torch.Tensor],
+    mean_distance: torch.Tensor | None,
+    remove: float,
+) -> list[float]:
+    """Retained fraction per block, before rounding; no block is empty."""
     if rule in ("global", "raw"):
-        keep = round((1 - remove) * sum(widths))
         minimum = step.round_to if space is Space.FFN else 1
-        counts = pooled_counts(scores, keep, min(minimum, min(widths)), standardised=rule == "global")
-        fractions = [count / width for count, width in zip(counts, widths, strict=True)]
-    elif rule == "cfsp" and space is Space.FFN:
+        counts = pooled_counts(scores, round((1 - remove) * sum(widths)), min(minimum, min(widths)), standardised=rule == "global")
+        return [count / width for count, width in zip(counts, widths, strict=True)]
+    if rule == "cfsp" and space is Space.FFN:
         assert mean_distance is not None
-        fractions = _meeting_budget(retained_fractions(mean_distance, remove, step.sharpness).tolist(), widths, remove)
-    else:
-        fractions = [1 - remove] * len(widths)
-    counts = _whole(step, space, rule, widths, fractions, remove)
-    return Allocation(tuple(counts), {"removed fraction of units asked for": remove, "retained fractions": fractions})
+        return _meeting_budget(retained_fractions(mean_distance, remove, step.sharpness).tolist(), widths, remove)
+    return [1 - remove] * len(widths)
 
 
 def _meeting_budget(fractions: list[float], widths: list[int], remove: float) -> list[float]:

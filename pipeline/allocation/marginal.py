@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -23,6 +24,11 @@ class Curve:
     errors: Sequence[float]
     cost: float
 
+    @property
+    def largest_tile(self) -> float:
+        """The most that a single step from one size to the next saves; 0 where there is one size."""
+        return max((before - after for before, after in pairwise(self.kept)), default=0) * self.cost
+
 
 @dataclass(frozen=True)
 class _Edge:
@@ -31,6 +37,11 @@ class _Edge:
     slope: float
     start: int
     stop: int
+
+
+def most_removed(curves: Mapping[Key, Curve]) -> float:
+    """The cost that goes where each keeps its least."""
+    return sum((curve.kept[0] - curve.kept[-1]) * curve.cost for curve in curves.values())
 
 
 def sizes_within(curves: Mapping[Key, Curve], remove: float) -> dict[Key, int]:

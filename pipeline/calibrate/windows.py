@@ -12,11 +12,12 @@ from pipeline.geometry import Geometry
 from pipeline.recipe import CalibrationWindows
 
 
-def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows) -> torch.Tensor:
+def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows, asker: str = "calibration") -> torch.Tensor:
     """Windows of token ids, shape (windows, window).
 
     The text is tokenised once, as one string; starts are drawn as the released CFSP and FLAP code draws them
-    (Python's ``random``, ``randint(0, T − S − 1)``), so that a seed means the same windows here and there.
+    (Python's ``random``, ``randint(0, T − S − 1)``), so that a seed means the same windows here and there. ``asker`` is whom
+    an error speaks of.
 
     Raises:
         TrimlineError: the text is shorter than the recipe asks for, or a start or token id lies outside.
@@ -37,10 +38,11 @@ def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows) -> torch
             )
     else:
         need = recipe.windows * length
-        if len(stream) < need + 1:
+        if len(stream) < (length if recipe.overlap else need) + 1:
             raise TrimlineError(
-                f"The calibration asks for {recipe.windows} windows of {length} = {need} tokens; the text has {len(stream)}.",
-                "Ask for fewer or shorter windows, or give a longer text.",
+                f"The {asker} asks for {recipe.windows} windows of {length} = {need} tokens; the text has {len(stream)}.",
+                "Ask for fewer or shorter windows, or give a longer text."
+                + (" With overlap: true the windows may share tokens." if asker == "calibration" else ""),
             )
         draw = random.Random(recipe.seed)
         starts = [draw.randint(0, len(stream) - length - 1) for _ in range(recipe.windows)]

@@ -76,5 +76,7 @@ class CFSP:
         if options_of(step, CFSPOptions).score == "published":
             return published_score(norm, view.geometry.hidden, 1 + sum(len(writer.rows) for writer in writers))
         reader = view.weight(family.reader(Sublayer.FFN).name).to(norm.device)
+        left = torch.zeros_like(norm)
+        left[view.channels_left(Sublayer.FFN).to(norm.device)] = 1  # rows of channels that went keep their weights in the view
         sections = [section for writer in writers for section in view.weight(writer.name).to(norm.device).split(len(norm))]
-        return normalised_score(norm, reader, sections)
+        return normalised_score(norm, reader, [section * left[:, None] for section in sections])

@@ -100,6 +100,9 @@ class FLAP:
         if structure.endswith("MM") and step.target:
             raise TrimlineError(f"FLAP's {structure} states by number which heads go, and a target leaves that open.",
                                 "Use structure AL-AM or UL-UM.")  # fmt: skip
+        if structure.endswith("MM") and step.shots > 1:
+            raise TrimlineError(f"FLAP's {structure} removes its number of heads at once, not in {step.shots} shots.",
+                                "Leave shots out, or use structure AL-AM or UL-UM.")  # fmt: skip
         if structure.endswith("MM") and set(step.spaces) != set(SUBLAYERS):
             raise TrimlineError(f"FLAP's {structure} splits a budget between ffn and kv_group.", "Name both in pooled.spaces.")
 

@@ -72,7 +72,7 @@ def sparsegpt(
         weight: shape (R, C).
         second_moment: H, shape (C, C).
         pattern: unstructured or n:m.
-        fraction: of the weights of each block of columns, for unstructured.
+        fraction: of the weights of each block of columns, for unstructured; zeros that are there already count, and stay.
         damping: of H, relative to its mean diagonal.
         block: columns whose effect on those beyond them is added up and applied at once.
 
@@ -85,29 +85,31 @@ def sparsegpt(
     # Transposed, so that a column, which every step below touches, is contiguous.
     columns = weight.float().T.contiguous()
     columns[second_moment.diagonal() == 0] = 0
-    error = 0.0
+    before, error = columns == 0, 0.0
     for start in range(0, len(columns), block):
         stop = min(start + block, len(columns))
-        errors = _prune_block(columns[start:stop], factor[start:stop, start:stop], pattern, fraction)
+        errors = _prune_block(columns[start:stop], factor[start:stop, start:stop], pattern, fraction, before[start:stop])
         columns[stop:] -= factor[start:stop, stop:].T @ errors
         error += 0.5 * errors.square().sum(dtype=torch.float64).item()
     return Solved(columns.T.contiguous(), error)
 
 
-def _prune_block(columns: torch.Tensor, factor: torch.Tensor, pattern: Pattern, fraction: float) -> torch.Tensor:
+def _prune_block(columns: torch.Tensor, factor: torch.Tensor, pattern: Pattern, fraction: float, before: torch.Tensor) -> torch.Tensor:
     """Prunes a block in place, left to right; the errors w / U_ii of what went, shape (B, R).
 
     Args:
         columns: (B, R), the block's columns as rows.
         factor: U of the block, (B, B).
+        before: what was zero before any column was updated, shape (B, R).
     """
     diagonal = factor.diagonal()[:, None]
-    gone = torch.zeros_like(columns, dtype=torch.bool) if pattern.grouped else below(columns.square() / diagonal.square(), fraction)
+    scores = (columns.square() / diagonal.square()).masked_fill(before, -1.0)  # an earlier shot's zeros go first
+    gone = torch.zeros_like(columns, dtype=torch.bool) if pattern.grouped else below(scores, fraction)
     errors = torch.zeros_like(columns)
     for i in range(len(columns)):
         if pattern.grouped and i % pattern.group == 0:  # by the weights as updated so far
             group = slice(i, i + pattern.group)
-            scores = columns[group].square() / diagonal[group].square()
+            scores = (columns[group].square() / diagonal[group].square()).masked_fill(before[group], -1.0)
             gone[group] = n_m(scores.T, pattern.zeros, pattern.group).T
         errors[i] = torch.where(gone[i], columns[i], 0.0) / diagonal[i]
         columns[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pipeline.allocation.marginal import Curve, sizes_within
+from pipeline.allocation.marginal import Curve, most_removed, sizes_within
 from pipeline.allocation.pooled import unit_sizes
 from pipeline.allocation.targeted import Aim, best_sizes, size_grid
 from pipeline.allocation.targets import part_of
-from pipeline.calibrate.gradients import GradientNeeds, gradient_sweep
+from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
 from pipeline.compensation.readers import channels
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -99,7 +99,7 @@ class Trimline:
         for shot in range(1, step.shots + 1):
             ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
             sizes = _sizes(ranked, model, start, step, shot / step.shots)
-            stay = {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
+            stay = _everything(model) | {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, stay, options.share, options.ridge, events)
             reached = (
                 {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
@@ -110,26 +110,30 @@ class Trimline:
 
 
 def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> dict[tuple[Sublayer, int], Ranked]:
-    """Every sublayer of every block that is left; one block's factors in memory at a time."""
+    """Every sublayer of the step's spaces that is left; one block's factors in memory at a time."""
     family = model.geometry.family
-    needs = GradientNeeds(kronecker=frozenset(family.reader(sublayer).name for sublayer in Sublayer))
+    sublayers = [sublayer for sublayer in Sublayer if SPACES[sublayer] in step.spaces]
+    needs = GradientNeeds(kronecker=frozenset(family.reader(sublayer).name for sublayer in sublayers))
     found: dict[tuple[Sublayer, int], Ranked] = {}
     for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes):
-        for sublayer in Sublayer:
+        for sublayer in sublayers:
             if block in model.selection.blocks and model.selection.units(sublayer)[block]:
-                reader = family.reader(sublayer)
-                inputs, outputs = gradients.inputs[reader.point], gradients.outputs[reader.name]
-                found[sublayer, block] = _ranked(model, sublayer, block, inputs, outputs, step)
+                found[sublayer, block] = _ranked(model, sublayer, block, gradients, step)
         del gradients  # larger than the block
     return found
 
 
-def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, inputs: torch.Tensor, outputs: torch.Tensor, step: PruneStep) -> Ranked:
+def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, gradients: BlockGradients, step: PruneStep) -> Ranked:
     geometry, left = model.geometry, model.selection.units(sublayer)[block]
+    reader = geometry.family.reader(sublayer)
     width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
     columns = channels(left, width)
-    weight = model.weight(block, geometry.family.reader(sublayer).name)[:, columns].to(inputs.device)
-    found = eliminate(weight, inputs[columns][:, columns], outputs, width, step.damping)
+    inputs = gradients.inputs[reader.point][columns][:, columns]
+    if model.has_bias(reader):  # it takes up the mean of what goes, as in the refit
+        total = gradients.totals[reader.point][columns].double()
+        inputs = inputs.double() - torch.outer(total, total) / gradients.tokens
+    weight = model.weight(block, reader.name)[:, columns].to(inputs.device)
+    found = eliminate(weight, inputs, gradients.outputs[reader.name], width, step.damping)
     kept = _kept_grid(sublayer, len(left), step)
     curve = Curve(kept, found.errors[kept].tolist(), _unit_cost(geometry, sublayer, step))
     return Ranked(tuple(left[place] for place in found.order.tolist()), found.costs, curve)
@@ -171,7 +175,14 @@ def _sizes(
         return geometry.decoder_parameters() if pool.of == "parameters" else geometry.decoder_flops(pool.context)
 
     remove = whole(current) - (1 - part * pool.remove) * whole(start)
-    return sizes_within({key: found.curve for key, found in ranked.items()}, remove)
+    curves = {key: found.curve for key, found in ranked.items()}
+    if remove > (most := most_removed(curves)) + max((curve.largest_tile for curve in curves.values()), default=0) / 2:
+        possible = (whole(start) - whole(current) + most) / whole(start)
+        raise TrimlineError(
+            f"Removing {part * pool.remove:.1%} of the decoder's {pool.of} is not possible: {possible:.1%} can go.",
+            f"Ask for less{'' if step.allow_empty else ', or set allow_empty: true, so that blocks may lose a sublayer'}.",
+        )
+    return sizes_within(curves, remove)
 
 
 def _sizes_within_target(
@@ -183,7 +194,6 @@ def _sizes_within_target(
     losses = {
         (sublayer, place[block]): dict(zip(found.curve.kept, found.curve.errors, strict=True))
         for (sublayer, block), found in ranked.items()
-        if SPACES[sublayer] in step.spaces
     }
     sizes = best_sizes(Aim(target, model.current, model.geometry, model.consumer), losses)
     return {(s, b): sizes.get((s, place[b]), len(found.units)) for (s, b), found in ranked.items()}

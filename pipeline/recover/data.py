@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.calibrate.windows import check_windows, draw_windows
-from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
 from pipeline.recipe import CalibrationWindows, RecoverSlice
 
@@ -20,10 +19,7 @@ def training_windows(tokenizer: Any, text: str, recipe: RecoverSlice, geometry: 
         TrimlineError: the text is shorter than the recipe asks for, or the model cannot read such windows.
     """
     wanted = CalibrationWindows(windows=recipe.windows, window=recipe.window, seed=recipe.seed)
-    try:
-        windows = draw_windows(tokenizer, text, wanted)
-    except TrimlineError as error:
-        raise TrimlineError(error.problem.replace("The calibration asks", "The recovery asks"), error.remedy) from None
+    windows = draw_windows(tokenizer, text, wanted, "recovery")
     check_windows(windows, geometry)
     return windows
 

@@ -241,6 +241,7 @@ def test_blocks_keep_something_unless_the_recipe_says_otherwise(tmp_path: Path) 
         ({"pooled": None, "budget": {"ffn": {"remove": 0.5}}, "options": {"structure": "UL-UM"}}, "both spaces together"),
         ({"pooled": None, "budget": {"ffn": {"remove": 0.5}}, "rounding": "published"}, "both spaces together"),
         ({"pooled": {"remove": 0.2, "spaces": ["ffn"]}, "options": {"structure": "UL-MM", "remove_heads": 1}}, "splits a budget"),
+        ({"options": {"structure": "AL-MM", "remove_heads": 1}, "shots": 2}, "at once, not in 2 shots"),
         ({"pooled": None, "budget": {"layer": {"remove": 0.2}}}, "does not score layer"),
     ],
 )

@@ -167,6 +167,16 @@ def test_dead_inputs_lose_their_weights() -> None:
     assert (solved.weight[:, others] != 0).any(0).all()
 
 
+@pytest.mark.parametrize(("pattern", "fraction"), [("unstructured", 0.5), ("2:4", 0.5)])
+def test_zeros_of_an_earlier_shot_stay(pattern: str, fraction: float) -> None:
+    weight, moment = layer()
+    first = sparsegpt(weight, moment, Pattern(), 0.25, block=4).weight
+    second = sparsegpt(first, moment, Pattern.parse(pattern), fraction, block=4).weight
+    groups = (first == 0).view(len(first), -1, 4).sum(-1, keepdim=True).expand(-1, -1, 4).reshape(first.shape)
+    assert not second[(first == 0) & (groups <= 2)].any()  # a group of four has room for two
+    assert (second == 0).float().mean() >= fraction
+
+
 def test_given_weights_stay_as_they_are() -> None:
     weight, moment = layer()
     before = weight.clone(), moment.clone()

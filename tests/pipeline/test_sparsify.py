@@ -63,6 +63,18 @@ def demand_passed(folder: Path) -> None:
     assert json.loads((folder / "gate.json").read_text())["passed"]
 
 
+@pytest.mark.parametrize("method", [*METHODS, "llm_surgeon"])
+def test_four_eight_survives_the_rebuild(tmp_path: Path, method: str) -> None:
+    source = tiny_model("llama", tmp_path / "dense")
+    plan, _ = planned(source, sparse(method, "4:8"))
+    out = rebuilt(tmp_path, source, plan, Profile.UNIFORM)
+    demand_passed(out)
+    found = dict(projections(out))
+    assert plan.sparse == dict.fromkeys(found, "4:8")
+    for name, weight in found.items():
+        assert ((weight == 0).unflatten(1, (-1, 8)).sum(-1) >= 4).all(), name
+
+
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_two_four_survives_the_rebuild(tmp_path: Path, family: str, method: str) -> None:

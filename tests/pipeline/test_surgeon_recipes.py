@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.calibrate.windows import draw_windows
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.loading import load_model
+from pipeline.loading import load_model, load_tokenizer
 from pipeline.prune import check_steps, make_plan
+from pipeline.recipe import TextSource
 from pipeline.shrinking import ShrinkingModel
+from pipeline.sources.text import load_text
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import tiny_model
 from trimline.recipe import read_recipe
@@ -37,3 +41,17 @@ def test_the_schedule_is_run_to_its_end(tmp_path: Path, name: str, shots: int, r
     out = rebuilt(tmp_path, source, plan, recipe.rebuild.profile)
     assert json.loads((out / "gate.json").read_text())["passed"]
     assert Checkpoint(out).geometry.decoder_parameters() == model.current.decoder_parameters()
+
+
+@pytest.mark.parametrize("name", ["llm-surgeon", "llm-surgeon-full-schedule", "flap"])
+def test_their_windows_can_be_drawn_from_the_built_in_text(tmp_path: Path, name: str) -> None:
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
+    tokenizer = load_tokenizer(tiny_model("llama", tmp_path))
+    drawn = draw_windows(tokenizer, load_text(TextSource(), "calibration"), recipe.prune.calibration)
+    assert drawn.shape == (recipe.prune.calibration.windows, recipe.prune.calibration.window)
+    short = "word " * recipe.prune.calibration.window
+    if recipe.prune.calibration.overlap:
+        assert len(draw_windows(tokenizer, short, recipe.prune.calibration)) == recipe.prune.calibration.windows
+    else:
+        with pytest.raises(TrimlineError, match="With overlap: true the windows may share tokens"):
+            draw_windows(tokenizer, short, recipe.prune.calibration)

@@ -12,9 +12,11 @@ from pipeline.allocation.marginal import Curve, lower_hull, sizes_within
 from pipeline.checkpoint import Checkpoint
 from pipeline.compensation.least_squares import least_squares
 from pipeline.compensation.towards_dense import DAMPINGS, Pull, best_damping, token_weights, towards_dense
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
+from pipeline.methods.trimline import rank
 from pipeline.options import RunOptions
 from pipeline.prune import make_plan
 from pipeline.rebuild.stage import rebuild
@@ -106,6 +108,61 @@ def test_whole_sublayers_may_go(tmp_path) -> None:
     pooled = {"remove": 0.9, "allow_empty": True}
     make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled=pooled)]}), Events())
     assert any(not units for sublayer in Sublayer for units in model.selection.units(sublayer))
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        step(pooled={"remove": 0.3, "allow_empty": True}, shots=2),
+        {"method": "llm_surgeon", "pooled": {"remove": 0.3}, "round_to": 8, "compensation": "least_squares"},
+        {"method": "llm_surgeon", "pooled": {"remove": 0.3}, "round_to": 8, "options": {"cost": "published_sum"}},
+        {"method": "flap", "budget": {"ffn": {"remove": 0.3}}, "round_to": 8},
+        {"method": "cfsp", "budget": {"ffn": {"remove": 0.3}}, "round_to": 8},
+        {"method": "wanda_sp", "budget": {"ffn": {"remove": 0.3}}, "round_to": 8},
+    ],
+    ids=lambda later: later["method"],
+)
+def test_steps_go_on_where_sublayers_went(later, tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path, num_hidden_layers=4)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    for number, block in enumerate(model.selection.blocks):
+        model.keep_units(Sublayer.FFN, block, () if number == 1 else model.selection.ffn[block])
+        model.keep_units(Sublayer.ATTENTION, block, () if number == 2 else model.selection.kv_groups[block])
+    before = model.current.decoder_parameters()
+    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [later]}), Events())
+    assert model.current.decoder_parameters() < 0.9 * before
+    assert model.selection.ffn[1] == model.selection.kv_groups[2] == ()
+    assert model.model(WINDOWS[:1], use_cache=False).logits.isfinite().all()
+
+
+def test_one_space_alone_leaves_the_other(tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled={"remove": 0.3, "spaces": ["ffn"]})]}), Events())
+    assert model.current.decoder_parameters() == pytest.approx(0.7 * model.geometry.decoder_parameters(), rel=0.05)
+    assert all(now.kv_groups == was.kv_groups for now, was in zip(model.current.blocks, model.geometry.blocks, strict=True))
+
+
+def test_more_than_can_go_is_refused(tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    with pytest.raises(
+        TrimlineError, match=r"95.0% of the decoder's parameters is not possible: \d\d\.\d% can go. Ask for less, or set allow_empty"
+    ):
+        make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled={"remove": 0.95})]}), Events())
+
+
+def test_a_bias_takes_up_what_always_comes_in(tmp_path) -> None:
+    """A channel that says the same of every token costs nothing where the reader has a bias."""
+    folder = tiny_model("opt", tmp_path)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    layer = model.model.model.decoder.layers[0]
+    with torch.no_grad():
+        layer.fc1.weight[5], layer.fc1.bias[5] = 0, 4.0
+    slice_ = PruneSlice.model_validate({"steps": [step()]})
+    ranked = rank(model, WINDOWS, slice_.steps[0], Events())[Sublayer.FFN, 0]
+    assert ranked.units[-1] == 5
+    assert ranked.scores[5] < 0.1 * ranked.scores.median()
 
 
 def test_the_refit_brings_the_logits_nearer(tmp_path) -> None:
