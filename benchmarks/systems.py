@@ -17,7 +17,7 @@ import typer
 from benchmarks.markdown import machine
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SYSTEMS, System, rows_of, size_text
+from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SYSTEMS, System, rows_of, size_text
 from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
@@ -69,7 +69,8 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     if any(record["system"] == SURGEON for record in records):
         lines.append(
             f"LLM Surgeon is reduced: {SURGEON_SHOTS} shots to 50 % on these tokens, and smaller sizes are models on the way, as its paper "
-            "reports them; published are 40 shots on 128 windows of 2048 or more."
+            "reports them; published are 40 shots on 128 windows of 2048 or more. For 2:4 it solves for "
+            f"{SURGEON_TOGETHER} weights at once, or a whole row that loses more; published are 2000."
         )
     lines += [f"{record['title']}, {record['size']}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
     planned = [record for record in records if record.get("code")]
