@@ -19,12 +19,14 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.runtimes import Multiplied
 from pipeline.errors import TrimlineError
 
 READ_BYTES = 512 * 2**20
 SIDE = 2048
 ROWS = 1024
 REPEATS = 15
+KINDS: dict[Multiplied, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def measure_ceilings(threads: int, repeats: int = REPEATS) -> dict[str, list[float]]:
@@ -49,8 +51,12 @@ def multiply_rates(threads: int, repeats: int, rows: int = ROWS, side: int = SID
     return [work / seconds for seconds in _time(lambda: session.run_with_iobinding(binding), repeats)]
 
 
-def measure_gpu_ceilings(repeats: int = REPEATS, size: int = 8 * READ_BYTES, side: int = 4 * SIDE) -> dict[str, list[float]]:
-    """Bytes/s of reading the GPU's memory and FLOP/s of a large fp16 product there, of every repeat; both in torch.
+def measure_gpu_ceilings(
+    precision: Multiplied = "fp16", repeats: int = REPEATS, size: int = 8 * READ_BYTES, side: int = 4 * SIDE
+) -> dict[str, list[float]]:
+    """Bytes/s of reading the GPU's memory and FLOP/s of a large product there, of every repeat; both in torch.
+
+    A product in fp32 is one of fp32: torch leaves TF32 off, as engines and sessions here do.
 
     Raises:
         TrimlineError: torch sees no GPU.
@@ -58,7 +64,7 @@ def measure_gpu_ceilings(repeats: int = REPEATS, size: int = 8 * READ_BYTES, sid
     if not torch.cuda.is_available():
         raise TrimlineError("This torch sees no CUDA device.", "Install a CUDA build of torch.")
     array = torch.ones(size // 4, device="cuda")
-    one, other = (torch.ones((side, side), dtype=torch.float16, device="cuda") for _ in range(2))
+    one, other = (torch.ones((side, side), dtype=KINDS[precision], device="cuda") for _ in range(2))
 
     def finished(call: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:

@@ -112,15 +112,15 @@ def main(
             raise TrimlineError("One folder gives no comparison.", "Name the dense model and at least one smaller one.")
         names = [DENSE, *(f"{number}: {path.name}" for number, path in enumerate(folders[1:], 1))]
         seconds = measured(dict(zip(names, map(folder_of, folders), strict=True)), prompt, output, rounds)
+        head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
+        table = markdown_table(head, rows(ratios(seconds), target or ()))
+        typer.echo(table)
+        if page is not None:
+            where = f"{processor()}, commit {commit() or 'unknown'}"
+            fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}.")
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None
-    head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
-    table = markdown_table(head, rows(ratios(seconds), target or ()))
-    typer.echo(table)
-    if page is not None:
-        where = f"{processor()}, commit {commit() or 'unknown'}"
-        fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}.")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def main(
     ),
     runtime: Annotated[str, typer.Option(help="As benchmark.runtime in recipes.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Of the export: fp32, fp16, bf16, int8, int4.")] = "fp32",
-    rounds: Annotated[int, typer.Option(help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = LEAST_ROUNDS,
+    rounds: Annotated[int, typer.Option(min=2, help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = LEAST_ROUNDS,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per run of a few shapes.")] = 180.0,
     tile: Annotated[int, typer.Option(help="FFN widths are multiples of it.")] = 64,
     blocks: Annotated[int, typer.Option(help="Of the models that the table is made of; 0: as many as needed.")] = 0,

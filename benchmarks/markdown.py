@@ -120,7 +120,7 @@ def machine(results: Record) -> str:
         "memory": f"{mebibytes(surroundings['memory_bytes'])} MiB",
         "load average before and after": f"{load['before']:.2f}, {load['after']:.2f}",
         "reads from memory": f"{ceilings['bandwidth'] / 1e9:.1f} GB/s measured",
-        "multiplies fp32": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
+        f"multiplies {ceilings.get('multiplied', 'fp32')}": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
         "governor": surroundings["governor"],
         "power cap": f"{cap:g} W" if (cap := surroundings.get("power_cap_watts")) else None,
         "GPU": "; ".join(surroundings["gpu"] or []) or None,

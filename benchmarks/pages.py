@@ -21,6 +21,16 @@ def fill(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
+def demand_folder(path: Path) -> None:
+    """Whether a file can be written there in the end; asked before hours of measuring.
+
+    Raises:
+        TrimlineError: its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise TrimlineError(f"{path.parent} does not exist, so {path.name} cannot be written there.", "Make the folder, or name another.")
+
+
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

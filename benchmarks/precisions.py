@@ -88,7 +88,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for models and raw figures; what is there is not made again.")] = Path(
         "runs/figures"
     ),
-    rounds: Annotated[int, typer.Option(help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
+    rounds: Annotated[int, typer.Option(min=2, help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per precision.")] = 600.0,
     precision: Annotated[list[str] | None, typer.Option(help="Only these: fp32, int8, int4.")] = None,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
@@ -100,6 +100,8 @@ def main(
     recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds)
     output.mkdir(parents=True, exist_ok=True)
     try:
+        if unknown := [name for name in precision or () if name not in PRECISIONS]:
+            raise TrimlineError(f"The precision {unknown[0]!r} is not compared here.", f"Known are {', '.join(PRECISIONS)}.")
         models, results = checkpoints(output, options), []
         for name in [wanted for wanted in PRECISIONS if precision is None or wanted in precision]:
             raw = output / f"precision-{name}.json"

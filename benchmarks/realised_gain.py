@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.markdown import interval
-from benchmarks.pages import markdown_table
+from benchmarks.pages import demand_folder, markdown_table
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
 from benchmarks.statistics import Ratio
@@ -29,7 +29,7 @@ BARS = {("512/1", "prefill"): 0.90, ("128/17", "decode"): 0.95}
 def realised_gain(
     dense: Annotated[Path, typer.Argument(help="Exported folder of the dense model.")],
     pruned: Annotated[list[Path], typer.Argument(help="Exported folders of smaller models.")],
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 40,
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds.")] = 40,
     most_seconds: Annotated[float, typer.Option(help="In all, to go on for while dense against itself is not 1 ± 0.02.")] = 300.0,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write everything that was measured to this JSON file.")] = None,
@@ -38,6 +38,8 @@ def realised_gain(
     recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds)
     options = RunOptions(threads=threads) if threads else RunOptions()
     try:
+        if out:
+            demand_folder(out)
         results = measure(dense, _named(pruned), recipe, options, Events())
     except TrimlineError as error:
         typer.echo(str(error), err=True)

@@ -42,6 +42,7 @@ def document(
     recipe: BenchmarkSlice,
     ceilings: Sequence[Mapping[str, list[float]]],
     children: Mapping[str, Any],
+    multiplied: str = "fp32",
 ) -> dict[str, Any]:
     """Everything that was measured and what follows from it, JSON-compatible.
 
@@ -50,6 +51,7 @@ def document(
         timed: samples of every subject and of ``dense again``.
         ceilings: rates of every repeat, measured before and after the timing so that a busy moment does not lower them.
         children: cold start and memory by model name, ``dense again`` included.
+        multiplied: the precision that the rate was measured in.
     """
     rates = {kind: [rate for measured in ceilings for rate in measured[kind]] for kind in ("bandwidth", "rate")}
     limit = Ceilings(max(rates["bandwidth"]), max(rates["rate"]))
@@ -57,7 +59,7 @@ def document(
         "formulas": FORMULAS,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": digest(recipe.model_dump(mode="json")),
-        "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "samples": rates},
+        "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "multiplied": multiplied, "samples": rates},
         "models": {name: subject.as_record() | dict(children[name]) for name, subject in subjects.items()},
         "control_process": dict(children[CONTROL]),
         "timings": [

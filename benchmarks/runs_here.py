@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from benchmarks.runtimes import FORMS, Form, Runtime, demand_compiler
-from exporters.onnx.providers import demand_gpu
+from exporters.onnx.providers import CHAINS, demand_gpu
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.tensorrt.builders import demand_builder
 from pipeline.driver import cuda_devices
@@ -41,16 +41,18 @@ def runs_here() -> Iterator[Runnable]:
     genai = "" if has_genai() else "onnxruntime-genai is not installed."
     yield Runnable("onnxruntime-genai", OPENS["onnx"], "python -m benchmarks.genai_client", genai)
     llama = "" if importlib.util.find_spec("llama_cpp") else "llama-cpp-python is not installed."
-    yield Runnable("llama.cpp", "model.gguf", "python -m benchmarks.precisions", llama)
-    yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served")
-    yield Runnable("a Triton server", "a URL", "python -m benchmarks.served --protocol triton")
+    yield Runnable("llama.cpp", "the built-in model's file", "python -m benchmarks.precisions --print-only", llama)
+    client = "" if importlib.util.find_spec("httpx2") else "httpx2 is not installed."
+    yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served", client)
+    yield Runnable("a Triton server", "a URL", "python -m benchmarks.served --protocol triton", client)
 
 
 def _demands(runtime: Runtime) -> Callable[[], object]:
     def on_provider() -> None:
         needs_runtime()
-        demand_gpu(runtime.removeprefix("onnxruntime_"))
-        _demand_provider()
+        provider = CHAINS[runtime.removeprefix("onnxruntime_")][0]
+        demand_gpu(provider)
+        _demand_provider(provider)
 
     if runtime == "onnxruntime":
         return needs_runtime
@@ -63,11 +65,11 @@ def _demands(runtime: Runtime) -> Callable[[], object]:
     return _demand_cuda if runtime == "torch_2_4" else lambda: None
 
 
-def _demand_provider() -> None:
+def _demand_provider(provider: str) -> None:
     import onnxruntime
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise TrimlineError("This ONNX Runtime is a processor build.", "pip install 'trimline[gpu]'.")
+    if provider not in onnxruntime.get_available_providers():
+        raise TrimlineError(f"This build of ONNX Runtime has no {provider}.", "pip install 'trimline[gpu]'.")
 
 
 def _demand_cuda() -> None:

@@ -16,6 +16,7 @@ from pipeline.errors import TrimlineError
 Runtime = Literal["onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch", "torch_compile", "torch_2_4"]
 Form = Literal["onnx", "engine", "checkpoint"]
 Device = Literal["cpu", "cuda"]
+Multiplied = Literal["fp32", "fp16", "bf16"]  # what a ceiling is measured in
 Opener = Callable[[Path, int], Any]
 
 FORMS: dict[Runtime, Form] = {

@@ -17,11 +17,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx2
 import typer
 
+try:
+    import httpx2
+except ImportError:
+    raise SystemExit("error: The client needs httpx2. Run pip install 'trimline[serve]'.") from None
+
 from benchmarks.environment import environment
-from benchmarks.pages import markdown_table
+from benchmarks.pages import demand_folder, markdown_table
 from benchmarks.served_request import Asked, Endpoint, RequestFailed, Sample, first_model, timed
 from benchmarks.served_triton import TritonEndpoint, first_triton_model
 from benchmarks.service_levels import levels
@@ -178,10 +182,14 @@ def main(
     """Measure time to first token, time per token and throughput."""
     sweep = concurrency or [1, 4]
     try:
+        demand_folder(output)
         texts = prompts(load_text(TextSource(source=text), "evaluation"), words, warm_up + requests * len(sweep))
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         asked = _asked(protocol, model or "", chat, tokens, ignore_eos)
-        endpoint, first, runs = asyncio.run(_measure(url, headers, asked, texts, warm_up, requests, sweep))
+        try:
+            endpoint, first, runs = asyncio.run(_measure(url, headers, asked, texts, warm_up, requests, sweep))
+        except httpx2.InvalidURL as error:
+            raise TrimlineError(f"{url!r} is no URL ({error}).", "Write it like http://127.0.0.1:8000/v1.") from None
     except TrimlineError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

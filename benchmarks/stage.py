@@ -13,6 +13,7 @@ from benchmarks.environment import environment, load_average
 from benchmarks.markdown import render
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.results import document
+from benchmarks.runtimes import Multiplied, computes_on
 from benchmarks.subject import Subject
 from benchmarks.timing import CONTROL, DENSE, Sample, time_workloads
 from pipeline.checkpoint import write_json
@@ -53,7 +54,8 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
         raise TrimlineError(f"No candidate may be called {min(reserved)!r}.", "Give it another name.")
     folders = {DENSE: dense} | dict(candidates)
     subjects = {name: Subject.read(name, folder, recipe.runtime, options.device) for name, folder in folders.items()}
-    before, ceilings = load_average(), [_ceilings(options, recipe)]
+    precision = subjects[DENSE].multiplied(computes_on(recipe.runtime, options.device))
+    before, ceilings = load_average(), [_ceilings(options, recipe, precision)]
     with ExitStack() as running:
         models = {
             name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
@@ -62,9 +64,9 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
         with events.progress("timing dense and smaller, in turns", recipe.rounds * len(recipe.workloads)) as advance:
             timed = time_workloads(models, recipe, advance)
         facts = {name: model.facts() for name, model in models.items()}
-    ceilings.append(_ceilings(options, recipe))
+    ceilings.append(_ceilings(options, recipe, precision))
     surroundings = environment(options.threads) | {"load_average": {"before": before, "after": load_average()}}
-    return document(subjects, timed, recipe, ceilings, facts) | {"environment": surroundings}
+    return document(subjects, timed, recipe, ceilings, facts, precision) | {"environment": surroundings}
 
 
 class MeasuredModel:
@@ -106,8 +108,8 @@ class MeasuredModel:
         }
 
 
-def _ceilings(options: RunOptions, recipe: BenchmarkSlice) -> dict[str, list[float]]:
+def _ceilings(options: RunOptions, recipe: BenchmarkSlice, precision: Multiplied) -> dict[str, list[float]]:
     """Measured in a process of its own, apart from the models': its array is half a gigabyte."""
     with Child("the machine") as child:
         child.ask("pin", threads=options.threads)
-        return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime, device=options.device)
+        return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime, device=options.device, precision=precision)

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
-from benchmarks.runtimes import FORMS, Device, Runtime, computes_on
+from benchmarks.runtimes import FORMS, Device, Multiplied, Runtime, computes_on
 from exporters.onnx.precision import bytes_per_weight
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
@@ -71,6 +71,12 @@ class Subject:
     def widths(self) -> Widths:
         special = {operator: bytes_per_weight(bits) for operator, bits in self.bits.items()}
         return replace(BYTES[self.precision], special=special)
+
+    def multiplied(self, place: Device) -> Multiplied:
+        """The precision whose rate is the ceiling of its products: a processor's is measured in fp32; int8 and int4 count as fp16 on a GPU."""
+        if place == "cpu" or self.precision == "fp32":
+            return "fp32"
+        return "bf16" if self.precision == "bf16" else "fp16"
 
     def call(self, workload: Workload, metric: str) -> Call:
         """The call that a metric times: the whole prompt pass, or the decode step in the middle of the request."""

@@ -21,7 +21,7 @@ import psutil
 from benchmarks.energy import Meter
 from benchmarks.memory import process_memory
 from benchmarks.pinning import pin
-from benchmarks.runtimes import Device, Opener, Runtime, computes_on
+from benchmarks.runtimes import FORMS, Device, Multiplied, Opener, Runtime, computes_on
 from benchmarks.runtimes import opener as opener_of
 from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
@@ -46,6 +46,7 @@ class Worker:
         self._opener, self._given = opener, meter
         self._meter = meter or Meter()
         self._decoder: Decoder | None = None
+        self._torch_holds = False
         self._cores = list(range(psutil.cpu_count() or 1))
         self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.energy, self.ceilings)}
 
@@ -57,7 +58,7 @@ class Worker:
     def load(self, folder: str, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> dict[str, Any]:
         """Opens a model after letting go of the one before: seconds that it took, the first half of the cold start, and bytes held just before."""
         opener = self._opener or opener_of(runtime, Path(folder), device)
-        self._decoder = None
+        self._decoder, self._torch_holds = None, FORMS[runtime] == "checkpoint"
         gc.collect()
         before = process_memory()["anonymous"]
         start = time.perf_counter()
@@ -91,8 +92,11 @@ class Worker:
         return np.diff(marks).tolist(), past, self._meter.joules(before, self._meter.read())
 
     def memory(self) -> dict[str, Any]:
-        """Bytes that this process has held at most, and holds now; and what torch has held of a GPU, where torch computes on one."""
-        torch = sys.modules.get("torch")
+        """Bytes that this process has held at most, and holds now; and what torch has held of a GPU, where torch holds the weights.
+
+        Other runtimes allocate for themselves, and torch knows of their cache alone: no figure, rather than that one.
+        """
+        torch = sys.modules.get("torch") if self._torch_holds else None
         peak = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
         return process_memory() | {"device_peak": peak or None}
 
@@ -100,12 +104,14 @@ class Worker:
         """What is counted of energy here, and why the rest is not."""
         return self._meter.as_record()
 
-    def ceilings(self, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> dict[str, Any]:
-        """What memory and the matrix units of this machine, or of its GPU, can do."""
+    def ceilings(
+        self, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu", precision: Multiplied = "fp32"
+    ) -> dict[str, Any]:
+        """What memory and the matrix units of this machine, or of its GPU, can do; a processor multiplies fp32."""
         needs_runtime()
         from benchmarks.ceilings import measure_ceilings, measure_gpu_ceilings
 
-        return measure_gpu_ceilings() if computes_on(runtime, device) == "cuda" else measure_ceilings(threads)
+        return measure_gpu_ceilings(precision) if computes_on(runtime, device) == "cuda" else measure_ceilings(threads)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Reply to one request; a user's error becomes a reply, a fault of ours ends the process."""

@@ -413,7 +413,12 @@ def parse_request(text: str) -> Request:
 
 
 def benchmark_slice(
-    recipe: Path | None, rounds: int | None, workloads: Sequence[str] = (), batches: Sequence[int] = (), runtime: str | None = None
+    recipe: Path | None,
+    rounds: int | None,
+    workloads: Sequence[str] = (),
+    batches: Sequence[int] = (),
+    runtime: str | None = None,
+    most_seconds: float | None = None,
 ) -> BenchmarkSlice:
     """The benchmark part of a recipe file, or the default one, with what else is given in place of its own.
 
@@ -423,19 +428,21 @@ def benchmark_slice(
         workloads: names such as ``512/128``, or ``named`` for all that other tools time too.
         batches: of every workload, one after the other: a sweep.
         runtime: what runs the models.
+        most_seconds: of timing; by default the recipe's, and more in proportion where there are more workloads than it has.
 
     Raises:
         TrimlineError: no such workload or runtime.
     """
     found = (BenchmarkSlice() if recipe is None else read_recipe(recipe).benchmark).model_dump(mode="json")
-    found |= {key: value for key, value in {"rounds": rounds, "runtime": runtime}.items() if value is not None}
+    given, own = {"rounds": rounds, "runtime": runtime, "most_seconds": most_seconds}, len(found["workloads"])
+    found |= {key: value for key, value in given.items() if value is not None}
     if workloads:
-        found["workloads"] = [name for given in workloads for name in (NAMED_WORKLOADS if given == NAMED else (given,))]
+        found["workloads"] = [name for some in workloads for name in (NAMED_WORKLOADS if some == NAMED else (some,))]
     timed = checked_slice("benchmark", found)
-    if not batches:
-        return timed
-    swept = tuple(workload.model_copy(update={"batch": batch}) for workload in timed.workloads for batch in batches)
-    return timed.model_copy(update={"workloads": tuple(dict.fromkeys(swept))})
+    swept = [workload.model_copy(update={"batch": batch}) for workload in timed.workloads for batch in batches]
+    names = tuple(dict.fromkeys(swept)) or timed.workloads
+    longer = 1.0 if most_seconds is not None else max(1.0, len(names) / own)
+    return timed.model_copy(update={"workloads": names, "most_seconds": timed.most_seconds * longer})
 
 
 def parse_accuracy(pairs: list[str], needed: list[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trimline.cli_bench import Batches, RuntimeName, Targets, Workloads
+from trimline.cli_bench import Batches, MostSeconds, RuntimeName, Targets, Workloads
 from trimline.cli_build import build
 from trimline.cli_compare import compare
 from trimline.cli_serve import serve
@@ -258,20 +258,21 @@ def bench(
     workload: Workloads = None,
     batch: Batches = None,
     runtime: RuntimeName = None,
+    most_seconds: MostSeconds = None,
     targets: Targets = False,
     device: DeviceOption = Device.CPU,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time ONNX folders side by side."""
+    """Time exported folders, engines or checkpoints side by side."""
     with session(as_json, debug) as here:
         from trimline import api
 
         named = api.by_name(candidates)
         accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
         options = _options(device, DTypeName.AUTO, threads, False)
-        timing = api.benchmark_slice(recipe, rounds, workload or (), batch or (), runtime)
+        timing = api.benchmark_slice(recipe, rounds, workload or (), batch or (), runtime, most_seconds)
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         here.answer({"folder": str(output), "comparisons": results["comparisons"]})

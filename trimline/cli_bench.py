@@ -34,3 +34,7 @@ Workloads = Annotated[
 ]
 Batches = Annotated[list[int] | None, typer.Option(min=1, help="Time every workload with it; repeat it for a sweep.")]
 RuntimeName = Annotated[str | None, typer.Option(help="Instead of the recipe's; --targets lists them.")]
+MostSeconds = Annotated[
+    float | None,
+    typer.Option(min=1.0, help="Of timing, all together; by default the recipe's, and in proportion where more workloads are named."),
+]

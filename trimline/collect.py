@@ -240,14 +240,18 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
 
 def environment_rows(block: Mapping[str, Any]) -> dict[str, str]:
     """The benchmark's environment block as lines of a table."""
+    gpus = [line.split(", ") for line in block["gpu"] or []]  # name, driver; what changes from minute to minute
     flat = {
-        "processor": block["processor"],
+        "processor": f"{block['processor']} ({', '.join(block['flags'])})",
         "threads": block["threads"],
         "memory": f"{block['memory_bytes'] / 2**30:.1f} GiB",
         "load average before and after": f"{block['load_average']['before']:.2f} and {block['load_average']['after']:.2f}",
-        "GPU": ", ".join(block["gpu"] or []) or "none",
+        "GPU": "; ".join(", ".join(gpu[:2]) for gpu in gpus) or "none",
+        "GPU clock and power cap": "; ".join(", ".join(gpu[2:]) for gpu in gpus) or None,
+        "power cap": f"{cap:g} W" if (cap := block.get("power_cap_watts")) else None,
         "system": block["system"],
         "python": block["python"],
+        "commit": block["commit"],
     }
     return {name: str(value) for name, value in (flat | block["versions"]).items() if value is not None}
 

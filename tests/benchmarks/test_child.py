@@ -4,7 +4,9 @@ import io
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,3 +108,12 @@ def test_no_process_is_left_behind():
         child.ask("memory")
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
+
+
+@pytest.mark.parametrize(("runtime", "known"), [("torch", True), ("onnxruntime", False)])
+def test_memory_of_a_gpu_is_told_only_where_torch_holds_the_weights(runtime: str, known: bool, monkeypatch: pytest.MonkeyPatch):
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 77)
+    worker = Worker(opener=lambda folder, threads: None)
+    worker.load("anywhere", 1, runtime)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert worker.memory()["device_peak"] == (77 if known else None)

@@ -66,3 +66,11 @@ def test_wrong_folders(exported, tmp_path):
     broken = CliRunner().invoke(app, [str(tmp_path), str(exported["small"]), "--rounds", "2"])
     assert broken.exit_code != 0
     assert "The process that measures" in broken.stderr
+
+
+def test_a_page_without_a_place_for_it_is_a_sentence(exported, tmp_path):
+    (tmp_path / "page.md").write_text("nothing")
+    call = [str(exported["large"]), str(exported["small"]), "--rounds", "2", "--prompt", "4", "--output", "3"]
+    done = CliRunner().invoke(app, [*call, "--page", str(tmp_path / "page.md")])
+    assert (done.exit_code, "has no place for genai-client" in done.stderr) == (2, True)
+    assert "| 1: " in done.stdout  # what was measured is shown all the same

@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from benchmarks import stage
 from benchmarks.llama_cpp import NOT_RUN, LlamaDecoder, has_llama_cpp, llama_folder
 from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
-from benchmarks.precisions import measured
+from benchmarks.precisions import main, measured
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.roofline import Call, Widths, operators, weight_bytes
 from benchmarks.stock_builder import stock_graph
@@ -82,6 +84,13 @@ def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
     lines = document([found]).splitlines()
     assert next(line for line in lines if f"| {OURS} | decode" in line).endswith("missed |")
     assert next(line for line in lines if f"| {ALL} | decode" in line).endswith("reached |")
+
+
+def test_a_precision_that_is_not_compared_is_a_sentence(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--output", str(tmp_path / "out"), "--precision", "fp16", "--print-only"])
+    assert (done.exit_code, done.stderr) == (2, "The precision 'fp16' is not compared here. Known are fp32, int8, int4.\n")
 
 
 def test_the_builder_says_why_it_cannot(tmp_path: Path) -> None:

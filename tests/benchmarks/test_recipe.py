@@ -37,6 +37,8 @@ def test_the_command_sweeps_over_batches_and_keeps_the_rest_of_the_recipe(tmp_pa
     assert [one.name for one in found.workloads] == ["512/128 ×2", "128/128 ×2", "1024/1024 ×2", "2048/128 ×2", "128/2048 ×2"]
     assert (found.seed, found.rounds, found.runtime) == (7, 30, "torch")
     assert benchmark_slice(None, None) == BenchmarkSlice()
+    assert found.most_seconds == 5 * BenchmarkSlice().most_seconds  # five workloads, and the recipe has one
+    assert benchmark_slice(file, None, ["named"], most_seconds=900.0).most_seconds == 900
     with pytest.raises(TrimlineError, match="is no workload"):
         benchmark_slice(None, None, ["long"])
     with pytest.raises(TrimlineError, match="runtime"):

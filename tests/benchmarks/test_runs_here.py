@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import get_args
 
 import pytest
@@ -30,9 +31,19 @@ def test_a_missing_runtime_is_said(monkeypatch):
 
     monkeypatch.setattr(benchmarks.runs_here, "needs_runtime", missing)
     monkeypatch.setattr(benchmarks.runs_here, "has_genai", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = {line.runtime: line.lacks for line in runs_here()}
     assert found["onnxruntime"] == found["onnxruntime_cuda"] == "ONNX Runtime is not installed."
     assert found["onnxruntime-genai"] == "onnxruntime-genai is not installed."
+    assert found["a Triton server"] == found["a server of OpenAI's protocol"] == "httpx2 is not installed."
+    assert found["llama.cpp"] == "llama-cpp-python is not installed."
+
+
+def test_a_processor_build_lacks_the_provider_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(benchmarks.runs_here, "demand_gpu", lambda provider: None)
+    found = {line.runtime: line.lacks for line in runs_here()}
+    assert found["onnxruntime_cuda"] == "This build of ONNX Runtime has no CUDAExecutionProvider."
+    assert found["onnxruntime_tensorrt"] == "This build of ONNX Runtime has no TensorrtExecutionProvider."
 
 
 @pytest.mark.parametrize("arguments", [("--targets",), ("dense", "--targets")])

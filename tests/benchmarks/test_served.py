@@ -109,3 +109,27 @@ def test_requests_that_fail_are_counted_and_fail_the_command(broken: str, tmp_pa
     assert done.returncode == 1
     assert "0 answered, 3 failed" in done.stdout
     assert json.loads(out.read_text(encoding="utf-8"))["runs"][0]["failures"] == ["the stream ended before [DONE]"] * 3
+
+
+@pytest.mark.parametrize(
+    ("url", "folder", "words"),
+    [("http://127.0.0.1:1/v1", "nowhere", "nowhere does not exist, so out.json"), ("http://host:port/v1", "", "is no URL")],
+)
+def test_what_cannot_be_is_said_before_anything_is_asked(url: str, folder: str, words: str, tmp_path: Path) -> None:
+    called = [
+        sys.executable,
+        "-P",
+        "-m",
+        "benchmarks.served",
+        url,
+        "--output",
+        str(tmp_path / folder / "out.json"),
+        "--words",
+        "2",
+        "--requests",
+        "1",
+    ]
+    done = subprocess.run(called, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

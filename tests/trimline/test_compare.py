@@ -11,14 +11,16 @@ import pytest
 from scipy.stats import ttest_rel
 
 import benchmarks.stage
+from benchmarks.environment import environment
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, changed, recipe, tiny_inputs
 from tests.end_to_end.scenario import trimline as command
 from trimline.api import compare, run, sweep
+from trimline.collect import environment_rows
 from trimline.compare.comparison import comparisons
 from trimline.compare.pairs import at_speed, compare_pair
-from trimline.compare.result import Result, Timed
+from trimline.compare.result import Result, Timed, machine_of
 from trimline.recipe import checked_recipe
 from trimline.reporting.data import Measure, ReportData
 
@@ -193,3 +195,11 @@ def test_the_command_answers_in_json(made):
     answer = json.loads(called.stdout.splitlines()[-1])
     assert [row["workload"] for row in answer["comparisons"]] == ["4/4", "8/1", "4/4"]
     assert "the fastest first" in called.stderr
+
+
+def test_a_clock_that_moves_is_no_other_machine():
+    block = environment(2) | {"load_average": {"before": 0.1, "after": 0.2}}
+    machines = [machine_of(environment_rows(block | {"gpu": [f"NVIDIA H100, 580.1, {clock} MHz, 700 W"]}), RECIPE) for clock in (1980, 345)]
+    assert machines[0] == machines[1]
+    assert machines[0]["GPU"] == "NVIDIA H100, 580.1"
+    assert machine_of(environment_rows(block | {"gpu": None}), RECIPE) != machines[0]
