@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from exporters.gguf.recipe import GgufSlice
 from pipeline.recipe import Slice
 
 TargetName = Literal["onnxruntime-genai", "triton", "kserve", "llama.cpp", "vllm"]  # as deploy.targets.TARGETS
@@ -18,6 +19,7 @@ class PackageSlice(Slice):
     licence: str | None = Field(None, max_length=100, description="of the dense model, as an SPDX identifier such as apache-2.0")
     base_model: str | None = Field(None, max_length=200, description="hub id of the dense model, for the card")
     targets: tuple[TargetName, ...] = Field((), description="servers that the package brings a folder for, below serve/")
+    gguf: GgufSlice = Field(GgufSlice(), description="of the file for llama.cpp: precision and quantisation")
     served_name: str = Field(
         "model",
         # What Kubernetes takes as a name; every server here takes it too.

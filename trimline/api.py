@@ -18,6 +18,7 @@ from deploy.add import add_targets, is_package
 from deploy.targets import with_targets
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
+from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.files import GRAPH
 from exporters.onnx.harness import examine_graph
 from exporters.onnx.stage import export as write_export
@@ -183,13 +184,17 @@ def evaluate(
     options: RunOptions = HERE,
     events: Events = QUIET,
 ) -> Perplexity:
-    """Perplexity of a model on non-overlapping windows of a text."""
-    named = TextSource(source=text)
-    with _checkpoint(ModelSlice(source=str(model)), options, events) as folder, tempfile.TemporaryDirectory() as scratch:
+    """Perplexity on non-overlapping windows of a text, of a model or of a folder that ``export`` wrote, by its graph."""
+    named, wanted = TextSource(source=text), EvaluateSlice(windows=windows, window=window)
+    with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         (out / "evaluation.txt").write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
         write_json(out / "text.json", {"evaluation": {"name": describe(named, "evaluation")}})
-        write_evaluation(folder, out, EvaluateSlice(windows=windows, window=window), options, out, events)
+        if (Path(model) / GRAPH).is_file():
+            evaluate_graph(None, Path(model), out, wanted, options, out, events)
+        else:
+            with _checkpoint(ModelSlice(source=str(model)), options, events) as folder:
+                write_evaluation(folder, out, wanted, options, out, events)
         found = read_json(out / RESULT)
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
 

@@ -186,7 +186,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure perplexity, or what lm-eval measures."""
+    """Measure perplexity, or what lm-eval measures, of a model or an exported folder."""
     with session(as_json, debug) as here:
         from trimline import api
 
@@ -212,7 +212,7 @@ def export(
         Literal["fp32", "fp16", "bf16", "int8", "int4"] | None, typer.Option(help="Of the weights; default: fp32, and fp16 in GGUF.")
     ] = None,
     perplexity_bar: Annotated[
-        float | None, typer.Option(min=1.0, help="What the graph's perplexity may be over the model's; default: by precision.")
+        float | None, typer.Option(min=1.0, help="What the result's perplexity may be over the model's; default: by precision.")
     ] = None,
     logits: Annotated[Literal["all", "last"], typer.Option(help="Of each row's last token, or of all positions.")] = "last",
     quantise: Annotated[str | None, typer.Option(metavar="KIND", help="Let llama.cpp quantise the GGUF, to q4_k_m, say.")] = None,
@@ -228,8 +228,9 @@ def export(
         if form == "gguf":
             from trimline.cli_gguf import export_gguf, only_for_onnx
 
-            only_for_onnx(lowering != "auto", logits != "last", perplexity_bar is not None)
-            return export_gguf(here, model, output, precision, quantise, _options(device, DTypeName.AUTO, threads, trust, memory))
+            only_for_onnx(lowering != "auto", logits != "last")
+            wanted = {"precision": precision, "quantise": quantise, "perplexity_bar": perplexity_bar}
+            return export_gguf(here, model, output, wanted, _options(device, DTypeName.AUTO, threads, trust, memory))
         from trimline import api
         from trimline.recipe import checked_slice
 

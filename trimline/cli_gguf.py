@@ -15,9 +15,9 @@ from trimline import api
 from trimline.session import Session
 
 
-def export_gguf(here: Session, model: str, output: Path, precision: str | None, quantise: str | None, options: RunOptions) -> None:
+def export_gguf(here: Session, model: str, output: Path, chosen: dict[str, Any], options: RunOptions) -> None:
     """Writes and gates model.gguf, and prints what its gates saw."""
-    folder = api.export_gguf(model, output, recipe=_slice(precision, quantise), options=options, events=here.events)
+    folder = api.export_gguf(model, output, recipe=_slice(chosen), options=options, events=here.events)
     gate = read_json(folder / "gate.json")
     for name in ("transformers", "llama.cpp"):
         here.out.print(f"{name}: {_line(gate[name])}", soft_wrap=True, markup=False, highlight=False)
@@ -25,24 +25,23 @@ def export_gguf(here: Session, model: str, output: Path, precision: str | None, 
     here.answer({"folder": str(folder), "gate": gate})
 
 
-def only_for_onnx(lowering: bool, logits: bool, perplexity_bar: bool) -> None:
+def only_for_onnx(lowering: bool, logits: bool) -> None:
     """Refuses options that say nothing about a GGUF; each is whether it was given.
 
     Raises:
         TrimlineError: one was given; the first is named.
     """
-    for name, given in (("--lowering", lowering), ("--logits", logits), ("--perplexity-bar", perplexity_bar)):
+    for name, given in (("--lowering", lowering), ("--logits", logits)):
         if given:
             raise TrimlineError(f"{name} is for ONNX, and the format is gguf.", f"Leave out {name}, or --format gguf.")
 
 
-def _slice(precision: str | None, quantise: str | None) -> GgufSlice:
-    given = {name: value for name, value in (("precision", precision), ("quantise", quantise)) if value is not None}
+def _slice(chosen: dict[str, Any]) -> GgufSlice:
     try:
-        return GgufSlice(**given)
+        return GgufSlice(**{name: value for name, value in chosen.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise TrimlineError(f"--{first['loc'][0]} {first['input']} is not possible.", f"{first['msg']}.") from None
+        raise TrimlineError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']} is not possible.", f"{first['msg']}.") from None
 
 
 def _line(gate: dict[str, Any]) -> str:

@@ -9,15 +9,15 @@ from deploy.recipe import PackageSlice
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
 from exporters.gguf.files import MODEL
-from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import GATE, export_gguf
-from pipeline.checkpoint import read_json
+from pipeline.checkpoint import Checkpoint, read_json
 
 TOKENIZER = "tokenizer.json"
+CONTEXT = 8192  # tokens that the server keeps room for at most, unless it is told otherwise: room costs memory before it is used
 
 
 class LlamaCpp:
-    """Writes model.gguf, gated, in fp16: what llama.cpp quantises from, if somebody wants it smaller."""
+    """Writes model.gguf, gated: in fp16, or as the recipe wants it."""
 
     name = "llama.cpp"
     needs: frozenset[Part] = frozenset({"model"})
@@ -33,10 +33,11 @@ class LlamaCpp:
         with tempfile.TemporaryDirectory(dir=out, prefix=".gguf-") as scratch:
             folder = Path(scratch) / "export"
             folder.mkdir()
-            export_gguf(shipment.model, GgufSlice(), shipment.options, folder, shipment.events)
+            export_gguf(shipment.model, recipe.gguf, shipment.options, folder, shipment.events)
             (folder / MODEL).replace(out / MODEL)
             gate = read_json(folder / GATE)
+        most = int(Checkpoint(shipment.model).config["max_position_embeddings"])
+        facts = {"name": recipe.served_name, "file": MODEL, "tensors": gate["tensors"], "ran": gate["llama.cpp"]}
+        facts |= {"kind": recipe.gguf.quantise or recipe.gguf.precision, "whole": recipe.gguf.precision}
         for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):
-            write_rendered(
-                out / file, f"llama_cpp.{file}", name=recipe.served_name, file=MODEL, tensors=gate["tensors"], ran=gate["llama.cpp"]
-            )
+            write_rendered(out / file, f"llama_cpp.{file}", **facts, context=min(most, CONTEXT), most=most)

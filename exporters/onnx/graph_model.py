@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
+from exporters.onnx.evaluate import carried_tokenizer
 from exporters.onnx.genai import CONFIG
 from exporters.onnx.session import OnnxDecoder
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
-from pipeline.loading import as_trimline_error, quiet_transformers
 
 
 class GraphLM(HFLM):
@@ -43,7 +43,7 @@ class GraphLM(HFLM):
         stand_in: Any = SimpleNamespace(device=torch.device("cpu"), config=PretrainedConfig())
         model = read_json(folder / CONFIG)["model"]
         longest, ends = int(model["context_length"]), model.get("eos_token_id", [])
-        super().__init__(pretrained=stand_in, tokenizer=_tokenizer(folder), backend="causal", max_length=longest, batch_size=batch)
+        super().__init__(pretrained=stand_in, tokenizer=carried_tokenizer(folder), backend="causal", max_length=longest, batch_size=batch)
         self._ends = torch.tensor([*(ends if isinstance(ends, list) else [ends]), self.eot_token_id])
 
     def _model_call(self, inps: torch.Tensor, attn_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,8 +70,3 @@ class GraphLM(HFLM):
             if ended.all() or bool(torch.as_tensor(stopped(whole, None)).all()):  # type: ignore[arg-type]
                 break
         return whole
-
-
-def _tokenizer(folder: Path) -> Any:
-    with quiet_transformers(), as_trimline_error(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

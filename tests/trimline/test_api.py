@@ -81,6 +81,8 @@ def test_the_verbs_one_after_another(values, inputs, tmp_path):
         name: api.export(folder, tmp_path / f"{name} onnx", options=OPTIONS)
         for name, folder in (("dense", inputs / "model"), ("smaller", smaller))
     }
+    by_graph = api.evaluate(exports["smaller"], text=str(inputs / "evaluation.txt"), windows=4, window=32, options=OPTIONS)
+    assert by_graph.window_losses == pytest.approx(found["smaller"].window_losses, abs=1e-4)
     results = api.bench(
         exports["dense"],
         {"smaller": exports["smaller"]},

@@ -39,7 +39,7 @@ def test_one_file_and_what_its_gates_saw(tmp_path: Path) -> None:
         (("--quantise", "q8_0"), "--quantise is for GGUF"),
         (("--format", "gguf", "--lowering", "portable"), "--lowering is for ONNX"),
         (("--format", "gguf", "--logits", "all"), "--logits is for ONNX"),
-        (("--format", "gguf", "--perplexity-bar", "1.2"), "--perplexity-bar is for ONNX"),
+        (("--format", "gguf", "--perplexity-bar", "1e9"), "--perplexity-bar 1000000000.0 is not possible"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
