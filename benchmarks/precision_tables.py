@@ -8,7 +8,9 @@ from typing import Any
 from benchmarks.llama_cpp import NOT_RUN
 from benchmarks.markdown import interval, machine
 from benchmarks.pages import markdown_table
+from benchmarks.recipe import BenchmarkSlice
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
+from benchmarks.target import series
 from benchmarks.timing import DENSE
 
 BUILDER, OURS, ALL, LLAMA = "builder", "ours", "ours, all positions", "llama.cpp, Q4_1 (dense)"
@@ -49,9 +51,34 @@ def _pruned_and_four_bits(found: Results) -> str:
         rows.append([row["model"], row["metric"], _perplexity(found, row["model"]), *_measured(row), *share])
     if LLAMA not in found["perplexities"]:
         rows.append([LLAMA, "not run", NOT_RUN, *["–"] * 7])
+    else:
+        rows += list(_over_llama(found))
     columns = ["model", "metric", "perplexity", "rounds", "speed over dense int4 of the builder", "builder again", "allowed", "realised"]
     title = f"**int4: channels removed, over the builder's dense int4** (perplexity {_perplexity(found, BUILDER)})"
     return f"{title}\n\n" + markdown_table([*columns, "bar", "outcome"], rows)
+
+
+def _over_llama(found: Results) -> Iterator[list[str]]:
+    """The pruned models again, over llama.cpp's dense one, which may take as much longer as what was removed allows."""
+    recipe = BenchmarkSlice.model_validate(found["recipe"])
+    for row in _rows(found):
+        if row["model"] in (OURS, ALL, LLAMA):
+            continue
+        ours, theirs = (series(found, recipe, row["metric"], name) for name in (row["model"], LLAMA))
+        ratio, share = paired_ratio(theirs, ours), REALISED_BAR * row["allowed"]
+        outcome = ("reached" if ratio.reaches(share) else "missed") if row["control_holds"] else "not resolved"
+        measured = [str(ratio.rounds), f"{interval(ratio.as_record())}, over llama.cpp", interval(row["control"])]
+        realised = interval({end: value / row["allowed"] for end, value in ratio.as_record().items() if end != "rounds"})
+        yield [
+            row["model"],
+            row["metric"],
+            _perplexity(found, row["model"]),
+            *measured,
+            f"{row['allowed']:.3f}",
+            realised,
+            f"{REALISED_BAR}",
+            outcome,
+        ]
 
 
 def _one_position(results: Sequence[Results]) -> str:

@@ -41,6 +41,7 @@ ROUNDINGS = 4  # of torch's own: two programs that round differently, each off b
 RECORD = "gate.json"
 TEXT = "The river had been frozen for three weeks when the first boats of the year came up from the harbour, and"
 NO_GENAI = "onnxruntime-genai is not installed"
+BF16_IN_GENAI = "onnxruntime-genai computes bf16 on GPUs only, and is run on the processor here"
 
 Found = Comparison | Divergence
 
@@ -86,7 +87,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         )
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source) // 4))
     mapped = is_mapped(source, options)
-    lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, exact, mapped, options, events)
+    lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, recipe.precision, mapped, options, events)
     model, paging = open_reference(source.folder, options, mapped)
     record: dict[str, Any] = {"lowering": lowering, "precision": recipe.precision, "perplexity": {"run": False, "why": NO_TOKENIZER}}
     if windows is not None:
@@ -105,7 +106,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         demand_perplexity(record["perplexity"], folder, recipe.precision, events)
     if mapped:
         record["weights"] = "mapped: torch had one block in memory, ONNX Runtime packed none"
-    record |= {"reference": name, "genai": {"run": False, "why": NO_GENAI}}
+    record |= {"reference": name, "genai": {"run": False, "why": _not_in_genai(folder, recipe.precision)}}
     for path, comparison in found.items():
         if path == "onnxruntime-genai":
             record["genai"] = {"run": True} | comparison.as_record()
@@ -118,7 +119,7 @@ def _walk(
     ids: torch.Tensor,
     prompt: torch.Tensor,
     windows: torch.Tensor | None,
-    exact: bool,
+    precision: str,
     mapped: bool,
     options: RunOptions,
     events: Events,
@@ -128,7 +129,7 @@ def _walk(
     decoder = OnnxDecoder(folder, options.threads, providers, every_position=True, mapped=mapped)
     if windows is not None:
         losses = graph_losses(decoder, windows, events)
-    if exact:
+    if precision == "fp32":
         walked.append(at_once(decoder, ids))
     del decoder
     decoder = OnnxDecoder(folder, options.threads, providers, mapped=mapped)
@@ -138,11 +139,19 @@ def _walk(
             walked.append(walk)
             advance(1)
     del decoder
-    if has_genai() and (folder / CONFIG).is_file():
-        walked.append(through_genai(folder, ids[0], mapped))
+    if why := _not_in_genai(folder, precision):
+        events.note(f"{why}; the graph was not run in it")
     else:
-        events.note(f"{NO_GENAI}; the graph was not run in it")
+        walked.append(through_genai(folder, ids[0], mapped))
     return lowering, walked, losses
+
+
+def _not_in_genai(folder: Path, precision: str) -> str:
+    """Why onnxruntime-genai does not run the graph here; empty where it does."""
+    if not has_genai() or not (folder / CONFIG).is_file():
+        return NO_GENAI
+    # The folder's configuration names no GPU, and processors have no kernels for it.
+    return BF16_IN_GENAI if precision == "bf16" else ""
 
 
 def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:

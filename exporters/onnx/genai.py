@@ -104,14 +104,6 @@ class GenaiDecoder:
             rows.append(generator.get_logits()[0, -1].copy())
         return np.stack(rows)
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        """Its own greedy continuation; shorter than ``tokens`` where an end-of-text token comes."""
-        generator = self._generator(len(prompt) + tokens)
-        generator.append_tokens(np.asarray(prompt, np.int32))
-        while not generator.is_done():
-            generator.generate_next_token()
-        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
-
     def _generator(self, length: int) -> Any:
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(max_length=length, do_sample=False, batch_size=1)

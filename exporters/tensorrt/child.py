@@ -51,7 +51,10 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
         raise OSError(found["errno"], os.strerror(found["errno"]), request["engine"])
     if "problem" in found:
         said = "; ".join(errors[-3:]) or found["problem"]
-        raise TrimlineError(f"{request['builder']} builds no engine from {request['onnx']}: {said}", "Its log says more, with --debug.")
+        raise TrimlineError(
+            f"{request['builder']} builds no engine from {request['onnx']}: {said}",
+            "`trimline doctor` shows its version; another precision or lowering of the export may do.",
+        )
     return found
 
 
@@ -85,7 +88,7 @@ def _died(code: int, errors: list[str]) -> TrimlineError:
     remedy = {
         -signal.SIGKILL: "It may have run out of memory: build a smaller model, or with a smaller batch.",
         -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
-    }.get(code, "Run it again with --debug.")
+    }.get(code, "`trimline doctor` shows driver and versions.")
     return TrimlineError(f"The process that builds the engine {how}{': ' + errors[-1] if errors else ''}.", remedy)
 
 

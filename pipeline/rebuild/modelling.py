@@ -45,10 +45,12 @@ def names_for(family: Family, profile: Profile) -> Names | None:
 
 
 def profile_of(config: Mapping[str, Any]) -> Profile:
-    """The shape profile that a config.json was written in; every foreign checkpoint is ``uniform``."""
+    """The shape profile that a config.json is written in; NVIDIA's own DeciLM models are of that name whatever their model_type."""
     if "block_configs" not in config:
         return Profile.UNIFORM
-    return Profile.DECILM if config.get("model_type") == DECILM_MODEL_TYPE else Profile.FREE
+    named = config.get("architectures")
+    deci = isinstance(named, list) and any("DeciLM" in str(name) for name in named)
+    return Profile.DECILM if deci or config.get("model_type") == DECILM_MODEL_TYPE else Profile.FREE
 
 
 def shipped_files(family: Family, profile: Profile) -> Mapping[str, str]:

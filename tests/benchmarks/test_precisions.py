@@ -86,6 +86,23 @@ def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
     assert next(line for line in lines if f"| {ALL} | decode" in line).endswith("reached |")
 
 
+def test_pruned_models_are_also_put_over_llama_cpp(results: dict[str, Any]) -> None:
+    found = copy.deepcopy(results)
+    found["perplexities"][LLAMA] = 20.0
+    for samples in found["samples"].values():
+        samples[LLAMA] = {
+            "prefill": [4 * seconds for seconds in samples[SMALLER]["prefill"]],
+            "gaps": [[gap / 2 for gap in gaps] for gaps in samples[SMALLER]["gaps"]],
+        }
+    for row in found["comparisons"]:
+        row["control_holds"] = True
+    lines = [line for line in document([found]).splitlines() if "over llama.cpp" in line]
+    assert [line.split(" | ")[1] for line in lines] == ["prefill", "decode"]
+    assert "4.000 [4.000, 4.000], over llama.cpp" in lines[0]
+    assert lines[0].endswith("reached |")
+    assert lines[1].endswith("missed |")
+
+
 def test_a_precision_that_is_not_compared_is_a_sentence(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(main)

@@ -26,7 +26,7 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    return environment("optimum", "bin/python") / "bin" / "python"
+    return environment("optimum", ".made-0.1.0") / "bin" / "python"
 
 
 @pytest.mark.parametrize(("lowering", "precision"), [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32")])

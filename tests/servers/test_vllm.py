@@ -17,7 +17,7 @@ from tests.servers.places import environment
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
 PROMPTS = ("The capital of France is", "Once upon a time, in a village by the sea,")
 TOKENS = 16
-BAR = 1e-3  # nats; 4e-5 was seen
+BAR = 1e-3  # nats; 2e-4 was seen
 
 
 def test_vllm_computes_what_the_checkpoint_does(smollm2: Path, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from pipeline.errors import TrimlineError
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.plan import Plan, Selection, Step
 from pipeline.rebuild.config import smaller_config
+from pipeline.rebuild.modelling import profile_of
 from pipeline.rebuild.surgery import Cut
 from pipeline.recipe import Profile
 from tests.tiny import tiny_model
 from trimline.inspect import BlockWidth, inspect_folder, render_inspection
-from trimline.inspect.read import narrowest_profile, profile_of
+from trimline.inspect.read import narrowest_profile
 from trimline.inspect.view import bar
 
 

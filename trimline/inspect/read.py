@@ -11,6 +11,7 @@ from pipeline.errors import TrimlineError
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.plan import Plan
 from pipeline.rebuild.biases import for_profile
+from pipeline.rebuild.modelling import profile_of
 from pipeline.rebuild.profiles import consumers
 from pipeline.recipe import Profile
 from pipeline.sparsity import two_four_fraction
@@ -102,15 +103,6 @@ def _inspect_onnx(graph: Path) -> Inspection:
     patterns = tuple(TensorPattern(name, fraction) for name, fraction in found.two_four.items())
     title = f"ONNX graph {graph.name}, opset {found.opset}, {found.nodes} nodes"
     return Inspection("onnx", str(graph.parent), title, bytes=found.file_bytes, patterns=patterns, graph=found)
-
-
-def profile_of(config: Mapping[str, Any]) -> Profile:
-    """The shape profile that a checkpoint's config is written in."""
-    if "block_configs" not in config:
-        return Profile.UNIFORM
-    named = config.get("architectures")
-    deci = isinstance(named, list) and any("DeciLM" in str(name) for name in named)
-    return Profile.DECILM if deci else Profile.FREE
 
 
 def narrowest_profile(result: Geometry) -> Profile:
