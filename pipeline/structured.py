@@ -55,7 +55,7 @@ def remove_units(
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
     units = _layers(model, counts, scores) | _residual(model, counts, scores)
-    if sequential:
+    if sequential and set(step.spaces) & set(SUBLAYERS):
         measured.clear()
         units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:

@@ -2,7 +2,9 @@
 
 The maths is in ``pipeline.kronecker``, single weights in ``surgeon_weights``. The published system zeroes rows and columns
 of each projection by themselves, and no tensor gets smaller: ``surgeon_structures`` has that. Here the units are those that
-can be cut: an FFN channel or a KV group, with every row that writes it and every column that reads it.
+can be cut: an FFN channel or a KV group, with every row that writes it and every column that reads it; or a channel of the
+residual stream, whose published costs, of a column in each projection that reads it and of a row in each that writes it,
+are added up over the model, since there it is one and the same.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ class SurgeonOptions(WeightOptions):
 
 
 class LLMSurgeon:
-    """FFN channels and KV groups by what they cost; or single weights, under one threshold and with correlated updates."""
+    """FFN channels, KV groups and residual channels by what they cost; or single weights, under one threshold and with correlated updates."""
 
     name = "llm_surgeon"
-    spaces = frozenset({*SUBLAYERS, Space.WEIGHT})
+    spaces = frozenset({*SUBLAYERS, Space.RESIDUAL, Space.WEIGHT})
     allocation = "raw"
     options = SurgeonOptions
     sequential = True  # the factors of one block at a time are in memory
@@ -64,9 +66,10 @@ class LLMSurgeon:
 
     def needs(self, step: PruneStep) -> Needs:
         """Kronecker factors of the projections that read the units; of those that write them too, where costs are added up."""
-        options, sublayers = options_of(step, SurgeonOptions), [SUBLAYERS[space] for space in step.spaces]
+        options, through = options_of(step, SurgeonOptions), Space.RESIDUAL in step.spaces
+        sublayers = list(Sublayer) if through else [SUBLAYERS[space] for space in step.spaces]
         linears = linears_of(sublayers)
-        if options.cost == "coupled":
+        if options.cost == "coupled" and not through:
             readers = {family.reader(sublayer) for family in FAMILIES.values() for sublayer in sublayers}
             linears = [linear for linear in linears if linear in readers]
         if options.variant is Variant.L_OBD:
@@ -74,10 +77,13 @@ class LLMSurgeon:
         return Needs(gradients=GradientNeeds(kronecker=frozenset(linear.name for linear in linears)))
 
     def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
-        """Cost of removing each unit, shape (units,)."""
-        options, sublayer = options_of(step, SurgeonOptions), SUBLAYERS[space]
+        """Cost of removing each unit, shape (units,); of a residual channel, this block's part of it."""
+        options = options_of(step, SurgeonOptions)
+        if space is Space.RESIDUAL:
+            return _stream_costs(view, options)
+        sublayer = SUBLAYERS[space]
         if options.cost == "coupled" and options.variant is not Variant.L_OBD:
-            costs = _reader_costs(view, sublayer, options)
+            costs = _reader_costs(view, sublayer, options, alone=Space.RESIDUAL not in step.spaces)
         else:
             costs = _sum_of_costs(view, sublayer, options)
         return costs / _unit_parameters(view, sublayer) if options.per_parameter else costs
@@ -87,11 +93,11 @@ class LLMSurgeon:
         return remove_weights(model, windows, step, options_of(step, SurgeonOptions), events)
 
 
-def _reader_costs(view: BlockView, sublayer: Sublayer, options: SurgeonOptions) -> torch.Tensor:
+def _reader_costs(view: BlockView, sublayer: Sublayer, options: SurgeonOptions, alone: bool) -> torch.Tensor:
     reader, gradients = view.geometry.family.reader(sublayer), view.statistics.gradients
     assert gradients is not None
-    # A is the reader's own, and with it the largest thing here: divided where it lies.
-    inputs = gradients.inputs.pop(reader.point).div_(gradients.tokens)
+    # A is the reader's own, and with it the largest thing here: divided where it lies, unless others read it after.
+    inputs = gradients.inputs.pop(reader.point).div_(gradients.tokens) if alone else gradients.inputs[reader.point] / gradients.tokens
     outputs = gradients.outputs[reader.name] / gradients.tokens
     mean = None if view.bias(reader.name) is None else gradients.totals[reader.point] / gradients.tokens
     weight, width = view.weight(reader.name).to(outputs.device), view.geometry.unit_width(reader.columns)
@@ -116,16 +122,40 @@ def _activation_costs(view: BlockView, linear: Linear, options: SurgeonOptions) 
     return activation_costs(weight, squares)
 
 
+def _stream_costs(view: BlockView, options: SurgeonOptions) -> torch.Tensor:
+    """Published costs of every channel's columns in what reads the stream and rows in what writes it, shape (hidden,)."""
+    total = torch.zeros(view.geometry.hidden, dtype=torch.float64)
+    for linear in view.geometry.family.linears:
+        if not view.left.get(linear.sublayer, (0,)):
+            continue
+        reads = linear.columns is Axis.RESIDUAL
+        if options.variant is Variant.L_OBD:
+            costs = _activation_costs(view, linear, options).double()
+            costs = costs.sum(0)[: len(total)] if reads else costs.sum(1)
+        else:
+            costs = _column_costs(view, linear, options) if reads else _projection(view, linear, options).row_costs(options.variant)
+        total += costs.cpu()
+    return total
+
+
 def _structure_costs(view: BlockView, linear: Linear, options: SurgeonOptions) -> torch.Tensor:
     """Of every row of a writer, shape (R, 1), or of every column of a reader, shape (1, C)."""
+    if linear.columns is Axis.RESIDUAL:
+        return _projection(view, linear, options).row_costs(options.variant)[:, None]
+    return _column_costs(view, linear, options)[None]
+
+
+def _column_costs(view: BlockView, linear: Linear, options: SurgeonOptions) -> torch.Tensor:
+    """Of every column but a bias's, shape (C,)."""
+    return _projection(view, linear, options).column_costs(options.variant)[: view.weight(linear.name).shape[1]]
+
+
+def _projection(view: BlockView, linear: Linear, options: SurgeonOptions) -> Projection:
     gradients, bias = view.statistics.gradients, view.bias(linear.name)
     assert gradients is not None
     inputs, outputs = factors_of(gradients, linear, bias is not None)
-    weight = view.weight(linear.name)
-    projection = Projection.of(with_bias(weight, bias).to(outputs.device), inputs, outputs, options.damping(ROWS_AND_COLUMNS))
-    if linear.columns is Axis.RESIDUAL:
-        return projection.row_costs(options.variant)[:, None]
-    return projection.column_costs(options.variant)[None, : weight.shape[1]]
+    weight = with_bias(view.weight(linear.name), bias)
+    return Projection.of(weight.to(outputs.device), inputs, outputs, options.damping(ROWS_AND_COLUMNS))
 
 
 def _unit_parameters(view: BlockView, sublayer: Sublayer) -> int:

@@ -118,6 +118,33 @@ def test_published_costs_add_up(tmp_path: Path, family: str, space: Space) -> No
     torch.testing.assert_close(scores_of(folder, space, cost="published_sum"), expected, rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("variant", ["surgeon", "l_obd"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
+def test_a_channel_of_the_stream_costs_what_its_columns_and_rows_do(tmp_path: Path, family: str, variant: str) -> None:
+    folder = tiny_model(family, tmp_path)
+    expected = torch.zeros(64, dtype=torch.float64)
+    for linear in Checkpoint(folder).geometry.family.linears:
+        seen, reads = Measured(folder, linear), linear.columns is Axis.RESIDUAL
+        if variant == "surgeon":
+            expected += seen.column_costs()[:64] if reads else seen.row_costs()
+        else:
+            costs = seen.weight.square() * seen.moment.diagonal() / 2
+            expected += costs.sum(0)[:64] if reads else costs.sum(1)
+    torch.testing.assert_close(scores_of(folder, Space.RESIDUAL, variant=variant), expected, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_channels_of_the_stream_and_units_go_together(tmp_path: Path, shots: int) -> None:
+    folder = tiny_model("llama", tmp_path / "dense")
+    both = {"residual": {"remove": 0.25}, "ffn": {"remove": 0.25}}
+    plan, model = planned(folder, BOTH | {"budget": both, "shots": shots, "compensation": "least_squares"})
+    assert model.current.hidden == len(plan.selection.residual) == 48
+    assert sum(block.ffn for block in model.current.blocks) == 0.75 * sum(block.ffn for block in model.geometry.blocks)
+    out = rebuilt(tmp_path, folder, plan, Profile.FREE)
+    assert json.loads((out / "gate.json").read_text())["passed"]
+    assert Checkpoint(out).geometry.hidden == 48
+
+
 def test_marginal_costs_and_sizes(tmp_path: Path) -> None:
     folder = tiny_model("llama", tmp_path)
     reader = Measured(folder, Checkpoint(folder).geometry.family.reader(Sublayer.ATTENTION))
