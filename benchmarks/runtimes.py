@@ -6,7 +6,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +45,14 @@ def place(runtime: Runtime, device: Device) -> str:
     return f"{runtime} on {device}" if runtime in ON_EITHER else runtime
 
 
-def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu") -> Opener:
+def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu", requests: Sequence[tuple[int, int, int]] = ()) -> Opener:
     """What opens a folder in that runtime, or a GGUF file in llama.cpp; what has to be imported is, before any clock runs.
+
+    Args:
+        runtime: as recipes name it.
+        folder: what will be opened.
+        device: of runtimes that know two.
+        requests: prompt, output and batch of what will be timed, for a runtime that builds its engine for them.
 
     Raises:
         TrimlineError: ONNX Runtime is missing or installed twice, llama-cpp-python is missing, or torch.compile has no compiler.
@@ -54,7 +60,7 @@ def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu")
     if folder is not None and (folder / GGUF).is_file():
         return _llama_opener()
     if FORMS[runtime] == "onnx":
-        return _onnx_opener(runtime)
+        return _onnx_opener(runtime, requests)
     if runtime == "tensorrt":
         from exporters.tensorrt.session import EngineDecoder
 
@@ -83,7 +89,7 @@ def _llama_opener() -> Opener:
     return LlamaDecoder
 
 
-def _onnx_opener(runtime: Runtime) -> Opener:
+def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> Opener:
     from exporters.onnx.runtime import needs_runtime
 
     needs_runtime()
@@ -93,9 +99,11 @@ def _onnx_opener(runtime: Runtime) -> Opener:
         from exporters.onnx.session import OnnxDecoder
 
         return OnnxDecoder
-    from exporters.onnx.providers import ProviderDecoder
+    from exporters.onnx.providers import SERVED, ProviderDecoder
+    from exporters.tensorrt.shapes import Request
 
-    return partial(ProviderDecoder, provider=runtime.removeprefix("onnxruntime_"))
+    served = tuple(Request(*request) for request in requests) or SERVED
+    return partial(ProviderDecoder, provider=runtime.removeprefix("onnxruntime_"), served=served)
 
 
 def demand_compiler() -> None:

@@ -74,7 +74,8 @@ class MeasuredModel:
 
     def __init__(self, child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
         self._child, self._subject = child, subject
-        self._how = {"threads": options.threads, "runtime": recipe.runtime, "device": options.device}
+        requests = [(workload.prompt, workload.output, workload.batch) for workload in recipe.workloads]
+        self._how = {"threads": options.threads, "runtime": recipe.runtime, "device": options.device, "requests": requests}
         self._firsts: dict[str, list[Sample]] = {workload.name: [] for workload in recipe.workloads}
         self._before: list[int | None] = []
         self._load: list[float] = []

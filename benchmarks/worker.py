@@ -55,9 +55,16 @@ class Worker:
         self._cores = pin(threads)
         return {"cores": self._cores}
 
-    def load(self, folder: str, threads: int, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> dict[str, Any]:
+    def load(
+        self,
+        folder: str,
+        threads: int,
+        runtime: Runtime = "onnxruntime",
+        device: Device = "cpu",
+        requests: Sequence[tuple[int, int, int]] = (),
+    ) -> dict[str, Any]:
         """Opens a model after letting go of the one before: seconds that it took, the first half of the cold start, and bytes held just before."""
-        opener = self._opener or opener_of(runtime, Path(folder), device)
+        opener = self._opener or opener_of(runtime, Path(folder), device, requests)
         self._decoder, self._torch_holds = None, FORMS[runtime] == "checkpoint"
         gc.collect()
         before = process_memory()["anonymous"]

@@ -31,7 +31,8 @@ SHAPE_OPERATORS = {
     *("Shape", "Size", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Reshape", "ConstantOfShape", "Range"),
     *("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Where", "Expand", "Identity", "Constant", "ReduceProd", "ReduceSum"),
 }
-SERVED = (Request(512, 513), Request(512, 1, 8))  # limits of the TensorRT provider's engine: prompts, steps, batch
+SERVED = (Request(512, 513), Request(512, 1, 8))  # what the TensorRT provider's engine has room for, unless it is told
+EXACT = {"use_tf32": "0"}
 KINDS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 
 
@@ -42,19 +43,20 @@ class ProviderDecoder(DeviceDecoder):
         folder: holds model.onnx.
         threads: of what runs on the processor.
         provider: ``cpu``, ``cuda`` or ``tensorrt``. Asking for one is demanding it.
+        served: requests that are to come; the TensorRT provider builds its engine for these.
 
     Raises:
         TrimlineError: no GPU or no driver, a provider that cannot start, or products that would run on the processor.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, provider: str = "cuda") -> None:
+    def __init__(self, folder: Path, threads: int | None = None, provider: str = "cuda", served: Sequence[Request] = SERVED) -> None:
         needs_runtime()
         self.folder, self.provider = Path(folder), provider
         if provider != "cpu":
             demand_gpu(CHAINS[provider][0])
         self.device = "cpu" if provider == "cpu" else "cuda"
         graph = self.folder / GRAPH
-        self.session = open_on(graph, provider, threads or 0, options_of(provider, graph))
+        self.session = open_on(graph, provider, threads or 0, options_of(provider, graph, served))
         given = self.session.get_inputs()
         self.inputs = [value.name for value in given]
         self.caches = {value.name: (value.shape[1], value.shape[3], KINDS[value.type]) for value in given if value.name.startswith(PAST)}
@@ -93,17 +95,22 @@ def demand_gpu(provider: str) -> None:
         raise TrimlineError(f"The execution provider {provider} needs a GPU, and this machine has {what}.", f"Use {CPU}.")
 
 
-def options_of(provider: str, graph: Path) -> list[dict[str, str]]:
-    """Options of each provider of a chain; TensorRT's sparse kernels are allowed where the graph's weights are 2:4."""
-    if provider != "tensorrt":
-        return [{} for _ in CHAINS[provider]]
+def options_of(provider: str, graph: Path, served: Sequence[Request] = SERVED) -> list[dict[str, str]]:
+    """Options of each provider of a chain; TensorRT's sparse kernels are allowed where the graph's weights are 2:4.
+
+    CUDA computes fp32 in fp32: TF32, its default, has ten bits of mantissa.
+    """
+    if provider == "cpu":
+        return [{}]
+    if provider == "cuda":
+        return [EXACT]
     sparse = bool(check_two_four(list(weight_patterns(graph)))["complies"])
-    return [{"trt_sparsity_enable": str(sparse)} | _shapes(graph), {}]
+    return [{"trt_sparsity_enable": str(sparse)} | _shapes(graph, served), EXACT]
 
 
-def _shapes(graph: Path) -> dict[str, str]:
+def _shapes(graph: Path, served: Sequence[Request]) -> dict[str, str]:
     """One profile for all calls: without it the provider builds its engine again whenever a past is longer than any before."""
-    profiles = profiles_for(graph_inputs(graph), SERVED)
+    profiles = profiles_for(graph_inputs(graph), served)
     least: dict[str, list[int]] = {}
     best: dict[str, list[int]] = {}
     most: dict[str, list[int]] = {}

@@ -18,9 +18,12 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from pipeline.errors import TrimlineError
+
 Key = TypeVar("Key", bound=Hashable)
 SLACK = 1e-6  # what the solver may exceed a bound by, as a share of it
 LEAST = 1e-6  # of the largest loss: what is lost may be nothing at all
+INFEASIBLE = 2  # status of ``milp``
 GAP = 1e-5  # between what it found and what is possible, as a share of the loss
 
 
@@ -45,6 +48,9 @@ def least_loss(choices: Mapping[Key, Choice], bounds: Mapping[str, float]) -> di
     Args:
         choices: by index set.
         bounds: per measure, the most that all may cost together.
+
+    Raises:
+        TrimlineError: the solver gives up.
     """
     if any(sum(min(choice.costs[name]) for choice in choices.values()) > bound for name, bound in bounds.items()):
         return None
@@ -71,8 +77,10 @@ def _solve(choices: Mapping[Key, Choice], bounds: Mapping[str, float]) -> dict[K
     # The solver's tolerances are absolute: the loss of the best that fractions could do becomes 1.
     scale = max(relaxed.fun or 0.0, LEAST * losses.max()) or 1.0
     best = milp(losses / scale, constraints=constraints, bounds=Bounds(0, 1), integrality=1, options={"mip_rel_gap": GAP})
-    if best.x is None:  # it finds no room where only the smallest sizes fit, to the last digit
-        return _smallest(choices)
+    if best.x is None:
+        if best.status != INFEASIBLE:
+            raise TrimlineError(f"The solver ended without sizes ({best.message}).", "Ask for fewer bounds at once, or a coarser round_to.")
+        return _smallest(choices)  # it finds no room where only these fit, to the last digit
     chosen, start = {}, 0
     for key, length in zip(choices, lengths, strict=True):
         chosen[key] = int(np.argmax(best.x[start : start + length]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+import pipeline.allocation.program
 from pipeline.allocation.latency import Entry, LatencyTable, Times, identity
 from pipeline.allocation.program import Choice, least_loss
 from pipeline.allocation.targeted import Aim, best_sizes, by_scores, size_grid, with_sizes
@@ -105,6 +107,14 @@ def test_two_bounds_are_harder_than_either() -> None:
     assert least_loss(choices, {"flops": 7.0}) == {"narrow": 1, "deep": 0, "both": 1}
     assert least_loss(choices, {"parameters": 12.0, "flops": 12.0}) == {"narrow": 1, "deep": 1, "both": 0}
     assert least_loss(choices, {"parameters": -1.0}) is None
+
+
+def test_a_solver_that_gives_up_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_up = SimpleNamespace(x=None, fun=None, status=1, message="Time limit reached.")
+    monkeypatch.setattr(pipeline.allocation.program, "milp", lambda *_, **__: gave_up)
+    choices = {"a": Choice((2, 1), (0.0, 1.0), {"parameters": (2.0, 1.0)})}
+    with pytest.raises(TrimlineError, match=r"The solver ended without sizes \(Time limit reached.\)"):
+        least_loss(choices, {"parameters": 1.5})
 
 
 def test_equal_losses_and_bounds_met_to_the_last_digit_keep_the_bound() -> None:

@@ -48,6 +48,9 @@ setTimeout(() => {
   seen.gone = plot("widths").data[2].x;
   document.querySelector('tr.point[data-name="dense"]').dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
   seen.dense = state();
+  const at = plot("front").data.findIndex((trace) => (trace.customdata || []).includes("method=flap,remove=0.2"));
+  Plotly.Fx.hover(plot("front"), [{ curveNumber: at, pointNumber: plot("front").data[at].customdata.indexOf("method=flap,remove=0.2") }]);
+  seen.hover = plot("front").querySelector(".hoverlayer").textContent;
   document.querySelectorAll(".axes button")[1].click();
   seen.axis = [plot("front").layout.xaxis.title.text, ...[...document.querySelectorAll(".knee")].map((sentence) => sentence.hidden)];
   setTimeout(() => {
@@ -111,6 +114,13 @@ def test_a_row_or_a_key_selects_a_point_and_shows_its_widths(visit):
     assert seen["gone"] == [20]
     assert seen["row"]["selected"] == ["method=flap,remove=0.5"]
     assert (seen["dense"]["ffn"], seen["dense"]["selected"]) == ([1536] * 30, ["dense"])
+
+
+def test_a_point_says_what_it_is_under_the_pointer(visit):
+    seen, _, _ = visit
+    point = sample_sweep().point("method=flap,remove=0.2")
+    assert "flap" in seen["hover"]
+    assert f"{point.perplexity.value:.1f}" in seen["hover"]
 
 
 def test_another_workload_has_its_own_plot_and_knee(visit):

@@ -11,6 +11,7 @@ from exporters.onnx.fused import lower_fused
 from exporters.onnx.providers import CHAINS, ProviderDecoder, check_places, open_on, options_of, places
 from exporters.onnx.runtime import CPU, CUDA, TENSORRT
 from exporters.onnx.session import OnnxDecoder
+from exporters.tensorrt.shapes import Request
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -88,10 +89,11 @@ def test_where_nodes_run_is_known_and_judged(folder):
 def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(sparse_onnx, monkeypatch):
     graph = sparse_onnx / "model.onnx"
     (tensorrt, cuda) = options_of("tensorrt", graph)
-    assert (tensorrt["trt_sparsity_enable"], cuda) == ("True", {})
+    assert (tensorrt["trt_sparsity_enable"], cuda) == ("True", {"use_tf32": "0"})
     monkeypatch.setattr(providers, "check_two_four", lambda _: {"complies": False})
     assert options_of("tensorrt", graph)[0]["trt_sparsity_enable"] == "False"
-    assert options_of("cuda", graph) == [{}]
+    assert options_of("cuda", graph) == [{"use_tf32": "0"}]
+    assert options_of("cpu", graph) == [{}]
 
 
 def test_the_tensorrt_provider_gets_one_profile_for_prompts_and_steps(sparse_onnx):
@@ -100,6 +102,8 @@ def test_the_tensorrt_provider_gets_one_profile_for_prompts_and_steps(sparse_onn
     assert [shapes[kind]["input_ids"] for kind in ("min", "opt", "max")] == ["1x1", "1x1", "8x512"]
     assert [shapes[kind]["past_key_values.2.key"] for kind in ("min", "max")] == ["1x2x0x16", "8x2x1024x16"]
     assert shapes["max"]["attention_mask"] == "8x1536"
+    longer = options_of("tensorrt", sparse_onnx / "model.onnx", [Request(2048, 129), Request(512, 1, 2)])[0]
+    assert "input_ids:2x2048" in longer["trt_profile_max_shapes"]
 
 
 @pytest.mark.gpu
