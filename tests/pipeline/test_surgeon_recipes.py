@@ -17,6 +17,7 @@ from pipeline.prune import check_steps, make_plan
 from pipeline.recipe import TextSource
 from pipeline.shrinking import ShrinkingModel
 from pipeline.sources.text import load_text
+from pipeline.sparsity import two_four_fraction
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import tiny_model
 from trimline.recipe import read_recipe
@@ -43,7 +44,26 @@ def test_the_schedule_is_run_to_its_end(tmp_path: Path, name: str, shots: int, r
     assert Checkpoint(out).geometry.decoder_parameters() == model.current.decoder_parameters()
 
 
-@pytest.mark.parametrize("name", ["llm-surgeon", "llm-surgeon-full-schedule", "flap"])
+@pytest.mark.parametrize(("name", "shots"), [("llm-surgeon-as-published", 40), ("llm-surgeon-2-4", 5)])
+def test_schedules_of_zeros_are_run_to_their_end(tmp_path: Path, name: str, shots: int) -> None:
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
+    check_steps(recipe.prune)
+    source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=3)
+    model = ShrinkingModel(load_model(source, dtype=torch.float32), Checkpoint(source))
+    plan = make_plan(model, WINDOWS, recipe.prune, Events())
+    assert [step.facts["shot"] for step in plan.steps] == [f"{number} of {shots}" for number in range(1, shots + 1)]
+    assert plan.steps[-1].facts["zero fraction"] == pytest.approx(0.5, abs=0.03)  # whole rows and columns
+    out = rebuilt(tmp_path, source, plan, recipe.rebuild.profile)
+    assert json.loads((out / "gate.json").read_text())["passed"]
+    weights = [Checkpoint(out).tensor(name) for name in plan.sparse]
+    if name == "llm-surgeon-2-4":
+        assert {two_four_fraction(weight) for weight in weights} == {1.0}
+    else:
+        assert any((weight == 0).all(1).any() for weight in weights)
+        assert any((weight == 0).all(0).any() for weight in weights)
+
+
+@pytest.mark.parametrize("name", ["llm-surgeon", "llm-surgeon-full-schedule", "llm-surgeon-as-published", "flap"])
 def test_their_windows_can_be_drawn_from_the_built_in_text(tmp_path: Path, name: str) -> None:
     recipe = read_recipe(RECIPES / f"{name}.yaml")
     tokenizer = load_tokenizer(tiny_model("llama", tmp_path))
