@@ -269,11 +269,12 @@ def bench(
     """Time exported folders, engines or checkpoints side by side."""
     with session(as_json, debug) as here:
         from trimline import api
+        from trimline.arguments import benchmark_slice, by_name, parse_accuracy
 
-        named = api.by_name(candidates)
-        accuracy = api.parse_accuracy(perplexity or [], ["dense", *named])
+        named = by_name(candidates)
+        accuracy = parse_accuracy(perplexity or [], ["dense", *named])
         options = _options(device, DTypeName.AUTO, threads, False)
-        timing = api.benchmark_slice(recipe, rounds, workload or (), batch or (), runtime, most_seconds)
+        timing = benchmark_slice(recipe, rounds, workload or (), batch or (), runtime, most_seconds)
         results = api.bench(dense, named, output, accuracy=accuracy, recipe=timing, options=options, events=here.events)
         here.out.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         here.answer({"folder": str(output), "comparisons": results["comparisons"]})

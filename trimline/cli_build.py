@@ -42,6 +42,7 @@ def build(
         from pipeline.memory import parse_bytes
         from pipeline.options import RunOptions
         from trimline import api
+        from trimline.arguments import parse_request
         from trimline.recipe import checked_slice
 
         chosen = {"builder": builder, "sparsity": sparsity, "precision": precision, "compute_capabilities": capability or []}
@@ -49,7 +50,7 @@ def build(
             onnx,
             output,
             recipe=checked_slice("build", chosen),
-            requests=[api.parse_request(text) for text in request or []],
+            requests=[parse_request(text) for text in request or []],
             calibration=calibration,
             evaluation=evaluation,
             timing_cache=timing_cache,

@@ -35,11 +35,12 @@ def compare(
     with session(as_json, debug) as here:
         from pipeline.options import RunOptions
         from trimline import api
+        from trimline.arguments import benchmark_slice
         from trimline.compare.tables import tables
         from trimline.reporting.terminal import rich_table
 
         options = RunOptions(threads=threads) if threads else RunOptions()
-        timing = api.benchmark_slice(recipe, rounds)
+        timing = benchmark_slice(recipe, rounds)
         compared = api.compare(results, measure=measure, output=output, recipe=timing, options=options, events=here.events)
         for comparison in compared:
             for title, table in tables(comparison):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from benchmarks.environment import power_cap
 from benchmarks.recipe import NAMED_WORKLOADS, BenchmarkSlice, Workload
 from pipeline.errors import TrimlineError
-from trimline.api import benchmark_slice
+from trimline.arguments import benchmark_slice
 
 
 def test_a_workload_is_given_by_its_name():

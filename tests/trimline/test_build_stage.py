@@ -14,7 +14,7 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from tests.end_to_end.scenario import OPTIONS, changed, recipe, tiny_inputs
 from tests.exporters.tensorrt.conftest import rtx, sparse_checkpoint, sparse_onnx  # noqa: F401 - fixtures
-from trimline.api import parse_request
+from trimline.arguments import parse_request
 from trimline.gate_rows import engine_gates
 from trimline.graph import TIMINGS, Run
 from trimline.recipe import checked_recipe
