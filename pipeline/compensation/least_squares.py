@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.kronecker.factors import Damped
+
 
 def least_squares(
     weight: torch.Tensor,
@@ -35,16 +37,10 @@ def least_squares(
     if mean is not None:
         gram = gram.double() - tokens * torch.outer(mean, mean)
     weight = weight.double()
-    correction = _ridge(gram[kept][:, kept].double(), gram[removed][:, kept].double(), weight[:, removed], damping)
+    across = weight[:, removed] @ gram[removed][:, kept].double()
+    correction = torch.cholesky_solve(across.T, Damped.by(gram[kept][:, kept], damping).root()).T
     updated = weight[:, kept] + correction
     if mean is None:
         return updated.float(), None
     shift = weight[:, removed] @ mean[removed] - correction @ mean[kept]
     return updated.float(), shift.float()
-
-
-def _ridge(kept: torch.Tensor, across: torch.Tensor, weight: torch.Tensor, damping: float) -> torch.Tensor:
-    """W_r G_rk (G_kk + λ)⁻¹, shape (R, K)."""
-    ridge = damping * kept.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(kept + ridge * torch.eye(len(kept), dtype=kept.dtype, device=kept.device))
-    return torch.cholesky_solve((weight @ across).T, factor).T

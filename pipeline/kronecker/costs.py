@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.kronecker.factors import Damped, inverse_blocks
+from pipeline.kronecker.factors import Damped, inverse_blocks, lower_root
 
 
 def conditional_blocks(factor: Damped, width: int) -> torch.Tensor:
     """([M⁻¹]_cc)⁻¹ for runs c of ``width`` indices, of the damped factor, shape (n / width, width, width), fp64."""
     blocks = inverse_blocks(factor.root(), width)
-    return 1 / blocks if width == 1 else torch.cholesky_inverse(torch.linalg.cholesky(blocks))
+    return 1 / blocks if width == 1 else torch.cholesky_inverse(lower_root(blocks))
 
 
 def marginal_blocks(matrix: torch.Tensor, width: int) -> torch.Tensor:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.errors import TrimlineError
+
 STRIP = 512  # columns of an inverse that are solved for at a time
 TINY = torch.finfo(torch.float64).tiny
 
@@ -35,15 +37,35 @@ class Damped:
         return cls(matrix, damping * max(mean, TINY))
 
     def root(self, among: torch.Tensor | None = None) -> torch.Tensor:
-        """Lower Cholesky factor, fp64, of the whole or of the rows and columns that a mask or indices name."""
+        """Lower Cholesky factor, fp64, of the whole or of the rows and columns that a mask or indices name.
+
+        Raises:
+            TrimlineError: the damping is not enough.
+        """
         matrix = self.matrix if among is None else principal(self.matrix, among)
         exact = matrix.to(torch.float64, copy=True)
         exact.diagonal().add_(self.added)
-        return torch.linalg.cholesky(exact, out=exact)
+        return lower_root(exact)
 
     def inverse(self) -> torch.Tensor:
         """(M + added)⁻¹, shape (n, n), fp64."""
         return torch.cholesky_inverse(self.root())
+
+
+def lower_root(matrix: torch.Tensor) -> torch.Tensor:
+    """Lower Cholesky factor of a symmetric matrix, or of each of several, in its place.
+
+    Raises:
+        TrimlineError: one is not positive definite, or not finite.
+    """
+    info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    if info.any():
+        raise TrimlineError(
+            f"The second moments of {matrix.shape[-1]} inputs or gradients are not positive definite with this damping.",
+            "Give a larger damping, more calibration tokens, or measure in float32: --dtype float32.",
+        )
+    return matrix
 
 
 def with_bias(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -107,11 +129,6 @@ def inverse_blocks(root: torch.Tensor, width: int = 1) -> torch.Tensor:
         width: size of a block; divides C.
     """
     return torch.cat(list(_blocks(root, width)))
-
-
-def inverse_diagonal(root: torch.Tensor) -> torch.Tensor:
-    """Diagonal of (L Lᵀ)⁻¹, shape (C,), fp64."""
-    return inverse_blocks(root).flatten()
 
 
 def _blocks(root: torch.Tensor, width: int) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import torch
 
-from pipeline.kronecker.factors import Damped
+from pipeline.kronecker.factors import Damped, lower_root
 
 MOST_TOGETHER = 2000  # weights whose correlations are solved for at once; the published value
 
@@ -123,7 +123,7 @@ def _multipliers(weight: torch.Tensor, mask: torch.Tensor, right: torch.Tensor, 
     """X of one chunk, zeros outside its mask; shapes of ``weight`` and ``mask`` are (rows, C)."""
     rows, columns = mask.nonzero(as_tuple=True)
     between = left[rows][:, rows].mul_(right[columns][:, columns])
-    solved = torch.cholesky_solve(weight[mask][:, None], torch.linalg.cholesky(between, out=between))
+    solved = torch.cholesky_solve(weight[mask][:, None], lower_root(between))
     spread = torch.zeros_like(weight)
     spread[mask] = solved.flatten()
     return spread

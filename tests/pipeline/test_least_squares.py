@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.compensation.least_squares import least_squares
+from pipeline.errors import TrimlineError
 
 
 def problem(channels: int = 24, rows: int = 10, tokens: int = 400, mean: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,3 +67,9 @@ def test_all_zero_statistics_leave_the_weights(dead: bool) -> None:
     gram = torch.zeros(24, 24) if dead else torch.eye(24)
     updated, _ = least_squares(weight, gram, torch.arange(12), damping=0.01)
     torch.testing.assert_close(updated, weight[:, :12])
+
+
+@pytest.mark.parametrize("gram", [torch.full((4, 4), torch.nan), -torch.eye(4)])
+def test_moments_that_cannot_be_factorised_are_a_sentence(gram: torch.Tensor) -> None:
+    with pytest.raises(TrimlineError, match=r"second moments of 2 inputs .* Give a larger damping"):
+        least_squares(torch.ones(3, 4), gram, torch.tensor([0, 2]), 0.01)
