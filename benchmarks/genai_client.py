@@ -15,14 +15,16 @@ from typing import Annotated
 import typer
 
 from benchmarks.child import Child
-from benchmarks.environment import commit, processor
-from benchmarks.pages import fill, markdown_table
+from benchmarks.environment import commit, environment, processor
+from benchmarks.pages import demand_folder, fill, markdown_table
+from benchmarks.pinning import pin
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.target import Judgement
 from benchmarks.timing import CONTROL, DENSE
-from pipeline.checkpoint import read_json
+from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
 
 CONFIG = "genai_config.json"
 PHASES = ("prefill", "decode")
@@ -30,8 +32,10 @@ ROUNDS_PER_OPENING = 5  # then every model is opened anew, since where memory li
 Seconds = dict[str, dict[str, list[float]]]  # phase, then model
 
 
-def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int, seed: int = 0) -> Seconds:
+def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int, threads: int, seed: int = 0) -> Seconds:
     """Seconds per phase, model and round; ``dense`` is among the folders and is timed a second time.
+
+    Every process has the same ``threads`` cores; it starts as many threads as it has cores.
 
     Raises:
         TrimlineError: onnxruntime-genai cannot open one, or a process fails.
@@ -42,6 +46,8 @@ def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int,
     found: Seconds = {phase: {name: [] for name in named} for phase in PHASES}
     with ExitStack() as running:
         clients = {name: running.enter_context(Child(name, module="benchmarks.genai_worker")) for name in named}
+        for client in clients.values():
+            pin(threads, client.pid)
         for number in range(rounds):
             fresh = number % ROUNDS_PER_OPENING == 0
             request = {"vocabulary": vocabulary, "prompt": prompt, "output": output, "seed": chance.getrandbits(31)}
@@ -104,20 +110,28 @@ def main(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens.")] = 128,
     output: Annotated[int, typer.Option(min=2, help="Tokens generated.")] = 33,
     rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
+    threads: Annotated[int, typer.Option(min=0, help="Cores that every process is kept on; 0: all that this process may use.")] = 0,
+    raw: Annotated[Path | None, typer.Option(help="File for the seconds of every round and the surroundings.")] = None,
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, at genai-client.")] = None,
 ) -> None:
     """Print speed-ups over the first folder, with 95 % intervals, as a client of onnxruntime-genai sees them."""
     try:
         if len(folders) < 2:
             raise TrimlineError("One folder gives no comparison.", "Name the dense model and at least one smaller one.")
+        if raw is not None:
+            demand_folder(raw)
+        cores = threads or RunOptions.threads
         names = [DENSE, *(f"{number}: {path.name}" for number, path in enumerate(folders[1:], 1))]
-        seconds = measured(dict(zip(names, map(folder_of, folders), strict=True)), prompt, output, rounds)
+        seconds = measured(dict(zip(names, map(folder_of, folders), strict=True)), prompt, output, rounds, cores)
         head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
         table = markdown_table(head, rows(ratios(seconds), target or ()))
         typer.echo(table)
+        if raw is not None:
+            asked = {"prompt": prompt, "output": output, "rounds": rounds, "targets": list(target or ())}
+            write_json(raw, {"asked": asked, "seconds": seconds, "environment": environment(cores)})
         if page is not None:
             where = f"{processor()}, commit {commit() or 'unknown'}"
-            fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}.")
+            fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}, {cores} threads.")
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None

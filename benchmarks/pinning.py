@@ -8,8 +8,10 @@ from pathlib import Path
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
-def pin(threads: int) -> list[int]:
-    """Confines this process to ``threads`` of the cores that it may use, and says which.
+def pin(threads: int, process: int = 0) -> list[int]:
+    """Confines a process, by default this one, to ``threads`` of the cores that this one may use, and says which.
+
+    Threads that another process has started already stay where they are, so it is pinned before it starts any.
 
     Distinct physical cores come first: two hardware threads of one core share what a matrix product needs. Systems
     without affinity (macOS, Windows) are left alone, and the answer is then only a count.
@@ -17,7 +19,7 @@ def pin(threads: int) -> list[int]:
     if not hasattr(os, "sched_setaffinity"):
         return list(range(threads))
     cores = by_physical_core(sorted(os.sched_getaffinity(0)))[:threads]
-    os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(process, cores)
     return sorted(cores)
 
 

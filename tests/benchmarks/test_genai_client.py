@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_every_model_is_timed_in_every_round(exported):
-    seconds = measured({DENSE: folder_of(exported["large"]), "small": folder_of(exported["small"] / "onnx")}, 8, 5, rounds=6)
+    seconds = measured({DENSE: folder_of(exported["large"]), "small": folder_of(exported["small"] / "onnx")}, 8, 5, rounds=6, threads=1)
     for of_phase in seconds.values():
         assert {name: len(times) for name, times in of_phase.items()} == {DENSE: 6, "small": 6, CONTROL: 6}
         assert min(min(times) for times in of_phase.values()) > 0
@@ -71,6 +72,9 @@ def test_wrong_folders(exported, tmp_path):
 def test_a_page_without_a_place_for_it_is_a_sentence(exported, tmp_path):
     (tmp_path / "page.md").write_text("nothing")
     call = [str(exported["large"]), str(exported["small"]), "--rounds", "2", "--prompt", "4", "--output", "3"]
-    done = CliRunner().invoke(app, [*call, "--page", str(tmp_path / "page.md")])
+    done = CliRunner().invoke(app, [*call, "--threads", "1", "--raw", str(tmp_path / "raw.json"), "--page", str(tmp_path / "page.md")])
     assert (done.exit_code, "has no place for genai-client" in done.stderr) == (2, True)
     assert "| 1: " in done.stdout  # what was measured is shown all the same
+    raw = json.loads((tmp_path / "raw.json").read_text())
+    assert {len(times) for of_phase in raw["seconds"].values() for times in of_phase.values()} == {2}
+    assert raw["environment"]["threads"] == 1
