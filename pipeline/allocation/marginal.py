@@ -71,14 +71,12 @@ def sizes_within(curves: Mapping[Key, Curve], remove: float) -> dict[Key, int]:
 
 def lower_hull(curve: Curve) -> list[_Edge]:
     """The stretches of a curve's lower convex hull, flattest first."""
-    edges: list[_Edge] = []
-    start = 0
-    while start < len(curve.kept) - 1:
-        slopes = {stop: _slope(curve, start, stop) for stop in range(start + 1, len(curve.kept))}
-        stop = min(slopes, key=lambda place: (slopes[place], -place))
-        edges.append(_Edge(slopes[stop], start, stop))
-        start = stop
-    return edges
+    corners = [0]
+    for place in range(1, len(curve.kept)):
+        while len(corners) > 1 and _slope(curve, corners[-2], corners[-1]) >= _slope(curve, corners[-1], place):
+            corners.pop()
+        corners.append(place)
+    return [_Edge(_slope(curve, start, stop), start, stop) for start, stop in pairwise(corners)]
 
 
 def _slope(curve: Curve, start: int, stop: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -53,6 +53,18 @@ def test_sizes_are_the_best_of_all_that_save_as_much() -> None:
 def test_a_hull_passes_over_what_is_not_convex() -> None:
     edges = lower_hull(Curve((8, 6, 4, 2), (0.0, 5.0, 6.0, 20.0), 1.0))
     assert [(edge.start, edge.stop) for edge in edges] == [(0, 2), (2, 3)]
+
+
+def test_a_hull_lies_below_every_size_and_its_slopes_rise() -> None:
+    errors = torch.rand(60, generator=torch.Generator().manual_seed(2)).sort().values.double()
+    curve = Curve(tuple(range(60, 0, -1)), errors.tolist(), 2.0)
+    edges = lower_hull(curve)
+    assert [edge.stop for edge in edges[:-1]] == [edge.start for edge in edges[1:]]
+    assert (edges[0].start, edges[-1].stop) == (0, 59)
+    assert all(one.slope < other.slope for one, other in pairwise(edges))
+    for edge in edges:
+        line = [curve.errors[edge.start] + edge.slope * 2.0 * (place - edge.start) for place in range(60)]
+        assert all(error >= at - 1e-12 for error, at in zip(curve.errors, line, strict=True))
 
 
 @pytest.mark.parametrize("biased", [False, True])
