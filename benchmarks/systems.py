@@ -140,7 +140,7 @@ def main(
     ),
     only: Annotated[list[str] | None, typer.Option(help="Only these systems, by name, beside the dense model.")] = None,
     sizes: Annotated[str, typer.Option(help="Fractions of the decoder's linear parameters.")] = "0.2,0.3,0.5",
-    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.58",
+    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.4,0.58",
     sparse: Annotated[bool, typer.Option(help="Also 2:4.")] = True,
     measure: Annotated[bool, typer.Option(help="Make and time rows that are not there yet; without, what is there is shown.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the rows' shapes, last.")] = True,

@@ -3,6 +3,10 @@
 The error is ½ tr(G E): E is the second moment of what the reader of the units that are left gets wrong, G that of the
 loss's gradients at its outputs. One step is that of Optimal Brain Surgeon for a group of columns, with the curvature G ⊗ A
 of LLM Surgeon (arXiv 2312.17244); that all go in a row, with exact updates in between, is ours.
+
+What the others make up for is what they have in common with a unit, and that was measured on the dense model: behind blocks that
+were cut it holds less. So only a share of the correlations between units may count. With none, the order is that of the
+loss of zeroing each.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Elimination:
         return costs
 
 
-def eliminate(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, width: int, damping: float) -> Elimination:
+def eliminate(
+    weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, width: int, damping: float, correlation: float = 1.0
+) -> Elimination:
     """All units, down to none.
 
     Args:
@@ -46,7 +52,11 @@ def eliminate(weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor,
         outputs: G, second moment of the gradients at its outputs, shape (R, R).
         width: columns per unit.
         damping: λ in units of A's mean diagonal.
+        correlation: what A holds between different units is multiplied by it.
     """
+    if correlation < 1:
+        units = torch.arange(len(inputs), device=inputs.device) // width
+        inputs = torch.where(units[:, None] == units, inputs, correlation * inputs)
     inner = weight.double().T @ outputs.double() @ weight.double()
     ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny).item()  # inputs may all be zero
     left = _Left(Damped(inputs, ridge).inverse(), inner, torch.arange(len(inputs) // width, device=inputs.device), width)

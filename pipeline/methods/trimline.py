@@ -41,6 +41,9 @@ SPACES = {Sublayer.FFN: Space.FFN, Sublayer.ATTENTION: Space.KV_GROUP}
 class TrimlineOptions(Slice):
     """Options of trimline."""
 
+    correlation: float = Field(
+        1.0, ge=0.0, le=1.0, description="share of the correlations between units that counts in their order and in the error curves"
+    )
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
     ridge: float | None = Field(
         None, gt=0.0, le=1e3, description="of the refit, in units of the Gram matrix's mean diagonal; by default each projection's own"
@@ -133,7 +136,7 @@ def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, gradients: Bl
         total = gradients.totals[reader.point][columns].double()
         inputs = inputs.double() - torch.outer(total, total) / gradients.tokens
     weight = model.weight(block, reader.name)[:, columns].to(inputs.device)
-    found = eliminate(weight, inputs, gradients.outputs[reader.name], width, step.damping)
+    found = eliminate(weight, inputs, gradients.outputs[reader.name], width, step.damping, options_of(step, TrimlineOptions).correlation)
     kept = _kept_grid(sublayer, len(left), step)
     curve = Curve(kept, found.errors[kept].tolist(), _unit_cost(geometry, sublayer, step))
     return Ranked(tuple(left[place] for place in found.order.tolist()), found.costs, curve)

@@ -56,6 +56,28 @@ def test_what_goes_next_is_what_costs_least(columns: int, width: int) -> None:
         assert min(trials, key=lambda unit: trials[unit]) == left[-1]
 
 
+@pytest.mark.parametrize(("columns", "width"), [(10, 1), (12, 3)])
+def test_without_correlations_units_go_by_the_loss_of_zeroing_each(columns: int, width: int) -> None:
+    weight, inputs, outputs = factors(5, columns)
+    found = eliminate(weight, inputs, outputs, width, DAMPING, correlation=0.0)
+    zeroed = []
+    for unit in range(columns // width):
+        change = torch.zeros_like(weight)
+        gone = columns_of([unit], width)
+        change[:, gone] = weight[:, gone]
+        zeroed.append(0.5 * (outputs @ change @ inputs @ change.T).trace().item())
+    torch.testing.assert_close(found.costs, torch.tensor(zeroed), rtol=1e-4, atol=0)
+    assert found.order.tolist() == sorted(range(columns // width), key=lambda unit: -zeroed[unit])
+
+
+def test_some_correlation_is_that_of_so_much_weaker_ones() -> None:
+    weight, inputs, outputs = factors(5, 10)
+    weaker = 0.3 * inputs + 0.7 * inputs.diagonal().diag()
+    expected, found = eliminate(weight, weaker, outputs, 1, DAMPING), eliminate(weight, inputs, outputs, 1, DAMPING, correlation=0.3)
+    assert torch.equal(found.order, expected.order)
+    torch.testing.assert_close(found.errors, expected.errors, rtol=1e-5, atol=1e-6)
+
+
 def test_a_copy_goes_for_nothing_and_only_once() -> None:
     weight, inputs, outputs = factors(5, 12)
     twice = torch.cat([torch.arange(12), torch.tensor([4])])
