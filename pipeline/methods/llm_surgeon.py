@@ -33,6 +33,8 @@ from pipeline.recipe import PruneStep, Space
 from pipeline.shrinking import ShrinkingModel
 
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
+OF_UNITS = {"cost", "per_parameter"}
+OF_WEIGHTS = {"structures", "correlation", "together", "cumulative", "biases"}
 
 
 class SurgeonOptions(WeightOptions):
@@ -54,12 +56,18 @@ class LLMSurgeon:
     sequential = True  # the factors of one block at a time are in memory
 
     def check(self, step: PruneStep) -> None:
-        """Rows and columns follow no pattern.
+        """Rows and columns follow no pattern, and an option that says nothing is not ignored.
 
         Raises:
-            TrimlineError: the step asks for both.
+            TrimlineError: the step asks for both, or gives an option of single weights for units, or the other way.
         """
-        if options_of(step, SurgeonOptions).structures == "published" and step.pattern != "unstructured":
+        options = options_of(step, SurgeonOptions)
+        idle = options.model_fields_set & (OF_UNITS if Space.WEIGHT in step.spaces else OF_WEIGHTS)
+        if idle:
+            raise TrimlineError(
+                f"The option {min(idle)} of llm_surgeon says nothing about the space {', '.join(step.spaces)}.", "Leave it out."
+            )
+        if options.structures == "published" and step.pattern != "unstructured":
             raise TrimlineError(
                 f"Whole rows and columns cannot have the pattern {step.pattern}.", "Leave out the option structures, or the pattern."
             )

@@ -11,6 +11,7 @@ import torch
 
 import pipeline.calibrate.sweep
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.families import Axis, Linear, Sublayer
 from pipeline.kronecker.factors import with_bias, with_constant
@@ -225,3 +226,15 @@ def test_every_family_is_rebuilt(tmp_path: Path, family: str, step: dict[str, An
     assert json.loads((out / "gate.json").read_text())["passed"]
     assert Checkpoint(out).geometry.blocks == model.current.blocks
     assert model.current.decoder_parameters() < 0.75 * model.geometry.decoder_parameters()
+
+
+@pytest.mark.parametrize(
+    ("step", "option"),
+    [
+        (POOLED | {"options": {"together": 100, "damping_inputs": 0.1}}, "together"),
+        ({"method": "llm_surgeon", "budget": {"weight": {"remove": 0.5}}, "options": {"cost": "coupled"}}, "cost"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused(step: dict[str, Any], option: str) -> None:
+    with pytest.raises(TrimlineError, match=f"The option {option} of llm_surgeon says nothing about"):
+        check_steps(PruneSlice.model_validate({"steps": [step]}))
