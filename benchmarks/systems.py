@@ -23,7 +23,7 @@ from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
 from benchmarks.systems_speed import Speeds, Timing, timings
 from benchmarks.systems_tables import results_table
-from benchmarks.systems_verdicts import VERDICTS, verdicts
+from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.errors import TrimlineError
 from pipeline.options import DType, RunOptions
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
@@ -85,8 +85,11 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
 def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Sequence[float], pages: Pages) -> None:
     """Prints the table and the verdicts, and writes them and the plot where they were asked for."""
     table = results_table(records, speeds.rows) + "\n\n" + notes(records, setting, speeds)
-    found = verdicts(records, speeds, [size_text(size) for size in sizes])
+    named = [size_text(size) for size in sizes]
+    found, alike = verdicts(records, speeds, named), at_the_same_size(records, named)
     judged = markdown_table(list(VERDICTS), found) if found else "Nothing was timed."
+    if alike:
+        judged += f"\n\nWith as many weights, whatever the speeds:\n\n{markdown_table(list(SAME_SIZE), alike)}"
     typer.echo(f"{table}\n\n{judged}")
     pages.write(table, judged, plot(records, speeds.rows), machine(speeds.runs[0]) if speeds.runs else "")
 
@@ -148,7 +151,9 @@ def main(
     evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
-    together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = 8,
+    together: Annotated[
+        int, typer.Option(min=1, help="Models timed in one run, a process each; 7 are the shapes of one size and ours beside it.")
+    ] = 7,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
     again: Annotated[bool, typer.Option(help="Time again what was not resolved.")] = False,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,

@@ -19,6 +19,7 @@ VERDICTS = (
     "loss difference, nats per token",
     "outcome",
 )
+SAME_SIZE = ("published row", "Trimline's loss at the same size minus its, nats per token")
 AS_FAST = 0.97  # of the other's decode speed, where the interval of the two reaches 1
 REACHED, MISSED = "reached", "missed"
 
@@ -34,6 +35,18 @@ def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) ->
     return [_verdict(record, ours, speeds) for record in published]
 
 
+def at_the_same_size(records: Sequence[Record], sizes: Iterable[str]) -> list[list[str]]:
+    """For every published smaller row of these sizes: Trimline's loss at the same number of weights minus its, whatever the speeds."""
+    made = [record for record in records if not record.get("failure") and record["size"] in set(sizes)]
+    ours = {record["size"]: record for record in made if record["system"] == OURS}
+    pairs = [(record, ours[record["size"]]) for record in made if record["system"] != OURS and record["size"] in ours]
+    return [[f"{other['title']}, {other['size']}", _margin(loss_difference(other, mine))] for other, mine in pairs]
+
+
+def _margin(found: Difference) -> str:
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
 def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[str]:
     name = f"{published['title']}, {published['size']}"
     theirs = speeds.rows[published["name"]]["decode"]
@@ -45,8 +58,8 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
     resolved = mine["control_holds"] and theirs["control_holds"]
     quotient = "not in one run" if ratio is None else interval(ratio.as_record())
-    margin = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return [name, interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), quotient, margin, outcome(found, resolved)]
+    speeds_of_both = [interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), quotient]
+    return [name, *speeds_of_both, _margin(found), outcome(found, resolved)]
 
 
 def _is_as_fast(ours: Record, published: Record, ratio: Ratio | None, speeds: Speeds) -> bool:

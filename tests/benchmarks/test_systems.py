@@ -242,6 +242,7 @@ def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
     more = (folder / "more.md").read_text(encoding="utf-8")
     assert "| CFSP, 30 % |" in more
     assert "not resolved" in more  # two rounds resolve nothing
+    assert "With as many weights" in more
     assert "- processor:" in more
     ET.parse(folder / "plot.svg")
 

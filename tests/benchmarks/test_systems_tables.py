@@ -17,7 +17,7 @@ from benchmarks.systems_list import OURS
 from benchmarks.systems_plot import plot
 from benchmarks.systems_speed import DECODE, Speeds
 from benchmarks.systems_tables import NOT_RESOLVED, line, number, results_table
-from benchmarks.systems_verdicts import MISSED, REACHED, verdicts
+from benchmarks.systems_verdicts import MISSED, REACHED, at_the_same_size, verdicts
 
 
 def test_a_paired_difference_is_the_paired_t_test() -> None:
@@ -77,6 +77,13 @@ def test_verdicts_take_our_largest_row_that_is_as_fast() -> None:
     }
     worse = [*RECORDS[:-2], record(OURS, "20 %", [4.0, 4.3, 4.4]), RECORDS[-1]]
     assert verdicts(worse, Speeds(SPEEDS), ["20 %"])[0][-1] == MISSED
+
+
+def test_rows_of_one_size_are_set_against_ours_without_any_speed() -> None:
+    found = dict(at_the_same_size(RECORDS, ["20 %", "30 %"]))
+    assert list(found) == ["Cfsp, 20 %", "Flap, 20 %", "Laco, 20 %", "Fast, 20 %", "Cfsp, 30 %"]
+    assert found["Cfsp, 20 %"].startswith("-0.3333 [")
+    assert dict(at_the_same_size(RECORDS[:-1], ["30 %"])) == {}  # none of ours
 
 
 def run_of(seconds: dict[str, list[float]], holds: bool = True) -> dict[str, Any]:
