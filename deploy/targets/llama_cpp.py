@@ -9,8 +9,10 @@ from deploy.recipe import PackageSlice
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
 from exporters.gguf.files import MODEL
+from exporters.gguf.metadata import context_length
 from exporters.gguf.stage import GATE, export_gguf
 from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.events import Events
 
 TOKENIZER = "tokenizer.json"
 CONTEXT = 8192  # tokens that the server keeps room for at most, unless it is told otherwise: room costs memory before it is used
@@ -36,7 +38,7 @@ class LlamaCpp:
             export_gguf(shipment.model, recipe.gguf, shipment.options, folder, shipment.events)
             (folder / MODEL).replace(out / MODEL)
             gate = read_json(folder / GATE)
-        most = int(Checkpoint(shipment.model).config["max_position_embeddings"])
+        most = context_length(Checkpoint(shipment.model), Events())
         facts = {"name": recipe.served_name, "file": MODEL, "tensors": gate["tensors"], "ran": gate["llama.cpp"]}
         facts |= {"kind": recipe.gguf.quantise or recipe.gguf.precision, "whole": recipe.gguf.precision}
         for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):

@@ -83,6 +83,20 @@ def test_compose_files_serve_that_model_to_this_machine_only(served: Path) -> No
         assert service["ports"] == ["127.0.0.1:8000:8000"]
 
 
+def test_llama_cpp_keeps_room_for_what_the_file_promises(parts: PackageParts, tmp_path: Path) -> None:
+    shipped = tmp_path / "package"
+    shipped.mkdir()
+    windowed = dataclasses.replace(parts, model=tiny_model("mistral", tmp_path / "model", sliding_window=40))
+    package(windowed, PackageSlice(targets=("llama.cpp",), onnx=False), shipped, Events())
+    folder = shipped / "serve" / "llama.cpp"
+    promised = gguf.GGUFReader(folder / "model.gguf").get_field("llama.context_length")
+    assert promised is not None
+    assert promised.contents() == 40
+    assert "--n_ctx 40 " in (folder / "start.sh").read_text()
+    command = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["model"]["command"]
+    assert command[command.index("--n_ctx") + 1] == "40"
+
+
 def test_commands_of_the_readmes_name_the_model(served: Path) -> None:
     for target in ("llama.cpp", "vllm"):
         text = (served / target / "README.md").read_text()
