@@ -42,7 +42,7 @@ def document(
     recipe: BenchmarkSlice,
     ceilings: Sequence[Mapping[str, list[float]]],
     children: Mapping[str, Any],
-    multiplied: str = "fp32",
+    multiplied: str,
 ) -> dict[str, Any]:
     """Everything that was measured and what follows from it, JSON-compatible.
 

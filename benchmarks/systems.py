@@ -21,7 +21,7 @@ from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SY
 from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
-from benchmarks.systems_speed import Speeds, Timing, timings
+from benchmarks.systems_speed import TOGETHER, Speeds, Timing, timings
 from benchmarks.systems_tables import results_table
 from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.errors import TrimlineError
@@ -151,9 +151,7 @@ def main(
     evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
-    together: Annotated[
-        int, typer.Option(min=1, help="Models timed in one run, a process each; 7 are the shapes of one size and ours beside it.")
-    ] = 7,
+    together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = TOGETHER,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
     again: Annotated[bool, typer.Option(help="Time again what was not resolved.")] = False,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,

@@ -27,6 +27,7 @@ from pipeline.events import Events
 
 QUIET = Events()
 DECODE = next(workload for workload, metric in BARS if metric == "decode")
+TOGETHER = 7  # the shapes of one size, and ours beside it
 TIMINGS = "timed"  # folder beside the rows' records
 
 
@@ -77,7 +78,7 @@ class Timing:
     """
 
     recipe: BenchmarkSlice
-    together: int = 8
+    together: int = TOGETHER
     new: bool = True
     again: bool = False
 

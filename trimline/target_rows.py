@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.target import judge
+from benchmarks.target import Judgement, judge
 from pipeline.allocation.targets import TIME, Consumer, bounds, measures
 from pipeline.geometry import Geometry
 from pipeline.recipe import PruneSlice, Target
@@ -22,16 +22,14 @@ def target_rows(recipe: PruneSlice, dense: Geometry, result: Geometry, consumer:
             yield from _counted(step.target, dense, result, consumer)
     if rounds:
         best = min(rounds, key=lambda one: one.distance)
-        for found in best.judgements:
-            yield TargetRow(stated(found), measured(found), found.reason)
+        yield from map(_judged, best.judgements)
 
 
 def speed_rows(recipe: PruneSlice, results: Mapping[str, Any], model: str) -> Iterator[TargetRow]:
     """What the last target of time became of, by a benchmark's ``results.json``; nothing where no target speaks of time."""
     place = timed_step(recipe)
     target = recipe.steps[place].target if place is not None else None
-    for found in judge(results, target, model) if target else ():
-        yield TargetRow(stated(found), measured(found), found.reason)
+    yield from map(_judged, judge(results, target, model) if target else ())
 
 
 def round_rows(rounds: Sequence[Round], dense: Geometry, consumer: Consumer) -> Iterator[RoundRow]:
@@ -46,6 +44,10 @@ def round_rows(rounds: Sequence[Round], dense: Geometry, consumer: Consumer) -> 
             predicted = f"{seconds[0] / seconds[1]:.3f}×" if found.key == "speedup" else f"{1e3 * seconds[1]:.4g} ms"
             unit = "×" if found.key == "speedup" else " ms"
             yield RoundRow(number, f"{given:.4g}{unit}", predicted, measured(found), one is best)
+
+
+def _judged(found: Judgement) -> TargetRow:
+    return TargetRow(stated(found), measured(found), found.reason)
 
 
 def _counted(target: Target, dense: Geometry, result: Geometry, consumer: Consumer) -> Iterator[TargetRow]:

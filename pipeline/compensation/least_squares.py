@@ -31,8 +31,7 @@ def least_squares(
     Returns:
         The new weight, shape (R, K), fp32, and what to add to the bias, shape (R,), or None.
     """
-    removed = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
-    removed[kept] = False
+    removed = others(kept, len(gram))
     mean = total.double() / tokens if total is not None else None
     if mean is not None:
         gram = gram.double() - tokens * torch.outer(mean, mean)
@@ -44,3 +43,10 @@ def least_squares(
         return updated.float(), None
     shift = weight[:, removed] @ mean[removed] - correction @ mean[kept]
     return updated.float(), shift.float()
+
+
+def others(kept: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of the indices below ``count`` that are not named, shape (count,)."""
+    removed = torch.ones(count, dtype=torch.bool, device=kept.device)
+    removed[kept] = False
+    return removed

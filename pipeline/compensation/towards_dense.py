@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.calibrate.statistics import add_upper_gram
+from pipeline.compensation.least_squares import others
 from pipeline.kronecker.factors import Damped
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # that ``best_damping`` chooses from
@@ -102,7 +103,7 @@ def towards_dense(
     if not biased:
         return (weight[:, kept] + correction).float(), None
     mean, lag = pull.means(share)
-    removed = _others(kept, weight.shape[1])
+    removed = others(kept, weight.shape[1])
     shift = weight[:, removed] @ mean[removed] + lag - correction @ mean[kept]
     return (weight[:, kept] + correction).float(), shift.float()
 
@@ -142,7 +143,7 @@ class _System:
             mean, lag = pull.means(share)
             gram = gram - pull.weight * torch.outer(mean, mean)
             cross = cross - pull.weight * torch.outer(lag, mean)
-        removed = _others(kept, len(gram))
+        removed = others(kept, len(gram))
         return cls(gram[kept][:, kept], weight.double()[:, removed] @ gram[removed][:, kept] + cross[:, kept])
 
     def scale(self) -> float:
@@ -156,9 +157,3 @@ class _System:
     def error(self, correction: torch.Tensor) -> float:
         """Squared error on these tokens, but for what no correction changes."""
         return (correction * (correction @ self.gram - 2 * self.target)).sum().item()
-
-
-def _others(kept: torch.Tensor, count: int) -> torch.Tensor:
-    removed = torch.ones(count, dtype=torch.bool, device=kept.device)
-    removed[kept] = False
-    return removed

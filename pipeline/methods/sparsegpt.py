@@ -103,14 +103,17 @@ def _prune_block(columns: torch.Tensor, factor: torch.Tensor, pattern: Pattern, 
         before: what was zero before any column was updated, shape (B, R).
     """
     diagonal = factor.diagonal()[:, None]
-    scores = (columns.square() / diagonal.square()).masked_fill(before, -1.0)  # an earlier shot's zeros go first
-    gone = torch.zeros_like(columns, dtype=torch.bool) if pattern.grouped else below(scores, fraction)
+
+    def scores(part: slice) -> torch.Tensor:
+        """Of the weights as updated so far; an earlier shot's zeros go first."""
+        return (columns[part].square() / diagonal[part].square()).masked_fill(before[part], -1.0)
+
+    gone = torch.zeros_like(columns, dtype=torch.bool) if pattern.grouped else below(scores(slice(None)), fraction)
     errors = torch.zeros_like(columns)
     for i in range(len(columns)):
-        if pattern.grouped and i % pattern.group == 0:  # by the weights as updated so far
+        if pattern.grouped and i % pattern.group == 0:
             group = slice(i, i + pattern.group)
-            scores = (columns[group].square() / diagonal[group].square()).masked_fill(before[group], -1.0)
-            gone[group] = n_m(scores.T, pattern.zeros, pattern.group).T
+            gone[group] = n_m(scores(group).T, pattern.zeros, pattern.group).T
         errors[i] = torch.where(gone[i], columns[i], 0.0) / diagonal[i]
         columns[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
         columns[i].masked_fill_(gone[i], 0.0)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from pipeline.allocation.marginal import Curve, most_removed, sizes_within
-from pipeline.allocation.pooled import unit_sizes
+from pipeline.allocation.pooled import unit_sizes, whole_of
 from pipeline.allocation.targeted import Aim, best_sizes, size_grid
 from pipeline.allocation.targets import part_of
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
@@ -173,14 +173,11 @@ def _sizes(
         return _sizes_within_target(ranked, model, start, step, part)
     pool, current = step.pooled, model.current
     assert pool is not None
-
-    def whole(geometry: Geometry) -> float:
-        return geometry.decoder_parameters() if pool.of == "parameters" else geometry.decoder_flops(pool.context)
-
-    remove = whole(current) - (1 - part * pool.remove) * whole(start)
+    before, now = whole_of(start, pool), whole_of(current, pool)
+    remove = now - (1 - part * pool.remove) * before
     curves = {key: found.curve for key, found in ranked.items()}
     if remove > (most := most_removed(curves)) + max((curve.largest_tile for curve in curves.values()), default=0) / 2:
-        possible = (whole(start) - whole(current) + most) / whole(start)
+        possible = (before - now + most) / before
         raise TrimlineError(
             f"Removing {part * pool.remove:.1%} of the decoder's {pool.of} is not possible: {possible:.1%} can go.",
             f"Ask for less{'' if step.allow_empty else ', or set allow_empty: true, so that blocks may lose a sublayer'}.",

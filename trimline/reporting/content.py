@@ -34,6 +34,14 @@ class Cell:
         return f"{self.text} {self.detail}".rstrip()
 
 
+OUTCOMES: dict[str, Tone] = {"met": "good", "missed": "bad", "not resolved": "quiet"}
+
+
+def outcome_cell(outcome: str, detail: str = "") -> Cell:
+    """What became of a target: ``met``, ``missed: …`` or ``not resolved: …``."""
+    return Cell(outcome, OUTCOMES[outcome.split(":")[0]], detail=detail)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column's heading. Numeric columns are aligned to the right."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trimline.reporting import formats, metrics
-from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, Tone, text_row
+from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, outcome_cell, text_row
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
@@ -44,8 +44,7 @@ def _result(data: ReportData) -> tuple[Item, ...]:
 
 
 def _targets(data: ReportData) -> Iterator[Item]:
-    tones: dict[str, Tone] = {"met": "good", "missed": "bad", "not resolved": "quiet"}
-    rows = tuple((*text_row(row.asked, row.reached), Cell(row.outcome, tones[row.outcome.split(":")[0]])) for row in data.targets)
+    rows = tuple((*text_row(row.asked, row.reached), outcome_cell(row.outcome)) for row in data.targets)
     yield Table((Column("Target"), Column("Reached", numeric=True), Column("Outcome")), rows)
     if data.rounds:
         columns = (Column("Round", numeric=True), Column("Asked of the allocation", numeric=True), Column("Predicted", numeric=True))

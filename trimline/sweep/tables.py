@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimline.reporting import formats, metrics
-from trimline.reporting.content import Cell, Column, Table, Tone
+from trimline.reporting.content import Cell, Column, Table, outcome_cell
 from trimline.reporting.data import TaskRow
 from trimline.reporting.headline import UNRESOLVED
 from trimline.reporting.tasks import figure, metric_title
@@ -152,8 +152,7 @@ def _target(row: PointRow) -> Sortable:
     if not row.targets:
         return Sortable(Cell(formats.NONE, "quiet"), None)
     shown = next((target for target in row.targets if target.outcome != "met"), row.targets[0])
-    tone: Tone = "good" if shown.outcome == "met" else "bad" if shown.outcome.startswith("missed") else "quiet"
-    return Sortable(Cell(shown.outcome, tone, detail=shown.asked), shown.outcome)
+    return Sortable(outcome_cell(shown.outcome, shown.asked), shown.outcome)
 
 
 def _speedup(speed: Speed | None) -> Cell:
