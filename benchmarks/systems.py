@@ -21,7 +21,7 @@ from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SY
 from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
-from benchmarks.systems_speed import TOGETHER, Speeds, Timing, timings
+from benchmarks.systems_speed import ROUNDS, TOGETHER, Speeds, Timing, timings
 from benchmarks.systems_tables import results_table
 from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.errors import TrimlineError
@@ -143,14 +143,14 @@ def main(
     ),
     only: Annotated[list[str] | None, typer.Option(help="Only these systems, by name, beside the dense model.")] = None,
     sizes: Annotated[str, typer.Option(help="Fractions of the decoder's linear parameters.")] = "0.2,0.3,0.5",
-    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.22,0.4,0.58",
+    ours: Annotated[str, typer.Option(help="Further fractions for Trimline, to have rows at others' speeds.")] = "0.21,0.22,0.4,0.51,0.58",
     sparse: Annotated[bool, typer.Option(help="Also 2:4.")] = True,
     measure: Annotated[bool, typer.Option(help="Make and time rows that are not there yet; without, what is there is shown.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the rows' shapes, last.")] = True,
     calibration_windows: Annotated[int, typer.Option(help="Of the calibration text.")] = 32,
     evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
-    rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = 25,
+    rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = ROUNDS,
     together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = TOGETHER,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
     again: Annotated[bool, typer.Option(help="Time again what was not resolved.")] = False,

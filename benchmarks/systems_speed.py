@@ -16,6 +16,7 @@ from benchmarks.realised_gain import BARS
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
 from benchmarks.statistics import Ratio, paired_ratio
+from benchmarks.systems_list import OURS
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
 from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
@@ -27,7 +28,8 @@ from pipeline.events import Events
 
 QUIET = Events()
 DECODE = next(workload for workload, metric in BARS if metric == "decode")
-TOGETHER = 7  # the shapes of one size, and ours beside it
+TOGETHER = 8  # the shapes of one size, and further ones of ours beside it
+ROUNDS = 50  # shapes of as many weights differ by 3 % in half of that
 TIMINGS = "timed"  # folder beside the rows' records
 
 
@@ -86,8 +88,18 @@ class Timing:
 def timings(records: Sequence[Record], setting: Setting, timing: Timing) -> Speeds:
     """Speeds of every row with units removed: those of its shape, each shape timed once."""
     timed = [record for record in records if is_timed(record)]
-    shapes = {_name(record["shape"]): record["shape"] for record in timed}
+    shapes = [{_name(record["shape"]): record["shape"] for record in rows} for rows in by_size(timed)]
     return of_rows(time_shapes(shapes, setting, timing), timed)
+
+
+def by_size(records: Sequence[Record]) -> list[list[Record]]:
+    """Rows that are to be compared with each other: all systems at a size, and sizes of our own up to the next."""
+    groups: list[list[Record]] = []
+    for record in records:
+        if not groups or (record["system"] != OURS and groups[-1][-1]["system"] == OURS):
+            groups.append([])
+        groups[-1].append(record)
+    return groups
 
 
 def _name(shape: Shape) -> str:
@@ -106,17 +118,16 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
     return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures}, keys)
 
 
-def time_shapes(shapes: Mapping[str, Shape], setting: Setting, timing: Timing) -> Speeds:
-    """Every shape against dense; what an earlier run on this machine timed the same way is kept."""
+def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing: Timing) -> Speeds:
+    """Every shape against dense, those of a group side by side; what an earlier run on this machine timed the same way is kept."""
     depends = identity(setting) | {"recipe": timing.recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
     folder, start = setting.records / TIMINGS, digest(depends)[:12]
     folder.mkdir(exist_ok=True)
     found = Speeds()
+    shapes = {name: shape for group in groups for name, shape in group.items()}
     for place in sorted(folder.glob(f"{start}-*.json")):
         take(found, read_json(place), shapes)
-    waiting = [name for name in shapes if timing.new and not _is_known(found, name, timing.again)]
-    for first in range(0, len(waiting), timing.together):
-        batch = {name: shapes[name] for name in waiting[first : first + timing.together]}
+    for batch in _batches(groups, found, timing) if timing.new else ():
         try:
             run = _measured(batch, setting, timing.recipe)
         except TrimlineError as error:
@@ -125,6 +136,16 @@ def time_shapes(shapes: Mapping[str, Shape], setting: Setting, timing: Timing) -
         write_json(folder / f"{start}-{digest(batch)[:12]}.json", run)
         take(found, run, shapes)
     return found
+
+
+def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, timing: Timing) -> list[dict[str, Shape]]:
+    """What waits to be timed, in runs of so many."""
+    runs: list[dict[str, Shape]] = []
+    for group in groups:
+        waiting = [name for name in group if not _is_known(found, name, timing.again) and all(name not in run for run in runs)]
+        parts = (waiting[first : first + timing.together] for first in range(0, len(waiting), timing.together))
+        runs += [{name: group[name] for name in part} for part in parts]
+    return runs
 
 
 def _is_known(found: Speeds, name: str, again: bool) -> bool:

@@ -18,7 +18,7 @@ from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budg
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
-from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes
+from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes, timings
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -301,17 +301,35 @@ def test_a_shape_that_was_timed_is_not_timed_with_others(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
     recipe = BenchmarkSlice()
-    first = time_shapes({"a": shapes["a"]}, setting, Timing(recipe))
-    both = time_shapes(shapes, setting, Timing(recipe))
+    first = time_shapes([{"a": shapes["a"]}], setting, Timing(recipe))
+    both = time_shapes([shapes], setting, Timing(recipe))
     assert asked == [["a"], ["b", "c"]]
     assert both.rows["a"] == first.rows["a"]
     assert [run["number"] for run in both.runs] == [1, 2]
-    assert time_shapes(shapes, setting, Timing(recipe)).rows == both.rows
-    better = time_shapes(shapes, setting, Timing(recipe, again=True))
+    assert time_shapes([shapes], setting, Timing(recipe)).rows == both.rows
+    better = time_shapes([shapes], setting, Timing(recipe, again=True))
     assert asked[2:] == [["b", "c"]]
     assert better.rows["b"]["decode"]["control_holds"]
-    assert set(time_shapes(shapes, setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
+    assert set(time_shapes([shapes], setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
     assert len(asked) == 3
+
+
+def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows at two sizes, of which one has the shape of another, and two further ones of ours."""
+    rows = [("cfsp", 1), ("flap", 2), (OURS, 3), (OURS, 4), ("cfsp", 5), ("flap", 2), (OURS, 6)]
+    records = [{"name": f"{n}", "system": system, "shape": {"blocks": [[ffn, 1]], "biases": []}} for n, (system, ffn) in enumerate(rows)]
+    setting = Setting(
+        tmp_path, tmp_path, {"model": "m"}, *(CalibrationWindows(), EvaluateSlice(), RunOptions(threads=1)), tmp_path, tmp_path
+    )
+    asked: list[list[int]] = []
+
+    def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+        asked.append([shape["blocks"][0][0] for shape in batch.values()])
+        return {"comparisons": []}
+
+    monkeypatch.setattr(systems_speed, "_measured", measured)
+    timings(records, setting, Timing(BenchmarkSlice(), together=3))
+    assert asked == [[1, 2, 3], [4], [5, 6]]
 
 
 def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:
