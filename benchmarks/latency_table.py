@@ -196,6 +196,8 @@ def _form(runtime: str, precision: str, recipe: BenchmarkSlice, options: RunOpti
     """
     if recipe.runtime in ON_GPU and not cuda_devices():
         raise TrimlineError(f"The runtime {runtime} needs a GPU, and the driver sees none here.", "Use --runtime onnxruntime.")
+    if FORMS[recipe.runtime] == "gguf":
+        raise TrimlineError(f"No table is measured in {runtime}: few of the shapes have a GGUF.", "Use --runtime onnxruntime.")
     if precision not in get_args(Precision):
         raise TrimlineError(f"There is no precision {precision!r}.", f"Use one of {', '.join(get_args(Precision))}.")
     engine = FORMS[recipe.runtime] == "engine"

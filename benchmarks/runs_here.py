@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from benchmarks.runtimes import FORMS, Form, Runtime, demand_compiler
+from benchmarks.runtimes import FORMS, Form, Runtime, demand_compiler, demand_llama_cpp
 from exporters.onnx.providers import CHAINS, demand_gpu
-from exporters.onnx.runtime import has_genai, needs_runtime
+from exporters.onnx.runtime import needs_genai, needs_runtime
 from exporters.tensorrt.builders import demand_builder
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 
-OPENS: dict[Form, str] = {"onnx": "exported folders", "engine": "engines", "checkpoint": "checkpoints"}
+OPENS: dict[Form, str] = {"onnx": "exported folders", "engine": "engines", "checkpoint": "checkpoints", "gguf": "exported folders, as GGUF"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class Runnable:
 def runs_here() -> Iterator[Runnable]:
     """Every runtime that something in this project times, in a fixed order. Nothing is loaded that needs a GPU."""
     for runtime in get_args(Runtime):
-        yield Runnable(runtime, OPENS[FORMS[runtime]], f"benchmark: {{runtime: {runtime}}}", _lack(_demands(runtime)))
-    genai = "" if has_genai() else "onnxruntime-genai is not installed."
-    yield Runnable("onnxruntime-genai", OPENS["onnx"], "python -m benchmarks.genai_client", genai)
-    llama = "" if importlib.util.find_spec("llama_cpp") else "llama-cpp-python is not installed."
-    yield Runnable("llama.cpp", "the built-in model's file", "python -m benchmarks.precisions --print-only", llama)
+        how = f"trimline bench --runtime {runtime}" if FORMS[runtime] == "gguf" else f"benchmark: {{runtime: {runtime}}}"
+        yield Runnable(runtime, OPENS[FORMS[runtime]], how, _lack(_demands(runtime)))
     client = "" if importlib.util.find_spec("httpx2") else "httpx2 is not installed."
     yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.served", client)
     yield Runnable("a Triton server", "a URL", "python -m benchmarks.served --protocol triton", client)
@@ -56,6 +53,10 @@ def _demands(runtime: Runtime) -> Callable[[], object]:
 
     if runtime == "onnxruntime":
         return needs_runtime
+    if runtime == "onnxruntime_genai":
+        return needs_genai
+    if runtime == "llama_cpp":
+        return demand_llama_cpp
     if FORMS[runtime] == "onnx":
         return on_provider
     if runtime == "tensorrt":

@@ -13,24 +13,36 @@ from typing import Any, Literal
 
 from pipeline.errors import TrimlineError
 
-Runtime = Literal["onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch", "torch_compile", "torch_2_4"]
-Form = Literal["onnx", "engine", "checkpoint"]
+Runtime = Literal[
+    "onnxruntime",
+    "onnxruntime_genai",
+    "onnxruntime_cuda",
+    "onnxruntime_tensorrt",
+    "tensorrt",
+    "torch",
+    "torch_compile",
+    "torch_2_4",
+    "llama_cpp",
+]
+Form = Literal["onnx", "engine", "checkpoint", "gguf"]
 Device = Literal["cpu", "cuda"]
 Multiplied = Literal["fp32", "fp16", "bf16"]  # what a ceiling is measured in
 Opener = Callable[[Path, int], Any]
 
 FORMS: dict[Runtime, Form] = {
     "onnxruntime": "onnx",
+    "onnxruntime_genai": "onnx",
     "onnxruntime_cuda": "onnx",
     "onnxruntime_tensorrt": "onnx",
     "tensorrt": "engine",
     "torch": "checkpoint",
     "torch_compile": "checkpoint",
     "torch_2_4": "checkpoint",
+    "llama_cpp": "gguf",
 }
 GGUF = "model.gguf"
 ON_EITHER = {"torch", "torch_compile"}  # where the run option says
-ON_GPU = set(FORMS) - {"onnxruntime"} - ON_EITHER
+ON_GPU = set(FORMS) - {"onnxruntime", "onnxruntime_genai", "llama_cpp"} - ON_EITHER
 
 
 def computes_on(runtime: Runtime, device: Device) -> Device:
@@ -55,9 +67,10 @@ def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu",
         requests: prompt, output and batch of what will be timed, for a runtime that builds its engine for them.
 
     Raises:
-        TrimlineError: ONNX Runtime is missing or installed twice, llama-cpp-python is missing, or torch.compile has no compiler.
+        TrimlineError: ONNX Runtime is missing or installed twice, onnxruntime-genai or llama-cpp-python is missing, or
+            torch.compile has no compiler.
     """
-    if folder is not None and (folder / GGUF).is_file():
+    if FORMS[runtime] == "gguf" or (folder is not None and (folder / GGUF).is_file()):
         return _llama_opener()
     if FORMS[runtime] == "onnx":
         return _onnx_opener(runtime, requests)
@@ -80,21 +93,38 @@ def _torch_opener(runtime: Runtime, device: Device) -> Opener:
 
 
 def _llama_opener() -> Opener:
-    from benchmarks.llama_cpp import NOT_RUN, LlamaDecoder
+    demand_llama_cpp()
+    from benchmarks.llama_cpp import LlamaDecoder
 
-    try:
-        importlib.import_module("llama_cpp")
-    except ImportError as error:
-        raise TrimlineError(f"A GGUF file is to be timed and {NOT_RUN} ({error}).", "Run pip install llama-cpp-python.") from error
     return LlamaDecoder
 
 
+def demand_llama_cpp() -> None:
+    """Of llama.cpp: its Python package, in this environment.
+
+    Raises:
+        TrimlineError: it cannot be imported.
+    """
+    try:
+        importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise TrimlineError(f"A GGUF file is to be timed and llama-cpp-python is not installed ({error}).",
+                            "Run pip install llama-cpp-python.") from error  # fmt: skip
+
+
 def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> Opener:
-    from exporters.onnx.runtime import needs_runtime
+    from exporters.onnx.runtime import needs_genai, needs_runtime
 
     needs_runtime()
     import onnxruntime  # noqa: F401
 
+    if runtime == "onnxruntime_genai":
+        needs_genai()
+        import onnxruntime_genai  # noqa: F401
+
+        from exporters.onnx.genai import GenaiDecoder
+
+        return GenaiDecoder
     if runtime == "onnxruntime":
         from exporters.onnx.session import OnnxDecoder
 

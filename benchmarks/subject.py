@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
-from benchmarks.runtimes import FORMS, Device, Multiplied, Runtime, computes_on
+from benchmarks.runtimes import FORMS, GGUF, Device, Multiplied, Runtime, computes_on
 from exporters.onnx.precision import bytes_per_weight
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
@@ -17,7 +17,7 @@ from pipeline.geometry import Geometry
 
 CONFIG = "checkpoint_config.json"
 EXPORT = "export.json"
-WEIGHT_FILES = ("*.onnx*", "*.engine", "*.safetensors")
+WEIGHT_FILES = ("*.onnx*", "*.engine", "*.safetensors", "*.gguf")
 BYTES = {
     "fp32": Widths(),
     "fp16": Widths(2, 2),
@@ -34,6 +34,7 @@ class Subject:
     Attributes:
         logits: ``all`` positions or only the ``last``.
         bits: of the weights of single operators, where they differ from the precision's.
+        weight_bytes: of one weight, where the precision does not say; of a GGUF the mean over all.
     """
 
     name: str
@@ -43,13 +44,14 @@ class Subject:
     logits: str
     lowering: str
     bits: Mapping[str, int] = field(default_factory=dict)
+    weight_bytes: float | None = None
 
     @classmethod
     def read(cls, name: str, folder: Path, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> Subject:
-        """Opens what the runtime runs: an exported folder, an engine folder, or a checkpoint.
+        """Opens what the runtime runs: an exported folder, an engine folder, a folder with a GGUF, or a checkpoint.
 
         Raises:
-            TrimlineError: it was not written by an export stage, as GGUF, or in a precision that is not known here.
+            TrimlineError: it was not written by an export stage, in the other format, or in a precision that is not known here.
         """
         if FORMS[runtime] == "checkpoint":
             precision = "fp16" if computes_on(runtime, device) == "cuda" else "fp32"  # what benchmarks.torch_decoder makes of it
@@ -58,8 +60,15 @@ class Subject:
             )
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)
-        if export.get("format") == "gguf":
-            raise TrimlineError(f"{folder} is a GGUF export, which ONNX Runtime and TensorRT do not run.", "Export it with --format onnx.")
+        is_gguf = export.get("format") == "gguf"
+        if is_gguf != (FORMS[runtime] == "gguf"):
+            other = "onnx" if is_gguf else "gguf"
+            raise TrimlineError(f"{folder} is {'a GGUF' if is_gguf else 'no GGUF'} export, which {runtime} does not run.",
+                                f"Export it with --format {other}.")  # fmt: skip
+        if is_gguf:
+            mean = (folder / GGUF).stat().st_size / geometry.total_parameters()
+            kind = str(export.get("quantise") or export.get("precision"))
+            return cls(name, folder, geometry, kind, "last", "llama.cpp", weight_bytes=mean)
         precision = str(export.get("precision"))
         if precision not in BYTES:
             raise TrimlineError(f"{folder / EXPORT} states the precision {precision!r}.", f"Known are {', '.join(BYTES)}.")
@@ -69,6 +78,8 @@ class Subject:
 
     @property
     def widths(self) -> Widths:
+        if self.weight_bytes is not None:
+            return Widths(2, self.weight_bytes)  # llama.cpp keeps keys and values in fp16
         special = {operator: bytes_per_weight(bits) for operator, bits in self.bits.items()}
         return replace(BYTES[self.precision], special=special)
 

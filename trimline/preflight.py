@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.runtimes import FORMS, ON_GPU, demand_compiler
 from deploy.targets import Candidate, check_targets
 from exporters.onnx.precision import check_precision
+from exporters.onnx.runtime import needs_genai
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
@@ -110,6 +111,11 @@ def _demand_runtime(recipe: Recipe) -> None:
     runtime = recipe.benchmark.runtime
     if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
         raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
+    if FORMS[runtime] == "gguf":
+        raise TrimlineError(f"benchmark.runtime {runtime} opens GGUF files, which a run does not write.",
+                            f"Write them with trimline export --format gguf and time them with trimline bench --runtime {runtime}.")  # fmt: skip
+    if runtime == "onnxruntime_genai":
+        needs_genai()
     if runtime == "torch_compile":
         demand_compiler()
     if runtime in ON_GPU and not cuda_devices():

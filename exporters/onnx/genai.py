@@ -71,21 +71,23 @@ class GenaiDecoder:
 
     Args:
         folder: with genai_config.json.
+        threads: of ONNX Runtime inside an operator; 0: its own choice.
         mapped: weights stay in their file; without it, ONNX Runtime packs a copy of them.
 
     Raises:
         TrimlineError: onnxruntime-genai cannot open the folder.
     """
 
-    def __init__(self, folder: Path, mapped: bool = False) -> None:
+    def __init__(self, folder: Path, threads: int = 0, mapped: bool = False) -> None:
         import onnxruntime_genai as genai
 
         self._genai = genai
         try:
             config = genai.Config(str(folder))
+            session: dict[str, Any] = {"intra_op_num_threads": threads} if threads else {}
             if mapped:
-                few = {UNPACKED: "1", "graph_optimization_level": FEW_REWRITES, "enable_cpu_mem_arena": False}
-                config.overlay(json.dumps({"model": {"decoder": {"session_options": few}}}))
+                session |= {UNPACKED: "1", "graph_optimization_level": FEW_REWRITES, "enable_cpu_mem_arena": False}
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
             self._model = genai.Model(config)
         except Exception as error:  # its exceptions are plain RuntimeErrors
             raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {error}.", "Export it again.") from error
@@ -96,7 +98,7 @@ class GenaiDecoder:
         Returns:
             Shape (1 + following, vocabulary).
         """
-        generator = self._generator(len(prompt) + len(following) + 1)
+        generator = self._generator(1, len(prompt) + len(following) + 1)
         generator.append_tokens(np.asarray(prompt, np.int32))
         rows = [generator.get_logits()[0, -1].copy()]
         for token in following:
@@ -104,7 +106,21 @@ class GenaiDecoder:
             rows.append(generator.get_logits()[0, -1].copy())
         return np.stack(rows)
 
-    def _generator(self, length: int) -> Any:
+    def empty(self, batch: int, capacity: int) -> Any:
+        """A generator of ``batch`` rows that goes on for ``capacity`` tokens, whatever ends a text."""
+        return self._generator(batch, capacity, min_length=capacity)
+
+    def run(self, ids: NDArray[np.int64], past: Any) -> tuple[None, Any]:
+        """What a benchmark times: the prompt (batch, tokens) and the choice of the token after it; then a step for every call.
+
+        A step reads the token that the generator chose, not ``ids``: it takes tokens of several rows once only.
+        """
+        if past.token_count() == 0:
+            past.append_tokens(ids.astype(np.int32))
+        past.generate_next_token()
+        return None, past
+
+    def _generator(self, batch: int, length: int, **more: Any) -> Any:
         params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=length, do_sample=False, batch_size=1)
+        params.set_search_options(max_length=length, do_sample=False, batch_size=batch, **more)
         return self._genai.Generator(self._model, params)

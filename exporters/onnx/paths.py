@@ -61,7 +61,7 @@ def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iter
 def through_genai(folder: Path, ids: torch.Tensor, mapped: bool = False) -> Walk:
     """One row of ids in onnxruntime-genai: half of it as a prompt, the rest token by token."""
     half = len(ids) // 2
-    found = GenaiDecoder(folder, mapped).forced(ids[:half].tolist(), ids[half:].tolist())
+    found = GenaiDecoder(folder, mapped=mapped).forced(ids[:half].tolist(), ids[half:].tolist())
     return Walk("onnxruntime-genai", (Part(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
 
 

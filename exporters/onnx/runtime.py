@@ -44,6 +44,16 @@ def has_genai() -> bool:
     return importlib.util.find_spec("onnxruntime_genai") is not None
 
 
+def needs_genai() -> None:
+    """Demands onnxruntime-genai.
+
+    Raises:
+        TrimlineError: it is not installed.
+    """
+    if not has_genai():
+        raise TrimlineError("onnxruntime-genai is not installed.", "pip install onnxruntime-genai.")
+
+
 def needs_builder() -> None:
     """Demands what the fused lowering is built with.
 

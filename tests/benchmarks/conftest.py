@@ -25,10 +25,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _export(root: Path, name: str, ffn: int) -> Path:
     from exporters.onnx.files import save_graph
     from exporters.onnx.fused import lower_fused
+    from exporters.onnx.genai import write_genai_config
 
     checkpoint, out = tiny_model("llama", root / f"{name} checkpoint", intermediate_size=ffn), root / name
     out.mkdir()
     save_graph(lower_fused(Checkpoint(checkpoint), "fp32", Events()), out, "fused")
+    write_genai_config(Checkpoint(checkpoint), "fused", out)
     shutil.copyfile(checkpoint / "config.json", out / CONFIG)
     (out / EXPORT).write_text(json.dumps({"lowering": "fused", "precision": "fp32", "logits": "all"}), encoding="utf-8")
     return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 import benchmarks.runs_here
+import exporters.onnx.runtime
 from benchmarks.runs_here import runs_here
 from benchmarks.runtimes import Runtime
 from pipeline.driver import cuda_devices
@@ -30,13 +32,14 @@ def test_a_missing_runtime_is_said(monkeypatch):
         raise TrimlineError("ONNX Runtime is not installed.", "pip install it.")
 
     monkeypatch.setattr(benchmarks.runs_here, "needs_runtime", missing)
-    monkeypatch.setattr(benchmarks.runs_here, "has_genai", lambda: False)
+    monkeypatch.setattr(exporters.onnx.runtime, "has_genai", lambda: False)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # its import fails from here on
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = {line.runtime: line.lacks for line in runs_here()}
     assert found["onnxruntime"] == found["onnxruntime_cuda"] == "ONNX Runtime is not installed."
-    assert found["onnxruntime-genai"] == "onnxruntime-genai is not installed."
+    assert found["onnxruntime_genai"] == "onnxruntime-genai is not installed."
     assert found["a Triton server"] == found["a server of OpenAI's protocol"] == "httpx2 is not installed."
-    assert found["llama.cpp"] == "llama-cpp-python is not installed."
+    assert "llama-cpp-python is not installed" in found["llama_cpp"]
 
 
 def test_a_processor_build_lacks_the_provider_that_is_asked_for(monkeypatch):

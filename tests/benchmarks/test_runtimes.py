@@ -79,8 +79,34 @@ def test_a_gguf_export_is_no_subject_and_llama_cpps_own_folder_is_one(checkpoint
     llama_folder(tmp_path / "any.gguf", checkpoint, tmp_path)
     assert Subject.read("llama", tmp_path).lowering == "llama.cpp"
     write_json(tmp_path / EXPORT, {"format": "gguf", "architecture": "llama", "precision": "fp16", "quantise": None})
-    with pytest.raises(TrimlineError, match="is a GGUF export"):
+    with pytest.raises(TrimlineError, match="is a GGUF export, which onnxruntime does not run"):
         Subject.read("exported", tmp_path)
+    subject = Subject.read("exported", tmp_path, "llama_cpp")
+    assert (subject.precision, subject.lowering, subject.logits) == ("fp16", "llama.cpp", "last")
+    assert subject.widths.weight == 4 / subject.geometry.total_parameters()  # bytes of the file
+    write_json(tmp_path / EXPORT, {"format": "onnx", "precision": "fp32"})
+    with pytest.raises(TrimlineError, match="is no GGUF export, which llama_cpp does not run"):
+        Subject.read("exported", tmp_path, "llama_cpp")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_generator_of_genai_takes_as_many_passes_as_it_is_asked_for(exported, batch):
+    """Random weights end a text at any token; that must not end what is timed."""
+    worker = Worker()
+    assert "problem" not in worker.answer({"do": "load", "folder": str(exported["pruned"]), "threads": 1, "runtime": "onnxruntime_genai"})
+    asked = {"do": "run", "prompt": 6, "output": 40, "batch": batch, "vocab": 128}
+    found = [worker.answer(asked | {"seed": seed}) for seed in (0, 1)]
+    assert [len(sample["gaps"]) for sample in found] == [39, 39]
+    assert min(min(sample["gaps"]) for sample in found) > 0
+
+
+def test_a_step_of_genai_is_one_more_token(exported):
+    decoder = opener("onnxruntime_genai", exported["dense"])(exported["dense"], 1)
+    past = decoder.empty(2, 9)
+    _, past = decoder.run(np.arange(8).reshape(2, 4), past)
+    assert past.token_count() == 5
+    _, past = decoder.run(np.zeros((2, 1), np.int64), past)
+    assert past.token_count() == 6
 
 
 def test_llama_cpp_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ def prepared(values, output) -> Run:
         ({"export": {"lowering": "portable", "precision": "int4"}}, "exports in int4, and TensorRT"),
         ({"export": {"lowering": "portable", "precision": "bf16"}}, "bf16 does not run in ONNX Runtime on a processor"),
         ({"benchmark": {"runtime": "tensorrt"}}, "times TensorRT engines and builds none"),
+        ({"benchmark": {"runtime": "llama_cpp"}}, "llama_cpp opens GGUF files, which a run does not write"),
         pytest.param({"benchmark": {"runtime": "torch_2_4"}}, "torch_2_4 needs a GPU", marks=NO_GPU),
         pytest.param({"build": {"builder": "tensorrt"}}, "no NVIDIA driver", marks=NO_GPU),
     ],
