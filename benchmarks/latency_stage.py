@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import tempfile
@@ -164,7 +165,7 @@ def _table(
     entries, fitted = [], {}
     for workload in form.recipe.workloads:
         for phase, seconds in measured["seconds"][workload.name].items():
-            times = fit(shapes, seconds)
+            times = fit(shapes, seconds, _noise(measured["control"][workload.name][phase]))
             entries.append(Entry(workload.name, phase, workload.steps, times))
             fitted[f"{workload.name} {phase}"] = misfit(times, shapes, seconds)
     setting = setting_of(geometry, form, tile) | {
@@ -175,6 +176,11 @@ def _table(
         "control_holds": control_holds(measured),
     }
     return LatencyTable(identity(geometry), setting, tuple(entries)), fitted
+
+
+def _noise(control: Sequence[float]) -> float:
+    """Relative error of one shape's speed-up, from how far dense was from dense again, which is the error of two."""
+    return math.sqrt(statistics.fmean((ratio - 1) ** 2 for ratio in control) / 2)
 
 
 def control_holds(measured: Mapping[str, Any]) -> bool:

@@ -60,11 +60,11 @@ def timings(rows: Sequence[Record], models: Record) -> str:
         **_named(models),
         **{f"{title} ms": _milliseconds(key) for title, key in (statistics | percentiles).items()},
         "tokens/s": lambda row: f"{row['tokens_per_second']:.1f}",
-        "MBU": lambda row: f"{row['mbu']:.2f}",
-        "MFU": lambda row: f"{row['mfu']:.2f}",
+        "MBU": lambda row: _share(row["mbu"]),
+        "MFU": lambda row: _share(row["mfu"]),
         "others' cores": lambda row: f"{row['others']['p50']:.2f}",
     }
-    return table(columns, [row for found in rows for row in _with_gaps(found)])
+    return table(columns, [row for found in rows for row in _whole(found)])
 
 
 def _named(models: Record) -> dict[str, Callable[[Record], str]]:
@@ -177,6 +177,13 @@ def _joules(counter: str) -> Callable[[Record], str]:
     return cell
 
 
-def _with_gaps(row: Record) -> list[Record]:
-    """A decode row is followed by the statistics of its pooled gaps, which are many enough for a p99."""
-    return [row] if "gaps" not in row else [row, {**row, "metric": "gaps", "seconds": row["gaps"]}]
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def _whole(row: Record) -> list[Record]:
+    """A decode row is followed by the statistics of its pooled gaps, which are many enough for a p99, and of whole requests."""
+    if "gaps" not in row:
+        return [row]
+    gaps = {**row, "metric": "gaps", "seconds": row["gaps"]}
+    return [row, gaps, {**row, "metric": "request", "mbu": None, "mfu": None, **row["request"]}]

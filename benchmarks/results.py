@@ -17,6 +17,8 @@ FORMULAS = {
     "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
     "decode": "seconds per step after the prompt: (time of the request − prefill) / (output tokens − 1)",
     "gaps": "every time between two tokens, pooled over the rounds",
+    "request": "seconds of the whole request: prompt and every step",
+    "tokens_per_second (request)": "batch × output tokens / median request",
     "tokens_per_second (prefill)": "batch × prompt tokens / median prefill",
     "tokens_per_second (decode)": "batch / median decode",
     "speed_up": "median over rounds of (time of dense / time of the other in that round); 95 % interval from order statistics",
@@ -99,7 +101,11 @@ def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, 
     tokens = call.rows * (workload.steps if metric == "decode" else 1)
     energy = {counter: summarise([joules / tokens for joules in rounds]).as_record() for counter, rounds in samples.joules(metric).items()}
     record |= {"joules_per_token": energy}
-    return record | ({"gaps": summarise(samples.gaps()).as_record()} if metric == "decode" else {})
+    if metric == "decode":
+        whole = summarise([sample.seconds for sample in samples.rounds])
+        record |= {"gaps": summarise(samples.gaps()).as_record()}
+        record |= {"request": {"seconds": whole.as_record(), "tokens_per_second": workload.batch * workload.output / whole.p50}}
+    return record
 
 
 def comparison(

@@ -46,6 +46,12 @@ def test_figures_follow_from_the_samples(results: tuple[dict[str, Any], str, lis
     timing = next(row for row in document["timings"] if (row["model"], row["metric"]) == ("pruned", "decode"))
     assert timing["tokens_per_second"] == pytest.approx(2 / sorted(gaps["pruned"])[1])
     assert timing["gaps"]["n"] == 15
+    whole = sorted(
+        first + sum(gaps) for first, gaps in zip(*map(document["samples"]["8/6 ×2"]["pruned"].get, ("prefill", "gaps")), strict=True)
+    )
+    assert timing["request"]["seconds"]["p50"] == pytest.approx(whole[1])
+    assert timing["request"]["tokens_per_second"] == pytest.approx(2 * 6 / whole[1])
+    assert "| 8/6 ×2 | request | pruned |" in results[1]
 
 
 def test_three_rounds_resolve_nothing(results: tuple[dict[str, Any], str, list[Event]]):
