@@ -21,7 +21,7 @@ from benchmarks.systems_list import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SY
 from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
-from benchmarks.systems_speed import ROUNDS, TOGETHER, Speeds, Timing, timings
+from benchmarks.systems_speed import ROUNDS, RUNS, TOGETHER, Speeds, Timing, timings
 from benchmarks.systems_tables import results_table
 from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.errors import TrimlineError
@@ -152,6 +152,7 @@ def main(
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Interleaved; fewer than 25 resolve nothing.")] = ROUNDS,
     together: Annotated[int, typer.Option(min=1, help="Models timed in one run, a process each.")] = TOGETHER,
+    runs: Annotated[int, typer.Option(min=1, help="In which every model is timed.")] = RUNS,
     most_seconds: Annotated[float, typer.Option(help="Of one such run.")] = 3600.0,
     again: Annotated[bool, typer.Option(help="Time again what was not resolved.")] = False,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
@@ -169,7 +170,7 @@ def main(
         setting = prepare(model, text, drawn, read, run_options(dtype, threads), work, records)
         found = [measured_row(row, setting, anew and not (only and row.is_dense), measure) for row in rows]
         timed = BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds)
-        speeds = timings(found, setting, Timing(timed, together, measure, again)) if latency else Speeds()
+        speeds = timings(found, setting, Timing(timed, together, runs, new=measure, again=again)) if latency else Speeds()
         found = [record | speeds.why(record["name"]) for record in found]
         show(found, speeds, setting, fractions(sizes), Pages(page, details, image))
     except TrimlineError as error:

@@ -1,7 +1,7 @@
 """How fast the rows are: interleaved runs of a few shapes each, dense and dense again in every one.
 
 A process per model holds its weights, so all shapes at once would not fit in memory. Every speed-up is against dense in
-the same rounds, so rows of different runs compare.
+the same rounds, so rows of different runs compare; what is timed in several runs is pooled, opening by opening.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.environment import fingerprint
@@ -21,13 +22,15 @@ from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
 from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
 from benchmarks.target import series
+from benchmarks.timing import DENSE
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 
 QUIET = Events()
-DECODE = next(workload for workload, metric in BARS if metric == "decode")
+WORKLOADS = {metric: workload for workload, metric in BARS}  # that the table shows
+RUNS = 2
 TOGETHER = 8  # the shapes of one size, and further ones of ours beside it
 ROUNDS = 50  # shapes of as many weights differ by 3 % in half of that
 TIMINGS = "timed"  # folder beside the rows' records
@@ -38,7 +41,7 @@ class Speeds:
     """What was timed.
 
     Attributes:
-        rows: row name, then ``prefill`` or ``decode``, to the comparison with dense (``benchmarks.results.comparison``).
+        rows: row name, then ``prefill`` or ``decode``, to ``speed_up`` over dense and ``control_holds``.
         runs: everything that was measured, run by run.
         failures: row name to the sentence that says why it has no speed.
         models: row name to the name that its shape has in the runs.
@@ -54,18 +57,32 @@ class Speeds:
         return {"untimed": self.failures[name]} if name in self.failures else {}
 
     def decode_ratio(self, first: str, second: str) -> Ratio | None:
-        """How many times faster one row decodes than another, from the rounds that both were timed in; None where there are none.
+        """How many times faster one row decodes than another, from the runs that both were timed in; None where there are none."""
+        return self.ratio("decode", *(self.models.get(row, row) for row in (first, second)))
 
-        Of several runs the one with the most rounds counts, and none whose control does not hold.
+    def ratio(self, metric: str, first: str, second: str) -> Ratio | None:
+        """The same of two models of the runs, from all runs whose control holds.
+
+        A pair of values is of one opening, the median of its rounds: until it is opened anew a model is some per cent faster or
+        slower than it might be, depending on where its memory lies, so more rounds of one opening say little more.
         """
-        names = [self.models.get(row, row) for row in (first, second)]
-        both = [run for run in self.runs if set(names) <= set(run["samples"][DECODE]) and _is_valid(run)]
-        pairs = [[series(run, BenchmarkSlice.model_validate(run["recipe"]), "decode", name) for name in names] for run in both]
-        return paired_ratio(*max(pairs, key=lambda pair: len(pair[0]))) if pairs else None
+        both = [run for run in self.runs if {first, second} <= set(run["samples"][WORKLOADS[metric]]) and _holds(run, metric)]
+        pairs = [[of_opening for run in both for of_opening in openings(run, metric, name)] for name in (first, second)]
+        return paired_ratio(*pairs) if len(pairs[0]) > 1 else None
 
 
-def _is_valid(run: Mapping[str, Any]) -> bool:
-    return all(row["control_holds"] for row in run["comparisons"] if (row["workload"], row["metric"]) == (DECODE, "decode"))
+def openings(run: Mapping[str, Any], metric: str, name: str) -> list[float]:
+    """Seconds of a model by opening: medians over the rounds of each, where there are several."""
+    recipe = BenchmarkSlice.model_validate(run["recipe"])
+    rounds, each = series(run, recipe, metric, name), recipe.rounds_per_opening
+    if len(rounds) <= each:
+        return rounds  # of one opening, which resolves nothing anyway
+    return [median(rounds[start : start + each]) for start in range(0, len(rounds), each)]
+
+
+def _holds(run: Mapping[str, Any], metric: str) -> bool:
+    """Whether dense agreed with itself."""
+    return all(row["control_holds"] for row in run["comparisons"] if (row["workload"], row["metric"]) == (WORKLOADS[metric], metric))
 
 
 @dataclass(frozen=True)
@@ -75,18 +92,20 @@ class Timing:
     Attributes:
         recipe: what is timed.
         together: shapes per run, without the two dense models.
+        runs: of every shape.
         new: also what has no timings yet; without, only what is kept counts.
         again: also what has timings that were not resolved.
     """
 
     recipe: BenchmarkSlice
     together: int = TOGETHER
+    runs: int = RUNS
     new: bool = True
     again: bool = False
 
 
 def timings(records: Sequence[Record], setting: Setting, timing: Timing) -> Speeds:
-    """Speeds of every row with units removed: those of its shape, each shape timed once."""
+    """Speeds of every row with units removed: those of its shape, which is timed once for all rows that have it."""
     timed = [record for record in records if is_timed(record)]
     shapes = [{_name(record["shape"]): record["shape"] for record in rows} for rows in by_size(timed)]
     return of_rows(time_shapes(shapes, setting, timing), timed)
@@ -124,36 +143,53 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
     folder, start = setting.records / TIMINGS, digest(depends)[:12]
     folder.mkdir(exist_ok=True)
     found = Speeds()
-    shapes = {name: shape for group in groups for name, shape in group.items()}
     for place in sorted(folder.glob(f"{start}-*.json")):
-        take(found, read_json(place), shapes)
-    for batch in _batches(groups, found, timing) if timing.new else ():
-        try:
-            run = _measured(batch, setting, timing.recipe)
-        except TrimlineError as error:
-            found.failures |= dict.fromkeys(batch, without_paths(error.problem, setting))
-            continue
-        write_json(folder / f"{start}-{digest(batch)[:12]}.json", run)
-        take(found, run, shapes)
+        found.runs.append(read_json(place))
+    for number in range(1, timing.runs + 1 if timing.new else 0):
+        for batch in _batches(groups, found, number, timing):
+            try:
+                run = _measured(batch, setting, timing.recipe)
+            except TrimlineError as error:
+                found.failures |= dict.fromkeys(batch, without_paths(error.problem, setting))
+                continue
+            stem = f"{start}-{digest(batch)[:12]}"
+            write_json(folder / f"{stem}-{1 + len(list(folder.glob(f'{stem}-*.json')))}.json", run)
+            found.runs.append(run)
+    found.failures = {name: why for name, why in found.failures.items() if not _times_timed(found, name, resolved=False)}
+    found.rows = {name: row for group in groups for name in group if (row := _row(found, name))}
     return found
 
 
-def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, timing: Timing) -> list[dict[str, Shape]]:
-    """What waits to be timed, in runs of so many."""
+def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, timing: Timing) -> list[dict[str, Shape]]:
+    """What waits to be timed for the so-manyth time, in runs of so many."""
     runs: list[dict[str, Shape]] = []
     for group in groups:
-        waiting = [name for name in group if not _is_known(found, name, timing.again) and all(name not in run for run in runs)]
+        waiting = [name for name in group if _times_timed(found, name, timing.again) < number and all(name not in run for run in runs)]
+        waiting = [name for name in waiting if name not in found.failures]
         parts = (waiting[first : first + timing.together] for first in range(0, len(waiting), timing.together))
         runs += [{name: group[name] for name in part} for part in parts]
     return runs
 
 
-def _is_known(found: Speeds, name: str, again: bool) -> bool:
-    return name in found.rows and not (again and not _holds(found.rows[name]))
+def _times_timed(found: Speeds, name: str, resolved: bool) -> int:
+    """In how many runs; only of those that say something, where that is asked."""
+    return sum(
+        name in run["samples"][WORKLOADS["decode"]] and (not resolved or all(_holds(run, m) for m in WORKLOADS)) for run in found.runs
+    )
 
 
-def _holds(metrics: Mapping[str, Any]) -> bool:
-    return all(row["control_holds"] for row in metrics.values())
+def _row(found: Speeds, name: str) -> dict[str, Any]:
+    """Against dense, by metric: of all runs whose control holds, or of the last run of all, which then does not count."""
+    row = {}
+    for metric, workload in WORKLOADS.items():
+        if ratio := found.ratio(metric, DENSE, name):
+            row[metric] = {"speed_up": ratio.as_record(), "control_holds": True}
+        elif last := [run for run in found.runs if name in run["samples"][workload]]:
+            row[metric] = {
+                "speed_up": paired_ratio(*(openings(last[-1], metric, n) for n in (DENSE, name))).as_record(),
+                "control_holds": False,
+            }
+    return row
 
 
 def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice) -> dict[str, Any]:
@@ -171,15 +207,3 @@ def exported(shape: Shape, setting: Setting) -> Path:
     """The ONNX folder of a shape, made unless it is there."""
     folder = setting.work / f"shape-{digest(identity(setting) | {'shape': shape})[:12]}"
     return made(folder, lambda out: export_shape(setting.source, shape, setting.options, out))
-
-
-def take(found: Speeds, run: dict[str, Any], shapes: Mapping[str, Shape]) -> None:
-    """The two comparisons that the table shows, of every shape of one run; a resolved one gives way to nothing."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in run["comparisons"]:
-        if row["model"] in shapes and (row["workload"], row["metric"]) in BARS:
-            rows.setdefault(row["model"], {})[row["metric"]] = row
-    taken = {name: metrics for name, metrics in rows.items() if name not in found.rows or _holds(metrics)}
-    if taken:
-        found.rows |= taken
-        found.runs.append(run)

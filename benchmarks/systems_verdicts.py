@@ -20,7 +20,7 @@ VERDICTS = (
     "outcome",
 )
 SAME_SIZE = ("published row", "Trimline's loss at the same size minus its, nats per token")
-AS_FAST = 0.97  # of the other's decode speed, where the interval of the two reaches 1
+AS_FAST = 0.97  # of the other's decode speed, where the interval of the ratio reaches 1
 REACHED, MISSED = "reached", "missed"
 
 
@@ -63,7 +63,7 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
 
 
 def _is_as_fast(ours: Record, published: Record, ratio: Ratio | None, speeds: Speeds) -> bool:
-    """In rounds that both were timed in: the interval of the ratio reaches 1, and its value ``AS_FAST``.
+    """In runs that both were timed in: the interval of the ratio reaches 1, and its value ``AS_FAST``.
 
     Of rows that were not timed together, the speed-ups over dense are compared.
     """

@@ -125,7 +125,7 @@ def test_a_curve_is_as_straight_as_the_noise_allows(dense: Geometry) -> None:
         assert np.sqrt(np.mean(np.square(list(misfit(found[1], shapes, seconds).values())))) <= 0.02
     repeated, smooth = np.sqrt(np.mean(errors, axis=0))
     assert smooth < 0.9 * repeated
-    assert fit(shapes, exact, 0.02).ffn == pytest.approx(straight.ffn, rel=1e-3)
+    assert max(map(abs, misfit(fit(shapes, exact, 0.02), shapes, exact).values())) < 1e-3
 
 
 def test_many_groups_are_measured_at_some_and_filled_in_between(dense: Geometry, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
 
 def test_the_second_run_measures_only_what_failed(finished: dict[str, Any]) -> None:
     assert [text for text in finished["again"] if text.endswith("…")] == ["Absent, 30 % …"]
-    assert len(list((finished["folder"] / "records" / "timed").glob("*.json"))) == 2  # two models, one at a time
+    assert len(list((finished["folder"] / "records" / "timed").glob("*.json"))) == 4  # two models, one at a time, twice
 
 
 def test_what_is_recorded_is_shown_without_measuring(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,25 +294,33 @@ def test_a_shape_that_was_timed_is_not_timed_with_others(tmp_path: Path, monkeyp
     def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
         asked.append(sorted(batch))
         holds = len(asked) != 2
-        bars = systems_speed.BARS
-        rows = [
-            {"model": name, "workload": load, "metric": metric} | compared(1.2, holds)[metric] for name in batch for load, metric in bars
-        ]
-        return {"comparisons": rows, "number": len(asked)}
+        judged = [{"workload": load, "metric": metric, "control_holds": holds} for metric, load in systems_speed.WORKLOADS.items()]
+        samples = {name: {"prefill": [1.0, 1.0], "gaps": [[1.0], [1.0]]} for name in ("dense", *batch)}
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "comparisons": judged,
+            "samples": dict.fromkeys(systems_speed.WORKLOADS.values(), samples),
+            "number": len(asked),
+        }
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
     recipe = BenchmarkSlice()
-    first = time_shapes([{"a": shapes["a"]}], setting, Timing(recipe))
-    both = time_shapes([shapes], setting, Timing(recipe))
+    once = Timing(recipe, runs=1)
+    first = time_shapes([{"a": shapes["a"]}], setting, once)
+    both = time_shapes([shapes], setting, once)
     assert asked == [["a"], ["b", "c"]]
     assert both.rows["a"] == first.rows["a"]
     assert [run["number"] for run in both.runs] == [1, 2]
-    assert time_shapes([shapes], setting, Timing(recipe)).rows == both.rows
-    better = time_shapes([shapes], setting, Timing(recipe, again=True))
+    assert not both.rows["b"]["decode"]["control_holds"]
+    assert time_shapes([shapes], setting, once).rows == both.rows
+    better = time_shapes([shapes], setting, replace(once, again=True))
     assert asked[2:] == [["b", "c"]]
     assert better.rows["b"]["decode"]["control_holds"]
     assert set(time_shapes([shapes], setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
     assert len(asked) == 3
+    twice = time_shapes([shapes], setting, Timing(recipe))
+    assert asked[3:] == [["a"]]  # the others are in two runs already
+    assert twice.rows["a"]["decode"]["speed_up"]["rounds"] == 4
 
 
 def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +334,11 @@ def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: 
 
     def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
         asked.append([shape["blocks"][0][0] for shape in batch.values()])
-        return {"comparisons": []}
+        raise TrimlineError("No room.", "Make some.")
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
-    timings(records, setting, Timing(BenchmarkSlice(), together=3))
-    assert asked == [[1, 2, 3], [4], [5, 6]]
+    assert set(timings(records, setting, Timing(BenchmarkSlice(), together=3)).failures) == set("0123456")
+    assert asked == [[1, 2, 3], [4], [5, 6]]  # what failed is not tried a second time
 
 
 def test_sentences_for_pages_name_no_place_on_this_machine(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.statistics import paired_difference, paired_ratio
 from benchmarks.systems_list import OURS
 from benchmarks.systems_plot import plot
-from benchmarks.systems_speed import DECODE, Speeds
+from benchmarks.systems_speed import WORKLOADS, Speeds, openings
 from benchmarks.systems_tables import NOT_RESOLVED, line, number, results_table
 from benchmarks.systems_verdicts import MISSED, REACHED, at_the_same_size, verdicts
 
@@ -86,12 +86,16 @@ def test_rows_of_one_size_are_set_against_ours_without_any_speed() -> None:
     assert dict(at_the_same_size(RECORDS[:-1], ["30 %"])) == {}  # none of ours
 
 
-def run_of(seconds: dict[str, list[float]], holds: bool = True) -> dict[str, Any]:
+def run_of(seconds: dict[str, list[float]], holds: bool = True, each: int = 1) -> dict[str, Any]:
     """An interleaved run as its file has it: seconds of a decode step by model and round, in two steps of unlike length."""
     gaps = {name: [[0.5 * step, 1.5 * step] for step in steps] for name, steps in seconds.items()}
-    judged = [{"workload": DECODE, "metric": "decode", "control_holds": holds}]
-    recipe = BenchmarkSlice(workloads=(Workload(prompt=128, output=17),)).model_dump(mode="json")
-    return {"recipe": recipe, "comparisons": judged, "samples": {DECODE: {name: {"gaps": found} for name, found in gaps.items()}}}
+    judged = [{"workload": WORKLOADS["decode"], "metric": "decode", "control_holds": holds}]
+    recipe = BenchmarkSlice(workloads=(Workload(prompt=128, output=17),), rounds_per_opening=each).model_dump(mode="json")
+    return {
+        "recipe": recipe,
+        "comparisons": judged,
+        "samples": {WORKLOADS["decode"]: {name: {"gaps": found} for name, found in gaps.items()}},
+    }
 
 
 OURS_THERE, LACO = f"{OURS}-20 %", "laco-20 %"  # laco is faster than ours by its speed-up over dense, 1.25 against 1.2
@@ -124,14 +128,25 @@ def test_rows_of_one_run_are_compared_round_by_round(ours: list[float], holds: b
     assert cells[4] == (interval(ratio.as_record()) if ratio and chosen == "20 %" else "not in one run")
 
 
-def test_of_several_runs_the_longest_that_holds_counts() -> None:
+def test_runs_that_hold_are_pooled() -> None:
     runs = [
         run_of({"a": WOBBLE[:n], "b": [2 * second for second in WOBBLE[:n]]}, holds) for n, holds in ((5, True), (9, True), (27, False))
     ]
     found = Speeds({}, runs, models={"one": "a", "two": "b"}).decode_ratio("two", "one")
     assert found is not None
-    assert (found.value, found.rounds) == (pytest.approx(2.0), 9)
+    assert (found.value, found.rounds) == (pytest.approx(2.0), 14)
     assert Speeds({}, runs).decode_ratio("two", "one") is None
+
+
+def test_the_rounds_of_one_opening_are_one_value() -> None:
+    """The second opening is twice as slow for one of the two, whatever number of rounds it has."""
+    steps = [[1.0, 1.1, 1.2], [2.0, 2.2, 2.1], [1.0]]
+    run = run_of({"a": [step for opening in steps for step in opening], "b": [1.0] * 7}, each=3)
+    assert openings(run, "decode", "a") == pytest.approx([1.1, 2.1, 1.0])
+    found = Speeds({}, [run]).decode_ratio("a", "b")
+    assert found is not None
+    assert (found.value, found.rounds) == (pytest.approx(1.1), 3)
+    assert openings(run_of({"a": [1.0, 1.1]}, each=3), "decode", "a") == pytest.approx([1.0, 1.1])  # one opening
 
 
 def test_no_verdict_without_a_control_that_holds() -> None:
