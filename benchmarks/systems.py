@@ -86,10 +86,10 @@ def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Seq
     """Prints the table and the verdicts, and writes them and the plot where they were asked for."""
     table = results_table(records, speeds.rows) + "\n\n" + notes(records, setting, speeds)
     named = [size_text(size) for size in sizes]
-    found, alike = verdicts(records, speeds, named), at_the_same_size(records, named)
+    found, alike = verdicts(records, speeds, named), at_the_same_size(records, speeds, named)
     judged = markdown_table(list(VERDICTS), found) if found else "Nothing was timed."
     if alike:
-        judged += f"\n\nWith as many weights, whatever the speeds:\n\n{markdown_table(list(SAME_SIZE), alike)}"
+        judged += f"\n\nWith as many weights:\n\n{markdown_table(list(SAME_SIZE), alike)}"
     typer.echo(f"{table}\n\n{judged}")
     pages.write(table, judged, plot(records, speeds.rows), machine(speeds.runs[0]) if speeds.runs else "")
 

@@ -19,7 +19,7 @@ VERDICTS = (
     "loss difference, nats per token",
     "outcome",
 )
-SAME_SIZE = ("published row", "Trimline's loss at the same size minus its, nats per token")
+SAME_SIZE = ("published row", "Trimline's loss at the same size minus its, nats per token", "Trimline's decode speed over its")
 AS_FAST = 0.97  # of the other's decode speed, where the interval of the ratio reaches 1
 REACHED, MISSED = "reached", "missed"
 
@@ -35,12 +35,23 @@ def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) ->
     return [_verdict(record, ours, speeds) for record in published]
 
 
-def at_the_same_size(records: Sequence[Record], sizes: Iterable[str]) -> list[list[str]]:
-    """For every published smaller row of these sizes: Trimline's loss at the same number of weights minus its, whatever the speeds."""
+def at_the_same_size(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
+    """For every published smaller row of these sizes: Trimline's loss at the same number of weights minus its, and the ratio of speeds."""
     made = [record for record in records if not record.get("failure") and record["size"] in set(sizes)]
     ours = {record["size"]: record for record in made if record["system"] == OURS}
     pairs = [(record, ours[record["size"]]) for record in made if record["system"] != OURS and record["size"] in ours]
-    return [[f"{other['title']}, {other['size']}", _margin(loss_difference(other, mine))] for other, mine in pairs]
+    return [
+        [
+            f"{other['title']}, {other['size']}",
+            _margin(loss_difference(other, mine)),
+            _quotient(speeds.decode_ratio(other["name"], mine["name"])),
+        ]
+        for other, mine in pairs
+    ]
+
+
+def _quotient(ratio: Ratio | None) -> str:
+    return "not in one run" if ratio is None else interval(ratio.as_record())
 
 
 def _margin(found: Difference) -> str:
@@ -57,8 +68,7 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
     chosen, ratio = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
     resolved = mine["control_holds"] and theirs["control_holds"]
-    quotient = "not in one run" if ratio is None else interval(ratio.as_record())
-    speeds_of_both = [interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), quotient]
+    speeds_of_both = [interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), _quotient(ratio)]
     return [name, *speeds_of_both, _margin(found), outcome(found, resolved)]
 
 

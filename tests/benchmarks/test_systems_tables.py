@@ -79,11 +79,16 @@ def test_verdicts_take_our_largest_row_that_is_as_fast() -> None:
     assert verdicts(worse, Speeds(SPEEDS), ["20 %"])[0][-1] == MISSED
 
 
-def test_rows_of_one_size_are_set_against_ours_without_any_speed() -> None:
-    found = dict(at_the_same_size(RECORDS, ["20 %", "30 %"]))
+def test_rows_of_one_size_are_set_against_ours() -> None:
+    lines = at_the_same_size(RECORDS, Speeds(SPEEDS), ["20 %", "30 %"])
+    found = {name: margin for name, margin, _ in lines}
+    assert {speed for *_, speed in lines} == {"not in one run"}
     assert list(found) == ["Cfsp, 20 %", "Flap, 20 %", "Laco, 20 %", "Fast, 20 %", "Cfsp, 30 %"]
     assert found["Cfsp, 20 %"].startswith("-0.3333 [")
-    assert dict(at_the_same_size(RECORDS[:-1], ["30 %"])) == {}  # none of ours
+    assert at_the_same_size(RECORDS[:-1], Speeds(SPEEDS), ["30 %"]) == []  # none of ours
+    run = run_of({"a": WOBBLE, "b": [step / 1.25 for step in WOBBLE]})
+    (line,) = at_the_same_size([RECORDS[3], RECORDS[-2]], Speeds(SPEEDS, [run], models={LACO: "a", OURS_THERE: "b"}), ["20 %"])
+    assert line[2].startswith("1.250 [")
 
 
 def run_of(seconds: dict[str, list[float]], holds: bool = True, each: int = 1) -> dict[str, Any]:
