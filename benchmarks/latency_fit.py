@@ -37,8 +37,10 @@ def fit(shapes: Mapping[str, Alike], seconds: Mapping[str, float], noise: float 
     # Divided by the time that they explain, so that a fast shape counts as much as a slow one.
     rows = np.array([_row(shape, widths, groups) for shape in shapes.values()]) / times[:, None]
     bends = max(shape.blocks for shape in shapes.values()) / times.max() * _bends(widths, groups)
-    fits = (_steps(rows, bends, cost) for cost in COSTS)
-    found = next((steps for steps in fits if np.sqrt(np.mean((rows @ steps - 1) ** 2)) <= noise), _steps(rows, bends, 0.0))
+    for cost in COSTS:  # the last one costs nothing, and is as near as can be
+        found = _steps(rows, bends, cost)
+        if np.sqrt(np.mean((rows @ found - 1) ** 2)) <= noise:
+            break
     ffn = np.cumsum([0.0, *found[1 : 1 + len(widths)]])
     attention = np.cumsum([0.0, *found[1 + len(widths) :]])
     # Absent is 0; from the first measured number of groups on, straight lines between those that were measured.

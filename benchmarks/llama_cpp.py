@@ -22,8 +22,6 @@ from benchmarks.subject import CONFIG, EXPORT
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import TrimlineError
 
-NOT_RUN = "llama-cpp-python is not installed"
-
 
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python can be imported."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.llama_cpp import NOT_RUN
 from benchmarks.markdown import interval, machine
 from benchmarks.pages import markdown_table
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.runtimes import NO_LLAMA_CPP
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.target import series
 from benchmarks.timing import DENSE
@@ -50,7 +50,7 @@ def _pruned_and_four_bits(found: Results) -> str:
             share = ["–", "–", "–", "–"]
         rows.append([row["model"], row["metric"], _perplexity(found, row["model"]), *_measured(row), *share])
     if LLAMA not in found["perplexities"]:
-        rows.append([LLAMA, "not run", NOT_RUN, *["–"] * 7])
+        rows.append([LLAMA, "not run", NO_LLAMA_CPP, *["–"] * 7])
     else:
         rows += list(_over_llama(found))
     columns = ["model", "metric", "perplexity", "rounds", "speed over dense int4 of the builder", "builder again", "allowed", "realised"]

@@ -42,7 +42,8 @@ FORMS: dict[Runtime, Form] = {
 }
 GGUF = "model.gguf"
 ON_EITHER = {"torch", "torch_compile"}  # where the run option says
-ON_GPU = set(FORMS) - {"onnxruntime", "onnxruntime_genai", "llama_cpp"} - ON_EITHER
+ON_GPU = {"onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch_2_4"}
+NO_LLAMA_CPP = "llama-cpp-python is not installed"
 
 
 def computes_on(runtime: Runtime, device: Device) -> Device:
@@ -108,8 +109,7 @@ def demand_llama_cpp() -> None:
     try:
         importlib.import_module("llama_cpp")
     except ImportError as error:
-        raise TrimlineError(f"A GGUF file is to be timed and llama-cpp-python is not installed ({error}).",
-                            "Run pip install llama-cpp-python.") from error  # fmt: skip
+        raise TrimlineError(f"A GGUF file is to be timed and {NO_LLAMA_CPP} ({error}).", "Run pip install llama-cpp-python.") from error
 
 
 def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> Opener:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -133,6 +133,16 @@ async def load(client: httpx2.AsyncClient, endpoint: Asked, texts: Sequence[str]
     return Run(concurrency, time.perf_counter() - began, samples, failures)
 
 
+def client_of(url: str, headers: Mapping[str, str]) -> httpx2.AsyncClient:
+    """A client of a server, that as many requests as wanted go through at once.
+
+    Raises:
+        httpx2.InvalidURL: it is no URL.
+    """
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx2.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=dict(headers), timeout=600, limits=limits)
+
+
 def table(run: Run) -> str:
     """Statistics in milliseconds, as Markdown."""
 
@@ -207,8 +217,7 @@ def main(
 async def _measure(
     url: str, headers: dict[str, str], asked: Endpoint | TritonEndpoint, texts: list[str], warm_up: int, requests: int, sweep: list[int]
 ) -> tuple[Endpoint | TritonEndpoint, Sample | None, list[Run]]:
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=headers, timeout=600, limits=limits) as client:
+    async with client_of(url, headers) as client:
         find = first_triton_model if isinstance(asked, TritonEndpoint) else first_model
         endpoint = asked if asked.model else replace(asked, model=await find(client))
         warm = await load(client, endpoint, texts[:warm_up], 1)

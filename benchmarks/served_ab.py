@@ -21,7 +21,7 @@ from benchmarks.environment import commit, environment, processor
 from benchmarks.markdown import interval
 from benchmarks.pages import demand_folder, fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS
-from benchmarks.served import Run, httpx2, load, prompts
+from benchmarks.served import Run, client_of, httpx2, load, prompts
 from benchmarks.served_request import Endpoint, first_model
 from benchmarks.statistics import Ratio, paired_ratio, verdict
 from benchmarks.timing import CONTROL, DENSE
@@ -31,6 +31,7 @@ from pipeline.recipe import DEFAULT, TextSource
 from pipeline.sources.text import load_text
 
 SMALLER = "smaller"
+MEDIANS = {"TTFT": "ttft", "latency": "latency", "TPOT": "tpot"}  # as they are called here, and in a run's summaries
 Seconds = dict[str, dict[str, list[float]]]  # what is measured, then the server, a number per round
 
 
@@ -44,9 +45,9 @@ def figures(run: Run) -> dict[str, float]:
         raise TrimlineError(
             f"{len(run.failures)} requests of a round failed ({run.failures[0]}).", "Use fewer clients, or a larger server."
         )
-    steps = [sample.tpot for sample in run.samples if sample.tpot is not None]
-    found = {"TTFT": median(sample.ttft for sample in run.samples), "latency": median(sample.latency for sample in run.samples)}
-    return found | ({"TPOT": median(steps)} if steps else {}) | {"wall time / output tokens": 1 / run.tokens_per_second}
+    typical = {name: summary.p50 for name, summary in run.summaries().items()}
+    found = {title: typical[name] for title, name in MEDIANS.items() if name in typical}
+    return found | {"wall time / output tokens": 1 / run.tokens_per_second}
 
 
 async def measured(
@@ -66,12 +67,10 @@ async def measured(
         TrimlineError: a server lists no model, or a request failed.
     """
     chance, found = random.Random(0), Seconds()
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with AsyncExitStack() as open_:
         servers = {}
         for name, url in urls.items():
-            client = httpx2.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=dict(headers), timeout=600, limits=limits)
-            await open_.enter_async_context(client)
+            client = await open_.enter_async_context(client_of(url, headers))
             servers[name] = client, asked if asked.model else replace(asked, model=await first_model(client))
             figures(await load(*servers[name], texts[:requests], clients))
         turns = {name: (*server, 0) for name, server in servers.items()} | {CONTROL: (*servers[DENSE], requests)}

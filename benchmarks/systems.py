@@ -63,7 +63,7 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
         f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of the other "
         "text, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
         "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime; rows of equal shapes "
-        "are timed once. Pruning is measuring and the prune stage, from files to files, in processor seconds; its peak is of anonymous memory, "
+        "share their timings. Pruning is measuring and the prune stage, from files to files, in processor seconds; its peak is of anonymous memory, "
         f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."
     ]
     if any(record["system"] == SURGEON for record in records):

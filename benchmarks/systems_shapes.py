@@ -1,7 +1,7 @@
 """Shapes of the results table's rows: what decides how fast a row is.
 
 Dense kernels take as long for one value as for another. So rows are timed on models of their shapes, cut from the dense
-weights: rows of equal shapes are timed once, and a row that was measured elsewhere can be timed here.
+weights: rows of equal shapes share their timings, and a row that was measured elsewhere can be timed here.
 """
 
 from __future__ import annotations

@@ -143,8 +143,9 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
     folder, start = setting.records / TIMINGS, digest(depends)[:12]
     folder.mkdir(exist_ok=True)
     found = Speeds()
-    for place in sorted(folder.glob(f"{start}-*.json")):
-        found.runs.append(read_json(place))
+    shown = {name for group in groups for name in group}
+    kept = (read_json(place) for place in sorted(folder.glob(f"{start}-*.json")))
+    found.runs += [run for run in kept if shown & set(run["samples"][WORKLOADS["decode"]])]
     for number in range(1, timing.runs + 1 if timing.new else 0):
         for batch in _batches(groups, found, number, timing):
             try:
@@ -156,7 +157,7 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
             write_json(folder / f"{stem}-{1 + len(list(folder.glob(f'{stem}-*.json')))}.json", run)
             found.runs.append(run)
     found.failures = {name: why for name, why in found.failures.items() if not _times_timed(found, name, resolved=False)}
-    found.rows = {name: row for group in groups for name in group if (row := _row(found, name))}
+    found.rows = {name: row for name in shown if (row := _row(found, name))}
     return found
 
 
@@ -164,8 +165,8 @@ def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, 
     """What waits to be timed for the so-manyth time, in runs of so many."""
     runs: list[dict[str, Shape]] = []
     for group in groups:
-        waiting = [name for name in group if _times_timed(found, name, timing.again) < number and all(name not in run for run in runs)]
-        waiting = [name for name in waiting if name not in found.failures]
+        planned = found.failures.keys() | {name for run in runs for name in run}
+        waiting = [name for name in group if name not in planned and _times_timed(found, name, timing.again) < number]
         parts = (waiting[first : first + timing.together] for first in range(0, len(waiting), timing.together))
         runs += [{name: group[name] for name in part} for part in parts]
     return runs

@@ -16,11 +16,12 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import stage
-from benchmarks.llama_cpp import NOT_RUN, LlamaDecoder, has_llama_cpp, llama_folder
+from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
 from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
 from benchmarks.precisions import main, measured
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.roofline import Call, Widths, operators, weight_bytes
+from benchmarks.runtimes import NO_LLAMA_CPP
 from benchmarks.stock_builder import stock_graph
 from benchmarks.subject import Subject
 from exporters.onnx.precision import bytes_per_weight
@@ -71,7 +72,7 @@ def test_the_tables(results: dict[str, Any]) -> None:
     text = document([results])
     assert text.count("| int4 |") == 5  # two graphs, two metrics; and the last position
     assert f"| {SMALLER} | decode |" in text
-    assert f"| {LLAMA} | not run | {NOT_RUN} |" in text
+    assert f"| {LLAMA} | not run | {NO_LLAMA_CPP} |" in text
     assert "not resolved" in text, "two rounds resolve nothing"
     assert not any(word in text for word in ("reached", "missed"))
 
@@ -169,7 +170,7 @@ def quantised(folder: Path) -> dict[str, list[np.ndarray]]:
     return {name: [onnx.numpy_helper.to_array(stored[tensor]) for tensor in inputs] for name, inputs in products.items()}
 
 
-@pytest.mark.skipif(not has_llama_cpp(), reason=NOT_RUN)
+@pytest.mark.skipif(not has_llama_cpp(), reason=NO_LLAMA_CPP)
 def test_llama_cpp_is_a_decoder_like_the_others(smollm2: Path, tmp_path: Path) -> None:
     from pipeline.sources.model import default_gguf
 
