@@ -20,7 +20,8 @@ TILE = 64
 SURGEON_SHOTS = 5
 # Weights whose correlations are solved for at once; 2000 are published. A row that loses more is solved for whole all the same.
 SURGEON_TOGETHER = 500
-OURS = "trimline"
+OURS, OURS_FFN = "trimline", "trimline_ffn"
+ALL_OURS = (OURS, OURS_FFN)  # the others are published
 SURGEON = "llm_surgeon"
 TWO_FOUR = "2:4"
 Steps = Callable[[Geometry, float], tuple[PruneStep, ...]]
@@ -118,9 +119,9 @@ def ffn_alone(method: str, **more: Any) -> Steps:
     return lambda geometry, remove: (PruneStep(method=method, budget=budget(remove), round_to=TILE, **more),)
 
 
-def pooled(method: str, **more: Any) -> Steps:
-    """FFN channels and KV groups of all blocks compete."""
-    return lambda geometry, remove: (PruneStep(method=method, pooled=Pool(remove=remove), round_to=TILE, **more),)
+def pooled(method: str, spaces: tuple[Space, ...] = (Space.FFN, Space.KV_GROUP), **more: Any) -> Steps:
+    """Units of all blocks compete."""
+    return lambda geometry, remove: (PruneStep(method=method, pooled=Pool(spaces=spaces, remove=remove), round_to=TILE, **more),)
 
 
 def whole_blocks(method: str, **more: Any) -> Steps:
@@ -217,6 +218,7 @@ SYSTEMS = (
     System("shortgpt", "ShortGPT", whole_blocks("block_influence", options={"measure": "cosine"}), _dropped),
     System("laco", "LaCo", whole_blocks("laco"), _dropped),
     System(OURS, "Trimline", pooled(OURS), _together),
+    System(OURS_FFN, "Trimline, FFN alone", pooled(OURS, spaces=(Space.FFN,)), _channels),
 )
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from benchmarks.systems_list import OURS
+from benchmarks.systems_list import ALL_OURS, OURS, SYSTEMS
 
 WIDTH, HEIGHT = 880, 520
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 20, 52
 HIGHEST = 20.0  # perplexity over dense's; what lies higher is drawn at the edge
 # Okabe and Ito's palette, which colour-blind readers can tell apart; ours in black.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#8c6d31", "#7b4173", "#999999")
-OUR_COLOUR = "#000000"
 STEPS = (1, 1.5, 2, 3, 4, 5, 7)
 
 
@@ -26,6 +25,23 @@ class Point:
     x: float
     y: float
     text: str
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a line is drawn."""
+
+    colour: str
+    width: float = 1.6
+    dashes: str = "none"
+
+    def __str__(self) -> str:
+        return f'stroke="{self.colour}" stroke-width="{self.width}" stroke-dasharray="{self.dashes}"'
+
+
+OUR_STROKES = {  # by title
+    system.title: Stroke("#000000", 3.0, "none" if system.name == OURS else "7 4") for system in SYSTEMS if system.name in ALL_OURS
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,7 @@ def _document(axes: Axes, dense: float, lines: Mapping[str, list[Point]]) -> Ite
     yield f'<rect x="{axes.x(1.0) - 5:.1f}" y="{axes.y(dense) - 5:.1f}" width="10" height="10" fill="#444444"/>'
     colours = iter(COLOURS * (1 + len(lines) // len(COLOURS)))
     for place, (title, points) in enumerate(lines.items()):
-        ours = title.lower() == OURS
-        yield from _line(axes, points, OUR_COLOUR if ours else next(colours), 3.0 if ours else 1.6, title, place)
+        yield from _line(axes, points, OUR_STROKES.get(title) or Stroke(next(colours)), title, place)
     if any(point.y > axes.high for points in lines.values() for point in points):
         yield _label(WIDTH - RIGHT + 14, TOP + 26 + 22 * len(lines), f"▲ above {axes.high:.0f}", "start")
     yield "</svg>"
@@ -96,16 +111,16 @@ def _grid(axes: Axes) -> Iterator[str]:
     yield f'<g transform="rotate(-90 16 {middle})">' + _label(16, middle, "perplexity", "middle") + "</g>"
 
 
-def _line(axes: Axes, points: Sequence[Point], colour: str, width: float, title: str, place: int) -> Iterator[str]:
+def _line(axes: Axes, points: Sequence[Point], stroke: Stroke, title: str, place: int) -> Iterator[str]:
     places = [(axes.x(point.x), axes.y(point.y), point) for point in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
-    yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+    yield f'<path d="M{path}" fill="none" {stroke}/>'
     for x, y, point in places:
         beyond = point.y > axes.high
         shape = f'<path d="M{x - 5:.1f} {y + 8:.1f}h10l-5 -9z"' if beyond else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"'
-        yield f'{shape} fill="{colour}"><title>{escape(point.text)}</title>{"</path>" if beyond else "</circle>"}'
+        yield f'{shape} fill="{stroke.colour}"><title>{escape(point.text)}</title>{"</path>" if beyond else "</circle>"}'
     x, y = WIDTH - RIGHT + 14, TOP + 14 + 22 * place
-    yield f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="{width}"/>' + _label(x + 26, y + 4, title, "start")
+    yield f'<path d="M{x} {y}h20" {stroke}/>' + _label(x + 26, y + 4, title, "start")
 
 
 def _perplexities(axes: Axes) -> list[float]:

@@ -17,7 +17,7 @@ from benchmarks.realised_gain import BARS
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
 from benchmarks.statistics import Ratio, paired_ratio
-from benchmarks.systems_list import OURS
+from benchmarks.systems_list import ALL_OURS
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
 from benchmarks.systems_shapes import EXPORT, Shape, export_shape, shape_of
@@ -31,7 +31,7 @@ from pipeline.events import Events
 QUIET = Events()
 WORKLOADS = {metric: workload for workload, metric in BARS}  # that the table shows
 RUNS = 2
-TOGETHER = 8  # the shapes of one size, and further ones of ours beside it
+TOGETHER = 9  # the shapes of one size, and further ones of ours beside it
 ROUNDS = 50  # shapes of as many weights differ by 3 % in half of that
 TIMINGS = "timed"  # folder beside the rows' records
 
@@ -115,7 +115,7 @@ def by_size(records: Sequence[Record]) -> list[list[Record]]:
     """Rows that are to be compared with each other: all systems at a size, and sizes of our own up to the next."""
     groups: list[list[Record]] = []
     for record in records:
-        if not groups or (record["system"] != OURS and groups[-1][-1]["system"] == OURS):
+        if not groups or (record["system"] not in ALL_OURS and groups[-1][-1]["system"] in ALL_OURS):
             groups.append([])
         groups[-1].append(record)
     return groups

@@ -6,20 +6,25 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.markdown import interval
 from benchmarks.statistics import Difference, Ratio
-from benchmarks.systems_list import OURS
+from benchmarks.systems_list import ALL_OURS
 from benchmarks.systems_speed import Speeds
 from benchmarks.systems_tables import NOT_RESOLVED, Record, loss_difference
 
 VERDICTS = (
     "published row",
     "its decode speed-up",
-    "Trimline row",
+    "row of ours",
     "its decode speed-up",
-    "Trimline's speed over the other's",
+    "its speed over the published row's",
     "loss difference, nats per token",
     "outcome",
 )
-SAME_SIZE = ("published row", "Trimline's loss at the same size minus its, nats per token", "Trimline's decode speed over its")
+SAME_SIZE = (
+    "published row",
+    "row of ours at the same size",
+    "its loss minus the published row's, nats per token",
+    "its decode speed over the published row's",
+)
 AS_FAST = 0.97  # of the other's decode speed, where the interval of the ratio reaches 1
 REACHED, MISSED = "reached", "missed"
 
@@ -27,27 +32,32 @@ REACHED, MISSED = "reached", "missed"
 def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
     """For every published smaller row of these sizes: whether Trimline predicts better at no lower decode speed.
 
-    Compared is Trimline's largest row that is as fast; which one that is does not depend on what it predicts.
+    Compared is the largest row of ours that is as fast; which one that is does not depend on what it predicts.
     """
     timed = [record for record in records if not record.get("failure") and record["name"] in speeds.rows]
-    ours = [record for record in timed if record["system"] == OURS]
-    published = [record for record in timed if record["system"] != OURS and record["size"] in set(sizes)]
+    ours = [record for record in timed if record["system"] in ALL_OURS]
+    published = [record for record in timed if record["system"] not in ALL_OURS and record["size"] in set(sizes)]
     return [_verdict(record, ours, speeds) for record in published]
 
 
 def at_the_same_size(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
-    """For every published smaller row of these sizes: Trimline's loss at the same number of weights minus its, and the ratio of speeds."""
+    """For every published smaller row of these sizes: how every row of ours with as many weights compares."""
     made = [record for record in records if not record.get("failure") and record["size"] in set(sizes)]
-    ours = {record["size"]: record for record in made if record["system"] == OURS}
-    pairs = [(record, ours[record["size"]]) for record in made if record["system"] != OURS and record["size"] in ours]
+    ours, published = ([record for record in made if (record["system"] in ALL_OURS) is wanted] for wanted in (True, False))
+    pairs = [(other, mine) for other in published for mine in ours if mine["size"] == other["size"]]
     return [
         [
-            f"{other['title']}, {other['size']}",
+            _named(other),
+            mine["title"],
             _margin(loss_difference(other, mine)),
             _quotient(speeds.decode_ratio(other["name"], mine["name"])),
         ]
         for other, mine in pairs
     ]
+
+
+def _named(record: Record) -> str:
+    return f"{record['title']}, {record['size']}"
 
 
 def _quotient(ratio: Ratio | None) -> str:
@@ -59,7 +69,7 @@ def _margin(found: Difference) -> str:
 
 
 def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[str]:
-    name = f"{published['title']}, {published['size']}"
+    name = _named(published)
     theirs = speeds.rows[published["name"]]["decode"]
     side_by_side = [(record, speeds.decode_ratio(published["name"], record["name"])) for record in ours]
     fast_enough = [(record, ratio) for record, ratio in side_by_side if _is_as_fast(record, published, ratio, speeds)]
@@ -68,7 +78,7 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
     chosen, ratio = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
     resolved = mine["control_holds"] and theirs["control_holds"]
-    speeds_of_both = [interval(theirs["speed_up"]), chosen["size"], interval(mine["speed_up"]), _quotient(ratio)]
+    speeds_of_both = [interval(theirs["speed_up"]), _named(chosen), interval(mine["speed_up"]), _quotient(ratio)]
     return [name, *speeds_of_both, _margin(found), outcome(found, resolved)]
 
 
