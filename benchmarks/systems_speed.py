@@ -105,7 +105,7 @@ class Timing:
 
 
 def timings(records: Sequence[Record], setting: Setting, timing: Timing) -> Speeds:
-    """Speeds of every row with units removed: those of its shape, which is timed once for all rows that have it."""
+    """Speeds of every row with units removed: those of its shape, which rows that have it share."""
     timed = [record for record in records if is_timed(record)]
     shapes = [{_name(record["shape"]): record["shape"] for record in rows} for rows in by_size(timed)]
     return of_rows(time_shapes(shapes, setting, timing), timed)
@@ -138,7 +138,7 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
 
 
 def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing: Timing) -> Speeds:
-    """Every shape against dense, those of a group side by side; what an earlier run on this machine timed the same way is kept."""
+    """Every shape against dense, those of a group side by side; nothing is timed that this machine timed the same way so many times."""
     depends = identity(setting) | {"recipe": timing.recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
     folder, start = setting.records / TIMINGS, digest(depends)[:12]
     folder.mkdir(exist_ok=True)
@@ -162,13 +162,17 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
 
 
 def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, timing: Timing) -> list[dict[str, Shape]]:
-    """What waits to be timed for the so-manyth time, in runs of so many."""
+    """The runs in which shapes are timed for the so-manyth time.
+
+    Where one of a run waits for it all are timed, since only those of one run are compared opening by opening.
+    """
     runs: list[dict[str, Shape]] = []
     for group in groups:
         planned = found.failures.keys() | {name for run in runs for name in run}
-        waiting = [name for name in group if name not in planned and _times_timed(found, name, timing.again) < number]
-        parts = (waiting[first : first + timing.together] for first in range(0, len(waiting), timing.together))
-        runs += [{name: group[name] for name in part} for part in parts]
+        names = [name for name in group if name not in planned]
+        parts = (names[first : first + timing.together] for first in range(0, len(names), timing.together))
+        waits = lambda name: _times_timed(found, name, timing.again) < number  # noqa: E731
+        runs += [{name: group[name] for name in part} for part in parts if any(map(waits, part))]
     return runs
 
 

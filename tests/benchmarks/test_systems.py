@@ -15,7 +15,7 @@ from benchmarks import systems, systems_list, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.systems_list import DENSE, OURS, SYSTEMS, Row, System, even_budget, ffn_alone, pooled, rows_of, two_four
+from benchmarks.systems_list import DENSE, OURS, OURS_FFN, SYSTEMS, Row, System, even_budget, ffn_alone, pooled, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
@@ -283,8 +283,8 @@ def test_rows_of_one_shape_are_timed_once() -> None:
     ]
 
 
-def test_a_shape_that_was_timed_is_not_timed_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of 512 tokens and of steps, of which the second does not agree with itself."""
+def test_shapes_are_timed_again_for_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of which the second does not agree with itself."""
     setting = Setting(
         tmp_path, tmp_path, {"model": "m"}, *(CalibrationWindows(), EvaluateSlice(), RunOptions(threads=1)), tmp_path, tmp_path
     )
@@ -308,24 +308,26 @@ def test_a_shape_that_was_timed_is_not_timed_with_others(tmp_path: Path, monkeyp
     once = Timing(recipe, runs=1)
     first = time_shapes([{"a": shapes["a"]}], setting, once)
     both = time_shapes([shapes], setting, once)
-    assert asked == [["a"], ["b", "c"]]
-    assert both.rows["a"] == first.rows["a"]
+    assert asked == [["a"], ["a", "b", "c"]]
+    assert both.rows["a"] == first.rows["a"]  # the other run does not hold
     assert [run["number"] for run in both.runs] == [1, 2]
     assert not both.rows["b"]["decode"]["control_holds"]
     assert time_shapes([shapes], setting, once).rows == both.rows
     better = time_shapes([shapes], setting, replace(once, again=True))
-    assert asked[2:] == [["b", "c"]]
+    assert asked[2:] == [["a", "b", "c"]]
     assert better.rows["b"]["decode"]["control_holds"]
     assert set(time_shapes([shapes], setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
     assert len(asked) == 3
-    twice = time_shapes([shapes], setting, Timing(recipe))
-    assert asked[3:] == [["a"]]  # the others are in two runs already
-    assert twice.rows["a"]["decode"]["speed_up"]["rounds"] == 4
+    assert better.rows["a"]["decode"]["speed_up"]["rounds"] == 4
+    assert time_shapes([shapes], setting, Timing(recipe)).rows == better.rows
+    assert len(asked) == 3  # all are in two runs already
+    assert set(time_shapes([shapes | {"d": {"blocks": [[9, 1]], "biases": []}}], setting, once).rows) == set("abcd")
+    assert asked[3:] == [["a", "b", "c", "d"]]
 
 
 def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five rows at two sizes, of which one has the shape of another, and two further ones of ours."""
-    rows = [("cfsp", 1), ("flap", 2), (OURS, 3), (OURS, 4), ("cfsp", 5), ("flap", 2), (OURS, 6)]
+    rows = [("cfsp", 1), ("flap", 2), (OURS, 3), (OURS_FFN, 4), ("cfsp", 5), ("flap", 2), (OURS, 6)]
     records = [{"name": f"{n}", "system": system, "shape": {"blocks": [[ffn, 1]], "biases": []}} for n, (system, ffn) in enumerate(rows)]
     setting = Setting(
         tmp_path, tmp_path, {"model": "m"}, *(CalibrationWindows(), EvaluateSlice(), RunOptions(threads=1)), tmp_path, tmp_path

@@ -13,7 +13,7 @@ from scipy.stats import ttest_rel
 from benchmarks.markdown import interval
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.statistics import paired_difference, paired_ratio
-from benchmarks.systems_list import OURS
+from benchmarks.systems_list import OURS, OURS_FFN
 from benchmarks.systems_plot import plot
 from benchmarks.systems_speed import WORKLOADS, Speeds, openings
 from benchmarks.systems_tables import NOT_RESOLVED, line, number, results_table
@@ -64,15 +64,16 @@ RECORDS = [
 ]
 SPEED = {"cfsp-20 %": 1.15, "flap-20 %": 1.2, "laco-20 %": 1.25, "fast-20 %": 1.5, "cfsp-30 %": 1.3}
 SPEED |= {f"{OURS}-20 %": 1.2, f"{OURS}-30 %": 1.35}
+OURS_20, OURS_30 = (f"{record['title']}, {record['size']}" for record in RECORDS[-2:])
 SPEEDS = {name: compared(value) for name, value in SPEED.items()}
 
 
 def test_verdicts_take_our_largest_row_that_is_as_fast() -> None:
     found = {cells[0]: (cells[2], cells[-1]) for cells in verdicts(RECORDS, Speeds(SPEEDS), ["20 %"])}
     assert found == {
-        "Cfsp, 20 %": ("20 %", REACHED),
-        "Flap, 20 %": ("20 %", NOT_RESOLVED),  # differences of both signs
-        "Laco, 20 %": ("30 %", NOT_RESOLVED),  # the slower row would have won, and is too slow
+        "Cfsp, 20 %": (OURS_20, REACHED),
+        "Flap, 20 %": (OURS_20, NOT_RESOLVED),  # differences of both signs
+        "Laco, 20 %": (OURS_30, NOT_RESOLVED),  # the slower row would have won, and is too slow
         "Fast, 20 %": ("none is as fast", NOT_RESOLVED),
     }
     worse = [*RECORDS[:-2], record(OURS, "20 %", [4.0, 4.3, 4.4]), RECORDS[-1]]
@@ -81,14 +82,16 @@ def test_verdicts_take_our_largest_row_that_is_as_fast() -> None:
 
 def test_rows_of_one_size_are_set_against_ours() -> None:
     lines = at_the_same_size(RECORDS, Speeds(SPEEDS), ["20 %", "30 %"])
-    found = {name: margin for name, margin, _ in lines}
+    found = {name: margin for name, _, margin, _ in lines}
     assert {speed for *_, speed in lines} == {"not in one run"}
     assert list(found) == ["Cfsp, 20 %", "Flap, 20 %", "Laco, 20 %", "Fast, 20 %", "Cfsp, 30 %"]
     assert found["Cfsp, 20 %"].startswith("-0.3333 [")
     assert at_the_same_size(RECORDS[:-1], Speeds(SPEEDS), ["30 %"]) == []  # none of ours
     run = run_of({"a": WOBBLE, "b": [step / 1.25 for step in WOBBLE]})
     (line,) = at_the_same_size([RECORDS[3], RECORDS[-2]], Speeds(SPEEDS, [run], models={LACO: "a", OURS_THERE: "b"}), ["20 %"])
-    assert line[2].startswith("1.250 [")
+    assert line[3].startswith("1.250 [")
+    both = at_the_same_size([*RECORDS[:-1], record(OURS_FFN, "20 %", [3.2, 3.5, 3.6])], Speeds(SPEEDS), ["20 %"])
+    assert [cells[1] for cells in both if cells[0] == "Cfsp, 20 %"] == [name.title() for name in (OURS, OURS_FFN)]
 
 
 def run_of(seconds: dict[str, list[float]], holds: bool = True, each: int = 1) -> dict[str, Any]:
@@ -113,11 +116,11 @@ WOBBLE = [1.0, 1.1, 0.9] * 9
         (
             [0.99 * second * (1.04 if number % 2 else 0.98) for number, second in enumerate(WOBBLE)],
             True,
-            "20 %",
+            OURS_20,
         ),  # reaches 1, above and below
-        ([1.02 * second for second in WOBBLE], True, "30 %"),  # slower in every round
-        ([second * (1.09 if number % 2 else 0.99) for number, second in enumerate(WOBBLE[:-1])], True, "30 %"),  # reaches 1, but is 0.96
-        ([0.9 * second for second in WOBBLE], False, "30 %"),  # such a run says nothing
+        ([1.02 * second for second in WOBBLE], True, OURS_30),  # slower in every round
+        ([second * (1.09 if number % 2 else 0.99) for number, second in enumerate(WOBBLE[:-1])], True, OURS_30),  # reaches 1, but is 0.96
+        ([0.9 * second for second in WOBBLE], False, OURS_30),  # such a run says nothing
     ],
 )
 def test_rows_of_one_run_are_compared_round_by_round(ours: list[float], holds: bool, chosen: str) -> None:
@@ -130,7 +133,7 @@ def test_rows_of_one_run_are_compared_round_by_round(ours: list[float], holds: b
     assert (ratio is None) is not holds
     if ratio is not None:
         assert ratio == paired_ratio(WOBBLE[: len(ours)], ours)
-    assert cells[4] == (interval(ratio.as_record()) if ratio and chosen == "20 %" else "not in one run")
+    assert cells[4] == (interval(ratio.as_record()) if ratio and chosen == OURS_20 else "not in one run")
 
 
 def test_runs_that_hold_are_pooled() -> None:
