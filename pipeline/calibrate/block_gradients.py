@@ -33,8 +33,8 @@ class GradientNeeds:
         weights: projections whose weight gradients are summed over sequences, as |g| and as g².
         kronecker: projections whose output gradients are multiplied into a second moment, and their inputs likewise.
         masks: sublayers whose reader's inputs get a mask, of which each sequence has a gradient.
-        half: Σ|g| as the published GBLM-Pruner adds it up: 100·|g| of each sequence rounded to fp16, and the sum kept
-            in fp16. It is divided by 100 again at the end.
+        half: both sums as the published GBLM-Pruner adds them up: g of each sequence is rounded to fp16, where much of it is
+            subnormal or nothing; 100·|g| is again, and its sum kept in fp16. It is divided by 100 again at the end.
     """
 
     weights: frozenset[str] = frozenset()
@@ -156,6 +156,8 @@ def add_weight_gradients(absolute: torch.Tensor, squares: torch.Tensor, inputs: 
     with products_of(torch.promote_types(inputs.dtype, outputs.dtype)):
         for read, written in zip(inputs, outputs, strict=True):  # one at a time: each is as large as the weight
             gradient = written.float().T @ read.float()
+            if half:  # SCALE would have kept what fp16 loses
+                gradient = gradient.div_(SCALE).half().float().mul_(SCALE)
             squares.addcmul_(gradient, gradient)
             absolute.add_((gradient.abs_() * (GBLM_SCALE / SCALE)).half() if half else gradient.abs_())
 

@@ -31,7 +31,7 @@ Norm = Literal["l1", "l2"]
 
 
 def published_aggregate(gradients: Iterable[torch.Tensor], norm: Norm) -> torch.Tensor:
-    """Γ as the authors' code adds it up, shape (R, C), fp16; ``l1`` in a running sum of fp16, which loses small terms.
+    """Γ as the authors' code adds it up from gradients in fp16, shape (R, C), fp16; ``l1`` in a running sum of fp16, which loses small terms.
 
     Args:
         gradients: of each sequence's loss, shape (R, C) each.
@@ -39,7 +39,7 @@ def published_aggregate(gradients: Iterable[torch.Tensor], norm: Norm) -> torch.
     """
     total = torch.zeros(())
     for gradient in gradients:
-        scaled = gradient.float() * SCALE
+        scaled = gradient.half().float() * SCALE
         total = total + scaled.square() if norm == "l2" else total.half() + scaled.abs().half()
     return total.sqrt().half() if norm == "l2" else total
 
@@ -72,7 +72,7 @@ class GBLMOptions(Slice):
 
     norm: Norm = Field("l1", description="of the gradients over sequences")
     accumulation: Literal["normalised", "published"] = Field(
-        "normalised", description="as if there had been 128 sequences, in fp32; or the authors' plain sum, rounded to fp16"
+        "normalised", description="as if there had been 128 sequences, in fp32; or the authors' plain sum of gradients in fp16, for l1 in fp16 itself"
     )
     score: Literal["full", "gradient"] = Field("full", description="with Wanda's term, or the gradient's alone")
 
@@ -115,7 +115,7 @@ class GBLM:
 def _needs(step: PruneStep, sublayers: Iterable[Sublayer]) -> Needs:
     options, linears = options_of(step, GBLMOptions), linears_of(sublayers)
     points = frozenset(linear.point for linear in linears) if options.score == "full" else frozenset()
-    half = options.accumulation == "published" and options.norm == "l1"
+    half = options.accumulation == "published"
     return Needs(squares=points, gradients=GradientNeeds(frozenset(linear.name for linear in linears), half=half))
 
 
@@ -130,7 +130,7 @@ def _score(
     """The score that the options name, on the device of the gradients."""
     sums = absolute if options.norm == "l1" else squares
     assert sums is not None
-    if options.accumulation == "published":  # the sweep has rounded Σ|g| to fp16 already (GradientNeeds.half)
+    if options.accumulation == "published":  # the sweep has rounded already (GradientNeeds.half)
         aggregate = (SCALE * (sums if options.norm == "l1" else sums.sqrt())).half()
     else:
         aggregate = normalised_aggregate(sums, sequences, options.norm)

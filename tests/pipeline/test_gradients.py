@@ -149,15 +149,27 @@ def test_published_sums_are_rounded_to_fp16(llama: tuple[nn.Module, Family]) -> 
     found = swept(model, family, everything(family, half=True))[1]
     weight = model.get_parameter(family.module(1, "mlp.up_proj") + ".weight")
     total = torch.zeros(weight.shape, dtype=torch.float16)
-    exact = torch.zeros(weight.shape)
+    exact, squares = torch.zeros(weight.shape), torch.zeros(weight.shape)
     for window in WINDOWS:
         (gradient,) = torch.autograd.grad(loss_of(model, window), weight)
-        total += (100 * gradient).abs().half()
+        total += (100 * gradient.half()).abs()
+        squares += gradient.half().float().square()
         exact += gradient.abs()
     halves = found.absolute["mlp.up_proj"] * 100
-    torch.testing.assert_close(halves, total.float(), rtol=2e-3, atol=1e-6)  # one step of fp16, where rounding fell otherwise
+    torch.testing.assert_close(halves, total.float(), rtol=2e-3, atol=2e-5)  # one step of fp16, where rounding fell otherwise
     assert ((halves - total.float()).abs() < 1e-6).float().mean() > 0.9
     assert ((halves - 100 * exact).abs() > 1e-5).float().mean() > 0.3  # and not the sum itself
+    torch.testing.assert_close(found.squares["mlp.up_proj"], squares, rtol=2e-3, atol=1e-12)
+
+
+def test_published_gradients_are_rounded_before_they_are_multiplied_by_100() -> None:
+    """A gradient below half of fp16's least number is nothing, and one near it a whole number of them."""
+    least = 2.0**-24
+    outputs = torch.tensor([[[0.4 * least], [0.0]], [[1.6 * least], [0.0]]]) * SCALE
+    absolute, squares = torch.zeros(1, 1, dtype=torch.float16), torch.zeros(1, 1)
+    add_weight_gradients(absolute, squares, torch.ones(2, 2, 1), outputs)
+    assert absolute.item() == 200 * least
+    assert squares.item() / SCALE**2 == (2 * least) ** 2
 
 
 def test_gradients_of_one_sequence_do_not_depend_on_its_neighbours(llama: tuple[nn.Module, Family]) -> None:
