@@ -77,9 +77,14 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     if stale := [record["name"] for record in planned if record["code"] != now]:
         which = "all rows" if len(stale) == len(planned) else ", ".join(stale)
         lines.append(f"Planned by another version of the code than this page's: {which}.")
-    commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
+    commits = sorted({short(record["commit"]) for record in records if record.get("commit")})
     lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
     return "\n\n".join(lines)
+
+
+def short(commit: str) -> str:
+    """Twelve digits, and ``+`` where the checkout was changed."""
+    return commit[:12] + commit[40:]
 
 
 def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Sequence[float], pages: Pages) -> None:

@@ -38,6 +38,7 @@ class System:
         smaller: the steps that remove a fraction of the decoder's linear parameters; None where it has no units.
         own: what it calls sparsity, said of a result.
         sparse: the step that makes all linears 2:4; None where it has none.
+        zeroing: the step that makes a fraction of their weights zero, where there is no ``smaller``: shapes and speed stay.
         through: the fraction at which its one run of ``shots`` ends, where the sizes on the way are models of that run, as
             its paper reports them; None where every size is a run of its own.
         shots: of that run.
@@ -48,6 +49,7 @@ class System:
     smaller: Steps | None = None
     own: Callable[[Removed], str] = lambda removed: ""
     sparse: PruneStep | None = None
+    zeroing: Callable[[float], PruneStep] | None = None
     through: float | None = None
     shots: int = 1
 
@@ -69,7 +71,8 @@ class Row:
 
     @property
     def is_sparse(self) -> bool:
-        return self.remove is None and not self.is_dense
+        """Zeros: 2:4, or as many as the system puts where it likes."""
+        return not self.is_dense and (self.remove is None or self.system.smaller is None)
 
     @property
     def size(self) -> str:
@@ -93,7 +96,7 @@ class Row:
 
     @property
     def profile(self) -> Profile:
-        """Shapes stay as they are with 2:4."""
+        """Shapes stay as they are with zeros."""
         return Profile.UNIFORM if self.is_sparse else Profile.FREE
 
     def recipe(self, geometry: Geometry, calibration: CalibrationWindows) -> PruneSlice | None:
@@ -107,7 +110,9 @@ class Row:
         if self.remove is None:
             assert self.system.sparse is not None
             return PruneSlice(calibration=calibration, steps=(self.system.sparse,))
-        assert self.system.smaller is not None
+        if self.system.smaller is None:
+            assert self.system.zeroing is not None
+            return PruneSlice(calibration=calibration, steps=(self.system.zeroing(self.remove),))
         asked = self.remove if self.shot is None else self.system.through
         assert asked is not None
         return PruneSlice(calibration=calibration, steps=self.system.smaller(geometry, asked))
@@ -137,6 +142,11 @@ def every_block_alike(method: str, **more: Any) -> Steps:
 def two_four(method: str, **more: Any) -> PruneStep:
     """Two zeros in every four inputs of all linears."""
     return PruneStep(method=method, budget={Space.WEIGHT: Budget(remove=0.5)}, pattern=TWO_FOUR, **more)
+
+
+def anywhere(method: str) -> Callable[[float], PruneStep]:
+    """Zeros wherever the method puts them."""
+    return lambda remove: PruneStep(method=method, budget={Space.WEIGHT: Budget(remove=remove)})
 
 
 def even_budget(geometry: Geometry, remove: float) -> dict[Space, Budget]:
@@ -179,8 +189,8 @@ def _together(removed: Removed) -> str:
     return f"{percent(removed['decoder_parameters'])} of heads and FFN together"
 
 
-def _zeroed(removed: Removed) -> str:
-    return f"{percent(removed['decoder_parameters'])} of the linears' weights"
+def _of_weights(removed: Removed) -> str:
+    return f"{percent(removed['decoder_parameters'])} of the linears' weights; published are rows and columns of each, the units are ours"
 
 
 def _dropped(removed: Removed) -> str:
@@ -200,9 +210,9 @@ def percent(fraction: float) -> str:
 DENSE = System("dense", "dense")
 SYSTEMS = (
     System("magnitude", "magnitude", every_block_alike("magnitude"), _alike, two_four("magnitude")),
-    System("wanda", "Wanda", sparse=two_four("wanda")),
+    System("wanda", "Wanda", sparse=two_four("wanda"), zeroing=anywhere("wanda")),
     System("wanda_sp", "Wanda-sp", every_block_alike("wanda_sp"), _alike),
-    System("sparsegpt", "SparseGPT", sparse=two_four("sparsegpt")),
+    System("sparsegpt", "SparseGPT", sparse=two_four("sparsegpt"), zeroing=anywhere("sparsegpt")),
     System("gblm", "GBLM-Pruner", every_block_alike("gblm"), _alike_of_ours, two_four("gblm")),
     System("flap", "FLAP", pooled("flap", compensation="bias"), _together),
     System("cfsp", "CFSP", ffn_alone("cfsp"), _channels),
@@ -210,7 +220,7 @@ SYSTEMS = (
         SURGEON,
         "LLM Surgeon, reduced",
         pooled(SURGEON, shots=SURGEON_SHOTS, compensation="least_squares"),
-        _zeroed,
+        _of_weights,
         two_four(SURGEON, shots=SURGEON_SHOTS, options={"together": SURGEON_TOGETHER}),
         through=0.5,
         shots=SURGEON_SHOTS,
@@ -223,8 +233,8 @@ SYSTEMS = (
 
 
 def rows_of(systems: tuple[System, ...], sizes: tuple[float, ...], ours: tuple[float, ...], sparse: bool = True) -> list[Row]:
-    """The dense model, then every system at every size, sizes ascending; 2:4 last. ``ours`` are further sizes of our own."""
+    """The dense model, then every system at every size, sizes ascending; 2:4 last, if at all. ``ours`` are further sizes of our own."""
     rows = [Row(DENSE)]
     for size in sorted({*sizes, *ours}):
-        rows += [Row(s, size) for s in systems if s.smaller and (size in sizes or (s.name == OURS and size in ours))]
+        rows += [Row(s, size) for s in systems if (s.smaller or s.zeroing) and (size in sizes or (s.name == OURS and size in ours))]
     return rows + [Row(s) for s in systems if s.sparse and sparse]

@@ -91,7 +91,8 @@ def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool =
         out, place = setting.work / f"{row.name}-{key[:8]}", setting.records / f"{row.name}.json"
         _clear(out, place, anew)
         if _is_done(place, key):
-            return read_json(place)
+            kept = read_json(place)
+            return kept | {"own": _own(row, kept)}
         if not measure:
             return record | {"failure": NOT_YET}
         typer.echo(f"{row.system.title}, {row.size} …", err=True)
@@ -103,14 +104,19 @@ def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool =
         typer.echo(f"    {failure}", err=True)
         return record | {"failure": f"failed: {failure}"}
     shutil.rmtree(out / MODEL, ignore_errors=True)  # of no further use
-    own = "2 zeros in every 4 weights" if row.is_sparse else row.system.own(record["removed"])
     planned = record["cost"]["code"] if record["cost"] else None  # a plan that was there already may be older than this code
-    record |= {"own": own, "key": key, "code": planned, "commit": commit()}
+    record |= {"own": _own(row, record), "key": key, "code": planned, "commit": commit()}
     record |= {name: request["options"][name] for name in ("dtype", "threads")}
     record |= {"processor": processor_model(), "flags": processor_flags()}
     write_json(place, record)
     typer.echo(f"    perplexity {with_error(record['perplexity'])}", err=True)
     return record
+
+
+def _own(row: Row, record: Mapping[str, Any]) -> str:
+    """What the system itself calls the result."""
+    zeros = "2 zeros in every 4 weights" if row.remove is None else "zeros among the linears' weights, wherever they lie"
+    return "" if row.is_dense else zeros if row.is_sparse else row.system.own(record["removed"])
 
 
 def row_key(request: Mapping[str, Any], setting: Setting) -> str:

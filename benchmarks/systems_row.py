@@ -18,6 +18,7 @@ from typing import Any
 
 import pipeline
 from benchmarks.memory import AnonymousPeak
+from benchmarks.systems_list import TWO_FOUR
 from benchmarks.systems_shapes import shape_of
 from benchmarks.worker import replies_alone, serve
 from pipeline.allocation.budget import removed_in_every_definition
@@ -152,21 +153,22 @@ def code() -> str:
 
 
 def sizes(dense: Checkpoint, smaller: Checkpoint, recipe: dict[str, Any] | None) -> dict[str, Any]:
-    """Parameters, and what went in every definition; ``zeros`` of the decoder's linears where they are to be 2:4.
+    """Parameters, and what went in every definition; ``zeros`` of the decoder's linears where single weights go.
 
     Raises:
         TrimlineError: a projection that is to be 2:4 is not.
     """
     geometry = smaller.geometry
     found = {"parameters": geometry.total_parameters(), "removed": removed_in_every_definition(dense.geometry, geometry)}
-    if recipe is None or all("weight" not in step.get("budget", {}) for step in recipe["steps"]):
+    patterns = [step.get("pattern") for step in recipe["steps"] if "weight" in step.get("budget", {})] if recipe else []
+    if not patterns:
         return found
     zeros = 0
     for block, shape in enumerate(geometry.blocks):
         for linear, _ in geometry.linears(shape):
             name = geometry.family.module(block, linear.name) + ".weight"
             weight = smaller.tensor(name)
-            if two_four_fraction(weight) < 1:
+            if TWO_FOUR in patterns and two_four_fraction(weight) < 1:
                 raise TrimlineError(f"The tensor {name} is not 2:4.", "This is a fault of the method; please report it.")
             zeros += int((weight == 0).sum())
     return found | {"zeros": zeros / geometry.decoder_parameters()}

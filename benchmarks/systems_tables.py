@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.markdown import interval, mebibytes, ratio
 from benchmarks.pages import markdown_table
 from benchmarks.statistics import Difference, paired_difference
-from benchmarks.systems_list import TWO_FOUR, percent
+from benchmarks.systems_list import percent
 
 Record = Mapping[str, Any]
 Speed = Mapping[str, Mapping[str, Any]]  # row name, then metric
@@ -41,7 +41,7 @@ def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:
     if record.get("failure"):
         return [*start, record["failure"].replace("|", "\\|"), *[""] * (len(COLUMNS) - 3)]
     removed, cost = record["removed"], record["cost"]
-    gone = percent(removed["decoder_parameters"]) if record["size"] != TWO_FOUR else f"{percent(record['zeros'])} zeros"
+    gone = percent(removed["decoder_parameters"]) if "zeros" not in record else f"{percent(record['zeros'])} zeros"
     return [
         *start,
         record["own"] or "–",
@@ -84,7 +84,7 @@ def speed_cell(record: Record, speed: Speed, metric: str) -> str:
     """A speed-up with its interval, or why there is none."""
     if record["system"] == "dense":
         return "1"
-    if record["size"] == TWO_FOUR:
+    if "zeros" in record:
         return "same shapes"
     if record.get("untimed"):
         return "failed, see below"

@@ -42,7 +42,8 @@ def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) ->
 
 def at_the_same_size(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
     """For every published smaller row of these sizes: how every row of ours with as many weights compares."""
-    made = [record for record in records if not record.get("failure") and record["size"] in set(sizes)]
+    smaller = (record for record in records if not record.get("failure") and "zeros" not in record)
+    made = [record for record in smaller if record["size"] in set(sizes)]
     ours, published = ([record for record in made if (record["system"] in ALL_OURS) is wanted] for wanted in (True, False))
     pairs = [(other, mine) for other in published for mine in ours if mine["size"] == other["size"]]
     return [

@@ -72,7 +72,8 @@ class GBLMOptions(Slice):
 
     norm: Norm = Field("l1", description="of the gradients over sequences")
     accumulation: Literal["normalised", "published"] = Field(
-        "normalised", description="as if there had been 128 sequences, in fp32; or the authors' plain sum of gradients in fp16, for l1 in fp16 itself"
+        "normalised",
+        description="as if there had been 128 sequences, in fp32; or the authors' plain sum of gradients in fp16, for l1 in fp16 itself",
     )
     score: Literal["full", "gradient"] = Field("full", description="with Wanda's term, or the gradient's alone")
 

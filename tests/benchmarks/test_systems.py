@@ -15,7 +15,7 @@ from benchmarks import systems, systems_list, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.systems_list import DENSE, OURS, OURS_FFN, SYSTEMS, Row, System, even_budget, ffn_alone, pooled, rows_of, two_four
+from benchmarks.systems_list import DENSE, OURS, OURS_FFN, SYSTEMS, Row, System, anywhere, even_budget, ffn_alone, pooled, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
 from benchmarks.systems_row import kept_shots, pruned
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
@@ -68,7 +68,8 @@ def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: Row) -> None:
     check_steps(recipe)
     assert recipe.calibration == CALIBRATION
     assert PruneSlice.model_validate(recipe.model_dump(mode="json", exclude_defaults=True)) == recipe
-    assert row.profile is (Profile.UNIFORM if row.size == "2:4" else Profile.FREE)
+    stays = row.size == "2:4" or row.system.name in {"wanda", "sparsegpt"}
+    assert row.profile is (Profile.UNIFORM if stays else Profile.FREE)
     if not row.is_sparse:
         assert row.system.own(dict.fromkeys(("ffn_channels", "kv_groups", "blocks", "decoder_parameters"), 0.125)).startswith("12.5 %")
 
@@ -78,9 +79,10 @@ def test_rows_are_sorted_by_size_with_more_of_ours() -> None:
     assert found[0] == Row(DENSE)
     smaller = [row.remove for row in found[1:] if row.remove]
     assert smaller == sorted(smaller)
-    assert [row.is_sparse for row in found] == sorted(row.is_sparse for row in found)
+    assert [row.size == "2:4" for row in found] == sorted(row.size == "2:4" for row in found)
     assert [row.name for row in found if row.remove == 0.25] == [f"{OURS}-0.25"]
-    assert not any(row.is_sparse for row in rows_of(SYSTEMS, (0.3,), (), sparse=False))
+    assert {row.size for row in rows_of(SYSTEMS, (0.3,), (), sparse=False)} == {"–", "30 %"}
+    assert {row.system.name for row in found if row.remove == 0.3} == {system.name for system in SYSTEMS}
 
 
 # --- one row -----------------------------------------------------------------------------------------------------------
@@ -145,6 +147,7 @@ def test_only_sizes_that_a_run_passes_are_its_models() -> None:
 TINY = (
     System("cfsp", "CFSP", ffn_alone("cfsp"), lambda removed: "of channels", two_four("magnitude")),
     System("absent", "Absent", ffn_alone("absent")),
+    System("wanda", "Wanda", zeroing=anywhere("wanda")),
     System(OURS, "Trimline", ffn_alone("magnitude"), lambda removed: "of everything"),
 )
 
@@ -203,19 +206,21 @@ def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, 
         "| 30 % | CFSP | of channels |",
         "| 30 % | Trimline |",
         "| 2:4 | CFSP | 2 zeros in every 4 weights | 50.0 % zeros",
+        "| 30 % | Wanda | zeros among the linears' weights, wherever they lie | 30.0 % zeros",
     ):
         assert start in page
 
 
 def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
     rows = {path.stem: json.loads(path.read_text()) for path in (finished["folder"] / "records").glob("*.json")}
-    assert set(rows) == {"dense", "cfsp-0.3", "cfsp-2to4", "trimline-0.3"}
+    assert set(rows) == {"dense", "cfsp-0.3", "cfsp-2to4", "trimline-0.3", "wanda-0.3"}
     for name, row in rows.items():
         assert len(row["perplexity"]["window_losses"]) == 3
         assert (row["cost"] is None) == (name == "dense")
         assert len(row["shape"]["blocks"]) == len(rows["dense"]["shape"]["blocks"])
         assert row["flags"] == processor_flags()
     assert rows["cfsp-0.3"]["parameters"] < rows["dense"]["parameters"] == rows["cfsp-2to4"]["parameters"]
+    assert rows["wanda-0.3"]["zeros"] == pytest.approx(0.3, abs=0.01)
     assert abs(rows["cfsp-0.3"]["removed"]["decoder_parameters"] - 0.3) < 0.05
     assert rows["cfsp-2to4"]["zeros"] >= 0.5
 

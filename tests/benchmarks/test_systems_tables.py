@@ -87,6 +87,8 @@ def test_rows_of_one_size_are_set_against_ours() -> None:
     assert list(found) == ["Cfsp, 20 %", "Flap, 20 %", "Laco, 20 %", "Fast, 20 %", "Cfsp, 30 %"]
     assert found["Cfsp, 20 %"].startswith("-0.3333 [")
     assert at_the_same_size(RECORDS[:-1], Speeds(SPEEDS), ["30 %"]) == []  # none of ours
+    zeros = record("wanda", "20 %", [3.0, 3.2, 3.4], zeros=0.2)
+    assert at_the_same_size([zeros, *RECORDS], Speeds(SPEEDS), ["20 %", "30 %"]) == lines
     run = run_of({"a": WOBBLE, "b": [step / 1.25 for step in WOBBLE]})
     (line,) = at_the_same_size([RECORDS[3], RECORDS[-2]], Speeds(SPEEDS, [run], models={LACO: "a", OURS_THERE: "b"}), ["20 %"])
     assert line[3].startswith("1.250 [")
@@ -183,6 +185,7 @@ def test_a_line_has_every_column() -> None:
     assert line(RECORDS[1], DENSE_ROW, {"cfsp-20 %": compared(1.1, holds=False)})[-3].endswith("(not resolved)")
     assert line(RECORDS[1] | {"untimed": "a sentence"}, DENSE_ROW, {})[-3] == "failed, see below"
     assert line(record("wanda", "2:4", [3.0, 3.2, 3.4], zeros=0.5), DENSE_ROW, {})[3] == "50.0 % zeros"
+    assert line(record("wanda", "20 %", [3.0, 3.2, 3.4], zeros=0.2), DENSE_ROW, {})[-3] == "same shapes"
     assert len({row.count("|") for row in results_table(RECORDS, SPEEDS).splitlines()}) == 1
     assert [number(value) for value in (12.3456, 999.0, 1.23456e6)] == ["12.35", "999.00", "1.23e+06"]
 

@@ -14,13 +14,12 @@ from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.loading import load_model
-from pipeline.options import RunOptions
 from pipeline.plan import Plan
 from pipeline.prune import check_steps, make_plan
-from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep, RebuildSlice
+from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep
 from pipeline.shrinking import ShrinkingModel
-from tests.tiny import VOCAB, tiny_model
+from tests.pipeline.rebuild.cases import rebuilt
+from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (4, 24), generator=torch.Generator().manual_seed(5))
 TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
@@ -79,15 +78,20 @@ def test_angular_is_the_default_and_others_are_refused(tmp_path: Path) -> None:
         check_steps(recipe(2, measure="euclidean"))
 
 
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_every_family_is_rebuilt_and_gated(tmp_path: Path, family: str) -> None:
+    dense = tiny_model(family, tmp_path / "dense", num_hidden_layers=4)
+    plan = planned(dense, 3, measure="cosine")
+    out = rebuilt(tmp_path, dense, plan, Profile.UNIFORM)
+    assert read_json(out / "gate.json")["passed"]
+    assert len(Checkpoint(out).geometry.blocks) == len(plan.selection.blocks) == 3
+
+
 @pytest.mark.parametrize("profile", [Profile.UNIFORM, Profile.FREE])
 def test_what_is_said_of_every_block_follows_the_blocks_that_stay(tmp_path: Path, profile: Profile) -> None:
     dense = tiny_model("qwen2", tmp_path / "dense", **MIXED)
     plan = planned(dense, 3, measure="cosine")
-    (tmp_path / "plan").mkdir()
-    plan.write(tmp_path / "plan")
-    out = tmp_path / "out"
-    out.mkdir()
-    rebuild(dense, tmp_path / "plan", RebuildSlice(profile=profile), RunOptions(dtype="float32", threads=1), out, Events())
+    out = rebuilt(tmp_path, dense, plan, profile)
     config = Checkpoint(out).config
     assert config["layer_types"] == [TYPES[block] for block in plan.selection.blocks]
     assert len(set(config["layer_types"])) == 2, "the case must mix both kinds"

@@ -25,7 +25,7 @@ from pipeline.prune import check_steps, make_plan
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep, RebuildSlice
 from pipeline.shrinking import ShrinkingModel
-from tests.tiny import VOCAB, tiny_model
+from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (6, 24), generator=torch.Generator().manual_seed(3))
 SIX = {"num_hidden_layers": 6}
@@ -169,7 +169,7 @@ def test_budgets_that_no_walk_meets_are_refused() -> None:
 
 
 @pytest.mark.parametrize("rule", ["released", "equation"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "opt", "phi3"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_rebuilt_model_is_the_merged_one(tmp_path: Path, family: str, rule: Rule) -> None:
     dense = tiny_model(family, tmp_path / "dense", **SIX)
     plan = make_plan(shrinking(dense), WINDOWS, recipe(4, merge=rule, layers=3, lowest=0), Events())

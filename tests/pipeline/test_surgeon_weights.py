@@ -135,6 +135,16 @@ def test_two_four_holds_in_every_group(tmp_path: Path, family: str) -> None:
     assert all(two_four_fraction(Checkpoint(out).tensor(name)) == 1.0 for name in plan.sparse)
 
 
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_single_weights_of_every_family_are_zero_in_the_rebuilt_model(tmp_path: Path, family: str) -> None:
+    folder = small(family, tmp_path / "dense")
+    plan, _ = planned(folder, sparse(0.4, shots=2))
+    out = rebuilt(tmp_path, folder, plan, Profile.UNIFORM)
+    assert json.loads((out / "gate.json").read_text())["passed"]
+    weights = torch.cat([Checkpoint(out).tensor(name + ".weight").flatten() for name in dense_weights(folder)])
+    assert (weights == 0).double().mean() == pytest.approx(0.4, abs=0.02)  # biases are among what may go
+
+
 def test_intermediate_shots_have_whole_groups_or_none(tmp_path: Path) -> None:
     folder = small("llama", tmp_path)
     recipe = PruneSlice.model_validate({"steps": [sparse(pattern="2:4", shots=2)]})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.allocation.marginal import Curve, lower_hull, sizes_within
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.compensation.least_squares import least_squares
 from pipeline.compensation.towards_dense import DAMPINGS, Pull, best_damping, token_weights, towards_dense
 from pipeline.errors import TrimlineError
@@ -17,11 +17,10 @@ from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
 from pipeline.methods.trimline import rank
-from pipeline.options import RunOptions
 from pipeline.prune import make_plan
-from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, PruneSlice, RebuildSlice
+from pipeline.recipe import Profile, PruneSlice
 from pipeline.shrinking import ShrinkingModel
+from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_seed(3))
@@ -108,18 +107,20 @@ def test_every_family_is_rebuilt_and_gated(family, tmp_path) -> None:
     plan = make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(shots=2)]}), Events())
     assert model.current.decoder_parameters() == pytest.approx(0.6 * model.geometry.decoder_parameters(), rel=0.05)
     assert [done.title[-11:] for done in plan.steps] == ["shot 1 of 2", "shot 2 of 2"]
-    (tmp_path / "plan").mkdir()
-    (tmp_path / "out").mkdir()
-    plan.write(tmp_path / "plan")
-    rebuild(folder, tmp_path / "plan", RebuildSlice(profile=Profile.FREE), RunOptions(), tmp_path / "out", Events())
+    assert read_json(rebuilt(tmp_path, folder, plan, Profile.FREE) / "gate.json")["passed"]
 
 
 def test_whole_sublayers_may_go(tmp_path) -> None:
-    folder = tiny_model("llama", tmp_path, num_hidden_layers=6)
+    folder = tiny_model("llama", tmp_path / "dense", num_hidden_layers=6)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
     pooled = {"remove": 0.9, "allow_empty": True}
-    make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled=pooled)]}), Events())
+    plan = make_plan(model, WINDOWS, PruneSlice.model_validate({"steps": [step(pooled=pooled)]}), Events())
     assert any(not units for sublayer in Sublayer for units in model.selection.units(sublayer))
+    out = rebuilt(tmp_path, folder, plan, Profile.FREE)
+    assert read_json(out / "gate.json")["passed"]
+    shapes = Checkpoint(out).geometry.blocks
+    assert [shape.ffn for shape in shapes] == [len(units) for units in model.selection.ffn]
+    assert any(0 in (shape.ffn, shape.kv_groups) for shape in shapes)
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,16 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Event, Events
 from pipeline.loading import load_model
 from pipeline.options import RunOptions
-from pipeline.recipe import Profile, RecoverSlice
+from pipeline.prune import make_plan
+from pipeline.recipe import Profile, PruneSlice, RecoverSlice
 from pipeline.recover import resuming, stage
 from pipeline.recover.resuming import last_whole
 from pipeline.recover.stage import recover
 from pipeline.recover.zeros import projection_weights
+from pipeline.shrinking import ShrinkingModel
 from pipeline.sparsity import two_four_fraction
 from tests.end_to_end.scenario import prose
-from tests.pipeline.rebuild.cases import absent_parts, anything, fewer_blocks, rebuilt_tiny, same_width
+from tests.pipeline.rebuild.cases import absent_parts, anything, fewer_blocks, rebuilt, rebuilt_tiny, same_width
 from tests.tiny import tiny_model
 
 OPTIONS = RunOptions(dtype="float32", threads=1)
@@ -199,6 +201,24 @@ def test_masks_outlive_training(values, tmp_path):
     zeros = read_json(out.folder / "gate.json")["zeros"]
     assert zeros["zeros"] == sum(int((tensors[name] == 0).sum()) for name in names)
     assert zeros["two_four"] >= len(names) // 3
+
+
+def test_adapters_after_llm_surgeon_are_trained_and_merged(tmp_path):
+    """Its published code makes adapters and leaves them out of the model, so that nothing learns."""
+    dense = tiny_model("llama", tmp_path / "dense", num_hidden_layers=2)
+    windows = torch.randint(4, 100, (4, 24), generator=torch.Generator().manual_seed(3))
+    step = {"method": "llm_surgeon", "budget": {"weight": {"remove": 0.5}}, "pattern": "2:4", "options": {"together": 200}}
+    model = ShrinkingModel(load_model(dense, dtype=torch.float32), Checkpoint(dense))
+    plan = make_plan(model, windows, PruneSlice.model_validate({"steps": [step]}), Events())
+    case = Case.made(tmp_path, dense, rebuilt(tmp_path, dense, plan, Profile.UNIFORM))
+    out = case.recover("recovered", LORA | {"steps": 40, "learning_rate": 5e-3})
+    losses = [point["loss"] for point in read_json(out / "recover.json")["losses"]]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    before, after = Checkpoint(case.pruned), Checkpoint(out)
+    assert after.locations == before.locations
+    for name in plan.sparse:
+        assert not torch.equal(before.tensor(name), after.tensor(name)), name
+        assert two_four_fraction(after.tensor(name)) == 1.0, name
 
 
 @pytest.mark.parametrize("values", [LORA, FULL], ids=["lora", "full"])
