@@ -24,6 +24,7 @@ from benchmarks.systems_row import code
 from benchmarks.systems_speed import ROUNDS, RUNS, TOGETHER, Speeds, Timing, timings
 from benchmarks.systems_tables import results_table
 from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
+from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from pipeline.options import DType, RunOptions
 from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
@@ -57,11 +58,12 @@ class Pages:
 def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     """What a reader needs to know beside the table."""
     calibration, evaluation, now = setting.calibration, setting.evaluation, code()
+    named = read_json(setting.texts / "text.json")
     processors = sorted({str(record["processor"]) + f" ({', '.join(record['flags'])})" for record in records if "processor" in record})
     lines = [
-        f"Calibration: {calibration.windows} windows of {calibration.window} tokens, forward passes in "
-        f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of the other "
-        "text, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
+        f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {named['calibration']['name']}, forward passes in "
+        f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of "
+        f"{named['evaluation']['name']}, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
         "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime; rows of equal shapes "
         "share their timings. Pruning is measuring and the prune stage, from files to files, in processor seconds; its peak is of anonymous memory, "
         f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."
