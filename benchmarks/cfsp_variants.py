@@ -1,4 +1,4 @@
-"""CFSP's options side by side: ``python -m benchmarks.cfsp_variants MODEL --calibration FILE --evaluation FILE``.
+"""CFSP's options and Trimline's own method side by side: ``python -m benchmarks.cfsp_variants MODEL --calibration FILE --evaluation FILE``.
 
 Perplexity only, of the dense model with each plan applied as zeros and updates, which the rebuild gate proves equal to
 the smaller checkpoint.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +20,17 @@ from pipeline.calibrate.windows import consecutive_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.evaluate import perplexity_record, window_losses
 from pipeline.events import Events
+from pipeline.geometry import BlockShape, Geometry
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.options import RunOptions
 from pipeline.plan import Plan
 from pipeline.prune import make_plan
 from pipeline.rebuild.masked import load_masked
-from pipeline.recipe import Budget, CalibrationWindows, EvaluateSlice, PruneSlice, PruneStep, Space, TextSource
+from pipeline.recipe import Budget, CalibrationWindows, EvaluateSlice, Pool, PruneSlice, PruneStep, Space, TextSource
 from pipeline.shrinking import ShrinkingModel
 from pipeline.sources.text import load_text
 
-REMOVE = (0.3, 0.5)
+REMOVE = (0.3, 0.5)  # of the FFN channels
 VARIANTS: dict[str, dict[str, Any]] = {
     "published score, uniform": {"allocation": "uniform"},
     "published score, CFSP's allocation": {},
@@ -36,11 +38,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published score, CFSP's allocation, least squares": {"compensation": "least_squares"},
     "normalised score, CFSP's allocation, least squares": {"options": {"score": "normalised"}, "compensation": "least_squares"},
 }
+OURS = "Trimline on FFN channels, widths multiples of 64"
+ALL = (*VARIANTS, OURS)
 
 
-def step_of(variant: str, remove: float) -> PruneStep:
-    """The recipe step of a variant."""
-    return PruneStep(budget={Space.FFN: Budget(remove=remove)}, **VARIANTS[variant])
+def step_of(variant: str, remove: float, geometry: Geometry) -> PruneStep:
+    """The recipe step of a variant, or of ours, which is asked for as many of the decoder's parameters."""
+    if variant != OURS:
+        return PruneStep(budget={Space.FFN: Budget(remove=remove)}, **VARIANTS[variant])
+    ffn = sum(geometry.block_parameters(BlockShape(shape.ffn, 0)) for shape in geometry.blocks) / geometry.decoder_parameters()
+    return PruneStep(method="trimline", pooled=Pool(spaces=(Space.FFN,), remove=remove * ffn), round_to=64)
 
 
 def perplexity_of(checkpoint: Checkpoint, plan: Plan | None, windows: torch.Tensor) -> dict[str, Any]:
@@ -51,14 +58,16 @@ def perplexity_of(checkpoint: Checkpoint, plan: Plan | None, windows: torch.Tens
     return perplexity_record(window_losses(model, windows, Events()))
 
 
-def compare(checkpoint: Checkpoint, calibration: torch.Tensor, evaluation: torch.Tensor, options: RunOptions) -> list[dict[str, Any]]:
+def compare(
+    checkpoint: Checkpoint, calibration: torch.Tensor, evaluation: torch.Tensor, options: RunOptions, variants: Sequence[str]
+) -> list[dict[str, Any]]:
     """One row per variant and budget, the dense model first."""
     rows = [{"variant": "dense", "remove": 0.0, "seconds": None} | perplexity_of(checkpoint, None, evaluation)]
     for remove in REMOVE:
-        for variant in VARIANTS:
+        for variant in variants:
             started = time.monotonic()
             model = ShrinkingModel(load_model(checkpoint.folder, dtype=options.resolved_dtype()), checkpoint)
-            plan = make_plan(model, calibration, PruneSlice(steps=(step_of(variant, remove),)), Events())
+            plan = make_plan(model, calibration, PruneSlice(steps=(step_of(variant, remove, checkpoint.geometry),)), Events())
             seconds = time.monotonic() - started
             rows.append({"variant": variant, "remove": remove, "seconds": seconds} | perplexity_of(checkpoint, plan, evaluation))
             typer.echo(f"{variant}, {remove:.0%}: {rows[-1]['perplexity']:.2f}", err=True)
@@ -70,7 +79,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     dense = rows[0]
     found = {(row["variant"], row["remove"]): f"{row['perplexity']:.1f} ± {row['standard_error']:.1f}" for row in rows}
     lines = [["dense", *[f"{dense['perplexity']:.1f} ± {dense['standard_error']:.1f}"] * len(REMOVE)]]
-    lines += [[variant, *(found[variant, remove] for remove in REMOVE)] for variant in VARIANTS]
+    lines += [[variant, *(found[variant, remove] for remove in REMOVE)] for variant in ALL if (variant, REMOVE[0]) in found]
     return markdown_table(["FFN channels removed", *(f"{remove:.0%}" for remove in REMOVE)], lines)
 
 
@@ -79,17 +88,19 @@ def main(
     calibration: Annotated[str, typer.Option(help="Text.")] = "default",
     evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
     windows: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 32,
+    ours_alone: Annotated[bool, typer.Option(help="Leave CFSP out.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-table.")] = None,
 ) -> None:
-    """Print perplexity of CFSP's options at 30 and 50 % of the FFN channels."""
+    """Print perplexity of CFSP's options, and of Trimline, at 30 and 50 % of the FFN channels."""
     options, wanted = RunOptions(), EvaluateSlice(windows=12, window=1024)
     options.apply()
     tokenizer = load_tokenizer(model)
     text = load_text(TextSource(source=calibration), "calibration")
     drawn = draw_windows(tokenizer, text, CalibrationWindows(windows=windows, window=512))
     held_out = load_text(TextSource(source=evaluation), "evaluation")
-    rows = compare(Checkpoint(model), drawn, consecutive_windows(tokenizer, held_out, wanted.windows, wanted.window), options)
+    held_windows = consecutive_windows(tokenizer, held_out, wanted.windows, wanted.window)
+    rows = compare(Checkpoint(model), drawn, held_windows, options, (OURS,) if ours_alone else ALL)
     typer.echo(table(rows))
     if output is not None:
         output.write_text(json.dumps({"rows": rows, "options": options.as_record()}, indent=2) + "\n", encoding="utf-8")

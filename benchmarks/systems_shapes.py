@@ -15,6 +15,7 @@ from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
 from pipeline.artefact import whole_folder
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import GateError
 from pipeline.events import Events
 from pipeline.families import Family
 from pipeline.geometry import Geometry
@@ -35,7 +36,7 @@ def shape_of(geometry: Geometry) -> Shape:
 
 
 def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path, recipe: ExportSlice = EXPORT) -> None:
-    """A model of a shape, cut from the first units of the dense one, as ONNX in ``out``.
+    """A model of a shape, cut from the first or the last units of the dense one, as ONNX in ``out``.
 
     Raises:
         TrimlineError: the model cannot be exported.
@@ -44,21 +45,36 @@ def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path, rec
     if shape == shape_of(dense.geometry):
         export(source, recipe, options, out, QUIET)
         return
-    plan, model = out.with_name(f"{out.name}-plan"), out.with_name(f"{out.name}-model")
+    try:
+        _export_cut(dense, shape, False, options, out, recipe)
+    except GateError:  # units at random make models whose logits fp32 itself may hardly know
+        for place in out.iterdir():
+            place.unlink()
+        _export_cut(dense, shape, True, options, out, recipe)
+
+
+def _export_cut(dense: Checkpoint, shape: Shape, last: bool, options: RunOptions, out: Path, recipe: ExportSlice) -> None:
+    end = "last" if last else "first"
+    plan, model = (out.with_name(f"{out.name}-{end}-{stage}") for stage in ("plan", "model"))
     with whole_folder(plan) as place:
-        plan_of(dense.geometry, shape).write(place)
+        plan_of(dense.geometry, shape, last).write(place)
     with whole_folder(model) as place:
-        rebuild(source, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
+        rebuild(dense.folder, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
     export(model, recipe, options, out, QUIET)
 
 
-def plan_of(geometry: Geometry, shape: Shape) -> Plan:
-    """The plan that leaves the first units of the first blocks."""
+def plan_of(geometry: Geometry, shape: Shape, last: bool = False) -> Plan:
+    """The plan that leaves the first units, or the last ones, of the first blocks."""
     gone = len(geometry.blocks) - len(shape["blocks"])
+
+    def units(kept: int, of: int) -> tuple[int, ...]:
+        return tuple(range(of - kept, of) if last else range(kept))
+
+    pairs = list(zip(shape["blocks"], geometry.blocks, strict=False))
     selection = Selection(
         blocks=tuple(range(len(shape["blocks"]))),
-        ffn=(*(tuple(range(ffn)) for ffn, _ in shape["blocks"]), *[()] * gone),
-        kv_groups=(*(tuple(range(groups)) for _, groups in shape["blocks"]), *[()] * gone),
+        ffn=(*(units(ffn, block.ffn) for (ffn, _), block in pairs), *[()] * gone),
+        kv_groups=(*(units(groups, block.kv_groups) for (_, groups), block in pairs), *[()] * gone),
     )
     added = tuple(sorted(set(shape["biases"]) - geometry.biases))
     return Plan(geometry.family, selection, (), updates=_biases(geometry.family, geometry.hidden, selection, added), biases=added)

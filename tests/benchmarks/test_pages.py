@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks.cfsp_cost import cost
-from benchmarks.cfsp_variants import VARIANTS, compare, step_of, table
+from benchmarks.cfsp_variants import ALL, OURS, compare, step_of, table
 from benchmarks.figures import quickstart_table
 from benchmarks.pages import fill, markdown_table
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
+from pipeline.geometry import BlockShape
 from pipeline.options import RunOptions
 from pipeline.recipe import PruneStep
 from tests.tiny import VOCAB, tiny_model
@@ -51,8 +52,17 @@ def test_variants_are_all_valid_steps_and_each_gets_a_row(tmp_path: Path, monkey
     checkpoint = Checkpoint(tiny_model("llama", tmp_path, intermediate_size=256))
     monkeypatch.setattr("benchmarks.cfsp_variants.REMOVE", (0.5,))
     tokens = torch.randint(4, VOCAB, (4, 64))
-    rows = compare(checkpoint, tokens, tokens, RunOptions(dtype="float32"))
-    assert [row["variant"] for row in rows] == ["dense", *VARIANTS]
+    rows = compare(checkpoint, tokens, tokens, RunOptions(dtype="float32"), ALL)
+    assert [row["variant"] for row in rows] == ["dense", *ALL]
     assert len({round(row["perplexity"], 6) for row in rows}) > 3
     assert "least squares" in table(rows)
-    assert all(isinstance(step_of(variant, 0.3), PruneStep) for variant in VARIANTS)
+    assert all(isinstance(step_of(variant, 0.3, checkpoint.geometry), PruneStep) for variant in ALL)
+    assert OURS not in table([row for row in rows if row["variant"] != OURS])
+
+
+def test_ours_is_asked_for_as_many_parameters_as_the_channels_have(tmp_path: Path) -> None:
+    geometry = Checkpoint(tiny_model("llama", tmp_path)).geometry
+    pooled = step_of(OURS, 0.5, geometry).pooled
+    assert pooled is not None
+    smaller = geometry.with_blocks(tuple(BlockShape(shape.ffn // 2, shape.kv_groups) for shape in geometry.blocks))
+    assert (1 - pooled.remove) * geometry.decoder_parameters() == pytest.approx(smaller.decoder_parameters())

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from benchmarks import systems, systems_list, systems_speed
+from benchmarks import systems, systems_list, systems_shapes, systems_speed
 from benchmarks.environment import processor_flags
 from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
@@ -22,7 +22,7 @@ from benchmarks.systems_shapes import export_shape, plan_of, shape_of
 from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes, timings
 from pipeline.artefact import digest
 from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
+from pipeline.errors import GateError, TrimlineError
 from pipeline.families import FAMILIES, Sublayer
 from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
@@ -272,6 +272,27 @@ def test_a_shape_is_cut_exported_and_has_its_biases(tmp_path: Path) -> None:
     updates = plan_of(Checkpoint(source).geometry, shape).updates
     assert len(updates) == 2
     assert all((bias != 0).all() for bias in updates.values())
+
+
+def test_the_last_units_are_cut_where_the_first_make_a_model_that_no_gate_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=2)
+    shape = {"blocks": [[16, 1], [32, 2]], "biases": []}
+    out = tmp_path / "onnx"
+    out.mkdir()
+    tried: list[torch.Tensor] = []
+
+    def refuse(model: Path, *_: Any) -> None:
+        assert list(out.iterdir()) == []
+        tried.append(Checkpoint(model).tensor("model.layers.0.mlp.up_proj.weight"))
+        (out / "graph").touch()
+        if len(tried) == 1:
+            raise GateError("Logits differ.", "Report it.")
+
+    monkeypatch.setattr(systems_shapes, "export", refuse)
+    export_shape(source, shape, RunOptions(threads=1), out)
+    whole = Checkpoint(source).tensor("model.layers.0.mlp.up_proj.weight")
+    assert torch.equal(tried[0], whole[:16])
+    assert torch.equal(tried[1], whole[-16:])
 
 
 def test_rows_of_one_shape_are_timed_once() -> None:
