@@ -262,11 +262,23 @@ def test_a_model_without_importance_has_no_plot_of_it():
         (shown.change(None, 1), "–"),
         (shown.figure(4.8e-5), "4.8e-5"),
         (shown.perplexity(Measure(2.1e6)), "2.10e+06"),
-        (shown.duration_interval(Measure(0.0142, 0.014, 0.0145)), "[14.00, 14.50]"),
     ],
 )
 def test_numbers(text, expected):
     assert text == expected
+
+
+def test_brackets_stand_where_a_formula_promises_them():
+    tables = [item for section in sections(sample()) for item in section.items if isinstance(item, Table)]
+    promised = [
+        row[place].whole
+        for table in tables
+        for row in table.rows
+        for place, column in enumerate(table.columns)
+        if "brackets" in column.formula
+    ]
+    assert len(promised) == 2 * len(sample().workloads)  # speed-ups, and the same beside the roofline
+    assert all("[" in cell for cell in promised)
 
 
 def test_a_recovery_stands_beside_what_it_started_from():

@@ -74,9 +74,9 @@ class Workload:
         name: such as ``512 tokens, nothing cached``.
         phase: ``prefill`` or ``decode``; the first workload of each phase is the headline.
         batch, tokens, past: sequences, new tokens per sequence and call, tokens already in the cache.
-        dense, pruned: latency of one call, seconds.
+        dense, pruned: median latency of one call, seconds.
         dense_samples, pruned_samples: raw seconds, in the order they were taken.
-        speedup: dense over pruned latency.
+        speedup: median over rounds of dense over pruned latency; its interval is of that, the latencies' own are not known.
         control: dense against itself in the same run (A/A), a ratio.
         allowed: speed-up that the roofline allows for these shapes.
         realised: speed-up over ``allowed``.

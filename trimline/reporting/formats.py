@@ -90,14 +90,6 @@ def interval(measure: Measure | None, digits: int = 2) -> str:
     return f"[{measure.low:.{digits}f}, {measure.high:.{digits}f}]"
 
 
-def duration_interval(measure: Measure | None) -> str:
-    """A latency's interval in the unit that ``duration`` gives the latency: ``[12.1, 12.6]``."""
-    if measure is None or measure.low is None or measure.high is None or measure.value >= LONG:
-        return ""
-    factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[duration(measure.value).split()[-1]]
-    return f"[{_digits(measure.low * factor)}, {_digits(measure.high * factor)}]"
-
-
 def figure(value: float | None) -> str:
     """A gate's figure or bar: short, whatever its magnitude."""
     if value is None:

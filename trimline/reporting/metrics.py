@@ -13,10 +13,13 @@ PEAK_MEMORY = "largest resident set of the process that ran the ONNX model; weig
 COLD_START = "load of the model and first request, before any warm-up"
 LATENCY = (
     "median over the timed rounds; prefill: one pass over the prompt with an empty cache, no tokenising and no queue; "
-    "decode: (time of the request − prefill) / (output tokens − 1); brackets: 95 % confidence interval"
+    "decode: (time of the request − prefill) / (output tokens − 1)"
 )
 TOKENS = "batch × new tokens per call / median latency"
-SPEEDUP = "dense median latency / pruned median latency, interleaved in one run; brackets: 95 % confidence interval"
+SPEEDUP = (
+    "median over rounds of (time of dense / time of pruned in the same round), which need not be the quotient of the two medians; "
+    "brackets: 95 % confidence interval"
+)
 CONTROL = "the same ratio for dense against itself; a timing counts where this lies within 1 ± 0.02"
 ALLOWED = (
     "speed-up of the sum over operators of max(bytes / measured bandwidth, FLOPs / measured rate), "

@@ -10,7 +10,7 @@ from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Item, Note, Plot, Section, Table
 from trimline.reporting.data import Measure, ReportData, Workload
 from trimline.reporting.headline import speedup_cell, unresolved
-from trimline.reporting.tables import latency_cell, tokens_per_second
+from trimline.reporting.tables import tokens_per_second
 
 P99_SAMPLES = 100  # with fewer, the 99th percentile is one or two outliers
 SUMMARY = ("Mean", "Min", "Max", "Std", "p50", "p75", "p90", "p95", "p99")
@@ -63,8 +63,8 @@ def _speedup_row(data: ReportData, workload: Workload) -> tuple[Cell, ...]:
     perplexities = [row.perplexity for row in (data.model("dense"), data.model("pruned")) if row]
     return (
         Cell(_name(workload)),
-        latency_cell(workload.dense),
-        latency_cell(workload.pruned),
+        Cell(formats.duration(workload.dense.value)),
+        Cell(formats.duration(workload.pruned.value)),
         speedup_cell(workload),
         Cell(formats.plain(tokens_per_second(workload, workload.dense), 1)),
         Cell(formats.plain(tokens_per_second(workload, workload.pruned), 1)),
@@ -88,7 +88,7 @@ def _gains(data: ReportData) -> Table:
 def _gain_row(workload: Workload) -> tuple[Cell, ...]:
     return (
         Cell(_name(workload)),
-        Cell(formats.ratio(workload.speedup.value) if workload.speedup else formats.NONE),
+        Cell(formats.ratio(workload.speedup.value), detail=formats.interval(workload.speedup)) if workload.speedup else Cell(formats.NONE),
         Cell(formats.ratio(workload.allowed)),
         _with_interval(workload.realised, 2),
         _with_interval(workload.control, 3),

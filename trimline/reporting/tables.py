@@ -39,11 +39,6 @@ def tokens_per_second(workload: Workload, latency: Measure) -> float:
     return workload.batch * workload.tokens / latency.value
 
 
-def latency_cell(latency: Measure) -> Cell:
-    """A median with its interval."""
-    return Cell(formats.duration(latency.value), detail=formats.duration_interval(latency))
-
-
 def _rows(dense: ModelRow, pruned: ModelRow, metrics_shown: tuple[Shown, ...]) -> Iterator[Row]:
     for name, field, show, formula in metrics_shown:
         before, after = getattr(dense, field), getattr(pruned, field)
@@ -86,8 +81,8 @@ def _speed_rows(workload: Workload) -> list[Row]:
     rates = [tokens_per_second(workload, latency) for latency in (workload.dense, workload.pruned)]
     latency = (
         Cell(f"{phase} latency", formula=f"{workload.name}: {metrics.LATENCY}"),
-        latency_cell(workload.dense),
-        latency_cell(workload.pruned),
+        Cell(formats.duration(workload.dense.value)),
+        Cell(formats.duration(workload.pruned.value)),
         speedup_cell(workload),
     )
     throughput = (
