@@ -22,6 +22,8 @@ from benchmarks.subject import CONFIG, EXPORT
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import TrimlineError
 
+CONTEXT = 1024  # tokens, where it is not said what will be timed
+
 
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python can be imported."""
@@ -45,7 +47,7 @@ class LlamaDecoder:
         context: tokens that fit, prompt and steps together.
     """
 
-    def __init__(self, folder: Path, threads: int, every_position: bool = False, context: int = 1024) -> None:
+    def __init__(self, folder: Path, threads: int, every_position: bool = False, context: int = CONTEXT) -> None:
         self._context = context
         llama: Any = importlib.import_module("llama_cpp")
         self._model = llama.Llama(

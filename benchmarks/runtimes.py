@@ -65,14 +65,14 @@ def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu",
         runtime: as recipes name it.
         folder: what will be opened.
         device: of runtimes that know two.
-        requests: prompt, output and batch of what will be timed, for a runtime that builds its engine for them.
+        requests: prompt, output and batch of what will be timed, for a runtime that makes room for them when it opens.
 
     Raises:
         TrimlineError: ONNX Runtime is missing or installed twice, onnxruntime-genai or llama-cpp-python is missing, or
             torch.compile has no compiler.
     """
     if FORMS[runtime] == "gguf" or (folder is not None and (folder / GGUF).is_file()):
-        return _llama_opener()
+        return _llama_opener(requests)
     if FORMS[runtime] == "onnx":
         return _onnx_opener(runtime, requests)
     if runtime == "tensorrt":
@@ -93,11 +93,11 @@ def _torch_opener(runtime: Runtime, device: Device) -> Opener:
     return partial(TorchDecoder, sparse=runtime == "torch_2_4", device=device)
 
 
-def _llama_opener() -> Opener:
+def _llama_opener(requests: Sequence[tuple[int, int, int]]) -> Opener:
     demand_llama_cpp()
-    from benchmarks.llama_cpp import LlamaDecoder
+    from benchmarks.llama_cpp import CONTEXT, LlamaDecoder
 
-    return LlamaDecoder
+    return partial(LlamaDecoder, context=max((prompt + output for prompt, output, _ in requests), default=CONTEXT))
 
 
 def demand_llama_cpp() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.ceilings import measure_gpu_ceilings
-from benchmarks.llama_cpp import LlamaDecoder, llama_folder
+from benchmarks.llama_cpp import CONTEXT, LlamaDecoder, llama_folder
 from benchmarks.runtimes import FORMS, ON_GPU, opener
 from benchmarks.subject import EXPORT, Subject
 from benchmarks.torch_decoder import TorchDecoder, make_sparse
@@ -22,6 +23,17 @@ from pipeline.errors import TrimlineError
 from pipeline.loading import load_model
 from tests.exporters.tensorrt.conftest import two_four
 from tests.tiny import tiny_model
+
+
+class StandIn:
+    """As much of llama-cpp-python's model as is timed."""
+
+    def reset(self) -> None:
+        """Forgets nothing, having read nothing."""
+
+    def eval(self, tokens: list[int]) -> None:
+        """Reads none of them."""
+
 
 NO_GPU = pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
 
@@ -119,12 +131,30 @@ def test_llama_cpp_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("batch", "capacity", "words"), [(2, 8, "one row, and 2"), (1, 65, "opened for 64 tokens, and 65")])
 def test_what_llama_cpp_is_not_timed_with(tmp_path, monkeypatch, batch, capacity, words):
-    model = SimpleNamespace(reset=lambda: None)
-    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=lambda *_, **__: model))
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=lambda *_, **__: StandIn()))
     decoder = LlamaDecoder(tmp_path, 1, context=64)
     decoder.empty(1, 64)
     with pytest.raises(TrimlineError, match=words):
         decoder.empty(batch, capacity)
+
+
+@pytest.mark.parametrize(
+    ("workloads", "context"),
+    [(["128/17"], 145), (["128/128", "512/128", "1024/1024", "2048/128", "128/2048"], 2176), ([], CONTEXT)],
+)
+def test_llama_cpp_is_opened_for_what_will_be_timed(tmp_path, monkeypatch, workloads, context):
+    """A prompt is one batch, so that as many tokens as the context holds are read in one pass."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    seen: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=lambda path, **given: seen.update(given) or StandIn()))
+    requests = [tuple(map(int, workload.split("/"))) for workload in workloads]
+    worker = Worker()
+    asked = {"do": "load", "folder": str(tmp_path), "threads": 1, "requests": [(*request, 1) for request in requests]}
+    assert "problem" not in worker.answer(asked)
+    assert seen["n_ctx"] == seen["n_batch"] == seen["n_ubatch"] == context
+    for prompt, output in requests:
+        answer = worker.answer({"do": "run", "prompt": prompt, "output": output, "batch": 1, "vocab": 9, "seed": 0})
+        assert len(answer["gaps"]) == output - 1
 
 
 @NO_GPU
