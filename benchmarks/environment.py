@@ -7,13 +7,24 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "torch", "transformers", "numpy", "scipy", "trimline")
+RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-genai",
+    "llama-cpp-python",
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "trimline",
+)
 ENGINES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12", "polygraphy")
 FLAGS = (
     "avx2",
@@ -101,6 +112,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def software(block: Mapping[str, Any]) -> str:
+    """Python and the versions of an environment block, for a line of text."""
+    return ", ".join(f"{name} {number}" for name, number in {"python": block["python"], **block["versions"]}.items())
 
 
 def gpu(fields: str = "name,driver_version,clocks.sm,power.limit") -> list[str] | None:

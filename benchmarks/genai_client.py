@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.child import Child
-from benchmarks.environment import commit, environment, processor
+from benchmarks.environment import commit, environment, processor, software
 from benchmarks.pages import demand_folder, fill, markdown_table
 from benchmarks.pinning import pin
 from benchmarks.recipe import LEAST_ROUNDS
@@ -126,12 +126,14 @@ def main(
         head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
         table = markdown_table(head, rows(ratios(seconds), target or ()))
         typer.echo(table)
+        surroundings = environment(cores)
         if raw is not None:
             asked = {"prompt": prompt, "output": output, "rounds": rounds, "targets": list(target or ())}
-            write_json(raw, {"asked": asked, "seconds": seconds, "environment": environment(cores)})
+            write_json(raw, {"asked": asked, "seconds": seconds, "environment": surroundings})
         if page is not None:
             where = f"{processor()}, commit {commit() or 'unknown'}"
-            fill(page, "genai-client", f"{table}\n\nPrompt {prompt}, {output} tokens generated. {where}, {cores} threads.")
+            how = f"Prompt {prompt}, {output} tokens generated. {where}, {cores} threads; {software(surroundings)}."
+            fill(page, "genai-client", f"{table}\n\n{how}")
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.energy import answers
+from benchmarks.environment import software
 
 Record = Mapping[str, Any]
 
@@ -122,12 +123,11 @@ def machine(results: Record) -> str:
         "reads from memory": f"{ceilings['bandwidth'] / 1e9:.1f} GB/s measured",
         f"multiplies {ceilings.get('multiplied', 'fp32')}": f"{ceilings['rate'] / 1e9:.0f} GFLOP/s measured",
         "governor": surroundings["governor"],
+        "clock after the timing": f"{mhz:.0f} MHz" if (mhz := surroundings.get("frequency_mhz")) else None,
         "power cap": f"{cap:g} W" if (cap := surroundings.get("power_cap_watts")) else None,
         "GPU": "; ".join(surroundings["gpu"] or []) or None,
         "system": surroundings["system"],
-        "versions": ", ".join(
-            f"{name} {number}" for name, number in {"python": surroundings["python"], **surroundings["versions"]}.items()
-        ),
+        "versions": software(surroundings),
         "commit": surroundings["commit"],
         "hash of what was asked for": results.get("recipe_hash"),
     }

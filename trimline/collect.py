@@ -86,7 +86,7 @@ def collect(
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
         warnings=tuple(_warnings(recipe, text, original, result)),
-        environment=environment_rows(results["environment"]) | energy_lines(results),
+        environment=environment_rows(results) | energy_lines(results),
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
     )
@@ -238,8 +238,9 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
         yield f"The recipe asks for {asked:.1%} of {definition.replace('_', ' ')}; whole units and rounding made it {got:.1%}."
 
 
-def environment_rows(block: Mapping[str, Any]) -> dict[str, str]:
-    """The benchmark's environment block as lines of a table."""
+def environment_rows(results: Mapping[str, Any]) -> dict[str, str]:
+    """Where a benchmark ran, and the hash of what was asked of it, as lines of a table."""
+    block = results["environment"]
     gpus = [line.split(", ") for line in block["gpu"] or []]  # name, driver; what changes from minute to minute
     flat = {
         "processor": f"{block['processor']} ({', '.join(block['flags'])})",
@@ -248,10 +249,12 @@ def environment_rows(block: Mapping[str, Any]) -> dict[str, str]:
         "load average before and after": f"{block['load_average']['before']:.2f} and {block['load_average']['after']:.2f}",
         "GPU": "; ".join(", ".join(gpu[:2]) for gpu in gpus) or "none",
         "GPU clock and power cap": "; ".join(", ".join(gpu[2:]) for gpu in gpus) or None,
+        "clock after the timing": f"{mhz:.0f} MHz" if (mhz := block.get("frequency_mhz")) else None,
         "power cap": f"{cap:g} W" if (cap := block.get("power_cap_watts")) else None,
         "system": block["system"],
         "python": block["python"],
         "commit": block["commit"],
+        "hash of what was asked for": results.get("recipe_hash"),
     }
     return {name: str(value) for name, value in (flat | block["versions"]).items() if value is not None}
 

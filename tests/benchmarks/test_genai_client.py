@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import benchmarks.genai_client
 import benchmarks.genai_worker
 from benchmarks.genai_client import app, folder_of, measured, ratios, rows
 from benchmarks.timing import CONTROL, DENSE
@@ -78,3 +80,14 @@ def test_a_page_without_a_place_for_it_is_a_sentence(exported, tmp_path):
     raw = json.loads((tmp_path / "raw.json").read_text())
     assert {len(times) for of_phase in raw["seconds"].values() for times in of_phase.values()} == {2}
     assert raw["environment"]["threads"] == 1
+
+
+def test_a_page_says_what_ran(tmp_path, monkeypatch):
+    steady = [0.1 + 0.0001 * (number % 3) for number in range(30)]
+    times = {DENSE: steady, "1: small": steady, CONTROL: steady}
+    monkeypatch.setattr(benchmarks.genai_client, "measured", lambda *_: {"prefill": times, "decode": times})
+    monkeypatch.setattr(benchmarks.genai_client, "folder_of", lambda path: path)
+    (tmp_path / "page.md").write_text("<!-- genai-client:begin -->\n<!-- genai-client:end -->\n")
+    done = CliRunner().invoke(app, ["dense", "small", "--page", str(tmp_path / "page.md")])
+    assert done.exit_code == 0, done.output
+    assert f", onnxruntime-genai {version('onnxruntime-genai')}, " in (tmp_path / "page.md").read_text()

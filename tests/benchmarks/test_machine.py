@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from benchmarks import environment as surroundings
 from benchmarks import pinning
 from benchmarks.ceilings import multiply_rates, read_rates
 from benchmarks.environment import environment, fingerprint, versions
+from benchmarks.markdown import machine
 from benchmarks.memory import process_memory
 from benchmarks.pinning import by_physical_core
 
@@ -23,6 +25,20 @@ def test_the_environment_block_says_what_a_reader_needs():
     assert block["cores"]["logical"] == os.cpu_count()
     assert {"torch", "numpy"} <= set(block["versions"])
     json.dumps(block)
+
+
+def test_clock_and_versions_are_printed_with_the_results():
+    block = environment(threads=2) | {"frequency_mhz": 2445.4, "load_average": {"before": 0.1, "after": 0.2}}
+    said = machine({"environment": block, "ceilings": {"bandwidth": 1e9, "rate": 1e9}, "recipe_hash": "abc"})
+    assert "- clock after the timing: 2445 MHz" in said
+    assert f"- versions: python {block['python']}, " in said
+    assert f"numpy {numpy.__version__}" in said
+    assert "- hash of what was asked for: abc" in said
+
+
+def test_versions_of_what_times_are_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(surroundings, "version", lambda name: "1.2")
+    assert {"onnxruntime", "onnxruntime-genai", "llama-cpp-python", "torch", "tensorrt"} <= set(versions())
 
 
 def test_a_fingerprint_holds_still_and_tells_thread_counts_apart():

@@ -199,7 +199,11 @@ def test_the_command_answers_in_json(made):
 
 def test_a_clock_that_moves_is_no_other_machine():
     block = environment(2) | {"load_average": {"before": 0.1, "after": 0.2}}
-    machines = [machine_of(environment_rows(block | {"gpu": [f"NVIDIA H100, 580.1, {clock} MHz, 700 W"]}), RECIPE) for clock in (1980, 345)]
+    clocks = [{"frequency_mhz": clock + 0.4, "gpu": [f"NVIDIA H100, 580.1, {clock} MHz, 700 W"]} for clock in (1980, 345)]
+    shown = [environment_rows({"environment": block | clock, "recipe_hash": "abc"}) for clock in clocks]
+    assert [rows["clock after the timing"] for rows in shown] == ["1980 MHz", "345 MHz"]
+    assert shown[0]["hash of what was asked for"] == "abc"
+    machines = [machine_of(rows, RECIPE) for rows in shown]
     assert machines[0] == machines[1]
     assert machines[0]["GPU"] == "NVIDIA H100, 580.1"
-    assert machine_of(environment_rows(block | {"gpu": None}), RECIPE) != machines[0]
+    assert machine_of(environment_rows({"environment": block | {"gpu": None}}), RECIPE) != machines[0]

@@ -43,7 +43,7 @@ def measured(results: Sequence[Result], recipe: BenchmarkSlice, options: RunOpti
     first, *others = results
     longer = recipe.model_copy(update={"most_seconds": recipe.most_seconds * (len(results) + 1) / MODELS, "runtime": RUNTIME})
     document = measure(folders[first.name], {other.name: folders[other.name] for other in others}, longer, options, events)
-    machine = machine_of(environment_rows(document["environment"]), first.recipe)
+    machine = machine_of(environment_rows(document), first.recipe)
     again = [
         replace(result, speeds=_speeds(document, result.name if result is not first else DENSE), machine=machine, dense=first.name)
         for result in results

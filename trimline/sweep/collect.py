@@ -45,7 +45,7 @@ def collect_sweep(
     dense = _dense_row(base, results)
     rows = tuple(_row(point, lanes, base, dense, timings, results) for point, lanes in points)
     text, windows = read_json(base.texts_folder / "text.json")["evaluation"], base.recipe.evaluate
-    environment = environment_rows(next(iter(results.values()))["environment"]) if results else {}
+    environment = environment_rows(next(iter(results.values()))) if results else {}
     return SweepData(
         title=title,
         command=command,
