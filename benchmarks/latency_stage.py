@@ -36,7 +36,7 @@ Key = tuple[str, str]  # workload, phase
 
 
 def latency_table(source: Path, form: Form, tile: int, out: Path, events: Events, blocks: int | None = None) -> None:
-    """Stage: writes ``latency.json``, and ``samples.json`` with what was measured.
+    """Stage: writes ``latency.json``, and ``samples.json`` with what was measured, every round included.
 
     Args:
         source: dense checkpoint folder.
@@ -112,7 +112,8 @@ def time_shapes(
 
     Returns:
         ``seconds`` by workload, phase and shape: the median of dense over all rounds, divided by a shape's median
-        speed-up in its own; ``control``: dense over dense again, one ratio per run; ``load_average`` at the end.
+        speed-up in its own; ``control``: dense over dense again, one ratio per run; ``samples``: by workload and phase, for
+        every run the seconds of each model in each round; ``load_average`` at the end.
     """
     runs, folders = [], {DENSE: form.write(source, shapes[DENSE], work / "0")}
     with events.progress("timing shapes", len(shapes)) as advance:
@@ -146,6 +147,7 @@ def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str
     seconds: dict[str, dict[str, dict[str, float]]] = {}
     control: dict[str, dict[str, list[float]]] = {}
     rounds: dict[str, dict[str, int]] = {}
+    samples: dict[str, dict[str, list[Mapping[str, list[float]]]]] = {}
     for workload, phase in runs[0]:
         of_runs = [run[workload, phase] for run in runs]
         base = statistics.median([sample for run in of_runs for sample in run[DENSE]])
@@ -155,7 +157,8 @@ def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str
         seconds.setdefault(workload, {})[phase] = by_shape
         control.setdefault(workload, {})[phase] = [typical_ratio(run[DENSE], run[CONTROL]) for run in of_runs]
         rounds.setdefault(workload, {})[phase] = min(len(run[DENSE]) for run in of_runs)
-    return {"seconds": seconds, "control": control, "rounds": rounds}
+        samples.setdefault(workload, {})[phase] = of_runs
+    return {"seconds": seconds, "control": control, "rounds": rounds, "samples": samples}
 
 
 def _table(

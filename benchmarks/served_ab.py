@@ -22,7 +22,7 @@ from benchmarks.markdown import interval
 from benchmarks.pages import demand_folder, fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.served import Run, client_of, httpx2, load, prompts
-from benchmarks.served_request import Endpoint, first_model
+from benchmarks.served_request import Endpoint, Sample, first_model
 from benchmarks.statistics import Ratio, paired_ratio, verdict
 from benchmarks.timing import CONTROL, DENSE
 from pipeline.checkpoint import write_json
@@ -33,6 +33,7 @@ from pipeline.sources.text import load_text
 SMALLER = "smaller"
 MEDIANS = {"TTFT": "ttft", "latency": "latency", "TPOT": "tpot"}  # as they are called here, and in a run's summaries
 Seconds = dict[str, dict[str, list[float]]]  # what is measured, then the server, a number per round
+Requests = dict[str, list[list[Sample]]]  # by server, then round
 
 
 def figures(run: Run) -> dict[str, float]:
@@ -52,8 +53,8 @@ def figures(run: Run) -> dict[str, float]:
 
 async def measured(
     urls: Mapping[str, str], asked: Endpoint, texts: Sequence[str], requests: int, clients: int, headers: Mapping[str, str]
-) -> tuple[dict[str, Endpoint], Seconds]:
-    """What each server was asked, and every round's figures.
+) -> tuple[dict[str, Endpoint], Seconds, Requests]:
+    """What each server was asked, every round's figures, and the requests that they are of.
 
     Args:
         urls: of ``dense`` and ``smaller``.
@@ -66,7 +67,7 @@ async def measured(
     Raises:
         TrimlineError: a server lists no model, or a request failed.
     """
-    chance, found = random.Random(0), Seconds()
+    chance, found, raw = random.Random(0), Seconds(), Requests()
     async with AsyncExitStack() as open_:
         servers = {}
         for name, url in urls.items():
@@ -78,9 +79,11 @@ async def measured(
             for name in chance.sample(list(turns), len(turns)):
                 client, endpoint, later = turns[name]
                 part = texts[start + later :][:requests]
-                for what, seconds in figures(await load(client, endpoint, part, clients)).items():
+                run = await load(client, endpoint, part, clients)
+                raw.setdefault(name, []).append(run.samples)
+                for what, seconds in figures(run).items():
                     found.setdefault(what, {}).setdefault(name, []).append(seconds)
-    return {name: endpoint for name, (_, endpoint) in servers.items()}, found
+    return {name: endpoint for name, (_, endpoint) in servers.items()}, found, raw
 
 
 def rows(seconds: Seconds) -> list[list[str]]:
@@ -100,7 +103,7 @@ def _shown(ratio: Ratio) -> str:
 def main(
     dense: Annotated[str, typer.Argument(help="Base URL of the first server, such as http://127.0.0.1:8000/v1.")],
     smaller: Annotated[str, typer.Argument(help="Of the second, on other cores or alone on the same.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file for the figures of every round.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file for the figures and requests of every round.")],
     model: Annotated[str | None, typer.Option(help="Its name on both; default: the first that each lists.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = LEAST_ROUNDS,
     requests: Annotated[int, typer.Option(min=1, help="Per round and server.")] = 4,
@@ -121,7 +124,7 @@ def main(
         texts = prompts(load_text(TextSource(source=text), "evaluation"), words, requests * (1 + 2 * rounds))
         asked = Endpoint(model or "", chat, tokens, ignore_eos)
         try:
-            endpoints, seconds = asyncio.run(measured(urls, asked, texts, requests, clients, headers))
+            endpoints, seconds, raw = asyncio.run(measured(urls, asked, texts, requests, clients, headers))
         except httpx2.InvalidURL as error:
             raise TrimlineError(f"A URL is none ({error}).", "Write it like http://127.0.0.1:8000/v1.") from None
         head = ["figure", "rounds", f"{DENSE}, ms", f"{SMALLER}, ms", "times less", CONTROL, "outcome"]
@@ -129,7 +132,9 @@ def main(
         typer.echo(found)
         workload = {"rounds": rounds, "requests": requests, "clients": clients, "words": words, "text": text}
         of_servers = {name: {"url": urls[name]} | asdict(endpoint) for name, endpoint in endpoints.items()}
-        write_json(output, {"workload": workload, "servers": of_servers, "seconds": seconds, "client": environment(1)})
+        samples = {name: [[asdict(sample) for sample in of_round] for of_round in of_server] for name, of_server in raw.items()}
+        record = {"workload": workload, "servers": of_servers, "seconds": seconds, "samples": samples}
+        write_json(output, record | {"client": environment(1)})
         if page is not None:
             how = f"{requests} requests of {words} words and {tokens} tokens per round, {clients} clients"
             fill(page, "served-ab", f"{found}\n\n{how}. {processor()}, commit {commit() or 'unknown'}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from benchmarks.latency_shapes import WHOLE, Alike, Form, batches, blocks_needed
 from benchmarks.latency_stage import adopt, latency_table, setting_of
 from benchmarks.latency_table import errors, uneven_shapes
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.statistics import typical_ratio
 from benchmarks.systems_shapes import shape_of
-from benchmarks.timing import DENSE
+from benchmarks.timing import CONTROL, DENSE
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.allocation.latency import LatencyTable, Times
 from pipeline.checkpoint import Checkpoint
@@ -177,6 +179,28 @@ def test_a_table_says_where_it_is_from_and_its_key_is_not_of_the_weights(source,
     other = Checkpoint(tiny_model("llama", tmp_path / "other", seed=1)).geometry
     assert setting_of(other, FORM, 8) == setting_of(dense, FORM, 8)
     assert setting_of(dense, FORM, 16) != setting_of(dense, FORM, 8)
+
+
+def test_rounds_are_kept_beside_what_follows_from_them(source, dense, tmp_path, monkeypatch) -> None:
+    """Three shapes in two runs of unlike pace: the medians, controls and counts are those of the rounds that are kept."""
+    calls: list[float] = []
+
+    def timed_run(folders, recipe, options):
+        calls.append(pace := 1.0 + len(calls))
+        names = [*folders, CONTROL]
+        return {("8/3", "decode"): {name: [pace * (2 + place + 0.1 * number) for number in range(5)] for place, name in enumerate(names)}}
+
+    monkeypatch.setattr(benchmarks.latency_stage, "_timed", timed_run)
+    monkeypatch.setattr(Form, "write", lambda self, source, shape, out: out)
+    shapes = dict.fromkeys((DENSE, "a", "b", "c"), shape_of(dense))
+    found = json.loads(json.dumps(benchmarks.latency_stage.time_shapes(source, shapes, FORM, tmp_path, Events(), together=2)))
+    runs = found["samples"]["8/3"]["decode"]
+    assert [set(run) for run in runs] == [{DENSE, "a", "b", CONTROL}, {DENSE, "c", CONTROL}]
+    assert found["rounds"]["8/3"]["decode"] == 5
+    assert found["control"]["8/3"]["decode"] == pytest.approx([typical_ratio(run[DENSE], run[CONTROL]) for run in runs])
+    seconds = found["seconds"]["8/3"]["decode"]
+    assert seconds[DENSE] == pytest.approx(np.median(runs[0][DENSE] + runs[1][DENSE]))
+    assert seconds["c"] == pytest.approx(seconds[DENSE] / typical_ratio(runs[1][DENSE], runs[1]["c"]))
 
 
 def test_a_table_of_before_is_taken_over_only_where_it_says_the_same(source, dense, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 import typer
@@ -58,6 +59,11 @@ def test_two_real_servers(tiny_onnx, tmp_path: Path):  # noqa: F811
     assert set(record["seconds"]) == {"TTFT", "TPOT", "latency", "wall time / output tokens"}
     for by_server in record["seconds"].values():
         assert {name: len(seconds) for name, seconds in by_server.items()} == {DENSE: 3, SMALLER: 3, CONTROL: 3}
+    for name, of_server in record["samples"].items():
+        assert [len(of_round) for of_round in of_server] == [2, 2, 2]
+        medians = [median(sample["pieces"][0] for sample in of_round) for of_round in of_server]
+        assert medians == pytest.approx(record["seconds"]["TTFT"][name])
+    assert set(record["samples"]) == {DENSE, SMALLER, CONTROL}
     assert {server["model"] for server in record["servers"].values()} == {tiny_onnx.name}
     assert done.output.count("not resolved") == 4  # three rounds say nothing
     gone = compared(f"{first}/v1", f"{second}/v1", "--output", str(out), *ASKED)
