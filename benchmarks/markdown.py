@@ -108,6 +108,8 @@ def memory(models: Record) -> str:
         "first request s": lambda item: f"{item[1]['cold_start']['first_request']:.2f}",
         "first requests s": lambda item: f"{item[1]['first_requests']['seconds']:.2f}",
     }
+    if any(model.get("engine_build") for model in models.values()):
+        columns["engine build s"] = lambda item: f"{sum(found.values()):.1f}" if (found := item[1].get("engine_build")) else "n/a"
     return table(columns, models.items())
 
 

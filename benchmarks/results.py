@@ -34,6 +34,7 @@ FORMULAS = {
     "load": "seconds to open the model; median over openings",
     "first_request": "seconds of the first prompt pass after an opening, of the first workload; median over openings",
     "first_requests": "Σ over workloads of the whole first request after an opening, compilation included; median over openings",
+    "engine_build": "seconds to parse the graph and to build its engine, once and before all openings; no part of load",
     "others": "cores that other processes kept busy while the sample was taken",
 }
 

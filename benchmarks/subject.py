@@ -11,6 +11,7 @@ from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
 from benchmarks.runtimes import FORMS, GGUF, Device, Multiplied, Runtime, computes_on
 from exporters.onnx.precision import bytes_per_weight
+from exporters.tensorrt.stage import SECONDS
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
@@ -95,6 +96,12 @@ class Subject:
             return Call(1, workload.prompt + (workload.steps - 1) // 2, workload.batch, 1)
         return Call(workload.prompt, 0, workload.batch, workload.prompt if self.logits == "all" else 1)
 
+    @property
+    def build_seconds(self) -> dict[str, float] | None:
+        """What it took to parse the graph and to build the engine of it; None where there is no engine, or nobody knows."""
+        built = self.folder / SECONDS
+        return read_json(built) if built.is_file() else None
+
     def as_record(self) -> dict[str, Any]:
         return {
             "precision": self.precision,
@@ -102,5 +109,6 @@ class Subject:
             "logits": self.logits,
             "parameters": self.geometry.total_parameters(),
             "weight_file_bytes": sum(path.stat().st_size for kind in WEIGHT_FILES for path in self.folder.glob(kind)),
+            "engine_build": self.build_seconds,
             "kv_bytes_per_token": self.geometry.kv_bytes_per_token(1) * self.widths.activation,
         }

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.markdown import render
+from benchmarks.markdown import memory, render
 from benchmarks.realised_gain import BARS, _named, outcome, table
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.stage import benchmark
+from benchmarks.subject import Subject
+from exporters.tensorrt.stage import SECONDS
+from pipeline.checkpoint import write_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Event, Events
 from pipeline.options import RunOptions
@@ -74,6 +78,17 @@ def test_models_carry_memory_cold_start_sizes_and_perplexity(results: tuple[dict
     assert set(pruned["cold_start"]) == {"load", "first_request"}
     assert {name: len(samples) for name, samples in pruned["cold_start_samples"].items()} == {"load": 2, "first_request": 2}
     assert document["ceilings"]["bandwidth"] == max(document["ceilings"]["samples"]["bandwidth"]) > 1e8
+
+
+def test_what_building_an_engine_took_stands_beside_the_cold_start(exported: dict[str, Path], tmp_path: Path, results):
+    assert results[0]["models"]["dense"]["engine_build"] is None
+    assert "engine build s" not in results[1]
+    folder = Path(shutil.copytree(exported["pruned"], tmp_path / "engine"))
+    write_json(folder / SECONDS, {"parse": 1.5, "build": 60.25})
+    built = Subject.read("pruned", folder, "tensorrt").as_record()
+    assert built["engine_build"] == {"parse": 1.5, "build": 60.25}
+    found = memory({name: model | (built if name == "pruned" else {}) for name, model in results[0]["models"].items()})
+    assert [line.split(" | ")[-1].strip(" |") for line in found.splitlines()[2:]] == ["n/a", "61.8"]
 
 
 def test_a_model_without_perplexity_is_named_and_not_printed(results: tuple[dict[str, Any], str, list[Event]]):
