@@ -36,7 +36,7 @@ def compare(
         from pipeline.options import RunOptions
         from trimline import api
         from trimline.arguments import benchmark_slice
-        from trimline.compare.tables import tables
+        from trimline.compare.tables import notes, tables
         from trimline.reporting.terminal import rich_table
 
         options = RunOptions(threads=threads) if threads else RunOptions()
@@ -45,4 +45,6 @@ def compare(
         for comparison in compared:
             for title, table in tables(comparison):
                 here.out.print(rich_table(table, title))
+        for note in notes(compared):
+            here.out.print(note, highlight=False)
         here.answer({"comparisons": [comparison.as_record() for comparison in compared]})

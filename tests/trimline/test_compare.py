@@ -21,6 +21,8 @@ from trimline.collect import environment_rows
 from trimline.compare.comparison import comparisons
 from trimline.compare.pairs import at_speed, compare_pair
 from trimline.compare.result import Result, Timed, machine_of
+from trimline.compare.results import read_results
+from trimline.compare.tables import notes, write_comparison
 from trimline.recipe import checked_recipe
 from trimline.reporting.data import Measure, ReportData
 
@@ -119,6 +121,16 @@ def test_speeds_of_different_surroundings_are_refused(change, words):
     assert "--measure" in str(caught.value)
 
 
+@pytest.mark.parametrize(("count", "said"), [(8, []), (9, ["Not compared two by two: 36 pairs, where at most 28 are listed."])])
+def test_pairs_that_are_too_many_to_list_are_said(count, said, tmp_path):
+    found = comparisons([result(f"r{number}", 1 + number / 10, 3.0, seed=number) for number in range(count)])
+    assert [note.split(" Name")[0] for note in notes(found)] == said
+    assert len(found[0].pairs) + found[0].left_out == count * (count - 1) // 2
+    write_comparison(found, None, tmp_path)
+    assert ("two by two: 36 pairs" in (tmp_path / "compare.md").read_text(encoding="utf-8")) == bool(said)
+    assert read_json(tmp_path / "compare.json")["comparisons"][0]["pairs_left_out"] == (36 if said else 0)
+
+
 # --- real results --------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +169,35 @@ def test_a_sweeps_folder_stands_for_its_points_and_its_methods_for_lines(made):
     assert len(found.results) == 7
     assert {pair.first for pair in found.pairs} == {"run"}
     assert len(found.pairs) == 6
-    assert {one.series for one in found.at_speed} <= {"sweep: cfsp", "sweep: flap"}
+    assert {(one.result, one.series) for one in found.at_speed} == _reached(found.results, found.axis)
+
+
+def _reached(results, axis):
+    """Every result, with every other series whose slowest and fastest points lie on either side of it."""
+    speeds = {one.name: one.speeds[axis].speedup.value for one in results}
+    lines = {one.series: [speeds[other.name] for other in results if other.series == one.series] for one in results if one.series}
+    beside = [(one, series, line) for one in results for series, line in lines.items() if series != one.series]
+    return {(one.name, series) for one, series, line in beside if min(line) <= speeds[one.name] <= max(line)}
+
+
+def test_results_and_lines_of_a_real_sweep_at_made_up_speeds(made):
+    results = read_results([made / "run", made / "sweep"])
+    axis = ("4/4", "decode")
+    speeds = {"": [1.35], "sweep: cfsp": [1.1, 1.3, 1.5], "sweep: flap": [1.2, 1.4, 1.6]}
+    moved = []
+    for one in results:
+        value = speeds[one.series].pop(0)
+        speed = replace(one.speeds[axis], speedup=Measure(value, value - 0.01, value + 0.01))
+        moved.append(replace(one, speeds={axis: speed}))
+    (found,) = comparisons(moved)
+    assert {(one.result, one.series) for one in found.at_speed} == {
+        ("run", "sweep: cfsp"),
+        ("run", "sweep: flap"),
+        ("cfsp, remove 0.5", "sweep: flap"),
+        ("cfsp, remove 0.75", "sweep: flap"),
+        ("flap, remove 0.25", "sweep: cfsp"),
+        ("flap, remove 0.5", "sweep: cfsp"),
+    }
 
 
 def test_measured_anew_the_first_is_what_the_others_are_over(made, monkeypatch, tmp_path):

@@ -23,12 +23,14 @@ class Comparison:
         results: the fastest first.
         pairs: every two of them, where they are few; none of two series, which are compared along their lines.
         at_speed: every result against every series that reaches its speed.
+        left_out: how many pairs there would be, where they are too many to list.
     """
 
     axis: Axis
     results: tuple[Result, ...]
     pairs: tuple[Pair, ...]
     at_speed: tuple[AtSpeed, ...]
+    left_out: int = 0
 
     def as_record(self) -> dict[str, Any]:
         """Everything, JSON-compatible."""
@@ -47,6 +49,7 @@ class Comparison:
                 for result in self.results
             ],
             "pairs": [asdict(pair) for pair in self.pairs],
+            "pairs_left_out": self.left_out,
             "at_speed": [asdict(found) for found in self.at_speed],
         }
 
@@ -70,13 +73,14 @@ def comparisons(results: Sequence[Result]) -> tuple[Comparison, ...]:
 def _on(results: Sequence[Result], axis: Axis) -> Comparison:
     ordered = tuple(sorted(results, key=lambda result: -result.speeds[axis].speedup.value))
     couples = [pair for pair in itertools.combinations(results, 2) if not (pair[0].series and pair[1].series)]
-    pairs = tuple(compare_pair(one, other, axis) for one, other in couples) if len(couples) <= MOST_PAIRS else ()
+    left_out = len(couples) if len(couples) > MOST_PAIRS else 0
+    pairs = () if left_out else tuple(compare_pair(one, other, axis) for one, other in couples)
     series: dict[str, list[Result]] = {}
     for result in results:
         if result.series:
             series.setdefault(result.series, []).append(result)
     beside = (at_speed(result, points, axis) for result in ordered for name, points in series.items() if name != result.series)
-    return Comparison(axis, ordered, pairs, tuple(found for found in beside if found))
+    return Comparison(axis, ordered, pairs, tuple(found for found in beside if found), left_out)
 
 
 def demand_one_machine(results: Sequence[Result]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import write_json
-from trimline.compare.comparison import Comparison
+from trimline.compare.comparison import MOST_PAIRS, Comparison
 from trimline.compare.pairs import EQUAL, AtSpeed, Pair
 from trimline.compare.result import Result
 from trimline.reporting import formats, metrics
@@ -33,10 +33,18 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         yield f"{name}: at equal latency, along each series", _series(comparison.at_speed)
 
 
+def notes(compared: Sequence[Comparison]) -> Iterator[str]:
+    """Sentences on what no table shows; the same results are left out on every workload."""
+    if left_out := max(comparison.left_out for comparison in compared):
+        yield f"Not compared two by two: {left_out} pairs, where at most {MOST_PAIRS} are listed. Name fewer results to see them."
+
+
 def write_comparison(compared: Sequence[Comparison], document: Mapping[str, Any] | None, out: Path) -> None:
     """Writes compare.json, compare.md and the benchmark's results.json, where there is one, into ``out``."""
     write_json(out / "compare.json", {"comparisons": [comparison.as_record() for comparison in compared]})
     lines = ["# Results side by side", ""]
+    for note in notes(compared):
+        lines += [note, ""]
     for comparison in compared:
         for title, table in tables(comparison):
             lines += [f"## {title}", "", *table_lines(table)]
