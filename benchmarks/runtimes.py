@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from exporters.onnx.runtime import CUDA, TENSORRT, needs_genai, needs_runtime
+from exporters.tensorrt.builders import demand_builder
+from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 
 Runtime = Literal[
@@ -43,6 +46,7 @@ FORMS: dict[Runtime, Form] = {
 GGUF = "model.gguf"
 ON_EITHER = {"torch", "torch_compile"}  # where the run option says
 ON_GPU = {"onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch_2_4"}
+PROVIDERS: dict[Runtime, str] = {"onnxruntime_cuda": CUDA, "onnxruntime_tensorrt": TENSORRT}
 NO_LLAMA_CPP = "llama-cpp-python is not installed"
 
 
@@ -58,6 +62,40 @@ def place(runtime: Runtime, device: Device) -> str:
     return f"{runtime} on {device}" if runtime in ON_EITHER else runtime
 
 
+def demand(runtime: Runtime, *, gpu: bool = True) -> None:
+    """Everything that a runtime needs of the machine that it is to run on. Nothing is loaded that needs a GPU.
+
+    Args:
+        runtime: as recipes name it.
+        gpu: ask for its GPU, and what it needs of that, too; decoders do when they are opened.
+
+    Raises:
+        TrimlineError: ONNX Runtime is missing or installed twice; onnxruntime-genai, llama-cpp-python or TensorRT is missing;
+            torch.compile has no compiler; there is no GPU, or ONNX Runtime was built for none.
+    """
+    if FORMS[runtime] == "onnx":
+        needs_runtime()
+    if runtime == "onnxruntime_genai":
+        needs_genai()
+    if runtime == "torch_compile":
+        demand_compiler()
+    if runtime == "llama_cpp":
+        demand_llama_cpp()
+    if gpu and runtime in ON_GPU:
+        _demand_gpu(runtime)
+
+
+def _demand_gpu(runtime: Runtime) -> None:
+    if not cuda_devices():
+        raise TrimlineError(f"The runtime {runtime} needs a GPU, and the driver sees none here.", "Use runtime: onnxruntime.")
+    if runtime == "tensorrt":
+        demand_builder("tensorrt")
+    if provider := PROVIDERS.get(runtime):
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        if provider not in onnxruntime.get_available_providers():
+            raise TrimlineError(f"This build of ONNX Runtime has no {provider}.", "pip install 'trimline[gpu]'.")
+
+
 def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu", requests: Sequence[tuple[int, int, int]] = ()) -> Opener:
     """What opens a folder in that runtime, or a GGUF file in llama.cpp; what has to be imported is, before any clock runs.
 
@@ -71,7 +109,10 @@ def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu",
         TrimlineError: ONNX Runtime is missing or installed twice, onnxruntime-genai or llama-cpp-python is missing, or
             torch.compile has no compiler.
     """
-    if FORMS[runtime] == "gguf" or (folder is not None and (folder / GGUF).is_file()):
+    if folder is not None and (folder / GGUF).is_file():
+        runtime = "llama_cpp"
+    demand(runtime, gpu=False)
+    if FORMS[runtime] == "gguf":
         return _llama_opener(requests)
     if FORMS[runtime] == "onnx":
         return _onnx_opener(runtime, requests)
@@ -86,7 +127,6 @@ def _torch_opener(runtime: Runtime, device: Device) -> Opener:
     if runtime == "torch_compile":
         from benchmarks.torch_compiled import CompiledDecoder
 
-        demand_compiler()
         return partial(CompiledDecoder, device=device)
     from benchmarks.torch_decoder import TorchDecoder
 
@@ -94,7 +134,6 @@ def _torch_opener(runtime: Runtime, device: Device) -> Opener:
 
 
 def _llama_opener(requests: Sequence[tuple[int, int, int]]) -> Opener:
-    demand_llama_cpp()
     from benchmarks.llama_cpp import CONTEXT, LlamaDecoder
 
     return partial(LlamaDecoder, context=max((prompt + output for prompt, output, _ in requests), default=CONTEXT))
@@ -113,13 +152,9 @@ def demand_llama_cpp() -> None:
 
 
 def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> Opener:
-    from exporters.onnx.runtime import needs_genai, needs_runtime
-
-    needs_runtime()
     import onnxruntime  # noqa: F401
 
     if runtime == "onnxruntime_genai":
-        needs_genai()
         import onnxruntime_genai  # noqa: F401
 
         from exporters.onnx.genai import GenaiDecoder

@@ -20,7 +20,7 @@ def _show(wanted: bool) -> None:
     for title in ("Runtime", "Opens", "How", "Here"):
         table.add_column(title, overflow="fold")
     for found in runs_here():
-        table.add_row(found.runtime, found.opens, found.how, found.lacks or "yes")
+        table.add_row(found.runtime, found.opens, found.how, found.lacks or ", ".join(filter(None, ("yes", found.where))))
     Console().print(table, markup=False)
     raise typer.Exit
 

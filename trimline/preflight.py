@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.runtimes import FORMS, ON_GPU, demand_compiler
+from benchmarks.runtimes import FORMS, demand
 from deploy.targets import Candidate, check_targets
 from exporters.onnx.precision import check_precision
-from exporters.onnx.runtime import needs_genai
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.checkpoint import Checkpoint
-from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 from pipeline.methods import ScoringMethod, method_named
 from pipeline.methods.method import PoolingMethod
@@ -114,9 +112,4 @@ def _demand_runtime(recipe: Recipe) -> None:
     if FORMS[runtime] == "gguf":
         raise TrimlineError(f"benchmark.runtime {runtime} opens GGUF files, which a run does not write.",
                             f"Write them with trimline export --format gguf and time them with trimline bench --runtime {runtime}.")  # fmt: skip
-    if runtime == "onnxruntime_genai":
-        needs_genai()
-    if runtime == "torch_compile":
-        demand_compiler()
-    if runtime in ON_GPU and not cuda_devices():
-        raise TrimlineError(f"benchmark.runtime {runtime} needs a GPU, and the driver sees none here.", "Use runtime: onnxruntime.")
+    demand(runtime)
