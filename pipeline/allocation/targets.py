@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.allocation.latency import LatencyTable
@@ -13,6 +14,7 @@ from pipeline.recipe import Target
 
 MILLI = 1e-3
 TIME, PARAMETERS, FLOPS, MEMORY = "latency_ms", "parameters", "flops", "memory"
+SPEEDUP = "speedup"  # states a bound of time too
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,49 @@ def part_of(target: Target, part: float, start: Geometry, dense: Geometry, consu
     return target.model_copy(update={"speedup": None} | between)
 
 
+@dataclass(frozen=True)
+class _Term:
+    """One key of a target.
+
+    Attributes:
+        key, asked: as the target states it.
+        reached: what the nearest model has, in the same unit.
+        missed: whether the nearest model is on the wrong side.
+        shortfall: a sentence that says both.
+    """
+
+    key: str
+    asked: float
+    reached: float
+    missed: bool
+    shortfall: str
+
+    @property
+    def nearest(self) -> str:
+        """What can be asked for instead, rounded to the side that can be had."""
+        return f"{self.key} {_down(self.reached) if self.key == SPEEDUP else _up(self.reached)}"
+
+
 def infeasible(target: Target, smallest: Geometry, dense: Geometry, consumer: Consumer, rule: str) -> TrimlineError:
     """What of a target cannot be met, and the nearest that can.
+
+    One model is the nearest to all bounds at once: with what it misses asked for as it has it, and the rest as it was, it
+    meets the target.
 
     Args:
         smallest: the model with the smallest sizes that are allowed; every measure is least there.
         rule: who shares the target out, for the sentence.
     """
-    found = measures(target, dense, consumer)
-    wanted, least = bounds(target, dense, consumer), {name: measure.whole(smallest) for name, measure in found.items()}
-    missed = [name for name in wanted if least[name] > wanted[name]]
-    texts = [_shortfall(name, target, wanted[name], least[name], found[name].whole(dense)) for name in missed]
-    nearest = ", ".join(_stated(name, target, least[name], found[name].whole(dense)) for name in missed)
+    terms = [term for name, measure in measures(target, dense, consumer).items() for term in _terms(name, measure, target, smallest, dense)]
+    missed = [term for term in terms if term.missed]
+    kept = [f"{term.key} {term.asked:g}" for term in terms if not term.missed]
+    nearest = " and ".join(term.nearest for term in missed)
+    together = ", to be had together" if len(terms) > 1 else ""
+    beside = f" with {' and '.join(kept)}" if kept else ""
     empty = "" if target.allow_empty else ", let blocks lose whole sublayers (allow_empty: true)"
     return TrimlineError(
-        f"The target cannot be met by {rule}: {'; '.join(texts)}.",
-        f"Ask for {nearest}{empty}, or give a smaller round_to.",
+        f"The target cannot be met by {rule}: {'; '.join(term.shortfall for term in missed)}.",
+        f"Ask for {nearest}{together}{beside}{empty}, or give a smaller round_to.",
     )
 
 
@@ -144,24 +173,23 @@ def _counted(of: Callable[[Geometry], float], dense: Geometry) -> Measure:
     return Measure(fixed, sublayer)
 
 
-def _shortfall(name: str, target: Target, wanted: float, least: float, dense: float) -> str:
-    if name == TIME and target.speedup is not None and wanted == dense / target.speedup:
-        return f"{target.workload} would be {dense / least:.3g} times as fast at most, and {target.speedup:g} is asked for"
-    what = f"the {target.workload} latency" if name == TIME else name
-    unit = " ms" if name == TIME else ""
-    return f"{what} is {_written(least)}{unit} at least, and {_written(wanted)}{unit} is asked for"
+def _terms(name: str, measure: Measure, target: Target, smallest: Geometry, dense: Geometry) -> Iterator[_Term]:
+    """The keys that state one bound: two may state that of time."""
+    least, whole = measure.whole(smallest), measure.whole(dense)
+    if name == TIME and target.speedup is not None:
+        words = f"{target.workload} would be {whole / least:.3g} times as fast at most, and {target.speedup:g} is asked for"
+        yield _Term(SPEEDUP, target.speedup, whole / least, least > whole / target.speedup, words)
+    stated = getattr(target, name)
+    if stated is not None:
+        share = name != TIME and stated <= 1
+        what, unit = (f"the {target.workload} latency", " ms") if name == TIME else (name, "")
+        wanted = stated * whole if share else stated
+        words = f"{what} is {_written(least)}{unit} at least, and {_written(wanted)}{unit} is asked for"
+        yield _Term(name, stated, least / whole if share else least, least > wanted, words)
 
 
 def _written(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _stated(name: str, target: Target, least: float, dense: float) -> str:
-    if name == TIME and target.speedup is not None:
-        return f"speedup {_down(dense / least)}"
-    if name != TIME and getattr(target, name) <= 1:
-        return f"{name} {_up(least / dense)}"
-    return f"{name} {_up(least)}"
 
 
 def _down(value: float) -> str:
@@ -169,4 +197,4 @@ def _down(value: float) -> str:
 
 
 def _up(value: float) -> str:
-    return f"{value:.0f}" if value > 1000 else f"{-(-value * 1000 // 1) / 1000:g}"
+    return f"{math.ceil(value)}" if value > 1000 else f"{math.ceil(value * 1000) / 1000:g}"

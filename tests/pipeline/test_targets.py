@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from itertools import product
 from types import SimpleNamespace
 
@@ -370,3 +372,31 @@ def test_what_cannot_be_met_is_said_with_the_nearest_that_can(folder, step, near
     with pytest.raises(TrimlineError, match="cannot be met") as refused:
         planned(folder, step | {"round_to": 8})
     assert nearest in refused.value.remedy, refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        ({"speedup": 3.0}, "Ask for speedup 2.25, let"),
+        ({"speedup": 3.0, "latency_ms": 40.0}, "Ask for speedup 2.25, to be had together with latency_ms 40, let"),
+        ({"speedup": 1.2, "latency_ms": 9.0}, "Ask for latency_ms 16, to be had together with speedup 1.2, let"),
+        ({"speedup": 3.0, "flops": 0.01}, "Ask for speedup 2.25 and flops {flops}, to be had together, let"),
+        (
+            {"latency_ms": 9.0, "flops": 0.01, "parameters": 0.99},
+            "latency_ms 16 and flops {flops}, to be had together with parameters 0.99,",
+        ),
+    ],
+)
+def test_what_is_named_instead_holds_together_and_is_the_nearest(folder, dense, target, remedy) -> None:
+    flops = with_sizes(dense, {(kind, n): {Sublayer.FFN: 8, Sublayer.ATTENTION: 1}[kind] for kind in Sublayer for n in range(4)})
+    least = math.ceil(1000 * flops.decoder_flops(Target(flops=0.5).context) / dense.decoder_flops(Target(flops=0.5).context)) / 1000
+    step = {"method": "trimline", "round_to": 8}
+    with pytest.raises(TrimlineError, match="cannot be met") as refused:
+        planned(folder, step | {"target": target})
+    assert remedy.format(flops=least) in refused.value.remedy
+    named = {key: float(value) for key, value in re.findall(r"(speedup|latency_ms|flops|parameters) ([0-9.]*[0-9])", refused.value.remedy)}
+    assert set(named) == set(target)
+    planned(folder, step | {"target": named})
+    for key in (key for key in target if named[key] != target[key]):
+        with pytest.raises(TrimlineError, match="cannot be met"):
+            planned(folder, step | {"target": named | {key: named[key] * (1.01 if key == "speedup" else 0.99)}})
