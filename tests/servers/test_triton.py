@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from pipeline.loading import load_model, load_tokenizer
 from pipeline.options import RunOptions
 from pipeline.recipe import Profile
 from tests.deploy.parts import OPTIONS, made_parts
-from tests.servers.places import environment, free_ports, started
+from tests.servers.places import ROOT, environment, free_ports, started
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.servers
@@ -147,6 +148,30 @@ def test_a_stream_gives_the_same_tokens_one_by_one(triton):
     assert "".join(part["text"][0] for part in parts) == whole["text"][0]
     assert len(parts) == 12
     assert [part["finish"][0] for part in parts] == [""] * 11 + ["length"]
+
+
+def test_the_benchmarks_own_client_measures_it(triton, tmp_path):
+    """``--protocol triton`` counts the tokens that transformers generates, and no request fails."""
+    words = tuple(f"word{number}" for number in range(40))
+    tokenizer, generated = load_tokenizer(triton.package / "model"), greedy(triton.package / "model", words, 9)
+    # An answer without any text is a failure to the client, and random weights give some: those prompts are left out.
+    wanted = [(word, ids) for word, ids in zip(words, generated, strict=True) if tokenizer.decode(ids, skip_special_tokens=True)][:8]
+    (tmp_path / "text.txt").write_text(" ".join(word for word, _ in wanted))
+    out = tmp_path / "served.json"
+    asked = ["--protocol", "triton", "--requests", "6", "--concurrency", "2", "--words", "1", "--tokens", "9", "--warm-up", "2"]
+    command = [sys.executable, "-m", "benchmarks.served", f"http://127.0.0.1:{triton.ports[0]}", *asked]
+    done = subprocess.run(
+        [*command, "--text", str(tmp_path / "text.txt"), "--output", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["workload"]["model"] == "model-stream"
+    (run,) = record["runs"]
+    assert run["failures"] == []
+    assert sorted(sample["output_tokens"] for sample in run["samples"]) == sorted(len(ids) for _, ids in wanted[2:])
+    for sample in run["samples"]:
+        assert 0 < sample["pieces"][0] <= sample["pieces"][-1]
+        assert len(sample["pieces"]) <= sample["output_tokens"]
 
 
 def test_stop_texts_temperature_and_seed(triton):
