@@ -3,13 +3,14 @@
 Three questions. Is our graph as fast as the one that onnxruntime-genai's own builder writes, of the same shape and
 precision? Does a pruned model in 4 bits gain over a dense one in 4 bits what the removed weights allow? And what does prefill
 gain where the output head reads one position? Beside every speed stands the perplexity on the text of the export gate.
+``--runtime onnxruntime_genai`` times the same folders in that library's own generator; llama.cpp's file is always timed in llama.cpp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +19,7 @@ from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
 from benchmarks.pages import fill
 from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
+from benchmarks.runtimes import Runtime
 from benchmarks.stage import measure
 from benchmarks.stock_builder import stock_graph
 from exporters.onnx.perplexity import fixed_windows, graph_losses
@@ -32,6 +34,7 @@ from pipeline.options import RunOptions
 from pipeline.sources.model import default_gguf
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+PLACES = {"onnxruntime": "precisions", "onnxruntime_genai": "precisions-genai"}  # of the page
 QUIET = Events()
 NO_BAR = 1e6  # a benchmark shows what a precision costs; it is the export's gate that refuses
 
@@ -60,7 +63,7 @@ def forms(models: Mapping[str, Path], precision: Precision, folder: Path, option
 
 
 def perplexities(found: Mapping[str, Path], dense: Path, options: RunOptions) -> dict[str, float]:
-    """Of every form on the text of the export gate, by the program that is timed."""
+    """Of every form on the text of the export gate: of a graph in ONNX Runtime, whose session onnxruntime-genai opens too."""
     windows = fixed_windows(Checkpoint(dense))
     if windows is None:
         raise TrimlineError(f"{dense} has no tokenizer.", "Give a model that has one.")
@@ -84,6 +87,11 @@ def measured(models: Mapping[str, Path], precision: Precision, folder: Path, rec
     return results | {"precision": precision, "perplexities": values}
 
 
+def raw_name(precision: str, runtime: Runtime) -> str:
+    """File of one precision's raw figures; each runtime has its own, since what is there is not measured again."""
+    return f"precision-{precision}.json" if runtime == "onnxruntime" else f"precision-{precision}-{runtime}.json"
+
+
 def main(
     output: Annotated[Path, typer.Option(help="Folder for models and raw figures; what is there is not made again.")] = Path(
         "runs/figures"
@@ -91,26 +99,29 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help=f"Interleaved; fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per precision.")] = 600.0,
     precision: Annotated[list[str] | None, typer.Option(help="Only these: fp32, int8, int4.")] = None,
+    runtime: Annotated[
+        Literal["onnxruntime", "onnxruntime_genai"], typer.Option(help="What every graph is timed in; the second is the builder's own.")
+    ] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
-    page: Annotated[Path | None, typer.Option(help="Fill in the place called precisions.")] = DOCS / "results.md",
+    page: Annotated[Path | None, typer.Option(help="Fill in the place called precisions, or precisions-genai.")] = DOCS / "results.md",
     fill_page: Annotated[bool, typer.Option("--fill/--print-only", help="Write into the page, or only print.")] = True,
 ) -> None:
     """Measure, print, and write the tables into docs/results.md."""
     options = RunOptions(threads=threads) if threads else RunOptions()
-    recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds)
+    recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds, runtime=runtime)
     output.mkdir(parents=True, exist_ok=True)
     try:
         if unknown := [name for name in precision or () if name not in PRECISIONS]:
             raise TrimlineError(f"The precision {unknown[0]!r} is not compared here.", f"Known are {', '.join(PRECISIONS)}.")
         models, results = checkpoints(output, options), []
         for name in [wanted for wanted in PRECISIONS if precision is None or wanted in precision]:
-            raw = output / f"precision-{name}.json"
+            raw = output / raw_name(name, runtime)
             if not raw.exists():
                 write_json(raw, measured(models, name, output, recipe, options))
             results.append(read_json(raw))
         text = document(results)
         if page is not None and fill_page:
-            fill(page, "precisions", text)
+            fill(page, PLACES[runtime], text)
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None

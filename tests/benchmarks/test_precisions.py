@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 from benchmarks import stage
 from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
-from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
-from benchmarks.precisions import main, measured
+from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, TIMED_IN, document
+from benchmarks.precisions import PLACES, main, measured, raw_name
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.roofline import Call, Widths, operators, weight_bytes
-from benchmarks.runtimes import NO_LLAMA_CPP
+from benchmarks.runtimes import NO_LLAMA_CPP, Runtime
 from benchmarks.stock_builder import stock_graph
 from benchmarks.subject import Subject
+from exporters.onnx.genai import GenaiDecoder
 from exporters.onnx.precision import bytes_per_weight
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
@@ -50,12 +51,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("precisions")
+
+
+def timed(models: dict[str, Path], folder: Path, recipe: BenchmarkSlice) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "Child", InProcess)
         patch.setattr("benchmarks.precisions.has_llama_cpp", lambda: False)
-        found = measured(models, "int4", tmp_path_factory.mktemp("precisions"), RECIPE, OPTIONS)
-    return json.loads(json.dumps(found))
+        return json.loads(json.dumps(measured(models, "int4", folder, recipe, OPTIONS)))
+
+
+@pytest.fixture(scope="module")
+def results(models: dict[str, Path], folder: Path) -> dict[str, Any]:
+    return timed(models, folder, RECIPE)
 
 
 def test_every_form_is_timed_and_has_a_perplexity(results: dict[str, Any]) -> None:
@@ -75,6 +84,51 @@ def test_the_tables(results: dict[str, Any]) -> None:
     assert f"| {LLAMA} | not run | {NO_LLAMA_CPP} |" in text
     assert "not resolved" in text, "two rounds resolve nothing"
     assert not any(word in text for word in ("reached", "missed"))
+
+
+def test_the_same_folders_are_timed_in_genais_own_generator(
+    models: dict[str, Path], folder: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Watched(GenaiDecoder):
+        def __init__(self, folder: Path, threads: int = 0) -> None:
+            opened.append(folder.name)
+            super().__init__(folder, threads)
+
+    monkeypatch.setattr("exporters.onnx.genai.GenaiDecoder", Watched)
+    found = timed(models, folder, RECIPE.model_copy(update={"runtime": "onnxruntime_genai"}))
+    assert {"int4-builder", "int4-dense", "int4-half-of-the-FFN"} <= set(opened)
+    assert {row["model"] for row in found["comparisons"]} == {OURS, ALL, SMALLER}
+    assert found["perplexities"] == results["perplexities"]
+    assert document([found]).startswith("Timed in onnxruntime-genai's own generator")
+    assert document([results]).startswith("Timed in ONNX Runtime's own session; perplexities")
+
+
+@pytest.mark.parametrize(("runtime", "place"), [("onnxruntime", "precisions"), ("onnxruntime_genai", "precisions-genai")])
+def test_each_runtime_has_its_own_raw_file_and_its_own_place(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime, place: str
+) -> None:
+    asked = []
+    monkeypatch.setattr("benchmarks.precisions.checkpoints", lambda *_: {})
+
+    def measured_here(_models: Any, precision: str, _folder: Path, recipe: BenchmarkSlice, _options: RunOptions) -> dict[str, Any]:
+        asked.append((precision, recipe.runtime))
+        return results | {"recipe": results["recipe"] | {"runtime": recipe.runtime}}
+
+    monkeypatch.setattr("benchmarks.precisions.measured", measured_here)
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name}:begin -->\nempty\n<!-- {name}:end -->\n" for name in PLACES.values()), encoding="utf-8")
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--output", str(tmp_path), "--precision", "int4", "--runtime", runtime, "--page", str(page)])
+    assert done.exit_code == 0, done.output
+    assert asked == [("int4", runtime)]
+    assert [path.name for path in tmp_path.glob("*.json")] == [raw_name("int4", runtime)]
+    filled = page.read_text(encoding="utf-8").split(f"<!-- {place}:begin -->")[1]
+    assert filled.lstrip().startswith(TIMED_IN[runtime])
+    assert page.read_text(encoding="utf-8").count("\nempty\n") == 1
+    assert len({raw_name("int4", name) for name in ("onnxruntime", "onnxruntime_genai")}) == 2
 
 
 def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
