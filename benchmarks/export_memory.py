@@ -20,32 +20,49 @@ from benchmarks.pages import fill, markdown_table
 from benchmarks.roofline import FP32
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
+from exporters.onnx.precision import check_budget
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, read_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.memory import parse_bytes
 from pipeline.options import RunOptions
 
 BAR = 2.5
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = {
+    "fused": ("fp32", "fp16", "int8", "int4"),
+    "portable": ("fp32", "fp16", "int8", "int4"),
+    "gguf": ("fp32", "fp16"),
+}  # of every lowering
+DEFAULT = ("fused", "portable")
+COLUMNS = ["lowering", "precision", "weights in fp32, MiB", "before, MiB", "peak, MiB", "(peak − before) / weights", "bar", "outcome"]
 LIBRARIES = ("onnxruntime.quantization", "onnxruntime_genai.models", "transformers.models.llama.modeling_llama", "torch.onnx", "onnxscript")
 
 
 def measured(checkpoint: Path, lowering: str, precision: str, threads: int, memory: int | None) -> dict[str, Any]:
-    """Bytes of this process: ``weights`` in fp32, ``before`` the export, at most during it (``peak``), and ``times`` = (peak − before) / weights."""
+    """Bytes of this process: ``weights`` in fp32, ``before`` the export, at most during it (``peak``), and ``times`` = (peak − before) / weights.
+
+    Where the export refuses to work within ``memory``, ``refused`` says so in place of the last two.
+    """
     for name in LIBRARIES:
         importlib.import_module(name)
-    weights = FP32 * Checkpoint(checkpoint).geometry.total_parameters()
+    source = Checkpoint(checkpoint)
+    weights = FP32 * source.geometry.total_parameters()
     before = process_memory()["anonymous"] or 0
     options = RunOptions(threads=threads, memory=memory)
+    if lowering != "gguf":
+        recipe = ExportSlice.model_validate({"lowering": lowering, "precision": precision, "perplexity_bar": 1e6})
+        try:
+            check_budget(source, lowering, recipe.precision, options)
+        except TrimlineError as error:
+            return {"weights": weights, "before": before, "refused": error.problem}
     with tempfile.TemporaryDirectory() as folder, AnonymousPeak() as peak:
         out = Path(folder) / "out"
         out.mkdir()
         if lowering == "gguf":
             export_gguf(checkpoint, GgufSlice.model_validate({"precision": precision}), options, out, Events())
         else:
-            recipe = ExportSlice.model_validate({"lowering": lowering, "precision": precision, "perplexity_bar": 1e6})
             export(checkpoint, recipe, options, out, Events())
         ratio = read_json(out / "gate.json").get("perplexity", {}).get("ratio")
     most = peak.bytes or 0
@@ -58,9 +75,45 @@ def in_a_child(checkpoint: Path, lowering: str, precision: str, threads: int, me
     return last_line_of("benchmarks.export_memory", asked)
 
 
+def forms(lowerings: list[str], precisions: list[str]) -> list[tuple[str, str]]:
+    """(lowering, precision) of every row, in the order that was asked for; a lowering's precisions are all by default.
+
+    Raises:
+        TrimlineError: a lowering that is not known, or a precision that none of these is written in.
+    """
+    if unknown := [name for name in lowerings if name not in PRECISIONS]:
+        raise TrimlineError(f"There is no lowering {unknown[0]!r}.", f"Known are {', '.join(PRECISIONS)}.")
+    known = {precision for name in lowerings for precision in PRECISIONS[name]}
+    if unknown := [name for name in precisions if name not in known]:
+        raise TrimlineError(f"Nothing is written in {unknown[0]!r} here.", f"Known are {', '.join(sorted(known))}.")
+    return [(name, precision) for name in lowerings for precision in precisions or PRECISIONS[name] if precision in PRECISIONS[name]]
+
+
+def row(lowering: str, precision: str, found: dict[str, Any], budget: int | None) -> list[str]:
+    """Of the table: the bar is 2.5 times the weights, or the budget for all that the process holds."""
+    bar = f"{BAR}" if budget is None else f"{budget / 2**20:.0f} MiB"
+    if "refused" in found:
+        return [
+            lowering,
+            precision,
+            *(_mebibytes(found[key]) for key in ("weights", "before")),
+            "–",
+            "–",
+            bar,
+            f"refused: {found['refused']}",
+        ]
+    reached = found["times"] <= BAR if budget is None else found["peak"] <= budget
+    sizes = (_mebibytes(found[key]) for key in ("weights", "before", "peak"))
+    return [lowering, precision, *sizes, f"{found['times']:.2f}", bar, "reached" if reached else "missed"]
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f}"
+
+
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="Folder.")],
-    lowering: Annotated[str, typer.Option(help="fused, portable or gguf.")] = "fused",
+    lowering: Annotated[list[str] | None, typer.Option(help="fused, portable or gguf, again for more; default: the first two.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
     threads: Annotated[int, typer.Option(help="Of torch and ONNX Runtime.")] = RunOptions().threads,
     memory: Annotated[str | None, typer.Option(help="A budget that is less than the model takes; the bar is then that.")] = None,
@@ -69,19 +122,16 @@ def main(
     ] = None,
 ) -> None:
     """Print peaks of anonymous memory beside the bar of 2.5 times the weights, or beside the budget."""
-    rows = []
-    budget = None if memory is None else parse_bytes(memory)
-    for name in precision or PRECISIONS:
-        found = in_a_child(checkpoint, lowering, name, threads, budget)
-        sizes = (f"{found[key] / 2**20:.0f}" for key in ("weights", "before", "peak"))
-        reached = found["times"] <= BAR if budget is None else found["peak"] <= budget
-        bar = f"{BAR}" if budget is None else f"{budget / 2**20:.0f} MiB"
-        rows.append([lowering, name, *sizes, f"{found['times']:.2f}", bar, "reached" if reached else "missed"])
-    columns = ["lowering", "precision", "weights in fp32, MiB", "before, MiB", "peak, MiB", "(peak − before) / weights", "bar", "outcome"]
-    table = markdown_table(columns, rows)
-    typer.echo(table)
-    if page is not None:
-        fill(page, "export-memory" if budget is None else "export-mapped", table)
+    try:
+        budget = None if memory is None else parse_bytes(memory)
+        wanted = forms(lowering or list(DEFAULT), precision or [])
+        table = markdown_table(COLUMNS, [row(*form, in_a_child(checkpoint, *form, threads, budget), budget) for form in wanted])
+        typer.echo(table)
+        if page is not None:
+            fill(page, "export-memory" if budget is None else "export-mapped", table)
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
 
 
 def child(checkpoint: Path, lowering: str, precision: str, threads: int, memory: int | None) -> None:
