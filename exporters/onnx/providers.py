@@ -8,7 +8,7 @@ such a computation is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,16 @@ import torch
 
 from exporters.onnx.device import PAST, DeviceDecoder
 from exporters.onnx.files import GRAPH
-from exporters.onnx.runtime import CPU, CUDA, TENSORRT, needs_runtime, provider_refusal
+from exporters.onnx.placement import RECORD, check_places, places
+from exporters.onnx.runtime import CPU, CUDA, TENSORRT, load_libraries, needs_runtime, provider_refusal
 from exporters.onnx.sparsity import check_two_four, weight_patterns
 from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
 
 CHAINS = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
-FORBID, RECORD = "session.disable_cpu_ep_fallback", "session.record_ep_graph_assignment_info"
+FORBID = "session.disable_cpu_ep_fallback"
 FORBIDDEN = "assigned to the default CPU EP"  # in ONNX Runtime's own error
-# What computes shapes, positions and masks from sizes: a few numbers each.
-SHAPE_OPERATORS = {
-    *("Shape", "Size", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Reshape", "ConstantOfShape", "Range"),
-    *("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Where", "Expand", "Identity", "Constant", "ReduceProd", "ReduceSum"),
-}
 SERVED = (Request(512, 513), Request(512, 1, 8))  # what the TensorRT provider's engine has room for, unless it is told
 EXACT = {"use_tf32": "0"}
 KINDS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
@@ -140,6 +136,7 @@ def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence
         raise provider_refusal(missing[0], "this build of ONNX Runtime does not have it")
     if not graph.is_file():
         raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
+    load_libraries(chain)
     strict = provider != "cpu"
     try:
         session = _session(graph, chain, threads, provider_options, strict)
@@ -154,22 +151,6 @@ def open_on(graph: Path, provider: str, threads: int, provider_options: Sequence
     if lost:
         raise provider_refusal(lost[0], "it did not start (a library or a device is missing)")
     return session
-
-
-def places(session: Any) -> list[tuple[str, str]]:
-    """(provider, operator) of every node, as the session assigned them."""
-    return [(part.ep_name, node.op_type) for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
-
-
-def check_places(found: Iterable[tuple[str, str]], chain: Sequence[str]) -> None:
-    """Whether only computations on shapes run elsewhere than on the chain.
-
-    Raises:
-        TrimlineError: something else does; the operators are named.
-    """
-    stray = sorted({operator for provider, operator in found if provider not in chain and operator not in SHAPE_OPERATORS})
-    if stray:
-        raise provider_refusal(chain[0], f"it leaves {', '.join(stray)} to the processor")
 
 
 def _session(graph: Path, chain: Sequence[str], threads: int, provider_options: Sequence[Mapping[str, str]], strict: bool) -> Any:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.errors import TrimlineError
@@ -66,6 +70,28 @@ def needs_builder() -> None:
             "The fused lowering is built by onnxruntime-genai, which is not installed.",
             "pip install onnxruntime-genai, or use lowering: portable.",
         )
+
+
+def load_libraries(providers: Iterable[str]) -> None:
+    """Loads what GPU providers link to: pip puts NVIDIA's libraries beside Python's packages, where no loader looks for them.
+
+    Raises:
+        TrimlineError: the TensorRT provider is among them and Python's package ``tensorrt``, which holds its libraries, cannot be imported.
+    """
+    wanted = set(providers)
+    if wanted & {CUDA, TENSORRT}:
+        import onnxruntime
+
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find; a system's own CUDA may do instead
+            getattr(onnxruntime, "preload_dlls", lambda: None)()
+    if TENSORRT in wanted:
+        try:
+            importlib.import_module("tensorrt")
+        except (ImportError, OSError) as error:
+            raise TrimlineError(
+                f"The execution provider {TENSORRT} runs on the libraries of Python's package tensorrt, which cannot be imported ({error}).",
+                "Run pip install 'trimline[tensorrt]' (its libraries come from NVIDIA's own package index), or use another provider.",
+            ) from error
 
 
 def provider_refusal(provider: str, why: str) -> TrimlineError:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers, as_trimline_error, as_value
 from exporters.onnx.files import GRAPH, LOWERING_KEY
-from exporters.onnx.runtime import CPU, CUDA, needs_runtime, provider_refusal
+from exporters.onnx.placement import RECORD, check_places, places
+from exporters.onnx.runtime import CPU, CUDA, load_libraries, needs_runtime, provider_refusal
 from pipeline.errors import TrimlineError
 
 WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
@@ -55,8 +56,8 @@ class OnnxDecoder:
         mapped: weights stay in their file. ONNX Runtime would else pack a copy of them for speed.
 
     Raises:
-        TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this
-            machine cannot give (ONNX Runtime itself would quietly compute on the processor).
+        TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this machine cannot
+            give, or that has no kernel for a part of the graph (ONNX Runtime itself would quietly compute on the processor).
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class OnnxDecoder:
 
 
 def providers_for(device: str) -> tuple[str, ...]:
-    """Of a run option: the GPU's own where it is ``cuda``, which still leaves bookkeeping on shapes to the processor."""
+    """Of a run option: the GPU's own where it is ``cuda``, which still leaves bookkeeping on shapes to the processor, and nothing else."""
     return (CPU,) if device == "cpu" else (CUDA, CPU)
 
 
@@ -186,6 +187,10 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.__members__[FEW_REWRITES]
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # a weight is cast when its turn comes, not all at first
         options.enable_cpu_mem_arena = False  # it would keep what a run took for the next one
+    gpus = [name for name in providers if name != CPU]
+    load_libraries(gpus)
+    if gpus:
+        options.add_session_config_entry(RECORD, "1")
     if CPU not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -200,6 +205,8 @@ def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position:
     lost = [name for name in providers if name not in session.get_providers()]
     if lost:
         raise provider_refusal(lost[0], "it did not start (a library or a device is missing)")
+    if gpus:
+        check_places(places(session), gpus)
     return session
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from deploy.package import package
 from deploy.recipe import PackageSlice
 from deploy.targets import Candidate, check_targets
 from deploy.targets.triton import backend
+from deploy.targets.triton.backend import decoder as backend_file
 from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
 from deploy.targets.triton.gate import gate_text_model
 from deploy.targets.triton.step import StepGraph
+from exporters.onnx.placement import SHAPE_OPERATORS
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
@@ -450,9 +453,54 @@ def test_a_tokenizer_that_would_cut_texts_off_does_not():
 
 
 def test_the_gate_sees_a_batch_that_mixes_its_rows(graphs, monkeypatch):
-    from deploy.targets.triton.backend import decoder
-
-    stacked = decoder._stacked
-    monkeypatch.setattr(decoder, "_stacked", lambda arrays: stacked(arrays)[::-1].copy())
+    stacked = backend_file._stacked
+    monkeypatch.setattr(backend_file, "_stacked", lambda arrays: stacked(arrays)[::-1].copy())
     with pytest.raises(GateError, match="continues"):
         gate_text_model(graphs["fused"], OPTIONS, Events())
+
+
+def with_gpu(monkeypatch, on_processor: set[str]) -> list[str]:
+    """ONNX Runtime on the processor, saying of its nodes that all but these run on a GPU; what was called comes back."""
+    opened, told = backend_file.ort.InferenceSession, []
+
+    class Elsewhere:
+        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+            told.append("session")
+            self._session, self._provider = opened(path, options, ["CPUExecutionProvider"]), providers[0][0]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def get_providers(self) -> list[str]:
+            return [self._provider, "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            nodes = [node for part in self._session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+            at = {node.op_type: "CPUExecutionProvider" if node.op_type in on_processor else self._provider for node in nodes}
+            return [SimpleNamespace(ep_name=at[node.op_type], get_nodes=lambda node=node: [node]) for node in nodes]
+
+    monkeypatch.setattr(backend_file.ort, "InferenceSession", Elsewhere)
+    monkeypatch.setattr(backend_file.ort, "preload_dlls", lambda: told.append("libraries"), raising=False)
+    return told
+
+
+def test_the_backend_refuses_what_a_gpu_leaves_to_the_processor(graphs, monkeypatch):
+    told = with_gpu(monkeypatch, {"Shape", "Neg", "GroupQueryAttention"})
+    with pytest.raises(RuntimeError, match="CUDAExecutionProvider leaves GroupQueryAttention to the processor"):
+        Decoder(graphs["fused"], 1, "cuda")
+    assert told == ["libraries", "session"]
+
+
+def test_the_backend_takes_shapes_on_the_processor_and_asks_none_of_it(graphs, monkeypatch):
+    told = with_gpu(monkeypatch, set(SHAPE_OPERATORS))
+    assert Decoder(graphs["fused"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
+    assert Decoder(graphs["portable"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
+    monkeypatch.undo()
+    monkeypatch.setattr(backend_file, "_demand_placed", lambda *_: pytest.fail("the processor was asked"))
+    monkeypatch.setattr(backend_file.ort, "preload_dlls", lambda: pytest.fail("a GPU's libraries were loaded"), raising=False)
+    Decoder(graphs["fused"], 1)
+    assert told == ["libraries", "session"] * 2
+
+
+def test_the_backend_stands_alone_and_knows_what_the_gates_know():
+    assert backend_file.SHAPE_OPERATORS == SHAPE_OPERATORS

@@ -39,11 +39,14 @@ def try_provider(name: str) -> str | None:
     import numpy as np
     import onnxruntime
 
+    from exporters.onnx.runtime import load_libraries
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     if name != PROCESSOR:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
+        load_libraries([name])
         session = onnxruntime.InferenceSession(_product(), options, providers=[name])
         result = session.run(None, {"a": np.eye(2, dtype=np.float32), "b": np.full((2, 2), 3, np.float32)})[0]
     except Exception as error:  # noqa: BLE001 - the runtime's error classes are its own; any of them is the finding

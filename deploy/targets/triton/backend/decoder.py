@@ -19,6 +19,13 @@ GRAPH, CONFIG, LOWERING = "model.onnx", "genai_config.json", "trimline.lowering"
 PAST, PRESENT = "past_key_values.", "present."
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+RECORD = "session.record_ep_graph_assignment_info"
+# What computes shapes, positions and masks from sizes, a few numbers each: the CUDA provider leaves these to the processor by itself.
+SHAPE_OPERATORS = {
+    *("Shape", "Size", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Reshape", "ConstantOfShape", "Range"),
+    *("Add", "Sub", "Mul", "Div", "Neg", "Min", "Max", "Where", "Expand", "Identity", "Constant", "ReduceProd", "ReduceSum"),
+    *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+}
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -70,7 +77,8 @@ class Decoder:
         device_id: which GPU.
 
     Raises:
-        RuntimeError: the folder is not there, the device cannot be had, or the graph is of an unknown kind.
+        RuntimeError: the folder is not there, the device cannot be had or has no kernel for a part of the graph, or the graph
+            is of an unknown kind.
     """
 
     def __init__(self, folder: Path, threads: int = 0, device: str = "cpu", device_id: int = 0) -> None:
@@ -204,7 +212,24 @@ def _open(graph: Path, threads: int, device: str, device_id: int) -> ort.Inferen
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     provider = PROVIDERS[device]
+    if device == "cuda":
+        options.add_session_config_entry(RECORD, "1")
+        getattr(ort, "preload_dlls", lambda: None)()  # pip puts CUDA's libraries where no loader looks for them
     session = ort.InferenceSession(str(graph), options, providers=[(provider, {"device_id": device_id} if device == "cuda" else {})])
     if provider not in session.get_providers():  # ONNX Runtime itself goes on with the processor, and says nothing
         raise RuntimeError(f"ONNX Runtime could not start {provider}: a library or a device is missing.")
+    if device == "cuda":
+        _demand_placed(session, provider)
     return session
+
+
+def _demand_placed(session: Any, provider: str) -> None:
+    """Whether everything but computations on shapes runs there: ONNX Runtime gives the processor what has no kernel, and says nothing."""
+    placed = getattr(session, "get_provider_graph_assignment_info", None)
+    if placed is None:  # an ONNX Runtime that cannot tell
+        return
+    elsewhere = {node.op_type for part in placed() if part.ep_name != provider for node in part.get_nodes()}
+    if stray := sorted(elsewhere - SHAPE_OPERATORS):
+        raise RuntimeError(
+            f"{provider} leaves {', '.join(stray)} to the processor: serve it there (KIND_CPU), or export another precision."
+        )
