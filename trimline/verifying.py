@@ -24,7 +24,7 @@ from trimline.inspect.read import graph_file
 STORE = "store"
 LOCK = ".lock"
 GATE = "gate.json"
-CONFIG = "config.json"
+CONFIG, EXPORT = "config.json", "export.json"
 
 
 @dataclass
@@ -207,10 +207,12 @@ def _examine(folder: Path, name: str, sides: Sides, found: Verification, options
     """One folder by what is in it."""
     from trimline import regating
 
-    if (folder / CONFIG).exists():
+    graph = graph_file(folder)
+    exported = graph is not None and (folder / EXPORT).exists()  # which may have the checkpoint's config.json beside the graph
+    if (folder / CONFIG).exists() and not exported:
         found.check(name, "tensors as its config says, all finite", lambda: check_checkpoint(Checkpoint(folder)))
         regating.rebuilt(folder, name, sides, found, options, events)
-    elif graph := graph_file(folder):
+    elif graph is not None:
         regating.onnx(folder, graph, name, sides, found, options, events)
     elif (folder / GGUF).exists():
         regating.gguf(folder, name, sides, found, options, events)

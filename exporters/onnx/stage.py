@@ -20,12 +20,15 @@ from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.mapped import MappedTensors
 from pipeline.options import RunOptions
+from pipeline.rebuild.modelling import profile_of
+from pipeline.recipe import Profile
 
 
 def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path, events: Events) -> None:
     """Writes model.onnx, its weights, genai_config.json, the tokenizer's files and gate.json into ``out``.
 
-    Weights of any float type become fp32, which changes no value, and then what ``recipe.precision`` says.
+    Where blocks are alike, config.json is the checkpoint's: libraries of Hugging Face open no folder without one, and could not read
+    another profile's. Weights of any float type become fp32, which changes no value, and then what ``recipe.precision`` says.
 
     Raises:
         TrimlineError: the lowering does not know this model, or what it needs is not installed.
@@ -52,6 +55,8 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
         write_json(out / "checkpoint_config.json", source.config)  # sizes per block, for whoever measures the graph
+        if profile_of(source.config) is Profile.UNIFORM:
+            write_json(out / "config.json", source.config)
         bits = bits_by_operator(graph, recipe.precision, source.geometry)
         form = {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits}
         write_json(out / "export.json", form | ({"bits": bits} if bits else {}))

@@ -22,13 +22,25 @@ def stock(family: str, folder: Path, **overrides: object) -> Path:
     return tiny_model(family, folder / family, **{"num_hidden_layers": 2} | overrides)
 
 
+def smaller(family: str, folder: Path) -> Path:
+    """A stock model without a third of its FFN channels and without half of its KV groups, blocks alike: profile ``uniform``."""
+    dense = stock(family, folder)
+    geometry = Checkpoint(dense).geometry
+    blocks = range(len(geometry.blocks))
+    kept = Selection(tuple(blocks), tuple(tuple(range(64)) for _ in blocks), tuple((0,) for _ in blocks))
+    return _rebuilt(dense, kept, folder / f"{family}-smaller", Profile.UNIFORM)
+
+
 def uneven(family: str, folder: Path, kv_groups: tuple[int, ...] = KV_GROUPS) -> Path:
     dense = tiny_model(family, folder / f"{family}-dense")
-    geometry = Checkpoint(dense).geometry
     selection = Selection(tuple(range(4)), tuple(tuple(range(n)) for n in FFN), tuple(tuple(range(n)) for n in kv_groups))
-    plan, out = folder / f"{family}-plan", folder / f"{family}-uneven"
+    return _rebuilt(dense, selection, folder / f"{family}-uneven", Profile.FREE)
+
+
+def _rebuilt(dense: Path, selection: Selection, out: Path, profile: Profile) -> Path:
+    plan = out.with_name(f"{out.name}-plan")
     plan.mkdir()
     out.mkdir()
-    Plan(geometry.family, selection, ()).write(plan)
-    rebuild(dense, plan, RebuildSlice(profile=Profile.FREE), OPTIONS, out, Events())
+    Plan(Checkpoint(dense).geometry.family, selection, ()).write(plan)
+    rebuild(dense, plan, RebuildSlice(profile=profile), OPTIONS, out, Events())
     return out

@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from exporters.onnx import gate
 from exporters.onnx.gate import gate_onnx
@@ -18,7 +19,7 @@ from pipeline.events import Event, Events
 from pipeline.gates import gate_tokens
 from pipeline.loading import load_model
 from pipeline.options import RunOptions
-from tests.exporters.models import ATTENTION_FIRST_GONE, OPTIONS, stock, uneven
+from tests.exporters.models import ATTENTION_FIRST_GONE, OPTIONS, smaller, stock, uneven
 
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
 FUSED = ExportSlice(lowering="fused")
@@ -48,7 +49,15 @@ def test_stock_model_is_the_same_in_torch_onnxruntime_and_genai(family, tmp_path
     assert record["genai"]["run"]
     assert record["genai"]["passed"]
     assert record["checks"]["64 greedy tokens"]["tokens_compared"] == 64
+    assert json.loads((out / "config.json").read_text()) == Checkpoint(checkpoint).config
     assert largest_difference(checkpoint, out) < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_smaller_model_of_blocks_alike_is_known_by_its_config(precision, tmp_path):
+    out = exported(smaller("llama", tmp_path), tmp_path / "out", ExportSlice(lowering="fused", precision=precision))
+    config = AutoConfig.from_pretrained(out)
+    assert (type(config).__name__, config.intermediate_size, config.num_key_value_heads) == ("LlamaConfig", 64, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,6 +65,7 @@ def test_uneven_blocks(family, tmp_path):
     kv_groups = tuple(2 * n for n in (1, 0, 2, 1)) if family == "qwen3" else (1, 0, 2, 1)
     checkpoint = uneven(family, tmp_path, kv_groups)
     out = exported(checkpoint, tmp_path / "out")
+    assert not (out / "config.json").exists(), "no library reads every block's own sizes from it"
     assert largest_difference(checkpoint, out) < 1e-4
     inputs = {
         i.name: i.type.tensor_type.shape.dim[1].dim_value for i in onnx.load(out / "model.onnx", load_external_data=False).graph.input
