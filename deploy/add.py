@@ -9,11 +9,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from deploy.package import CARD, MANIFEST, link_or_copy, packaged_files, sums
+from deploy.package import CARD, MANIFEST, packaged_files, sums
+from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.targets import SERVE, Shipment, with_targets, write_targets
 from deploy.targets.section import with_section
 from deploy.targets.text import write_text
+from deploy.targets.triton.engine import shipped_engine
 from deploy.verify import verify
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
@@ -53,7 +55,7 @@ def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out:
         _copy(package, out)
         document["package"] = recipe.model_dump(mode="json", exclude_defaults=True)
         write_text(out / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-        written = write_targets(Shipment(out, options, events), recipe)
+        written = write_targets(Shipment(out, options, events, shipped_engine(package)), recipe)
         write_text(out / CARD, with_section(_text(package / CARD), written))
         write_json(out / MANIFEST, manifest | {"targets": [target.name for target in written], "files": sums(out, events)})
         write_sums(out)

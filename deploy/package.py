@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy.card import model_card
+from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.sbom import SBOM, write_sbom
 from deploy.targets import Shipment, Target, write_targets
 from deploy.targets.section import with_section
+from deploy.targets.triton.engine import PLAN
+from exporters.tensorrt.stage import RECORD as RECORD_OF_ENGINE
 from pipeline.artefact import MEASURED as MEASURED_RECORD
 from pipeline.artefact import RECORD, SUMS, file_digest
 from pipeline.checkpoint import read_json, write_json
@@ -26,9 +27,9 @@ from pipeline.sums import names_below, write_sums
 
 MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
 FORMAT = 1
-LINKED = ".safetensors"  # onnx refuses weights with several hard links; configs are copied, since people edit them
 REPORTS = ("report.html", "report.md")
-MEASURED = (*REPORTS, RUN)  # the only files that differ when the same recipe is run again on the same machine
+MEASURED = (*REPORTS, RUN)  # with an engine, the only files that differ when the same recipe is run again on the same machine
+ENGINE_FILES = (PLAN, RECORD_OF_ENGINE)  # TensorRT chooses kernels by timing them
 # Records of stages; the plan stands at the top of the package.
 NOT_SHIPPED = {RECORD, MEASURED_RECORD, SUMS, "gate.json", "plan.json", "recover.json"}
 MEASURED_OF_MODELS = ("parameters", "perplexity", "window_losses", "peak_memory_bytes", "cold_start_seconds")
@@ -47,6 +48,7 @@ class PackageParts:
         recipe: the recipe's YAML.
         command: what was typed.
         options: device, dtype and threads that everything was computed with.
+        engine: folder of its TensorRT engine, None without one.
     """
 
     model: Path
@@ -56,13 +58,14 @@ class PackageParts:
     recipe: str
     command: str
     options: RunOptions
+    engine: Path | None = None
 
 
 def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events) -> None:
     """Stage: writes the folder to ship into ``out``.
 
     The checkpoint's weights are hard links where the file system allows it and cost no second copy. Everything but
-    ``MEASURED`` and the sums of those files is the same byte for byte for the same parts.
+    ``MEASURED``, an engine and the sums of those files is the same byte for byte for the same parts.
 
     Raises:
         TrimlineError: a part is missing, or the disk is full.
@@ -77,7 +80,7 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
             link_or_copy(parts.report / name, out / name)
         link_or_copy(parts.plan / "plan.json", out / "plan.json")
         (out / "recipe.yaml").write_text(parts.recipe, encoding="utf-8", newline="\n")
-        targets = write_targets(Shipment(out, parts.options, events), recipe)
+        targets = write_targets(Shipment(out, parts.options, events, parts.engine), recipe)
         card = with_section(_card(parts, recipe, report, out, with_onnx), targets)
         (out / CARD).write_text(card, encoding="utf-8", newline="\n")
         write_json(out / RUN, run_record(report))
@@ -86,18 +89,6 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
         write_sums(out)  # the manifest's own among them
     except OSError as error:
         raise TrimlineError(f"The package could not be written: {error}.", "Free some space, or run the missing stage again.") from error
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link for safetensors; a copy for other files, and where links between the two places are not possible."""
-    source = source.resolve()  # a link to a symbolic link would break when that link's target moves
-    if source.suffix != LINKED:
-        shutil.copyfile(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def run_record(report: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +145,8 @@ def sums(out: Path, events: Events) -> dict[str, Any]:
     with events.progress("summing files", len(files)) as advance:
         for path in files:
             name = path.relative_to(out).as_posix()
-            found[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size, "measured": name in MEASURED}
+            measured = name in MEASURED or path.name in ENGINE_FILES
+            found[name] = {"sha256": file_digest(path), "bytes": path.stat().st_size, "measured": measured}
             advance(1)
     return found
 

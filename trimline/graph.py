@@ -359,7 +359,7 @@ class Run:
 
     def package(self) -> None:
         """The folder to ship."""
-        needs = self._from("report", self._origin(PRUNED), f"export {PRUNED}", "benchmark")
+        needs = self._from("report", self._origin(PRUNED), f"export {PRUNED}", "benchmark", *[f"build {PRUNED}"] * bool(self.recipe.build))
         depends = needs | {"recipe": self.recipe.package.model_dump(mode="json")}
         parts = PackageParts(
             model=self._checkpoint(PRUNED),
@@ -369,6 +369,7 @@ class Run:
             recipe=recipe_text(self.recipe),
             command=self.command,
             options=self.options,
+            engine=self._folder("build", PRUNED) if self.recipe.build else None,
         )
         # A level below the artefact: its records have no place among the files that a manifest sums.
         self._make(

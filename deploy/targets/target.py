@@ -58,11 +58,13 @@ class Shipment:
         folder: the package; ``model/`` and, where the target needs it, ``onnx/`` lie in it.
         options: device and threads; a target that computes keeps to them.
         events: progress.
+        engine: folder of a TensorRT engine of this model, outside the package; None without one.
     """
 
     folder: Path
     options: RunOptions
     events: Events
+    engine: Path | None = None
 
     @property
     def model(self) -> Path:

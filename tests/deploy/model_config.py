@@ -19,7 +19,7 @@ ENUMS = {
 MESSAGES: dict[str, dict[str, str]] = {
     "Input": {"name": "string", "data_type": "DataType", "dims": "int64*", "optional": "bool", "allow_ragged_batch": "bool"},
     "Output": {"name": "string", "data_type": "DataType", "dims": "int64*"},
-    "InstanceGroup": {"name": "string", "kind": "Kind", "count": "int32", "gpus": "int32*"},
+    "InstanceGroup": {"name": "string", "kind": "Kind", "count": "int32", "gpus": "int32*", "profile": "string*"},
     "QueuePolicy": {"default_timeout_microseconds": "uint64", "max_queue_size": "uint32"},
     "Batching": {"preferred_batch_size": "int32*", "max_queue_delay_microseconds": "uint64", "default_queue_policy": "QueuePolicy"},
     "TransactionPolicy": {"decoupled": "bool"},

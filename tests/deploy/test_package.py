@@ -16,7 +16,7 @@ import onnx
 import pytest
 import yaml
 
-from deploy import package as packaging
+from deploy import placing
 from deploy.package import MEASURED, package
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
@@ -123,7 +123,7 @@ def test_files_are_copied_where_links_are_not_possible(parts, tmp_path, monkeypa
     def refuse(source, target):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(packaging.os, "link", refuse)
+    monkeypatch.setattr(placing.os, "link", refuse)
     package(parts, PackageSlice(), tmp_path, Events())
     assert verify(tmp_path) == []
     assert not (tmp_path / "model" / "model.safetensors").samefile(parts.model / "model.safetensors")

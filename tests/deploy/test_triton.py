@@ -29,19 +29,14 @@ from deploy.targets.triton.backend import decoder as backend_file
 from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
 from deploy.targets.triton.gate import gate_text_model
-from deploy.targets.triton.step import StepGraph
 from exporters.onnx.placement import SHAPE_OPERATORS
 from exporters.onnx.session import OnnxDecoder
-from exporters.onnx.stage import export
-from exporters.recipe import ExportSlice
-from exporters.tensorrt.stage import ENGINE
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import GateError, TrimlineError
 from pipeline.events import Events
 from pipeline.recipe import Profile
 from tests.deploy.model_config import read_config
 from tests.deploy.parts import OPTIONS
-from tests.exporters.models import uneven
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ("Hello there", "a", "The quick brown fox jumps over the lazy dog")
@@ -52,17 +47,6 @@ def shipped(parts, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shipped")
     package(parts, PackageSlice(targets=("triton",), served_name="tiny"), out, Events())
     return out
-
-
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory) -> dict[str, Path]:
-    """The same checkpoint, with one block without attention, in both lowerings."""
-    root = tmp_path_factory.mktemp("graphs")
-    folder = uneven("llama", root)
-    for lowering in ("fused", "portable"):
-        (root / lowering).mkdir()
-        export(folder, ExportSlice(lowering=lowering), OPTIONS, root / lowering, Events())
-    return {name: root / name for name in ("fused", "portable")}
 
 
 # --- configs -------------------------------------------------------------------------------------------------------
@@ -78,9 +62,8 @@ def test_every_config_is_one_that_triton_reads(shipped):
     assert set(found) == {"tiny", "tiny-stream", "tiny-onnxruntime", "tiny-tensorrt"}
     assert [found[name].model_transaction_policy.decoupled for name in ("tiny", "tiny-stream")] == [False, True]
     assert found["tiny-tensorrt"].platform == "tensorrt_plan"
-    assert found["tiny-tensorrt"].default_model_filename == ENGINE == "model.engine"
+    assert found["tiny-tensorrt"].default_model_filename == "model.plan"
     assert found["tiny-onnxruntime"].default_model_filename == "model.onnx"
-    assert "`model.engine`" in (shipped / "serve/triton/step/tiny-tensorrt/1/README.md").read_text()
 
 
 def test_the_check_of_configs_refuses_what_triton_refuses(shipped):
@@ -88,48 +71,6 @@ def test_the_check_of_configs_refuses_what_triton_refuses(shipped):
     for wrong in ("max_queue_delay_us", "max_queue_delay_microsecond"):
         with pytest.raises(text_format.ParseError, match="no field named"):
             read_config(text.replace("max_queue_delay_microseconds", wrong))
-
-
-@pytest.mark.parametrize("lowering", ["fused", "portable"])
-def test_step_models_have_the_graphs_tensors(graphs, lowering, tmp_path):
-    from deploy.targets.triton.step import write_step_models
-
-    write_step_models(graphs[lowering], "m", "KIND_CPU", tmp_path)
-    config = read_config((tmp_path / "m-onnxruntime" / "config.pbtxt").read_text())
-    session = OnnxDecoder(graphs[lowering], 1).session
-    types_ = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
-    for ours, theirs in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
-        said = {
-            entry.name: (entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values[entry.data_type].name, list(entry.dims))
-            for entry in ours
-        }
-        is_ = {entry.name: (types_[entry.type], [dim if isinstance(dim, int) else -1 for dim in entry.shape[1:]]) for entry in theirs}
-        assert said == is_
-    heads = {entry.dims[0] for entry in config.input if entry.name.startswith("past")}
-    assert heads == {1, 2}  # each block's own
-    assert (len(config.dynamic_batching.ListFields()) > 0) == (lowering == "portable")
-
-
-def test_what_tensorrt_gets_is_said_of_the_portable_graph_whichever_was_packaged(graphs):
-    derived, real = StepGraph.read(graphs["fused"] / "model.onnx").portable(), StepGraph.read(graphs["portable"] / "model.onnx")
-    assert {tensor.name: tensor for tensor in derived.inputs} == {tensor.name: tensor for tensor in real.inputs}
-    assert {tensor.name: tensor for tensor in derived.outputs} == {tensor.name: tensor for tensor in real.outputs}
-
-
-@pytest.mark.parametrize("lowering", ["fused", "portable"])
-def test_the_warm_up_is_a_request_that_the_graph_takes(graphs, lowering, tmp_path):
-    from deploy.targets.triton.step import write_step_models
-
-    write_step_models(graphs[lowering], "m", "KIND_CPU", tmp_path)
-    folder = tmp_path / "m-onnxruntime"
-    feeds = {}
-    for entry in read_config((folder / "config.pbtxt").read_text()).model_warmup[0].inputs:
-        shape = (1, *entry.value.dims)
-        dtype = np.float32 if entry.key.startswith("past") else np.int64
-        raw = (folder / "warmup" / entry.value.input_data_file).read_bytes() if entry.value.input_data_file else None
-        feeds[entry.key] = np.zeros(shape, dtype) if raw is None else np.frombuffer(raw, dtype).reshape(shape)
-    outputs = OnnxDecoder(graphs[lowering], 1).session.run(None, feeds)
-    assert all(np.isfinite(array).all() for array in outputs)
 
 
 def test_a_gpu_is_asked_for_where_the_run_used_one(parts, tmp_path):

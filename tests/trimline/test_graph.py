@@ -152,6 +152,21 @@ def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_
     assert keys[2] != keys[3]
 
 
+def test_a_package_gets_the_engine_of_the_pruned_model(inputs, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(trimline.graph, "package", lambda parts, *rest: given.append(parts))
+    values = recipe("cfsp-least-squares", inputs) | {"export": {"lowering": "portable"}}
+    keys = set()
+    for more in ({"build": {}}, {}):
+        begun = Run(checked_recipe(values | more), OPTIONS, tmp_path, Events(), "trimline run")
+        stages = ("prune", "rebuild", "export pruned", "build pruned", "benchmark", "report")
+        begun.done = {name: Artefact(name, name, tmp_path / name, 0.0) for name in stages}
+        begun.package()
+        keys.add(begun.done["package"].key)
+    assert [parts.engine for parts in given] == [tmp_path / "build pruned", None]
+    assert len(keys) == 2
+
+
 def test_a_relative_model_is_the_same_model_from_elsewhere(inputs, tmp_path, monkeypatch):
     shutil.copytree(inputs, tmp_path / "here")
     (tmp_path / "elsewhere").mkdir()

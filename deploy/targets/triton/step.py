@@ -1,17 +1,18 @@
-"""Configs of step models: one call of the decoder in Triton's ONNX Runtime and TensorRT backends, shapes from the graph."""
+"""Step models: one call of the decoder in Triton's ONNX Runtime and TensorRT backends, shapes from the graph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from deploy.placing import copy
 from deploy.targets.text import write_rendered, write_text
-from exporters.onnx.files import GRAPH, LOWERING_KEY
-from exporters.tensorrt.stage import ENGINE
+from deploy.targets.triton.engine import PLAN, Engine
+from exporters.onnx.files import GRAPH, LOWERING_KEY, WEIGHTS
 from pipeline.errors import TrimlineError
 
 TYPES: dict[int, str] = {
@@ -21,9 +22,15 @@ TYPES: dict[int, str] = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
 }
-PAST = "past_key_values."
+IDS = "input_ids"
 WARM_PAST, WARM_NEW = 1, 4
 BATCH = 8
+NO_ENGINE = f"""No engine is here: the run built none with TensorRT. (One of TensorRT-RTX is not Triton's, and is not placed.)
+
+`trimline build` on a machine with the GPU that will serve makes `model.engine`. It comes here as `{PLAN}`; then raise
+`max_batch_size` in `../config.pbtxt` to what it was built for, and name its profiles. `trimline verify` names both files as changed from then
+on; a recipe with `build: {{}}` does all of that by itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,28 +80,62 @@ class StepGraph:
         place = 1 + [tensor.name for tensor in self.inputs].index("attention_mask")
         return StepGraph("portable", (*self.inputs[:place], positions, *self.inputs[place:]), self.outputs)
 
+    def fitted(self, engine: Engine) -> StepGraph:
+        """The same for an engine: sizes that its profiles fix are fixed, and the warm-up lies within them.
 
-def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path) -> None:
-    """Writes ``<name>-onnxruntime`` and ``<name>-tensorrt`` into ``out``, without the models themselves."""
+        Raises:
+            TrimlineError: the engine takes other inputs than this graph.
+        """
+        ours = {tensor.name: len(tensor.dims) for tensor in self.inputs}
+        if ours != {name: len(shapes[0]) - 1 for name, shapes in engine.profiles[0].items()}:
+            raise TrimlineError(f"The engine {engine.file} takes other inputs than the packaged graph.", "Build it from this graph again.")
+        new = min(WARM_NEW, *engine.most(IDS))
+        return replace(self, inputs=tuple(_warmed(replace(tensor, dims=engine.dims(tensor.name)), new) for tensor in self.inputs))
+
+
+def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path, engine: Engine | None) -> None:
+    """Writes ``<name>-onnxruntime`` and ``<name>-tensorrt`` into ``out``: the graph with its weights, and the engine where there is one.
+
+    Raises:
+        TrimlineError: the engine takes other inputs than the graph, or Triton cannot serve the graph.
+    """
     graph = StepGraph.read(onnx_folder / GRAPH)
     fused = graph.lowering == "fused"
     # A fused graph takes several new tokens after a past for one row only: requests that are right alone would fail together.
-    _write(out / f"{name}-onnxruntime", graph, backend="onnxruntime", platform="", file=GRAPH, batch=BATCH, batching=not fused, kind=kind)
-    # A plan refuses batches beyond its optimisation profiles; one row fits all of them.
-    plan = {"backend": "tensorrt", "platform": "tensorrt_plan", "file": ENGINE, "batch": 1, "batching": False}
-    _write(out / f"{name}-tensorrt", graph.portable(), kind="KIND_GPU", **plan)
+    values = {"backend": "onnxruntime", "platform": "", "file": GRAPH, "batch": BATCH, "batching": not fused, "kind": kind, "profiles": 0}
+    version = _write(out / f"{name}-onnxruntime", graph, **values)
+    for file in (GRAPH, WEIGHTS):
+        if (onnx_folder / file).is_file():
+            copy(onnx_folder / file, version / file)  # no link: onnx would refuse both, and ONNX Runtime one that leads elsewhere
+    _write_plan(out / f"{name}-tensorrt", graph.portable(), engine)
 
 
-def _write(folder: Path, graph: StepGraph, **values: Any) -> None:
-    tensors = {"inputs": graph.inputs, "outputs": graph.outputs, "new": WARM_NEW}
-    write_rendered(folder / "config.pbtxt", "triton.step.pbtxt", name=folder.name, **tensors, **values)
-    write_text(folder / "1" / "README.md", f"The model itself comes here, as `{values['file']}` with what belongs to it.\n")
-    warm = folder / "warmup"
-    warm.mkdir()
+def _write_plan(folder: Path, graph: StepGraph, engine: Engine | None) -> None:
+    values = {"backend": "tensorrt", "platform": "tensorrt_plan", "file": PLAN, "kind": "KIND_GPU"}
+    if engine is None:
+        # A plan refuses batches beyond its optimisation profiles; one row fits all of them.
+        version = _write(folder, graph, **values, batch=1, batching=False, profiles=0)
+        write_text(version / "README.md", NO_ENGINE)
+        return
+    batch, profiles = engine.batch, len(engine.profiles)
+    version = _write(folder, graph.fitted(engine), **values, batch=batch, batching=batch > 1, profiles=profiles)
+    engine.place(version)
+
+
+def _write(folder: Path, graph: StepGraph, **values: Any) -> Path:
+    """The config and its warm-up; returns the empty folder for the model itself."""
+    new = next(tensor.warm[0] for tensor in graph.inputs if tensor.name == IDS)
+    write_rendered(
+        folder / "config.pbtxt", "triton.step.pbtxt", name=folder.name, inputs=graph.inputs, outputs=graph.outputs, new=new, **values
+    )
+    version, warm = folder / "1", folder / "warmup"
+    for made in (version, warm):
+        made.mkdir()
     for tensor in graph.inputs:
         if tensor.data:
             first = np.ones if tensor.data == "ones" else lambda n, t: np.arange(WARM_PAST, WARM_PAST + n, dtype=t)
             (warm / tensor.data).write_bytes(first(tensor.warm[0], np.int64).tobytes())
+    return version
 
 
 def _tensor(value: onnx.ValueInfoProto) -> StepTensor:
@@ -105,11 +146,10 @@ def _tensor(value: onnx.ValueInfoProto) -> StepTensor:
     return StepTensor(value.name, TYPES[kind.elem_type], tuple(dims[1:]))
 
 
-def _warmed(tensor: StepTensor) -> StepTensor:
-    """With a warm-up of ``WARM_NEW`` tokens after ``WARM_PAST``."""
-    sizes = {"input_ids": (WARM_NEW, ""), "attention_mask": (WARM_PAST + WARM_NEW, "ones"), "position_ids": (WARM_NEW, "positions")}
+def _warmed(tensor: StepTensor, new: int = WARM_NEW) -> StepTensor:
+    """With a warm-up of ``new`` tokens after ``WARM_PAST``."""
+    sizes = {IDS: (new, ""), "attention_mask": (WARM_PAST + new, "ones"), "position_ids": (new, "positions")}
     if tensor.name in sizes:
         size, data = sizes[tensor.name]
-        return StepTensor(tensor.name, tensor.type, tensor.dims, (size,), data)
-    warm = tuple(WARM_PAST if dim == -1 else dim for dim in tensor.dims)
-    return StepTensor(tensor.name, tensor.type, tensor.dims, warm)
+        return replace(tensor, warm=(size,), data=data)
+    return replace(tensor, warm=tuple(WARM_PAST if dim == -1 else dim for dim in tensor.dims))

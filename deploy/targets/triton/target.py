@@ -11,6 +11,7 @@ from deploy.recipe import PackageSlice
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment
 from deploy.targets.text import write_rendered
 from deploy.targets.triton import backend
+from deploy.targets.triton.engine import Engine
 from deploy.targets.triton.step import BATCH, write_step_models
 
 TOKENIZER = "tokenizer.json"
@@ -20,7 +21,7 @@ WARM_TEXT, WARM_TOKENS = b"The", 2
 
 
 class Triton:
-    """Points to the package's ``onnx/``; nothing of it is copied."""
+    """The text models read the package's ``onnx/`` where it lies; Triton's other backends read their own folder only, so the step model has a copy."""
 
     name = "triton"
     needs: frozenset[Part] = frozenset({"onnx"})
@@ -39,9 +40,11 @@ class Triton:
         kind = "KIND_GPU" if gpu else "KIND_CPU"
         for place, name, streams in (("models", recipe.served_name, False), ("streaming", f"{recipe.served_name}-stream", True)):
             _write_text_model(out / place / name, shipment, kind, streams)
-        write_step_models(shipment.onnx, recipe.served_name, kind, out / "step")
+        engine = Engine.of(shipment.engine)
+        write_step_models(shipment.onnx, recipe.served_name, kind, out / "step", engine)
+        facts = {"name": recipe.served_name, "start": self.start, "gpu": gpu, "rows": engine.batch if engine else 0}
         for file in ("start.sh", "Dockerfile", "compose.yaml", "README.md"):
-            write_rendered(out / file, f"triton.{file}", name=recipe.served_name, start=self.start, gpu=gpu)
+            write_rendered(out / file, f"triton.{file}", **facts)
         gate_text_model(shipment.onnx, shipment.options, shipment.events)
 
 
