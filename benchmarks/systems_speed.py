@@ -139,7 +139,8 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
 
 def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing: Timing) -> Speeds:
     """Every shape against dense, those of a group side by side; nothing is timed that this machine timed the same way so many times."""
-    depends = identity(setting) | {"recipe": timing.recipe.model_dump(mode="json"), "machine": fingerprint(setting.options.threads)}
+    asked = timing.recipe.model_dump(mode="json", exclude={"most_seconds"})  # how long it may go on changes no value
+    depends = identity(setting) | {"recipe": asked, "machine": fingerprint(setting.options.threads)}
     folder, start = setting.records / TIMINGS, digest(depends)[:12]
     folder.mkdir(exist_ok=True)
     found = Speeds()
