@@ -20,10 +20,10 @@ DTYPE ?= float32
 # Of `make audit`: known, without a release that mends them, and not reached from here.
 ACCEPTED = $(shell sed -nE 's/^([A-Z][-A-Za-z0-9]+) .*/--ignore-vuln \1/p' .ci/accepted-advisories.txt)
 
-# Of `make gpu`: any model that the GPU holds, and TensorRT's major version.
+# Of `make gpu`: any model that the GPU holds, TensorRT's major version, and the precision of what is exported.
 MODEL ?= default
 TENSORRT ?= 10
-PRECISION ?= fp32
+PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers quality bench results gpu clean

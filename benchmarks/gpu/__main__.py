@@ -47,17 +47,24 @@ def take(todo: Sequence[Step], output: Path, say: Callable[[str], None] = print)
 
 def dry(todo: Sequence[Step], output: Path, say: Callable[[str], None] = print) -> int:
     """Prints every step, and checks what can be checked without a GPU; returns the exit status."""
-    from benchmarks.gpu.checks import problems_of
+    from benchmarks.gpu.checks import model_problem, problems_of
 
     wrong = 0
+    for model in dict.fromkeys(step.recipe["model"] for step in todo if step.recipe is not None):
+        wrong += _checked(*model_problem(model), say)
     for number, step in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {step.name}: {step.why}")
         say(f"    {shlex.join(step.command) if step.command else 'asks the driver for its devices'}")
         for checked, problem in problems_of(step, output):
-            say(f"    {'wrong' if problem else 'checked'}: {checked}{f': {problem}' if problem else ''}")
-            wrong += bool(problem)
+            wrong += _checked(checked, problem, say, "    ")
     say(f"{wrong} things are wrong." if wrong else "Nothing was run; all that needs no GPU was checked.")
     return FAILED if wrong else 0
+
+
+def _checked(what: str, problem: str, say: Callable[[str], None], indent: str = "") -> bool:
+    """Says what a check found; whether it is wrong."""
+    say(f"{indent}{'wrong' if problem else 'checked'}: {what}{f': {problem}' if problem else ''}")
+    return bool(problem)
 
 
 def _run(step: Step, output: Path, say: Callable[[str], None]) -> str:
@@ -106,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default", help="folder or hub id, of 7 to 8 billion parameters say; MODEL= of make")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder for everything that is written")
     parser.add_argument("--tensorrt", type=int, choices=(10, 11), default=10, help="major version; TENSORRT= of make")
-    parser.add_argument("--precision", default="fp32", help="of the exported graphs; PRECISION= of make")
+    parser.add_argument("--precision", default="fp16", help="of the exported graphs; PRECISION= of make")
     parser.add_argument("--dry", action="store_true", help="print, and check what needs no GPU; DRY=1 of make")
     given = parser.parse_args(arguments)
     todo = steps(given.model, given.output, sys.executable, tensorrt=given.tensorrt, precision=given.precision)

@@ -1,4 +1,4 @@
-"""What can be known of a step of ``make gpu`` without a GPU: recipes, extras, markers, verbs, pairs of versions."""
+"""What can be known of ``make gpu`` without a GPU: the model, and of every step recipes, extras, markers, verbs, pairs of versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from benchmarks.runtimes import FORMS, opener
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.errors import TrimlineError
 from pipeline.prune import check_steps
-from pipeline.recipe import EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, Slice
+from pipeline.recipe import DEFAULT, EvaluateSlice, ModelSlice, PruneSlice, RebuildSlice, Slice
+from pipeline.sources.model import glance
 
 ROOT = Path(__file__).parents[2]
 PARTS: dict[str, type[Slice]] = {
@@ -31,6 +32,16 @@ PARTS: dict[str, type[Slice]] = {
     "build": BuildSlice,
     "benchmark": BenchmarkSlice,
 }
+
+
+def model_problem(model: str) -> tuple[str, str]:
+    """Whether a recipe could begin with that model: a folder's config is read; the hub is not asked."""
+    if model == DEFAULT:
+        return f"model {model}, which a step installs", ""
+    try:
+        return f"model {model}: {glance(model)}", ""
+    except TrimlineError as error:
+        return f"model {model}", str(error)
 
 
 def problems_of(step: Step, output: Path) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ class Step:
     keep: dict[str, str] = field(default_factory=dict)
 
 
-def steps(model: str, output: Path, python: str, *, tensorrt: int = 10, precision: str = "fp32") -> list[Step]:
+def steps(model: str, output: Path, python: str, *, tensorrt: int = 10, precision: str = "fp16") -> list[Step]:
     """Everything, in order.
 
     Args:

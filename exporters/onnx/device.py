@@ -6,6 +6,7 @@ crosses between GPU and main memory but token ids and, where asked for, logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,3 +88,21 @@ class DeviceDecoder:
             logits, past = self.step(chosen[-1][:, None], past)
             chosen.append(logits[:, -1].argmax(-1))
         return np.stack(chosen, axis=1)
+
+
+def along(decoder: Any, ids: Ids, pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Logits of tokens that any decoder is fed in pieces, one after another.
+
+    Args:
+        decoder: has ``empty`` and ``step``.
+        ids: (rows, tokens).
+        pieces: start and end of each.
+
+    Returns:
+        Those of all pieces behind each other, (rows, positions, vocabulary); where a graph gives last logits only, of each piece's end.
+    """
+    past, found = decoder.empty(len(ids), ids.shape[1]), []
+    for start, end in pieces:
+        logits, past = decoder.step(ids[:, start:end], past)
+        found.append(logits)
+    return np.concatenate(found, 1)

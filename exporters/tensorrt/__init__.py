@@ -1,1 +1,1 @@
-"""TensorRT: engines from a portable ONNX graph, built in a process of their own, and what proves that they use 2:4."""
+"""TensorRT: engines from a portable ONNX graph, built and gated in processes of their own, and what proves that they use 2:4."""

@@ -1,4 +1,4 @@
-"""The parent's end of an engine's build: starts the process, keeps its log, and turns its death into a sentence."""
+"""The parent's end of building and running an engine: starts the process, keeps its log, and turns its death into a sentence."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from pipeline.checkpoint import write_json
 from pipeline.errors import TrimlineError
@@ -20,6 +24,9 @@ CHATTER = "[X]"  # polygraphy's mark of the lines that tell of every kernel that
 SPARSITY = "(Sparsity"
 ERROR_MARKS = ("[E]", "[!]")
 LOG = "build.log"
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+Pieces = Sequence[tuple[int, int]]
 
 
 def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> dict[str, Any]:
@@ -32,7 +39,52 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
         TrimlineError: the builder refused the graph, or its process died.
         OSError: the disk is full, or the like.
     """
-    with tempfile.TemporaryDirectory(prefix="trimline-build-") as scratch:
+    found, errors = _answer({"do": "build"} | request, log, module)
+    if found.get("errno"):
+        raise OSError(found["errno"], os.strerror(found["errno"]), request["engine"])
+    if "problem" in found:
+        said = "; ".join(errors[-3:]) or found["problem"]
+        raise TrimlineError(
+            f"{request['builder']} builds no engine from {request['onnx']}: {said}",
+            "`trimline doctor` shows its version; another precision or lowering of the export may do.",
+        )
+    return found
+
+
+def run_in_child(folder: Path, ids: Ids, paths: Mapping[str, Pieces], module: str = MODULE) -> tuple[str, dict[str, Logits]]:
+    """Feeds an engine some tokens, along several paths.
+
+    Args:
+        folder: that the build stage wrote.
+        ids: (rows, tokens).
+        paths: by name, the pieces that the tokens are fed in, one after another: (start, end) each.
+        module: what answers.
+
+    Returns:
+        The engine's precision; and of every path the logits, those of its pieces behind each other.
+
+    Raises:
+        TrimlineError: the engine does not open here, refuses the shapes, or ends its process.
+        OSError: the disk is full, or the like.
+    """
+    with tempfile.TemporaryDirectory(prefix="trimline-run-") as scratch:
+        place = Path(scratch) / "logits.safetensors"
+        request = {"do": "run", "folder": str(folder.resolve()), "ids": ids.tolist(), "paths": dict(paths), "logits": str(place)}
+        found, _ = _answer(request, Path(scratch) / LOG, module)
+        if found.get("errno"):
+            raise OSError(found["errno"], os.strerror(found["errno"]), str(place))
+        if "problem" in found:
+            if "remedy" in found:  # the worker's own two sentences
+                raise TrimlineError(found["problem"], found["remedy"])
+            raise TrimlineError(
+                f"The engine in {folder} does not run here: {found['problem']}.", "`trimline doctor` shows driver and versions."
+            )
+        return str(found["precision"]), load_file(place)
+
+
+def _answer(request: dict[str, Any], log: Path, module: str) -> tuple[dict[str, Any], list[str]]:
+    """What a process of its own answers, and the errors that it logged on the way."""
+    with tempfile.TemporaryDirectory(prefix="trimline-engine-") as scratch:
         asked, answered = Path(scratch) / "request.json", Path(scratch) / "reply.json"
         write_json(asked, request)
         # -P: a folder called "exporters" where the user happens to stand must not be taken for ours.
@@ -45,17 +97,8 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
                 process.kill()
                 raise
         if process.returncode != 0 or not answered.is_file():
-            raise _died(process.returncode, errors)
-        found = dict(json.loads(answered.read_text(encoding="utf-8")))
-    if found.get("errno"):
-        raise OSError(found["errno"], os.strerror(found["errno"]), request["engine"])
-    if "problem" in found:
-        said = "; ".join(errors[-3:]) or found["problem"]
-        raise TrimlineError(
-            f"{request['builder']} builds no engine from {request['onnx']}: {said}",
-            "`trimline doctor` shows its version; another precision or lowering of the export may do.",
-        )
-    return found
+            raise _died(f"{request['do']}s", process.returncode, errors)
+        return dict(json.loads(answered.read_text(encoding="utf-8"))), errors
 
 
 def log_lines(log: Path) -> Iterator[str]:
@@ -83,13 +126,13 @@ def _keep(stream: IO[str], log: Path) -> list[str]:
     return errors
 
 
-def _died(code: int, errors: list[str]) -> TrimlineError:
+def _died(does: str, code: int, errors: list[str]) -> TrimlineError:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     remedy = {
         -signal.SIGKILL: "It may have run out of memory: build a smaller model, or with a smaller batch.",
         -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
     }.get(code, "`trimline doctor` shows driver and versions.")
-    return TrimlineError(f"The process that builds the engine {how}{': ' + errors[-1] if errors else ''}.", remedy)
+    return TrimlineError(f"The process that {does} the engine {how}{': ' + errors[-1] if errors else ''}.", remedy)
 
 
-__all__ = ["LOG", "build_in_child", "log_lines", "warnings_of"]
+__all__ = ["LOG", "build_in_child", "log_lines", "run_in_child", "warnings_of"]

@@ -1,4 +1,4 @@
-"""The gate between a graph in ONNX Runtime on the processor and its engine on the GPU."""
+"""The gate between a graph in ONNX Runtime on the processor and its engine on the GPU, which runs in a process of its own: it can end that."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from exporters.onnx.device import along
 from exporters.onnx.gate import RECORD
 from exporters.onnx.session import OnnxDecoder
+from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.shapes import Request
 from pipeline.checkpoint import write_json
 from pipeline.events import Events
@@ -26,31 +28,23 @@ def gate_engine(graph: Path, folder: Path, requests: Sequence[Request], options:
 
     Raises:
         GateError: they differ by more than the precision's bar.
-        TrimlineError: the engine does not open here.
+        TrimlineError: the engine does not open here, or ends its process.
     """
-    from exporters.tensorrt.session import EngineDecoder
-
-    reference, engine = OnnxDecoder(graph.parent, options.threads), EngineDecoder(folder)
+    reference = OnnxDecoder(graph.parent, options.threads)
     length = min(32, max(request.prompt for request in requests))
     ids = gate_tokens(reference.vocab, rows=1, length=length).numpy()
     half = max(1, length // 2)
     # A graph of last logits tells of where each piece ends, so both are fed the same pieces.
     paths = {"without cache": [(0, length)], "with cache, token by token": [(0, half), *((at, at + 1) for at in range(half, length))]}
-    found = {name: (_pieces(reference, ids, pieces), _pieces(engine, ids, pieces)) for name, pieces in paths.items()}
-    bar = BARS[engine.precision] * max(1.0, *(float(np.abs(expected).max()) for expected, _ in found.values()))
-    record: dict[str, Any] = {"reference": "ONNX Runtime on the processor", "precision": engine.precision, "checks": {}}
-    for name, (expected, logits) in found.items():
-        comparison = compare_logits(torch.from_numpy(expected), torch.from_numpy(logits), bar)
+    expected = {name: along(reference, ids, pieces) for name, pieces in paths.items()}
+    del reference  # its weights, before another process has them
+    precision, found = run_in_child(folder, ids, paths)
+    bar = BARS[precision] * max(1.0, *(float(np.abs(logits).max()) for logits in expected.values()))
+    record: dict[str, Any] = {"reference": "ONNX Runtime on the processor", "precision": precision, "checks": {}}
+    for name, logits in expected.items():
+        comparison = compare_logits(torch.from_numpy(logits), torch.from_numpy(found[name]), bar)
         record["checks"][name] = comparison.as_record()
         events.gate(f"engine, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
         demand(comparison, f"{graph} (ONNX Runtime)", f"{folder} ({name})")
     write_json(folder / RECORD, record)
     return record
-
-
-def _pieces(decoder: Any, ids: Any, pieces: list[tuple[int, int]]) -> Any:
-    past, found = decoder.empty(len(ids), ids.shape[1]), []
-    for start, end in pieces:
-        logits, past = decoder.step(ids[:, start:end], past)
-        found.append(logits)
-    return np.concatenate(found, 1)

@@ -1,4 +1,4 @@
-"""The process that an engine is built in: ``python -m exporters.tensorrt.worker REQUEST REPLY``, both JSON files.
+"""The process that an engine is built or run in: ``python -m exporters.tensorrt.worker REQUEST REPLY``, both JSON files.
 
 Apart, because TensorRT can end the process it runs in, and because it holds gigabytes. Everything that it and polygraphy log
 goes to stdout, verbose: lines of INFO and VERBOSE are what a proof of sparse kernels reads. TensorRT 10 and 11 and
@@ -14,6 +14,8 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import TrimlineError
 
 WORD = {"tensorrt": "0", "tensorrt_rtx": "1"}
 
@@ -53,6 +55,26 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         "inspected": _inspect(engine, request),
         "seconds": seconds,
     }
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Opens an engine, feeds it tokens along every path, and writes the logits.
+
+    Args:
+        request: ``folder`` and ``logits`` (paths), ``ids`` (rows of tokens), ``paths`` (name to pieces, each a start and an end).
+
+    Returns:
+        The engine's precision.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from exporters.onnx.device import along
+    from exporters.tensorrt.session import EngineDecoder
+
+    engine, ids = EngineDecoder(Path(request["folder"])), np.asarray(request["ids"], np.int64)
+    save_file({name: along(engine, ids, pieces) for name, pieces in request["paths"].items()}, request["logits"])
+    return {"precision": engine.precision}
 
 
 def _config(request: dict[str, Any]) -> Any:
@@ -124,8 +146,11 @@ def _inspect(engine: Any, request: dict[str, Any]) -> bool:
 
 def main(request: str, reply: str) -> None:
     """Answers one request; what goes wrong is the reply, in one line."""
+    asked = json.loads(Path(request).read_text(encoding="utf-8"))
     try:
-        found = build(json.loads(Path(request).read_text(encoding="utf-8")))
+        found = run(asked) if asked.get("do") == "run" else build(asked)
+    except TrimlineError as error:
+        found = {"problem": error.problem, "remedy": error.remedy}
     except OSError as error:
         found = {"problem": str(error), "errno": error.errno}
     except Exception as error:  # noqa: BLE001 - polygraphy's and TensorRT's errors share no class; the parent makes a sentence of it

@@ -43,6 +43,19 @@ def identify(recipe: ModelSlice) -> dict[str, str]:
     return {"kind": kind, "sha256": content, "folder": place if kind == "folder" else ""}
 
 
+def glance(name: str) -> str:
+    """What goes by a name, told without a network and without reading weights.
+
+    Raises:
+        TrimlineError: nothing does, or a folder's config is not of a model that is supported.
+    """
+    kind, place = _locate(name)
+    if kind == "folder":
+        geometry = Checkpoint(Path(place)).geometry
+        return f"a folder, {geometry.family.model_type} of {geometry.total_parameters():,} parameters"
+    return "a GGUF file" if kind == "gguf" else "a hub id, which was not looked up"
+
+
 def source(recipe: ModelSlice, options: RunOptions, out: Path, events: Events) -> None:
     """Stage: writes ``source.json`` naming the checkpoint folder, and the folder itself where there was none yet.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.steps import RUNTIMES, Step, recipe_file, recipe_text, steps
 from pipeline.driver import cuda_devices
+from tests.tiny import tiny_model
 from trimline.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +25,7 @@ def test_every_recipe_is_a_whole_recipe_and_the_dense_lane_is_shared(tmp_path):
     recipes = [parse_recipe(recipe_text(step)) for step in steps("default", tmp_path, "python3") if step.recipe]
     assert len(recipes) == sum(map(len, RUNTIMES.values()))
     assert len({json.dumps(recipe.export.model_dump(mode="json")) for recipe in recipes}) == 1
+    assert recipes[0].export.precision == "fp16"
     assert {recipe.build.builder for recipe in recipes if recipe.build} == {"tensorrt"}
     assert {recipe.benchmark.runtime for recipe in recipes} == {
         *("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_compile", "torch_2_4")
@@ -53,6 +57,38 @@ def test_dry_prints_and_checks_every_step(tmp_path, capsys):
     assert "recipe 'pruned-2-4, torch_2_4'" in shown
     assert "Nothing was run" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_fp16_is_the_default_of_make_too():
+    said = subprocess.run(["make", "--dry-run", "gpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--precision fp16" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("default", "checked: model default, which a step installs"),
+        ("org/model-8b", "checked: model org/model-8b: a hub id, which was not looked up"),
+        ("{folder}/good", r"checked: model .*/good: a folder, llama of [\d,]+ parameters"),
+        ("{folder}/empty", r"wrong: model .*/empty: .*config\.json does not exist"),
+        ("{folder}/bare", r"wrong: model .*/bare: .*holds no safetensors file"),
+        ("{folder}/foreign", r"wrong: model .*/foreign: .*bert"),
+        ("{folder}/nowhere", "wrong: model .*/nowhere: There is no model '.*/nowhere'. Give 'default', a Hugging Face folder"),
+        ("not a name", "wrong: model not a name: There is no model 'not a name'"),
+    ],
+)
+def test_dry_looks_at_the_model_once(tmp_path, model, line):
+    tiny_model("llama", tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "foreign")
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    shutil.copy(tmp_path / "good" / "config.json", tmp_path / "bare")
+    said: list[str] = []
+    todo = [step for step in steps(model.format(folder=tmp_path), tmp_path / "out", "python3") if step.recipe][:2]
+    assert program.dry(todo, tmp_path / "out", said.append) == int(line.startswith("wrong"))
+    assert re.fullmatch(line + ".*", said[0]), said[0]
+    assert sum(text.startswith(("wrong: model", "checked: model")) for text in said) == 1
 
 
 def test_dry_finds_what_is_wrong(tmp_path):

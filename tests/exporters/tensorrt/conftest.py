@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from exporters.onnx.files import copy_tokenizer, save_graph
 from exporters.onnx.portable import lower_portable
+from exporters.recipe import Precision
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.events import Events
 from pipeline.masks import n_m
@@ -26,14 +27,14 @@ def two_four(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def portable_folder(checkpoint: Path, out: Path) -> Path:
+def portable_folder(checkpoint: Path, out: Path, precision: Precision = "fp32") -> Path:
     """What the export stage writes, without its gate, which is tested elsewhere and takes most of the time."""
     out.mkdir()
     source = Checkpoint(checkpoint)
-    save_graph(lower_portable(source, "fp32", Events()), out, "portable")
+    save_graph(lower_portable(source, precision, Events()), out, "portable")
     copy_tokenizer(source.folder, out)
     write_json(out / "checkpoint_config.json", source.config)
-    write_json(out / "export.json", {"lowering": "portable", "precision": "fp32", "logits": "all"})
+    write_json(out / "export.json", {"lowering": "portable", "precision": precision, "logits": "all"})
     return out
 
 
@@ -45,6 +46,12 @@ def sparse_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sparse_onnx(sparse_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return portable_folder(sparse_checkpoint, tmp_path_factory.mktemp("portable") / "onnx")
+
+
+@pytest.fixture(scope="session")
+def half_onnx(sparse_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in fp16, which is what `make gpu` exports."""
+    return portable_folder(sparse_checkpoint, tmp_path_factory.mktemp("half") / "onnx", "fp16")
 
 
 @pytest.fixture

@@ -45,9 +45,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_pruned_uneven_decoder_is_parsed_and_built(sparse_onnx, tmp_path, rtx):
+@pytest.fixture(params=["sparse_onnx", "half_onnx"], ids=["fp32", "fp16"])
+def graph(request) -> Path:
+    """The portable folder in every precision that engines are built from."""
+    return request.getfixturevalue(request.param)
+
+
+def test_the_pruned_uneven_decoder_is_parsed_and_built(graph, tmp_path, rtx):
     told: list[Event] = []
-    record = built(sparse_onnx, tmp_path / "engine", BuildSlice(builder="tensorrt_rtx", sparsity="require"), Events(told.append))
+    record = built(graph, tmp_path / "engine", BuildSlice(builder="tensorrt_rtx", sparsity="require"), Events(told.append))
     assert (tmp_path / "engine" / "model.engine").stat().st_size == record["bytes"] > 100_000
     assert record["layers"] > 300
     assert record["flags"] == ["SPARSE_WEIGHTS"]
@@ -76,9 +82,9 @@ def test_the_flag_follows_the_weights(sparse_onnx, tmp_path, rtx):
         build(broken, BuildSlice(builder="tensorrt_rtx", sparsity="require"), REQUESTS, OPTIONS, tmp_path, Events())
 
 
-def test_int8_keeps_two_four_and_is_built(sparse_onnx, tmp_path, texts, rtx):
+def test_int8_keeps_two_four_and_is_built(graph, tmp_path, texts, rtx):
     recipe = RTX.model_copy(update={"precision": "int8", "calibration_windows": 4, "calibration_window": 64, "sparsity": "require"})
-    record = built(sparse_onnx, tmp_path / "engine", recipe, texts=texts)
+    record = built(graph, tmp_path / "engine", recipe, texts=texts)
     quantised = onnx.load(tmp_path / "engine" / "qdq" / "model.onnx", load_external_data=False)
     readers = {name: node for node in quantised.graph.node for name in node.input}
     products = [node for node in quantised.graph.node if node.op_type == "MatMul" and node.input[1].endswith("_DequantizeLinear_Output")]
@@ -93,9 +99,7 @@ def test_int8_keeps_two_four_and_is_built(sparse_onnx, tmp_path, texts, rtx):
     assert 0.9 < record["int8"]["ratio"] < 1.1
     assert record["flags"] == ["SPARSE_WEIGHTS"]
     assert json.loads((tmp_path / "engine" / "export.json").read_text())["precision"] == "int8"
-    assert sorted(path.name for path in sparse_onnx.iterdir()) == sorted(
-        {path.name for path in sparse_onnx.iterdir()} - {"model-inferred.onnx"}
-    )
+    assert sorted(path.name for path in graph.iterdir()) == sorted({path.name for path in graph.iterdir()} - {"model-inferred.onnx"})
 
 
 def zero_points(model: onnx.ModelProto) -> list:
