@@ -170,6 +170,17 @@ def test_an_engine_of_another_model_is_refused(parts: Any, graphs: dict[str, Pat
         write_step_models(parts.onnx, "m", "KIND_CPU", tmp_path / "step", engine)
 
 
+def test_an_engine_of_the_model_with_more_heads_is_refused(graphs: dict[str, Path], tmp_path: Path) -> None:
+    folder = engine_of(graphs["portable"], tmp_path / "engine", Request(8, 4))
+    record = json.loads((folder / "build.json").read_text())
+    for profile in record["profiles"]:
+        for shape in profile["shapes"]["past_key_values.0.key"]:
+            shape[1] += 1
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(TrimlineError, match="takes other inputs than the packaged graph"):
+        write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", Engine.of(folder))
+
+
 @pytest.mark.parametrize(
     "profiles",
     [
@@ -183,6 +194,7 @@ def test_an_engine_of_another_model_is_refused(parts: Any, graphs: dict[str, Pat
         [{"shapes": {"input_ids": [[], [], []]}}],
         [{"shapes": {"input_ids": [[1, 1], [1, 8], [1, "8"]]}}],
         [{"shapes": {"input_ids": [[1, 1], [1, 8], [1, 8]]}}, {"shapes": {"other": [[1, 1], [1, 8], [1, 8]]}}],
+        [{"shapes": {"input_ids": [[1, 1], [1, 8], [1, 8]]}}, {"shapes": {"input_ids": [[1], [1], [1]]}}],
     ],
 )
 def test_a_record_that_no_build_writes_is_refused(tmp_path: Path, profiles: Any) -> None:

@@ -9,13 +9,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 180
+READY_SECONDS = 600  # a server that ends before is noticed at once
 
 
 def environment(name: str, program: str) -> Path:
@@ -36,9 +36,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], folder: Path, log: Path, ready: str, path: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process in ``folder``, from the moment that the address ``ready`` answers; ``path`` is where programs are looked for."""
-    known = os.environ | ({"PATH": path} if path else {})
+def started(
+    command: Sequence[str], folder: Path, log: Path, ready: str, known: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process in ``folder``, from the moment that the address ``ready`` answers; ``known`` are its environment variables."""
     with log.open("wb") as out, subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=known) as process:
         try:
             _wait(process, log, ready)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import torch
 
+from deploy.verify import verify
 from exporters.gguf import child
 from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_llama_cpp
@@ -19,7 +20,6 @@ from exporters.gguf.stage import export_gguf
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import GateError
 from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
 from pipeline.options import RunOptions
 from pipeline.rebuild.gguf_form import DECI, gguf_form
 from pipeline.recipe import Profile
@@ -27,7 +27,8 @@ from tests.exporters.gguf.test_tokenizer import sentencepiece
 from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
 from tests.pipeline.rebuild.cases import fewer_groups, rebuilt_tiny
 from tests.servers.models import pruned
-from tests.servers.places import environment, free_ports, started
+from tests.servers.packages import answering, completion, packaged, says_what_the_checkpoint_says
+from tests.servers.places import environment
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
 OPTIONS = RunOptions(threads=1)
@@ -131,9 +132,21 @@ def test_pruned_smollm2(tmp_path: Path, checkpoint: Path, precision: str) -> Non
 @pytest.mark.parametrize(("kind", "share"), [("q8_0", 0.28), ("q4_k_m", 0.2)])
 def test_quantised_by_llama_cpp(tmp_path: Path, smollm2: Path, kind: str, share: float) -> None:
     """The dense model: what quantising costs is best seen where nothing else was done."""
-    gate = exported(smollm2, tmp_path / "out", quantise=kind)
+    within_its_bar(smollm2, tmp_path / "out", kind, share)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("q8_0", 0.3), ("q4_k_m", 0.23)])
+def test_an_uneven_model_quantised_by_llama_cpp(tmp_path: Path, smollm2: Path, kind: str, share: float) -> None:
+    """``deci``, with a block without attention and one without FFN; the embedding, which keeps more bits, is more of it."""
+    assert within_its_bar(pruned(smollm2, tmp_path, Profile.DECILM), tmp_path / "gguf", kind, share)["architecture"] == DECI
+
+
+def within_its_bar(checkpoint: Path, out: Path, kind: str, share: float) -> dict[str, Any]:
+    """Perplexity over the checkpoint's is below the bar of that many bits, and the file has at most ``share`` of its bytes."""
+    gate = exported(checkpoint, out, quantise=kind)
     assert gate["llama.cpp"]["perplexity ratio"] < GgufSlice(quantise=kind).most_perplexity  # type: ignore[arg-type]
-    assert (tmp_path / "out" / MODEL).stat().st_size < share * (smollm2 / "model.safetensors").stat().st_size
+    assert (out / MODEL).stat().st_size < share * (checkpoint / "model.safetensors").stat().st_size
+    return gate
 
 
 # --- its server ------------------------------------------------------------------------------------------------------
@@ -141,38 +154,44 @@ def test_quantised_by_llama_cpp(tmp_path: Path, smollm2: Path, kind: str, share:
 
 @pytest.fixture
 def server(checkpoint: Path, llama_cpp: Path, tmp_path: Path) -> Iterator[str]:
-    source = Checkpoint(checkpoint)
-    write_gguf(source, gguf_form(source.geometry, source.config), "fp32", tmp_path / MODEL, Events())
-    [port] = free_ports(1)
-    command = [str(llama_cpp), "-m", "llama_cpp.server", "--model", str(tmp_path / MODEL), "--host", "127.0.0.1", "--port", str(port)]
+    """The package's own start.sh, with the environment's programs before others."""
+    package = packaged(tmp_path, checkpoint, "llama.cpp", gguf=GgufSlice(precision="fp32"))
     # An fp32 cache, as torch has; the server's own default rounds it to fp16.
-    sizes = ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--type_k", "0", "--type_v", "0"]
-    address = f"http://127.0.0.1:{port}"
-    with started([*command, *sizes], tmp_path, tmp_path / "server.log", f"{address}/v1/models") as process:
+    flags = ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--type_k", "0", "--type_v", "0"]
+    with answering(package, "llama.cpp", llama_cpp.parent, tmp_path / "server.log", *flags) as address:
         yield address
-        assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+    assert verify(package) == []
 
 
-def completion(address: str, prompt: Any, tokens: int = 24) -> requests.Response:
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "repeat_penalty": 1.0}
-    return requests.post(f"{address}/v1/completions", json=body, timeout=300)
+def completed(address: str, prompt: Any, tokens: Any = 24) -> requests.Response:
+    return completion(address, prompt, tokens, repeat_penalty=1.0)
+
+
+def test_64_requests_at_once_get_what_each_gets_alone(server: str) -> None:
+    """This server answers one after the other; none may be cut short or get another's text."""
+    asked = [(f"{PROMPTS[number % 3]} {number}", 4 + number % 5) for number in range(64)]
+    alone = [completed(server, *one) for one in asked]
+    with ThreadPoolExecutor(len(asked)) as clients:
+        together = list(clients.map(lambda one: completed(server, *one), asked))
+    for (_, tokens), single, found in zip(asked, alone, together, strict=True):
+        assert (single.status_code, found.status_code) == (200, 200), found.text
+        [wanted], [choice] = single.json()["choices"], found.json()["choices"]
+        assert choice == wanted
+        assert found.json()["usage"] == single.json()["usage"]
+        assert choice["finish_reason"] == "stop" or found.json()["usage"]["completion_tokens"] == tokens
+    assert len({answer.json()["choices"][0]["text"] for answer in together}) > 8  # not one text for all
 
 
 def test_the_server_says_what_the_checkpoint_says_and_survives_bad_input(server: str, checkpoint: Path) -> None:
-    model, tokenizer = load_model(checkpoint, dtype=torch.float32), load_tokenizer(checkpoint)
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        greedy = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2)[0]
-        answer = completion(server, prompt)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["choices"][0]["text"] == tokenizer.decode(greedy[ids.shape[1] :], skip_special_tokens=True)
+    says_what_the_checkpoint_says(server, checkpoint, PROMPTS, 24, repeat_penalty=1.0)
+    before = completed(server, PROMPTS[-1])
     sentence = "The boy counted twelve gulls and three hundred nets. "
     bad: dict[str, Any] = {
-        "too long": completion(server, sentence * 100),
-        "10 MB": completion(server, sentence * (10 * 2**20 // len(sentence))),
-        "a number": completion(server, 5),
-        "an object": completion(server, {"text": "x"}),
-        "tokens that are words": completion(server, "x", "many"),  # type: ignore[arg-type]
+        "too long": completed(server, sentence * 100),
+        "10 MB": completed(server, sentence * (10 * 2**20 // len(sentence))),
+        "a number": completed(server, 5),
+        "an object": completed(server, {"text": "x"}),
+        "tokens that are words": completed(server, "x", "many"),  # type: ignore[arg-type]
         "no JSON": requests.post(f"{server}/v1/completions", data=b"{", timeout=60),
         "no prompt at all": requests.post(f"{server}/v1/completions", json={"max_tokens": "x"}, timeout=60),
     }
@@ -183,7 +202,7 @@ def test_the_server_says_what_the_checkpoint_says_and_survives_bad_input(server:
     assert all(400 <= answer.status_code <= 500 for answer in bad.values())
     for name in ("a number", "an object", "tokens that are words", "no prompt at all"):
         assert "validation error" in bad[name].json()["error"]["message"]
-    assert completion(server, "").status_code == 500  # SmolLM2 puts nothing before a text, and llama-cpp-python samples from nothing
-    again = completion(server, PROMPTS[-1])
+    assert completed(server, "").status_code == 500  # SmolLM2 puts nothing before a text, and llama-cpp-python samples from nothing
+    again = completed(server, PROMPTS[-1])
     assert again.status_code == 200
-    assert again.json()["choices"][0]["text"] == answer.json()["choices"][0]["text"]
+    assert again.json()["choices"][0]["text"] == before.json()["choices"][0]["text"]

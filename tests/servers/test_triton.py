@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from deploy.package import package
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.loading import load_tokenizer
 from pipeline.options import RunOptions
 from pipeline.recipe import Profile
 from tests.deploy.parts import OPTIONS, made_parts
-from tests.servers.places import ROOT, environment, free_ports, started
+from tests.servers.packages import greedy, started_from, written
+from tests.servers.places import ROOT, environment, free_ports
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.servers
@@ -76,31 +73,15 @@ class Triton:
 def serving(package: Path, log: Path, *repositories: str) -> Iterator[Triton]:
     home, ports = environment("triton", "tritonserver"), free_ports(3)
     flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
-    folders = [f"--model-repository={name}" for name in repositories]
-    command = ["sh", "start.sh", *folders, *flags, "--exit-on-error=false", "--strict-readiness=false"]
+    flags += [*(f"--model-repository={name}" for name in repositories), "--exit-on-error=false", "--strict-readiness=false"]
     ready = f"http://127.0.0.1:{ports[0]}/v2/health/ready"
-    path = f"{home}{os.pathsep}{os.environ['PATH']}"
-    with started(command, package / "serve" / "triton", log, ready, path) as process:
+    with started_from(package, "triton", home, log, ready, flags) as process:
         yield Triton(home, package, tuple(ports), process)
 
 
 def packaged(root: Path, dense: Path, ffn: tuple[int, ...], profile: Profile, options: RunOptions, **export: Any) -> Path:
     parts = made_parts(root / "parts", dense, ffn, profile, ExportSlice(**export), options)
-    (root / "package").mkdir()
-    package(parts, PackageSlice(targets=("triton",)), root / "package", Events())
-    return root / "package"
-
-
-def greedy(model: Path, prompts: tuple[str, ...], tokens: int) -> list[list[int]]:
-    """What transformers generates from the packaged checkpoint."""
-    loaded, tokenizer = load_model(model, dtype=torch.float32), load_tokenizer(model)
-    found = []
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        with torch.inference_mode():
-            out = loaded.generate(**ids, max_new_tokens=tokens, do_sample=False)
-        found.append(out[0, ids["input_ids"].shape[1] :].tolist())
-    return found
+    return written(root, parts, PackageSlice(targets=("triton",)))
 
 
 @pytest.fixture(scope="module", params=["fused", "portable"])

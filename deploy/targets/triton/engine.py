@@ -78,7 +78,8 @@ def _profiles(record: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Shape
         found = tuple({name: _shapes(shapes) for name, shapes in profile["shapes"].items()} for profile in record["profiles"])
     except (KeyError, TypeError, ValueError, AttributeError):
         found = ()
-    if not found or any(not profile or profile.keys() != found[0].keys() for profile in found):
+    ranks = [{name: len(shapes[0]) for name, shapes in profile.items()} for profile in found]
+    if not found or not ranks[0] or any(others != ranks[0] for others in ranks):
         raise TrimlineError(f"{path} does not say which shapes its engine takes.", "Build the engine again.")
     return found
 

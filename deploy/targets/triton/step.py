@@ -86,8 +86,10 @@ class StepGraph:
         Raises:
             TrimlineError: the engine takes other inputs than this graph.
         """
-        ours = {tensor.name: len(tensor.dims) for tensor in self.inputs}
-        if ours != {name: len(shapes[0]) - 1 for name, shapes in engine.profiles[0].items()}:
+        taken = {name: engine.dims(name) for name in engine.profiles[0]}
+        if taken.keys() != {tensor.name for tensor in self.inputs} or not all(
+            _fits(tensor.dims, taken[tensor.name]) for tensor in self.inputs
+        ):
             raise TrimlineError(f"The engine {engine.file} takes other inputs than the packaged graph.", "Build it from this graph again.")
         new = min(WARM_NEW, *engine.most(IDS))
         return replace(self, inputs=tuple(_warmed(replace(tensor, dims=engine.dims(tensor.name)), new) for tensor in self.inputs))
@@ -136,6 +138,11 @@ def _write(folder: Path, graph: StepGraph, **values: Any) -> Path:
             first = np.ones if tensor.data == "ones" else lambda n, t: np.arange(WARM_PAST, WARM_PAST + n, dtype=t)
             (warm / tensor.data).write_bytes(first(tensor.warm[0], np.int64).tobytes())
     return version
+
+
+def _fits(ours: tuple[int, ...], taken: tuple[int, ...]) -> bool:
+    """Whether an engine takes an input of the graph: the same sizes where the graph fixes them."""
+    return len(ours) == len(taken) and all(size in (-1, other) for size, other in zip(ours, taken, strict=True))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> StepTensor:
