@@ -76,9 +76,10 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
         )
     lines += [f"{record['title']}, {record['size']}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
     planned = [record for record in records if record.get("code")]
-    if stale := [record["name"] for record in planned if record["code"] != now]:
-        which = "all rows" if len(stale) == len(planned) else ", ".join(stale)
-        lines.append(f"Planned by another version of the code than this page's: {which}.")
+    stale, fresh = ([record["name"] for record in planned if (record["code"] == now) is same] for same in (False, True))
+    if stale:
+        rest = f"all rows{' but ' if fresh else ''}{', '.join(fresh)}"
+        lines.append(f"Planned by another version of the code than this page's: {', '.join(stale) if len(stale) <= len(fresh) else rest}.")
     commits = sorted({short(record["commit"]) for record in records if record.get("commit")})
     lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
     return "\n\n".join(lines)
