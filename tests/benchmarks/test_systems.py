@@ -206,7 +206,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, 
         "| 30 % | CFSP | of channels |",
         "| 30 % | Trimline |",
         "| 2:4 | CFSP | 2 zeros in every 4 weights | 50.0 % zeros",
-        "| 30 % | Wanda | zeros among the linears' weights, wherever they lie | 30.0 % zeros",
+        "| 30 % | Wanda | zeros among the linears' weights, wherever they lie |",
     ):
         assert start in page
 
