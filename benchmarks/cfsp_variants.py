@@ -90,7 +90,7 @@ def main(
     windows: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 32,
     ours_alone: Annotated[bool, typer.Option(help="Leave CFSP out.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-table.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-table, unless CFSP is left out.")] = None,
 ) -> None:
     """Print perplexity of CFSP's options, and of Trimline, at 30 and 50 % of the FFN channels."""
     options, wanted = RunOptions(), EvaluateSlice(windows=12, window=1024)
@@ -104,7 +104,7 @@ def main(
     typer.echo(table(rows))
     if output is not None:
         output.write_text(json.dumps({"rows": rows, "options": options.as_record()}, indent=2) + "\n", encoding="utf-8")
-    if page is not None:
+    if page is not None and not ours_alone:
         fill(page, "cfsp-table", table(rows))
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.markdown import mebibytes
 from benchmarks.memory import AnonymousPeak, last_line_of, process_memory
 from benchmarks.pages import fill, markdown_table
 from benchmarks.roofline import FP32
@@ -96,19 +97,15 @@ def row(lowering: str, precision: str, found: dict[str, Any], budget: int | None
         return [
             lowering,
             precision,
-            *(_mebibytes(found[key]) for key in ("weights", "before")),
+            *(mebibytes(found[key]) for key in ("weights", "before")),
             "–",
             "–",
             bar,
             f"refused: {found['refused']}",
         ]
     reached = found["times"] <= BAR if budget is None else found["peak"] <= budget
-    sizes = (_mebibytes(found[key]) for key in ("weights", "before", "peak"))
+    sizes = (mebibytes(found[key]) for key in ("weights", "before", "peak"))
     return [lowering, precision, *sizes, f"{found['times']:.2f}", bar, "reached" if reached else "missed"]
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f}"
 
 
 def main(

@@ -126,7 +126,7 @@ def _name(shape: Shape) -> str:
 
 
 def is_timed(record: Record) -> bool:
-    """Whether a row has a shape of its own: neither dense, nor 2:4, nor failed."""
+    """Whether a row has a shape of its own: neither dense, nor one of zeros, nor failed."""
     return "shape" in record and record["system"] != "dense" and "zeros" not in record
 
 

@@ -72,7 +72,7 @@ def run_in_child(folder: Path, ids: Ids, paths: Mapping[str, Pieces], module: st
         request = {"do": "run", "folder": str(folder.resolve()), "ids": ids.tolist(), "paths": dict(paths), "logits": str(place)}
         found, _ = _answer(request, Path(scratch) / LOG, module)
         if found.get("errno"):
-            raise OSError(found["errno"], os.strerror(found["errno"]), str(place))
+            raise OSError(found["errno"], os.strerror(found["errno"]), found.get("file") or str(place))
         if "problem" in found:
             if "remedy" in found:  # the worker's own two sentences
                 raise TrimlineError(found["problem"], found["remedy"])
@@ -129,7 +129,7 @@ def _keep(stream: IO[str], log: Path) -> list[str]:
 def _died(does: str, code: int, errors: list[str]) -> TrimlineError:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     remedy = {
-        -signal.SIGKILL: "It may have run out of memory: build a smaller model, or with a smaller batch.",
+        -signal.SIGKILL: "It may have run out of memory: take a smaller model, or build with a smaller batch.",
         -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
     }.get(code, "`trimline doctor` shows driver and versions.")
     return TrimlineError(f"The process that {does} the engine {how}{': ' + errors[-1] if errors else ''}.", remedy)

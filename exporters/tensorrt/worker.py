@@ -152,7 +152,7 @@ def main(request: str, reply: str) -> None:
     except TrimlineError as error:
         found = {"problem": error.problem, "remedy": error.remedy}
     except OSError as error:
-        found = {"problem": str(error), "errno": error.errno}
+        found = {"problem": str(error), "errno": error.errno, "file": error.filename}
     except Exception as error:  # noqa: BLE001 - polygraphy's and TensorRT's errors share no class; the parent makes a sentence of it
         found = {"problem": " ".join(str(error).split()) or type(error).__name__}
     Path(reply).write_text(json.dumps(found), encoding="utf-8")

@@ -123,7 +123,7 @@ def infeasible(target: Target, smallest: Geometry, dense: Geometry, consumer: Co
     """
     terms = [term for name, measure in measures(target, dense, consumer).items() for term in _terms(name, measure, target, smallest, dense)]
     missed = [term for term in terms if term.missed]
-    kept = [f"{term.key} {term.asked:g}" for term in terms if not term.missed]
+    kept = [f"{term.key} {term.asked:.15g}" for term in terms if not term.missed]
     nearest = " and ".join(term.nearest for term in missed)
     together = ", to be had together" if len(terms) > 1 else ""
     beside = f" with {' and '.join(kept)}" if kept else ""
