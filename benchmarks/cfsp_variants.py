@@ -18,6 +18,7 @@ import typer
 from benchmarks.pages import fill, markdown_table
 from pipeline.calibrate.windows import consecutive_windows, draw_windows
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
 from pipeline.evaluate import perplexity_record, window_losses
 from pipeline.events import Events
 from pipeline.geometry import BlockShape, Geometry
@@ -93,19 +94,23 @@ def main(
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, at cfsp-table, unless CFSP is left out.")] = None,
 ) -> None:
     """Print perplexity of CFSP's options, and of Trimline, at 30 and 50 % of the FFN channels."""
-    options, wanted = RunOptions(), EvaluateSlice(windows=12, window=1024)
-    options.apply()
-    tokenizer = load_tokenizer(model)
-    text = load_text(TextSource(source=calibration), "calibration")
-    drawn = draw_windows(tokenizer, text, CalibrationWindows(windows=windows, window=512))
-    held_out = load_text(TextSource(source=evaluation), "evaluation")
-    held_windows = consecutive_windows(tokenizer, held_out, wanted.windows, wanted.window)
-    rows = compare(Checkpoint(model), drawn, held_windows, options, (OURS,) if ours_alone else ALL)
-    typer.echo(table(rows))
-    if output is not None:
-        output.write_text(json.dumps({"rows": rows, "options": options.as_record()}, indent=2) + "\n", encoding="utf-8")
-    if page is not None and not ours_alone:
-        fill(page, "cfsp-table", table(rows))
+    try:
+        options, wanted = RunOptions(), EvaluateSlice(windows=12, window=1024)
+        options.apply()
+        tokenizer = load_tokenizer(model)
+        text = load_text(TextSource(source=calibration), "calibration")
+        drawn = draw_windows(tokenizer, text, CalibrationWindows(windows=windows, window=512))
+        held_out = load_text(TextSource(source=evaluation), "evaluation")
+        held_windows = consecutive_windows(tokenizer, held_out, wanted.windows, wanted.window)
+        rows = compare(Checkpoint(model), drawn, held_windows, options, (OURS,) if ours_alone else ALL)
+        typer.echo(table(rows))
+        if output is not None:
+            output.write_text(json.dumps({"rows": rows, "options": options.as_record()}, indent=2) + "\n", encoding="utf-8")
+        if page is not None and not ours_alone:
+            fill(page, "cfsp-table", table(rows))
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
 
 
 if __name__ == "__main__":

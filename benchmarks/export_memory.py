@@ -122,6 +122,7 @@ def main(
     try:
         budget = None if memory is None else parse_bytes(memory)
         wanted = forms(lowering or list(DEFAULT), precision or [])
+        Checkpoint(checkpoint)  # before any process is started
         table = markdown_table(COLUMNS, [row(*form, in_a_child(checkpoint, *form, threads, budget), budget) for form in wanted])
         typer.echo(table)
         if page is not None:

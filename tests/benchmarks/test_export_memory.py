@@ -58,6 +58,7 @@ def asked(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[t
         return known | ({"refused": "too large."} if budget and precision == "int8" else {"peak": 2**22, "times": 2.0})
 
     monkeypatch.setattr(export_memory, "in_a_child", pretended)
+    monkeypatch.setattr(export_memory, "Checkpoint", lambda folder: folder)
     app = typer.Typer()
     app.command()(main)
     return children, CliRunner().invoke(app, ["model", *arguments])
@@ -80,6 +81,13 @@ def test_a_refusal_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children == [("portable", "fp32"), ("portable", "int8"), ("gguf", "fp32")]
     assert "| portable | fp32 | 1 | 2 | 4 | 2.00 | 2 MiB | missed |" in done.output
     assert "| portable | int8 | 1 | 2 | – | – | 2 MiB | refused: too large. |" in done.output
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
+    assert (done.exit_code, "There is no checkpoint folder" in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(
