@@ -92,20 +92,12 @@ def forms(lowerings: list[str], precisions: list[str]) -> list[tuple[str, str]]:
 
 def row(lowering: str, precision: str, found: dict[str, Any], budget: int | None) -> list[str]:
     """Of the table: the bar is 2.5 times the weights, or the budget for all that the process holds."""
-    bar = f"{BAR}" if budget is None else f"{budget / 2**20:.0f} MiB"
+    bar = f"{BAR}" if budget is None else f"{mebibytes(budget)} MiB"
+    start = [lowering, precision, mebibytes(found["weights"]), mebibytes(found["before"])]
     if "refused" in found:
-        return [
-            lowering,
-            precision,
-            *(mebibytes(found[key]) for key in ("weights", "before")),
-            "–",
-            "–",
-            bar,
-            f"refused: {found['refused']}",
-        ]
+        return [*start, "–", "–", bar, f"refused: {found['refused']}"]
     reached = found["times"] <= BAR if budget is None else found["peak"] <= budget
-    sizes = (mebibytes(found[key]) for key in ("weights", "before", "peak"))
-    return [lowering, precision, *sizes, f"{found['times']:.2f}", bar, "reached" if reached else "missed"]
+    return [*start, mebibytes(found["peak"]), f"{found['times']:.2f}", bar, "reached" if reached else "missed"]
 
 
 def main(

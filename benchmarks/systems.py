@@ -22,7 +22,7 @@ from benchmarks.systems_measure import NOT_YET, Record, Setting, measured_row, p
 from benchmarks.systems_plot import plot
 from benchmarks.systems_row import code
 from benchmarks.systems_speed import ROUNDS, RUNS, TOGETHER, Speeds, Timing, timings
-from benchmarks.systems_tables import results_table
+from benchmarks.systems_tables import named, results_table
 from benchmarks.systems_verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
@@ -58,12 +58,12 @@ class Pages:
 def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     """What a reader needs to know beside the table."""
     calibration, evaluation, now = setting.calibration, setting.evaluation, code()
-    named = read_json(setting.texts / "text.json")
+    texts = read_json(setting.texts / "text.json")
     processors = sorted({str(record["processor"]) + f" ({', '.join(record['flags'])})" for record in records if "processor" in record})
     lines = [
-        f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {named['calibration']['name']}, forward passes in "
+        f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {texts['calibration']['name']}, forward passes in "
         f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of "
-        f"{named['evaluation']['name']}, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
+        f"{texts['evaluation']['name']}, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
         "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime; rows of equal shapes "
         "share their timings. Pruning is measuring and the prune stage, from files to files, in processor seconds; its peak is of anonymous memory, "
         f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."
@@ -74,7 +74,7 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
             "reports them; published are 40 shots on 128 windows of 2048 or more. For 2:4 it solves for "
             f"{SURGEON_TOGETHER} weights at once, or a whole row that loses more; published are 2000."
         )
-    lines += [f"{record['title']}, {record['size']}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
+    lines += [f"{named(record)}, has no speed: {record['untimed']}" for record in records if "untimed" in record]
     planned = [record for record in records if record.get("code")]
     stale, fresh = ([record["name"] for record in planned if (record["code"] == now) is same] for same in (False, True))
     if stale:
@@ -93,8 +93,8 @@ def short(commit: str) -> str:
 def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Sequence[float], pages: Pages) -> None:
     """Prints the table and the verdicts, and writes them and the plot where they were asked for."""
     table = results_table(records, speeds.rows) + "\n\n" + notes(records, setting, speeds)
-    named = [size_text(size) for size in sizes]
-    found, alike = verdicts(records, speeds, named), at_the_same_size(records, speeds, named)
+    asked = [size_text(size) for size in sizes]
+    found, alike = verdicts(records, speeds, asked), at_the_same_size(records, speeds, asked)
     judged = markdown_table(list(VERDICTS), found) if found else "Nothing was timed."
     if alike:
         judged += f"\n\nWith as many weights:\n\n{markdown_table(list(SAME_SIZE), alike)}"
@@ -184,7 +184,7 @@ def main(
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None
-    if failed := [f"{row['title']}, {row['size']}" for row in found if "untimed" in row or row.get("failure", NOT_YET) != NOT_YET]:
+    if failed := [named(row) for row in found if "untimed" in row or row.get("failure", NOT_YET) != NOT_YET]:
         typer.echo(f"Failed: {'; '.join(failed)}.", err=True)
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from benchmarks.systems_list import ALL_OURS, OURS, SYSTEMS
+from benchmarks.systems_tables import named
 
 WIDTH, HEIGHT = 880, 520
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 20, 52
@@ -80,7 +81,7 @@ def lines_of(records: Sequence[Mapping[str, Any]], speed: Mapping[str, Mapping[s
     for record in records:
         if record["name"] in speed and not record.get("failure"):
             x, y = speed[record["name"]]["decode"]["speed_up"]["value"], record["perplexity"]["perplexity"]
-            lines.setdefault(record["title"], []).append(Point(x, y, f"{record['title']}, {record['size']}: {y:.4g} at {x:.2f} ×"))
+            lines.setdefault(record["title"], []).append(Point(x, y, f"{named(record)}: {y:.4g} at {x:.2f} ×"))
     return lines
 
 

@@ -55,6 +55,11 @@ def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:
     ]
 
 
+def named(record: Record) -> str:
+    """``LLM Surgeon, 30 %``."""
+    return f"{record['title']}, {record['size']}"
+
+
 def with_error(perplexity: Record) -> str:
     """``20.79 ± 0.85``, the standard error over windows."""
     error = perplexity["standard_error"]

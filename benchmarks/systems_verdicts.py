@@ -8,7 +8,7 @@ from benchmarks.markdown import interval
 from benchmarks.statistics import Difference, Ratio
 from benchmarks.systems_list import ALL_OURS
 from benchmarks.systems_speed import Speeds
-from benchmarks.systems_tables import NOT_RESOLVED, Record, loss_difference
+from benchmarks.systems_tables import NOT_RESOLVED, Record, loss_difference, named
 
 VERDICTS = (
     "published row",
@@ -35,20 +35,18 @@ def verdicts(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) ->
     Compared is the largest row of ours that is as fast; which one that is does not depend on what it predicts.
     """
     timed = [record for record in records if not record.get("failure") and record["name"] in speeds.rows]
-    ours = [record for record in timed if record["system"] in ALL_OURS]
-    published = [record for record in timed if record["system"] not in ALL_OURS and record["size"] in set(sizes)]
-    return [_verdict(record, ours, speeds) for record in published]
+    ours, published = _told_apart(timed)
+    return [_verdict(record, ours, speeds) for record in published if record["size"] in set(sizes)]
 
 
 def at_the_same_size(records: Sequence[Record], speeds: Speeds, sizes: Iterable[str]) -> list[list[str]]:
     """For every published smaller row of these sizes: how every row of ours with as many weights compares."""
     smaller = (record for record in records if not record.get("failure") and "zeros" not in record)
-    made = [record for record in smaller if record["size"] in set(sizes)]
-    ours, published = ([record for record in made if (record["system"] in ALL_OURS) is wanted] for wanted in (True, False))
+    ours, published = _told_apart(record for record in smaller if record["size"] in set(sizes))
     pairs = [(other, mine) for other in published for mine in ours if mine["size"] == other["size"]]
     return [
         [
-            _named(other),
+            named(other),
             mine["title"],
             _margin(loss_difference(other, mine)),
             _quotient(speeds.decode_ratio(other["name"], mine["name"])),
@@ -57,8 +55,13 @@ def at_the_same_size(records: Sequence[Record], speeds: Speeds, sizes: Iterable[
     ]
 
 
-def _named(record: Record) -> str:
-    return f"{record['title']}, {record['size']}"
+def _told_apart(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Those of ours, and the published ones."""
+    ours: list[Record] = []
+    published: list[Record] = []
+    for record in records:
+        (ours if record["system"] in ALL_OURS else published).append(record)
+    return ours, published
 
 
 def _quotient(ratio: Ratio | None) -> str:
@@ -70,7 +73,7 @@ def _margin(found: Difference) -> str:
 
 
 def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[str]:
-    name = _named(published)
+    name = named(published)
     theirs = speeds.rows[published["name"]]["decode"]
     side_by_side = [(record, speeds.decode_ratio(published["name"], record["name"])) for record in ours]
     fast_enough = [(record, ratio) for record, ratio in side_by_side if _is_as_fast(record, published, ratio, speeds)]
@@ -79,7 +82,7 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
     chosen, ratio = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
     resolved = mine["control_holds"] and theirs["control_holds"]
-    speeds_of_both = [interval(theirs["speed_up"]), _named(chosen), interval(mine["speed_up"]), _quotient(ratio)]
+    speeds_of_both = [interval(theirs["speed_up"]), named(chosen), interval(mine["speed_up"]), _quotient(ratio)]
     return [name, *speeds_of_both, _margin(found), outcome(found, resolved)]
 
 

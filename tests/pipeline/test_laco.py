@@ -19,12 +19,10 @@ from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
 from pipeline.methods.laco import GRID, LaCoOptions, search, state_similarity, walk
-from pipeline.options import RunOptions
-from pipeline.plan import Plan
 from pipeline.prune import check_steps, make_plan
-from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep, RebuildSlice
+from pipeline.recipe import CalibrationWindows, Profile, PruneSlice, PruneStep
 from pipeline.shrinking import ShrinkingModel
+from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (6, 24), generator=torch.Generator().manual_seed(3))
@@ -43,14 +41,6 @@ def shrinking(folder: Path) -> ShrinkingModel:
 def recipe(keep: int, **options: Any) -> PruneSlice:
     step: dict[str, Any] = {"method": "laco", "budget": {"layer": {"keep": keep}}, "options": options}
     return PruneSlice(calibration=CalibrationWindows(windows=6, window=24), steps=(PruneStep(**step),))
-
-
-def rebuilt(tmp: Path, dense: Path, plan: Plan, profile: Profile = Profile.UNIFORM) -> Path:
-    for name in ("plan", "out"):
-        (tmp / name).mkdir()
-    plan.write(tmp / "plan")
-    rebuild(dense, tmp / "plan", RebuildSlice(profile=profile), RunOptions(dtype="float32", threads=1), tmp / "out", Events())
-    return tmp / "out"
 
 
 def test_equation_1_adds_the_differences_of_the_blocks_that_follow() -> None:
@@ -173,7 +163,7 @@ def test_budgets_that_no_walk_meets_are_refused() -> None:
 def test_rebuilt_model_is_the_merged_one(tmp_path: Path, family: str, rule: Rule) -> None:
     dense = tiny_model(family, tmp_path / "dense", **SIX)
     plan = make_plan(shrinking(dense), WINDOWS, recipe(4, merge=rule, layers=3, lowest=0), Events())
-    out = rebuilt(tmp_path, dense, plan)
+    out = rebuilt(tmp_path, dense, plan, Profile.UNIFORM)
     assert read_json(out / "gate.json")["passed"]
     facts = plan.steps[0].facts
     assert facts["layer"] == {"kept": 4}
@@ -201,7 +191,7 @@ def test_rebuilt_model_is_the_merged_one(tmp_path: Path, family: str, rule: Rule
 def test_similarity_in_the_facts_is_that_of_the_result(tmp_path: Path) -> None:
     dense = tiny_model("llama", tmp_path / "dense", **SIX)
     plan = make_plan(shrinking(dense), WINDOWS, recipe(4, layers=3, lowest=0, windows=4), Events())
-    out = rebuilt(tmp_path, dense, plan)
+    out = rebuilt(tmp_path, dense, plan, Profile.UNIFORM)
     with torch.inference_mode():
         states = [load_model(folder, dtype=torch.float32).model(WINDOWS[:4]).last_hidden_state for folder in (dense, out)]
     facts = plan.steps[0].facts
@@ -228,7 +218,7 @@ def test_blocks_that_lost_the_same_units_can_be_merged(tmp_path: Path) -> None:
     for block in range(6):
         model.keep_units(Sublayer.FFN, block, range(0, 96, 3))
     plan = make_plan(model, WINDOWS, recipe(4, merge="equation", layers=3, lowest=0), Events())
-    out = rebuilt(tmp_path, dense, plan)
+    out = rebuilt(tmp_path, dense, plan, Profile.UNIFORM)
     assert {block.ffn for block in Checkpoint(out).geometry.blocks} == {32}
     with torch.inference_mode():
         states = model.model.get_submodule("model")(WINDOWS, use_cache=False).last_hidden_state

@@ -128,11 +128,16 @@ def test_libraries_of_pip_wheels_are_loaded_before_a_session_is_opened(folder, m
     assert told[4:] == ["cuda"], "no session was opened"
 
 
-def test_an_onnxruntime_without_preloading_goes_on(monkeypatch):
+def test_an_onnxruntime_without_preloading_goes_on(folder, monkeypatch):
     import onnxruntime
 
+    told = []
     monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
-    load_libraries([CUDA])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: told.append("session") or SimpleNamespace(get_providers=list))
+    with pytest.raises(TrimlineError, match="did not start"):
+        open_on(folder / "model.onnx", "cuda", 1, [{}])
+    assert told == ["session"]
 
 
 def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(sparse_onnx, monkeypatch):
