@@ -94,3 +94,18 @@ def test_inputs_that_are_always_zero_cost_nothing() -> None:
     assert found.order[-1] == 3
     assert torch.isfinite(found.errors).all()
     assert found.errors[-2] < found.errors[-3]
+
+
+def test_groups_as_wide_as_real_ones_on_two_threads() -> None:
+    """KV groups of three heads of 64: torch's LU of several such matrices fails on more than one thread."""
+    weight, inputs, outputs = factors(5, 3 * 192)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(eliminate(weight, inputs, outputs, 192, 0.01))
+    finally:
+        torch.set_num_threads(before)
+    alone, together = found
+    assert together.order.tolist() == alone.order.tolist()
+    torch.testing.assert_close(together.errors, alone.errors)
