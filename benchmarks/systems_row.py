@@ -22,7 +22,9 @@ from benchmarks.systems_list import TWO_FOUR
 from benchmarks.systems_shapes import shape_of
 from benchmarks.worker import replies_alone, serve
 from pipeline.allocation.budget import removed_in_every_definition
-from pipeline.artefact import code_version, digest, whole_folder
+from pipeline.allocation.latency import TABLE, LatencyTable
+from pipeline.allocation.targets import Consumer
+from pipeline.artefact import code_version, digest, file_digest, whole_folder
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT, evaluate
@@ -49,6 +51,7 @@ def run_row(
     windows: dict[str, Any],
     options: dict[str, Any],
     shot: int | None = None,
+    table: str | None = None,
 ) -> dict[str, Any]:
     """Everything about one row that is no timing.
 
@@ -60,20 +63,22 @@ def run_row(
         profile: the shape profile of the result.
         windows: of the evaluation text.
         options: device, dtype and threads.
-        shot: the row is what the recipe's run leaves after this shot; None for what it ends with.
+        shot: the row is what the recipe's run leaves after this shot, counted over its steps; None for what it ends with.
+        table: folder of a latency table, for targets of time.
 
     Raises:
         TrimlineError: a stage failed; those before it are kept.
     """
     dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
+    times = Path(table) if table else None
     smaller, cost = dense, None
     if recipe is not None:
         wanted = PruneSlice.model_validate(recipe)
         known = kept_measurement(dense, read, wanted, run, folder.parent)
         if shot is None:
-            plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known))
+            plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known, times))
         else:
-            plan = kept_shots(dense, read, wanted, run, folder.parent, known) / str(shot)
+            plan = kept_shots(dense, read, wanted, run, folder.parent, known, times) / str(shot)
         shape = RebuildSlice(profile=Profile(profile))
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
@@ -91,19 +96,36 @@ def kept_measurement(source: Path, texts: Path, recipe: PruneSlice, options: Run
     return made(work / f"measured-{_depends(part, source, texts, options)}", with_cost)
 
 
-def kept_shots(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, work: Path, known: Path | None = None) -> Path:
+def kept_shots(
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    work: Path,
+    known: Path | None = None,
+    table: Path | None = None,
+) -> Path:
     """One run of a recipe, with the plan after every shot in folders ``1``, ``2``, …, and what it took to get there beside each."""
-    part = recipe.model_dump(mode="json")
-    return made(
-        work / f"shots-{_depends(part, source, texts, options)}", lambda out: every_shot(source, texts, recipe, options, out, known)
-    )
+    part: dict[str, Any] = recipe.model_dump(mode="json")
+    if table is not None:
+        part["table"] = file_digest(table / TABLE)
+    name = f"shots-{_depends(part, source, texts, options)}"
+    return made(work / name, lambda out: every_shot(source, texts, recipe, options, out, known, table))
 
 
-def every_shot(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, known: Path | None = None) -> None:
+def every_shot(
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    out: Path,
+    known: Path | None = None,
+    table: Path | None = None,
+) -> None:
     """The prune stage, writing the plan after every shot."""
     cost = Cost()
     with cost.peak:
-        model, windows = opened(source, texts, recipe, options)
+        model, windows = opened(source, texts, recipe, options, consumer_of(table))
         with closing(model):
             for number, plan in enumerate(plans(model, windows, recipe, QUIET, Kept.read(known) if known else None), start=1):
                 folder = out / str(number)
@@ -112,13 +134,26 @@ def every_shot(source: Path, texts: Path, recipe: PruneSlice, options: RunOption
                 cost.write(folder, known)
 
 
+def consumer_of(table: Path | None) -> Consumer:
+    """What targets are stated for."""
+    return Consumer(LatencyTable.read(table) if table else None)
+
+
 def _depends(part: Any, source: Path, texts: Path, options: RunOptions) -> str:
     return digest({"part": part, "source": str(source), "texts": str(texts), "options": options.as_record(), "code": code()})[:12]
 
 
-def pruned(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, out: Path, known: Path | None = None) -> None:
+def pruned(
+    source: Path,
+    texts: Path,
+    recipe: PruneSlice,
+    options: RunOptions,
+    out: Path,
+    known: Path | None = None,
+    table: Path | None = None,
+) -> None:
     """The prune stage, and beside its plan what it took, the measurement included that it found kept."""
-    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known), out, known)
+    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known, consumer_of(table)), out, known)
 
 
 class Cost:

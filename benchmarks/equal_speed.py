@@ -1,0 +1,216 @@
+"""Trimline and published systems at the same measured decode speed: ``python -m benchmarks.equal_speed MODEL``.
+
+Each is asked for a speed, with one latency table for all, and keeps its own rule. What came of it is timed side by side by
+a client of onnxruntime-genai that holds nothing of Trimline's. Where that client finds a model slower or faster than asked
+by more than the band, the allocation is given another speed and the row is made again, as a run with a target does itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.environment import environment, fingerprint, processor, software
+from benchmarks.equal_speed_rows import EXPORTED, WORKLOAD, Asked, asked_of, dense_row, folder_of, form_of, row_of, table_of
+from benchmarks.genai_client import Seconds, measured, ratios
+from benchmarks.markdown import interval
+from benchmarks.pages import fill, markdown_table
+from benchmarks.recipe import LEAST_ROUNDS
+from benchmarks.statistics import Ratio, control_holds, paired_ratio
+from benchmarks.systems import chosen, run_options
+from benchmarks.systems_list import OURS
+from benchmarks.systems_measure import Record, Setting, prepare
+from benchmarks.systems_tables import loss_difference, with_error
+from benchmarks.systems_verdicts import AS_FAST, outcome
+from benchmarks.target import Judgement
+from benchmarks.timing import CONTROL
+from pipeline.artefact import digest
+from pipeline.checkpoint import read_json, write_json
+from pipeline.errors import TrimlineError
+from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSource
+
+PUBLISHED = ("cfsp", "flap", "llm_surgeon")
+SPEEDUPS = "1.2,1.4,1.7"
+AGAIN = 2  # times that a row is made again
+COLUMNS = (
+    "asked",
+    "system",
+    "decode speed-up",
+    "target",
+    "prefill speed-up",
+    "parameters",
+    "perplexity",
+    "ours minus it, nats per token",
+    "our decode speed over its",
+    "outcome",
+)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What the client saw of the models that were asked for one speed.
+
+    Attributes:
+        seconds: by phase and model, every round.
+        surroundings: machine and versions.
+    """
+
+    seconds: Seconds
+    surroundings: Mapping[str, Any]
+
+    def over_dense(self, name: str, phase: str = "decode") -> Ratio:
+        """How many times faster than the dense model."""
+        return ratios(self.seconds)[phase][name]
+
+    def over(self, first: str, second: str) -> Ratio:
+        """How many times faster the second decodes than the first."""
+        return paired_ratio(*(self.seconds["decode"][name] for name in (first, second)))
+
+    @property
+    def holds(self) -> bool:
+        """Whether dense agreed with itself, in both phases."""
+        return all(control_holds(found[CONTROL]) for found in ratios(self.seconds).values())
+
+    def judged(self, record: Mapping[str, Any]) -> Judgement:
+        """What became of the speed that a row was asked for."""
+        found = self.over_dense(record["name"])
+        return Judgement("speedup", "decode", record["asked"], found.value, found.low, found.high, control_holds(self.over_dense(CONTROL)))
+
+
+def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
+    """The models of one speed side by side with dense, and dense again; not timed again what this machine timed so."""
+    asked = {"models": {record["name"]: record["key"] for record in records}, "rounds": rounds, "workload": WORKLOAD.name}
+    place = setting.records / f"timed-{digest(asked | {'machine': fingerprint(setting.options.threads)})[:12]}.json"
+    if not place.exists():
+        folders = {record["name"]: folder_of(setting, record) / EXPORTED for record in records}
+        seconds = measured(folders, WORKLOAD.prompt, WORKLOAD.output, rounds, setting.options.threads)
+        found = Timed(seconds, environment(setting.options.threads))
+        if not found.holds:
+            return found
+        write_json(place, {"asked": asked, "seconds": seconds, "environment": found.surroundings})
+    kept = read_json(place)
+    return Timed(kept["seconds"], kept["environment"])
+
+
+def at_speed(asked: Sequence[Asked], dense: Record, setting: Setting, table: Path, rounds: int) -> tuple[list[Record], Timed]:
+    """The rows of one speed and their timing; those that are off are made again with another speed given, where they can be."""
+    for turn in range(AGAIN + 1):
+        records = [row_of(one, setting, table) for one in asked]
+        found = timed([dense, *records], setting, rounds)
+        off = {record["name"] for record in records if found.judged(record).is_outside}
+        if turn == AGAIN or not any(one.name in off and one.is_alone for one in asked):
+            break
+        asked = [_corrected(one, found) if one.name in off and one.is_alone else one for one in asked]
+    return records, found
+
+
+def _corrected(asked: Asked, found: Timed) -> Asked:
+    return replace(asked, given=max(1.001, asked.given * asked.speedup / found.over_dense(asked.name).value))
+
+
+def lines(records: Sequence[Record], found: Timed) -> list[list[str]]:
+    """A line per row of one speed; published rows are compared with ours."""
+    ours = next((record for record in records if record["system"] == OURS), None)
+    rows = []
+    for record in records:
+        name, judged = record["name"], found.judged(record)
+        row = [
+            f"{record['asked']:g}",
+            record["title"],
+            interval(found.over_dense(name).as_record()),
+            judged.outcome,
+            interval(found.over_dense(name, "prefill").as_record()),
+            f"{record['parameters'] / 1e6:.1f} M",
+            with_error(record["perplexity"]),
+        ]
+        rows.append(row + (["–"] * 3 if ours is None or record is ours else against(record, ours, found)))
+    return rows
+
+
+def against(published: Record, ours: Record, found: Timed) -> list[str]:
+    """Loss of ours minus the published row's, our speed over its, and whether ours predicts better at no lower speed."""
+    loss, speed = loss_difference(published, ours), found.over(published["name"], ours["name"])
+    cells = [f"{loss.mean:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]", interval(speed.as_record())]
+    if not (speed.reaches(1.0) and speed.value >= AS_FAST):
+        return [*cells, "not as fast"]
+    return [*cells, outcome(loss, found.holds)]
+
+
+def note(setting: Setting, dense: Record, groups: Sequence[Timed]) -> str:
+    """What a reader needs to know beside the table."""
+    last = groups[-1].surroundings
+    controls = ", ".join(interval(group.over_dense(CONTROL).as_record()) for group in groups)
+    calibration, evaluation = setting.calibration, setting.evaluation
+    texts = read_json(setting.texts / "text.json")
+    return (
+        f"Prompt {WORKLOAD.prompt}, {WORKLOAD.output} tokens generated, fp32, timed by a client of onnxruntime-genai; dense over dense again: "
+        f"{controls}. Dense has a perplexity of {with_error(dense['perplexity'])}. Calibration: {calibration.windows} windows of "
+        f"{calibration.window} tokens of {texts['calibration']['name']}, passes in {setting.options.as_record()['dtype']}; perplexity: "
+        f"{evaluation.windows} windows of {evaluation.window} tokens of {texts['evaluation']['name']}. {processor()}, "
+        f"{setting.options.threads} threads; {software(last)}."
+    )
+
+
+def speeds(text: str) -> tuple[float, ...]:
+    """``1.2,1.4`` as numbers.
+
+    Raises:
+        TrimlineError: something else.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        found = ()
+    if not found or min(found) <= 1 or len(set(found)) < len(found):
+        raise TrimlineError(f"{text!r} is no list of speed-ups.", "Write them like 1.2,1.4,1.7, each above 1 and once.")
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="'default', a checkpoint folder, a .gguf file or a hub id.")] = "default",
+    calibration: Annotated[str, typer.Option(help="Text.")] = "default",
+    evaluation: Annotated[str, typer.Option(help="Another text.")] = "default",
+    work: Annotated[Path, typer.Option(help="Folder for plans, models and exports.")] = Path("runs/equal-speed"),
+    records: Annotated[Path, typer.Option(help="Folder for what was measured; what is there is not measured again.")] = Path(
+        "runs/equal-speed/records"
+    ),
+    only: Annotated[list[str] | None, typer.Option(help="These published systems, by name, beside Trimline.")] = None,
+    speedups: Annotated[str, typer.Option(help="Of decoding.")] = SPEEDUPS,
+    table: Annotated[Path | None, typer.Option(help="Folder of a latency table of onnxruntime-genai that was measured here.")] = None,
+    calibration_windows: Annotated[int, typer.Option(help="Of the calibration text.")] = 32,
+    evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
+    window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
+    rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = 60,
+    most_seconds: Annotated[float, typer.Option(help="Of measuring the latency table, per four shapes.")] = 300.0,
+    threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the passes that measure; auto: bfloat16 where the processor has it.")] = "auto",
+    page: Annotated[Path | None, typer.Option(help="Put the table into this page, at equal-speed.")] = None,
+) -> None:
+    """Prune with every system to the same decode speeds, evaluate, time, and print one table."""
+    text = TextSlice(calibration=TextSource(source=calibration), evaluation=TextSource(source=evaluation))
+    drawn, read = CalibrationWindows(windows=calibration_windows, window=window), EvaluateSlice(windows=evaluation_windows, window=window)
+    try:
+        rows = asked_of(chosen([OURS, *(only or PUBLISHED)]), speeds(speedups))
+        setting = prepare(model, text, drawn, read, run_options(dtype, threads), work, records)
+        times = table_of(setting, form_of(setting, most_seconds), table)
+        dense = dense_row(setting)
+        found = {
+            speed: at_speed([row for row in rows if row.speedup == speed], dense, setting, times, rounds)
+            for speed in dict.fromkeys(row.speedup for row in rows)
+        }
+        body = markdown_table(list(COLUMNS), [line for of_speed in found.values() for line in lines(*of_speed)])
+        document = f"{body}\n\n{note(setting, dense, [group for _, group in found.values()])}"
+        typer.echo(document)
+        if page is not None:
+            fill(page, "equal-speed", document)
+    except TrimlineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
