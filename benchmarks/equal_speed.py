@@ -24,7 +24,7 @@ from benchmarks.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.systems import chosen, run_options
 from benchmarks.systems_list import OURS
 from benchmarks.systems_measure import Record, Setting, prepare
-from benchmarks.systems_tables import loss_difference, with_error
+from benchmarks.systems_tables import NOT_RESOLVED, loss_difference, with_error
 from benchmarks.systems_verdicts import AS_FAST, outcome
 from benchmarks.target import Judgement
 from benchmarks.timing import CONTROL
@@ -36,6 +36,7 @@ from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSo
 PUBLISHED = ("cfsp", "flap", "llm_surgeon")
 SPEEDUPS = "1.2,1.4,1.7"
 AGAIN = 2  # times that a row is made again
+ATTEMPTS = 3  # at a timing in which dense agrees with itself
 COLUMNS = (
     "asked",
     "system",
@@ -70,26 +71,31 @@ class Timed:
         """How many times faster the second decodes than the first."""
         return paired_ratio(*(self.seconds["decode"][name] for name in (first, second)))
 
-    @property
-    def holds(self) -> bool:
-        """Whether dense agreed with itself, in both phases."""
-        return all(control_holds(found[CONTROL]) for found in ratios(self.seconds).values())
+    def holds(self, phase: str = "decode") -> bool:
+        """Whether dense agreed with itself."""
+        return control_holds(self.over_dense(CONTROL, phase))
 
     def judged(self, record: Mapping[str, Any]) -> Judgement:
         """What became of the speed that a row was asked for."""
         found = self.over_dense(record["name"])
-        return Judgement("speedup", "decode", record["asked"], found.value, found.low, found.high, control_holds(self.over_dense(CONTROL)))
+        return Judgement("speedup", "decode", record["asked"], found.value, found.low, found.high, self.holds())
 
 
 def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
-    """The models of one speed side by side with dense, and dense again; not timed again what this machine timed so."""
+    """The models of one speed side by side with dense, and dense again; not timed again what this machine timed so.
+
+    What counts for nothing is not kept, and the last attempt is shown for what it is.
+    """
     asked = {"models": {record["name"]: record["key"] for record in records}, "rounds": rounds, "workload": WORKLOAD.name}
     place = setting.records / f"timed-{digest(asked | {'machine': fingerprint(setting.options.threads)})[:12]}.json"
     if not place.exists():
         folders = {record["name"]: folder_of(setting, record) / EXPORTED for record in records}
-        seconds = measured(folders, WORKLOAD.prompt, WORKLOAD.output, rounds, setting.options.threads)
-        found = Timed(seconds, environment(setting.options.threads))
-        if not found.holds:
+        for _ in range(ATTEMPTS):
+            seconds = measured(folders, WORKLOAD.prompt, WORKLOAD.output, rounds, setting.options.threads)
+            found = Timed(seconds, environment(setting.options.threads))
+            if found.holds():
+                break
+        else:
             return found
         write_json(place, {"asked": asked, "seconds": seconds, "environment": found.surroundings})
     kept = read_json(place)
@@ -123,7 +129,7 @@ def lines(records: Sequence[Record], found: Timed) -> list[list[str]]:
             record["title"],
             interval(found.over_dense(name).as_record()),
             judged.outcome,
-            interval(found.over_dense(name, "prefill").as_record()),
+            interval(found.over_dense(name, "prefill").as_record()) + ("" if found.holds("prefill") else f" ({NOT_RESOLVED})"),
             f"{record['parameters'] / 1e6:.1f} M",
             with_error(record["perplexity"]),
         ]
@@ -137,7 +143,7 @@ def against(published: Record, ours: Record, found: Timed) -> list[str]:
     cells = [f"{loss.mean:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]", interval(speed.as_record())]
     if not (speed.reaches(1.0) and speed.value >= AS_FAST):
         return [*cells, "not as fast"]
-    return [*cells, outcome(loss, found.holds)]
+    return [*cells, outcome(loss, found.holds())]
 
 
 def note(setting: Setting, dense: Record, groups: Sequence[Timed]) -> str:
