@@ -28,7 +28,7 @@ from pipeline.options import RunOptions
 
 CONFIG = "genai_config.json"
 PHASES = ("prefill", "decode")
-ROUNDS_PER_OPENING = 5  # then every model is opened anew, since where memory lies changes its speed
+ROUNDS_PER_OPENING = 3  # then every model is opened anew, since where memory lies changes its speed
 Seconds = dict[str, dict[str, list[float]]]  # phase, then model
 
 
@@ -44,22 +44,26 @@ def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int,
     named = {**folders, CONTROL: folders[DENSE]}
     vocabulary = read_json(folders[DENSE] / CONFIG)["model"]["vocab_size"]
     found: Seconds = {phase: {name: [] for name in named} for phase in PHASES}
-    with ExitStack() as running:
-        clients = {name: running.enter_context(Child(name, module="benchmarks.genai_worker")) for name in named}
-        for client in clients.values():
-            pin(threads, client.pid)
-        for number in range(rounds):
-            fresh = number % ROUNDS_PER_OPENING == 0
+    for first in range(0, rounds, ROUNDS_PER_OPENING):
+        # In processes of their own: one that opens a model again is given the memory back that it just let go of.
+        with ExitStack() as running:
+            clients = {name: running.enter_context(Child(name, module="benchmarks.genai_worker")) for name in _shuffled(named, chance)}
             request = {"vocabulary": vocabulary, "prompt": prompt, "output": output, "seed": chance.getrandbits(31)}
-            for name in chance.sample(list(named), len(named)):
-                if fresh:
-                    clients[name].ask("open", folder=str(named[name].resolve()))
-                    clients[name].ask("run", **request)  # warm-up
-            for name in chance.sample(list(named), len(named)):
-                reply = clients[name].ask("run", **request)
-                for phase in PHASES:
-                    found[phase][name].append(reply[phase])
+            for name, client in clients.items():
+                pin(threads, client.pid)
+                client.ask("open", folder=str(named[name].resolve()))
+                client.ask("run", **request)  # warm-up
+            for _ in range(min(ROUNDS_PER_OPENING, rounds - first)):
+                request["seed"] = chance.getrandbits(31)
+                for name in _shuffled(named, chance):
+                    reply = clients[name].ask("run", **request)
+                    for phase in PHASES:
+                        found[phase][name].append(reply[phase])
     return found
+
+
+def _shuffled(named: Mapping[str, Path], chance: random.Random) -> list[str]:
+    return chance.sample(list(named), len(named))
 
 
 def ratios(seconds: Seconds) -> dict[str, dict[str, Ratio]]:
