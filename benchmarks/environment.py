@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ FLAGS = (
 )
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 POWER_CAP = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -56,6 +58,7 @@ def environment(threads: int) -> dict[str, Any]:
         "governor": _read(Path(GOVERNOR)),
         "frequency_mhz": _frequency(),
         "power_cap_watts": power_cap(),
+        "huge_pages": huge_pages(),
         "memory_bytes": psutil.virtual_memory().total,
         "container": {"cpu_max": _read(CGROUP / "cpu.max"), "memory_max": _read(CGROUP / "memory.max")},
         "gpu": gpu(),
@@ -129,6 +132,12 @@ def power_cap(path: Path = POWER_CAP) -> float | None:
     """Of the first package, as powercap tells."""
     found = _read(path) or ""
     return int(found) / 1e6 if found.isdigit() else None
+
+
+def huge_pages(path: Path = HUGE_PAGES) -> str | None:
+    """When Linux gives pages of 2 MiB: ``always``, ``madvise`` or ``never``. In small pages a model's speed changes with every opening."""
+    chosen = re.search(r"\[(\w+)\]", _read(path) or "")
+    return chosen[1] if chosen else None
 
 
 def commit() -> str | None:

@@ -127,6 +127,7 @@ def machine(results: Record) -> str:
         "governor": surroundings["governor"],
         "clock after the timing": f"{mhz:.0f} MHz" if (mhz := surroundings.get("frequency_mhz")) else None,
         "power cap": f"{cap:g} W" if (cap := surroundings.get("power_cap_watts")) else None,
+        "transparent huge pages": surroundings.get("huge_pages"),
         "GPU": "; ".join(surroundings["gpu"] or []) or None,
         "system": surroundings["system"],
         "versions": software(surroundings),

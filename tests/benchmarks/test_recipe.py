@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.environment import power_cap
+from benchmarks.environment import huge_pages, power_cap
 from benchmarks.recipe import NAMED_WORKLOADS, BenchmarkSlice, Workload
 from pipeline.errors import TrimlineError
 from trimline.arguments import benchmark_slice
@@ -49,3 +49,9 @@ def test_a_power_cap_is_in_watts_or_unknown(tmp_path: Path):
     (tmp_path / "limit").write_text("65000000\n")
     assert power_cap(tmp_path / "limit") == 65.0
     assert power_cap(tmp_path / "none") is None
+
+
+def test_huge_pages_are_what_is_chosen_or_unknown(tmp_path: Path):
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    assert huge_pages(tmp_path / "enabled") == "madvise"
+    assert huge_pages(tmp_path / "none") is None
