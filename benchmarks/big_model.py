@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -23,7 +24,6 @@ from benchmarks.markdown import mebibytes
 from benchmarks.memory import AnonymousPeak, last_line_of
 from benchmarks.pages import fill, markdown_table
 from benchmarks.random_model import LLAMA_2_7B, random_model
-from benchmarks.statistics import typical_ratio
 from pipeline.calibrate.statistics import Needs
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
@@ -90,7 +90,8 @@ def paging_cost(folder: Path, windows: int, window: int, options: RunOptions, ro
             seconds[name].append(time.monotonic() - started)
             if paging is not None:
                 paging.leave()
-    return {"ratio": typical_ratio(seconds["held"], seconds["paged"]), "seconds": seconds, "tokens": tokens.numel()}
+    ratio = median(held / paged for held, paged in zip(seconds["held"], seconds["paged"], strict=True))
+    return {"ratio": ratio, "seconds": seconds, "tokens": tokens.numel()}
 
 
 def main(

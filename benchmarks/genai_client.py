@@ -16,6 +16,7 @@ import typer
 
 from benchmarks.child import Child
 from benchmarks.environment import commit, environment, processor, software
+from benchmarks.markdown import interval, rounds_of
 from benchmarks.pages import demand_folder, fill, markdown_table
 from benchmarks.pinning import pin
 from benchmarks.recipe import LEAST_ROUNDS
@@ -69,7 +70,7 @@ def _shuffled(named: Mapping[str, Path], chance: random.Random) -> list[str]:
 def ratios(seconds: Seconds) -> dict[str, dict[str, Ratio]]:
     """Per phase and model how many times faster than dense it is; the control among them."""
     return {
-        phase: {name: paired_ratio(of_phase[DENSE], times) for name, times in of_phase.items() if name != DENSE}
+        phase: {name: paired_ratio(of_phase[DENSE], times, each=ROUNDS_PER_OPENING) for name, times in of_phase.items() if name != DENSE}
         for phase, of_phase in seconds.items()
     }
 
@@ -84,12 +85,9 @@ def rows(found: Mapping[str, Mapping[str, Ratio]], asked: Sequence[float]) -> li
             target = asked[place] if phase == "decode" and place < len(asked) else None
             if target is not None:
                 outcome = Judgement("speedup", phase, target, ratio.value, ratio.low, ratio.high, control_holds(control)).outcome
-            lines.append([name, phase, str(ratio.rounds), _shown(ratio), _shown(control), f"{target:g}" if target else "–", outcome])
+            figures = (rounds_of(ratio.as_record()), interval(ratio.as_record()), interval(control.as_record()))
+            lines.append([name, phase, *figures, f"{target:g}" if target else "–", outcome])
     return lines
-
-
-def _shown(ratio: Ratio) -> str:
-    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def folder_of(path: Path) -> Path:
@@ -132,7 +130,8 @@ def main(
         typer.echo(table)
         surroundings = environment(cores)
         if raw is not None:
-            asked = {"prompt": prompt, "output": output, "rounds": rounds, "targets": list(target or ())}
+            how_many = {"rounds": rounds, "rounds_per_opening": ROUNDS_PER_OPENING}
+            asked = {"prompt": prompt, "output": output, **how_many, "targets": list(target or ())}
             write_json(raw, {"asked": asked, "seconds": seconds, "environment": surroundings})
         if page is not None:
             where = f"{processor()}, commit {commit() or 'unknown'}"

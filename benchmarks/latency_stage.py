@@ -19,7 +19,7 @@ from benchmarks.latency_shapes import Alike, Form, batches, shapes_to_time
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes import place
 from benchmarks.stage import MeasuredModel
-from benchmarks.statistics import typical_ratio, within_band
+from benchmarks.statistics import paired_ratio, within_band
 from benchmarks.subject import Subject
 from benchmarks.systems_shapes import Shape
 from benchmarks.timing import CONTROL, DENSE, time_workloads
@@ -111,7 +111,7 @@ def time_shapes(
     """Every shape against ``dense`` in interleaved rounds, a few at a time; JSON-compatible.
 
     Returns:
-        ``seconds`` by workload, phase and shape: the median of dense over all rounds, divided by a shape's median
+        ``seconds`` by workload, phase and shape: the median of dense over all rounds, divided by a shape's
         speed-up in its own; ``control``: dense over dense again, one ratio per run; ``samples``: by workload and phase, for
         every run the seconds of each model in each round; ``load_average`` at the end.
     """
@@ -123,7 +123,7 @@ def time_shapes(
             for left in work.glob(f"{number}-*"):  # models take more room than anything else here
                 shutil.rmtree(left)
             advance(len(names) + (number == 1))
-    return _joined(runs) | {"load_average": load_average()}
+    return _joined(runs, form.recipe.rounds_per_opening) | {"load_average": load_average()}
 
 
 def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOptions) -> dict[Key, dict[str, list[float]]]:
@@ -143,7 +143,7 @@ def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOpti
     return found
 
 
-def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str, Any]:
+def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]], each: int) -> dict[str, Any]:
     seconds: dict[str, dict[str, dict[str, float]]] = {}
     control: dict[str, dict[str, list[float]]] = {}
     rounds: dict[str, dict[str, int]] = {}
@@ -152,10 +152,11 @@ def _joined(runs: Sequence[Mapping[Key, Mapping[str, list[float]]]]) -> dict[str
         of_runs = [run[workload, phase] for run in runs]
         base = statistics.median([sample for run in of_runs for sample in run[DENSE]])
         by_shape = {DENSE: base}
-        for run in of_runs:
-            by_shape |= {name: base / typical_ratio(run[DENSE], run[name]) for name in run if name not in (DENSE, CONTROL)}
+        faster = [{name: paired_ratio(run[DENSE], run[name], each=each).value for name in run if name != DENSE} for run in of_runs]
+        for ratios in faster:
+            by_shape |= {name: base / ratio for name, ratio in ratios.items() if name != CONTROL}
         seconds.setdefault(workload, {})[phase] = by_shape
-        control.setdefault(workload, {})[phase] = [typical_ratio(run[DENSE], run[CONTROL]) for run in of_runs]
+        control.setdefault(workload, {})[phase] = [ratios[CONTROL] for ratios in faster]
         rounds.setdefault(workload, {})[phase] = min(len(run[DENSE]) for run in of_runs)
         samples.setdefault(workload, {})[phase] = of_runs
     return {"seconds": seconds, "control": control, "rounds": rounds, "samples": samples}

@@ -45,7 +45,7 @@ def comparisons(rows: Sequence[Record], models: Record) -> str:
         "speed-up": lambda row: interval(row["speed_up"]),
         "of medians": lambda row: ratio(*(row["speed_up"][key] for key in ("of_medians", "of_medians_low", "of_medians_high"))),
         "dense again": lambda row: interval(row["control"]),
-        "rounds": lambda row: str(row["speed_up"]["rounds"]),
+        "rounds": lambda row: rounds_of(row["speed_up"]),
         "verdict": lambda row: row["verdict"],
         "allowed": lambda row: f"{row['allowed']:.3f}",
         "realised gain": lambda row: interval(row["realised_gain"]),
@@ -147,6 +147,12 @@ def table(columns: Mapping[str, Callable[[Any], str]], rows: Iterable[Any]) -> s
 def interval(record: Record) -> str:
     """A ratio and its confidence interval."""
     return ratio(record["value"], record["low"], record["high"])
+
+
+def rounds_of(record: Record) -> str:
+    """How many pairs a ratio is of, and of how many openings, where that was written down."""
+    openings = record.get("openings", 0)
+    return f"{record['rounds']} of {openings} openings" if openings else str(record["rounds"])
 
 
 def ratio(value: float, low: float, high: float) -> str:

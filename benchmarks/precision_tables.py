@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.markdown import interval, machine
+from benchmarks.markdown import interval, machine, rounds_of
 from benchmarks.pages import markdown_table
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes import NO_LLAMA_CPP, Runtime
@@ -74,10 +74,10 @@ def _over_llama(found: Results) -> Iterator[list[str]]:
         if row["model"] in (OURS, ALL, LLAMA):
             continue
         ours, theirs = (series(found, recipe, row["metric"], name) for name in (row["model"], LLAMA))
-        ratio, share = paired_ratio(theirs, ours), REALISED_BAR * row["allowed"]
+        ratio, share = paired_ratio(theirs, ours, each=recipe.rounds_per_opening), REALISED_BAR * row["allowed"]
         outcome = ("reached" if ratio.reaches(share) else "missed") if row["control_holds"] else "not resolved"
-        measured = [str(ratio.rounds), f"{interval(ratio.as_record())}, over llama.cpp", interval(row["control"])]
-        realised = interval({end: value / row["allowed"] for end, value in ratio.as_record().items() if end != "rounds"})
+        measured = [rounds_of(ratio.as_record()), f"{interval(ratio.as_record())}, over llama.cpp", interval(row["control"])]
+        realised = interval({end: ratio.as_record()[end] / row["allowed"] for end in ("value", "low", "high")})
         yield [
             row["model"],
             row["metric"],
@@ -95,14 +95,14 @@ def _one_position(results: Sequence[Results]) -> str:
     for found in results:
         ratio, control = (_prefill(found, *pair) for pair in ((ALL, OURS), (DENSE, f"{DENSE} again")))
         resolved = "" if control_holds(control) else "not resolved"
-        rows.append([found["precision"], _perplexity(found, OURS), str(ratio.rounds), interval(ratio.as_record()), resolved])
+        rows.append([found["precision"], _perplexity(found, OURS), rounds_of(ratio.as_record()), interval(ratio.as_record()), resolved])
     title = "**Logits of the last token over logits of all, prefill of 512 tokens, our graph**"
     return f"{title}\n\n" + markdown_table(["precision", "perplexity", "rounds", "speed over all positions", "outcome"], rows)
 
 
 def _prefill(found: Results, first: str, second: str) -> Ratio:
-    samples = found["samples"]["512/1"]
-    return paired_ratio(samples[first]["prefill"], samples[second]["prefill"])
+    samples, each = found["samples"]["512/1"], BenchmarkSlice.model_validate(found["recipe"]).rounds_per_opening
+    return paired_ratio(samples[first]["prefill"], samples[second]["prefill"], each=each)
 
 
 def _rows(found: Results) -> Iterator[Mapping[str, Any]]:
@@ -110,7 +110,7 @@ def _rows(found: Results) -> Iterator[Mapping[str, Any]]:
 
 
 def _measured(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return str(row["speed_up"]["rounds"]), interval(row["speed_up"]), interval(row["control"])
+    return rounds_of(row["speed_up"]), interval(row["speed_up"]), interval(row["control"])
 
 
 def _reached(row: Mapping[str, Any], bar: float) -> str:

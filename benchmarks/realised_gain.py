@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.markdown import interval
+from benchmarks.markdown import interval, rounds_of
 from benchmarks.pages import demand_folder, markdown_table
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
@@ -76,7 +76,7 @@ def markdown_rows(rows: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     figures = (interval(row["speed_up"]), interval(row["control"]), f"{row['allowed']:.3f}", interval(row["realised_gain"]))
     bar = BARS[row["workload"], row["metric"]]
-    return [row["model"], row["workload"], row["metric"], str(row["speed_up"]["rounds"]), *figures, f"{bar:.2f}", outcome(row)]
+    return [row["model"], row["workload"], row["metric"], rounds_of(row["speed_up"]), *figures, f"{bar:.2f}", outcome(row)]
 
 
 def _named(folders: list[Path]) -> dict[str, Path]:

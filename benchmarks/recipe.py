@@ -70,4 +70,4 @@ class BenchmarkSlice(Slice):
     latency_table: str | None = Field(
         None, description="folder of a latency table that was measured on this machine; a run with a target of time measures one by default"
     )
-    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of prompts, order within a round, and resampling")
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of prompts, and of the order within a round")

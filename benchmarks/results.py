@@ -21,9 +21,11 @@ FORMULAS = {
     "tokens_per_second (request)": "batch × output tokens / median request",
     "tokens_per_second (prefill)": "batch × prompt tokens / median prefill",
     "tokens_per_second (decode)": "batch / median decode",
-    "speed_up": "median over rounds of (time of dense / time of the other in that round); 95 % interval from order statistics",
-    "of_medians": "median time of dense / median time of the other; 95 % interval by a bootstrap over rounds, pairs kept together",
-    "control": "the speed-up of dense over itself in a second process; timings count if it is within 1 ± 0.02 over at least 25 rounds",
+    "speed_up": "of every opening the median over its rounds of (time of dense / time of the other in that round), of these the geometric "
+    "mean; 95 % interval by Student's t over the openings' logarithms",
+    "of_medians": "the same from (median time of dense / median time of the other) in every opening",
+    "control": "the speed-up of dense over itself in a second process; timings count if it is within 1 ± 0.02 over at least 25 rounds of at "
+    "least two openings",
     "time_bound": "Σ over operators of max(bytes / measured bandwidth, FLOPs / measured rate)",
     "allowed": "time bound of dense / time bound of the other",
     "realised_gain": "speed-up / allowed",
@@ -72,7 +74,7 @@ def document(
             for metric in timed[workload.name][name].metrics()
         ],
         "comparisons": [
-            comparison(subjects[DENSE], subjects[name], workload, metric, timed[workload.name], limit, recipe.seed)
+            comparison(subjects[DENSE], subjects[name], workload, metric, timed[workload.name], limit, recipe.rounds_per_opening)
             for workload in recipe.workloads
             for name in subjects
             if name != DENSE
@@ -110,12 +112,16 @@ def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, 
 
 
 def comparison(
-    dense: Subject, other: Subject, workload: Workload, metric: str, timed: Mapping[str, Samples], limit: Ceilings, seed: int
+    dense: Subject, other: Subject, workload: Workload, metric: str, timed: Mapping[str, Samples], limit: Ceilings, each: int
 ) -> dict[str, Any]:
-    """Dense against another model on one workload: speed-up, control, verdict, and the share of what is allowed."""
+    """Dense against another model on one workload: speed-up, control, verdict, and the share of what is allowed.
+
+    Args:
+        each: rounds between two openings.
+    """
     times = {name: timed[name].metrics()[metric] for name in (DENSE, CONTROL, other.name)}
-    speed_up = paired_ratio(times[DENSE], times[other.name], seed=seed)
-    control = paired_ratio(times[DENSE], times[CONTROL], seed=seed)
+    speed_up = paired_ratio(times[DENSE], times[other.name], each=each)
+    control = paired_ratio(times[DENSE], times[CONTROL], each=each)
     allowed = roofline.allowed_speedup(_work(dense, workload, metric), _work(other, workload, metric), limit)
     return {
         "workload": workload.name,

@@ -1,7 +1,9 @@
 """Two servers of OpenAI's protocol side by side, as their client sees them: ``python -m benchmarks.served_ab DENSE_URL SMALLER_URL``.
 
 In every round each server gets the same new prompts, in random order, and the first gets others once more: how far it is
-from itself says what the comparison is worth. Nothing is sent to one server while the other is timed.
+from itself says what the comparison is worth. Nothing is sent to one server while the other is timed. Rounds that follow
+each other are alike, so a few of them count as one value, as the rounds of one opening do elsewhere; what another start of
+the same server would change, no interval here knows.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from pipeline.sources.text import load_text
 
 SMALLER = "smaller"
 MEDIANS = {"TTFT": "ttft", "latency": "latency", "TPOT": "tpot"}  # as they are called here, and in a run's summaries
+ALIKE = 5  # rounds that count as one value
 Seconds = dict[str, dict[str, list[float]]]  # what is measured, then the server, a number per round
 Requests = dict[str, list[list[Sample]]]  # by server, then round
 
@@ -90,7 +93,7 @@ def rows(seconds: Seconds) -> list[list[str]]:
     """A line per figure: milliseconds of both, how many times less the second takes, the control, and what that shows."""
     lines = []
     for what, by_server in seconds.items():
-        ratio, control = (paired_ratio(by_server[DENSE], by_server[name]) for name in (SMALLER, CONTROL))
+        ratio, control = (paired_ratio(by_server[DENSE], by_server[name], each=ALIKE) for name in (SMALLER, CONTROL))
         typical = (f"{1e3 * median(by_server[name]):.2f}" for name in (DENSE, SMALLER))
         lines.append([what, str(ratio.rounds), *typical, _shown(ratio), _shown(control), verdict(ratio, control).value])
     return lines

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap, quantile_test, t
+from scipy.stats import t
 
 from benchmarks.recipe import LEAST_ROUNDS
 
 LEAST_FOR_P99 = 100
 CONTROL_BAND = 0.02
 CONFIDENCE = 0.95
-RESAMPLES = 9999
+LEAST_OPENINGS = 2  # below this there is no interval
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,55 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Typical:
+    """What openings of one thing have in common.
+
+    Attributes:
+        value: geometric mean of the openings' medians.
+        low, high: its 95 % confidence interval; of one opening, which says nothing of others, the extremes of its rounds.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def by_opening(samples: Sequence[float], each: int) -> list[Sequence[float]]:
+    """Rounds in their order, as many to an opening; what is left over is of the last."""
+    return [samples[start : start + each] for start in range(0, len(samples), each)]
+
+
+def typical(openings: Sequence[Sequence[float]]) -> Typical:
+    """The value of one opening is the median of its rounds; logarithms of these have an interval by Student's t.
+
+    Until it is opened anew, a model is some per cent faster or slower than it might be, depending on where its memory lies.
+    Rounds of one opening share that, so their number makes no interval narrower; that of openings does. Few of them are
+    enough: five values have no order statistic that is far enough out, and drawing anew from so few gives too little spread.
+
+    Args:
+        openings: positive values by opening, at least one.
+    """
+    logs = np.log([median(rounds) for rounds in openings])
+    value = float(np.exp(logs.mean()))
+    if len(logs) == 1:
+        return Typical(value, float(min(openings[0])), float(max(openings[0])))
+    factor = float(np.exp(_margin(logs)))
+    return Typical(value, value / factor, value * factor)
+
+
+@dataclass(frozen=True)
 class Ratio:
     """How many times faster the second of two interleaved models is, from times of the same rounds.
 
     Attributes:
-        value: median over rounds of (the first's time / the second's): a machine that slows down for a while slows
-            both halves of a round, and the ratio stays.
-        low, high: its 95 % confidence interval, exact, from order statistics.
+        value: of an opening the median over its rounds of (the first's time / the second's), which stays where a machine
+            slows both halves of a round down; over openings the geometric mean.
+        low, high: its 95 % confidence interval, from openings.
         rounds: pairs.
-        of_medians: median of the first's times / median of the second's; the same on a quiet machine, and moved by
-            one that changes its pace.
-        of_medians_low, of_medians_high: its interval, from a bootstrap over rounds that keeps pairs together.
+        of_medians: the same from (median of the first's times / median of the second's) in an opening; as large on a
+            quiet machine, and moved by one that changes its pace.
+        of_medians_low, of_medians_high: its interval.
+        openings: that the rounds fall into; 0 where it was not written down, and the interval took rounds as independent.
     """
 
     value: float
@@ -95,6 +134,7 @@ class Ratio:
     of_medians: float
     of_medians_low: float
     of_medians_high: float
+    openings: int = 0
 
     def reaches(self, bar: float) -> bool:
         """A bar is reached when the interval reaches it."""
@@ -104,39 +144,34 @@ class Ratio:
         return asdict(self)
 
 
-def paired_ratio(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Ratio:
+def paired_ratio(first: Sequence[float], second: Sequence[float], *, each: int = 1) -> Ratio:
     """Speed-up of ``second`` over ``first``, whose entries i were timed in the same round.
+
+    Args:
+        first, second: seconds.
+        each: rounds between two openings; 1 where entries share nothing.
 
     Raises:
         ValueError: lengths differ, fewer than two rounds, or a time that is not positive.
     """
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if a.shape != b.shape or len(a) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} times make no pairs; two or more of each are needed")
-    if min(a.min(), b.min()) <= 0:
+    return pooled_ratio(by_opening(first, each), by_opening(second, each))
+
+
+def pooled_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Ratio:
+    """The same of rounds by opening, which may be of several runs.
+
+    Raises:
+        ValueError: as ``paired_ratio``.
+    """
+    counts = [[len(rounds) for rounds in openings] for openings in (first, second)]
+    if counts[0] != counts[1] or sum(counts[0]) < 2:
+        raise ValueError(f"{sum(counts[0])} and {sum(counts[1])} times make no pairs; two or more of each are needed")
+    if min(min(rounds) for rounds in (*first, *second)) <= 0:
         raise ValueError("a time must be positive")
-    quotients = a / b
-    value = typical_ratio(first, second)
-    exact = quantile_test(quotients, q=value, p=0.5).confidence_interval(CONFIDENCE)
-    resampled = bootstrap(
-        (a, b),
-        _ratio_of_medians,
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Ratio(
-        value=value,
-        low=_finite(exact.low, quotients.min()),
-        high=_finite(exact.high, quotients.max()),
-        rounds=len(a),
-        of_medians=float(_ratio_of_medians(a, b, axis=-1)),
-        of_medians_low=float(resampled.low),
-        of_medians_high=float(resampled.high),
-    )
+    pairs = list(zip(first, second, strict=True))
+    found = typical([[a / b for a, b in zip(*pair, strict=True)] for pair in pairs])
+    of_medians = typical([[median(a) / median(b)] for a, b in pairs])
+    return Ratio(found.value, found.low, found.high, sum(counts[0]), of_medians.value, of_medians.low, of_medians.high, len(pairs))
 
 
 @dataclass(frozen=True)
@@ -165,14 +200,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     if a.shape != b.shape or len(a) < 2:
         raise ValueError(f"{len(a)} and {len(b)} values make no pairs; two or more of each are needed")
     differences = b - a
-    margin = t.ppf((1 + CONFIDENCE) / 2, len(a) - 1) * differences.std(ddof=1) / np.sqrt(len(a))
-    mean = float(differences.mean())
-    return Difference(mean, mean - float(margin), mean + float(margin), len(a))
-
-
-def typical_ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """Median over rounds of how many times faster the second is."""
-    return float(np.median(np.asarray(first) / np.asarray(second)))
+    mean, margin = float(differences.mean()), _margin(differences)
+    return Difference(mean, mean - margin, mean + margin, len(a))
 
 
 def within_band(ratio: float) -> bool:
@@ -181,23 +210,23 @@ def within_band(ratio: float) -> bool:
 
 
 def control_holds(control: Ratio) -> bool:
-    """Whether a run's timings count: dense against itself within 1 ± 0.02, over at least 25 rounds."""
-    return within_band(control.value) and control.rounds >= LEAST_ROUNDS
+    """Whether a run's timings count: dense against itself within 1 ± 0.02, over at least 25 rounds of at least two openings."""
+    return within_band(control.value) and _is_enough(control)
 
 
 def verdict(speed_up: Ratio, control: Ratio) -> Verdict:
     """What the comparison shows, given its run's control."""
-    if not control_holds(control) or speed_up.rounds < LEAST_ROUNDS:
+    if not control_holds(control) or not _is_enough(speed_up):
         return Verdict.UNRESOLVED
     if speed_up.low <= 1 <= speed_up.high:
         return Verdict.SAME
     return Verdict.FASTER if speed_up.low > 1 else Verdict.SLOWER
 
 
-def _ratio_of_medians(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
-    return np.median(a, axis=axis) / np.median(b, axis=axis)
+def _is_enough(ratio: Ratio) -> bool:
+    return ratio.rounds >= LEAST_ROUNDS and ratio.openings >= LEAST_OPENINGS
 
 
-def _finite(value: float, otherwise: float) -> float:
-    """Few rounds have no order statistic far enough out: the extreme is then the best that can be said."""
-    return float(value if np.isfinite(value) else otherwise)
+def _margin(values: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean, by Student's t."""
+    return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))

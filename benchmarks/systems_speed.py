@@ -1,7 +1,7 @@
 """How fast the rows are: interleaved runs of a few shapes each, dense and dense again in every one.
 
 A process per model holds its weights, so all shapes at once would not fit in memory. Every speed-up is against dense in
-the same rounds, so rows of different runs compare; what is timed in several runs is pooled, opening by opening.
+the same rounds, so rows of different runs compare; the openings of several runs are pooled.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.environment import fingerprint
 from benchmarks.realised_gain import BARS
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import measure
-from benchmarks.statistics import Ratio, paired_ratio
+from benchmarks.statistics import Ratio, by_opening, pooled_ratio
 from benchmarks.systems_list import ALL_OURS
 from benchmarks.systems_measure import Record, Setting, without_paths
 from benchmarks.systems_row import made
@@ -61,23 +60,16 @@ class Speeds:
         return self.ratio("decode", *(self.models.get(row, row) for row in (first, second)))
 
     def ratio(self, metric: str, first: str, second: str) -> Ratio | None:
-        """The same of two models of the runs, from all runs whose control holds.
-
-        A pair of values is of one opening, the median of its rounds: until it is opened anew a model is some per cent faster or
-        slower than it might be, depending on where its memory lies, so more rounds of one opening say little more.
-        """
+        """The same of two models of the runs, from all runs whose control holds."""
         both = [run for run in self.runs if {first, second} <= set(run["samples"][WORKLOADS[metric]]) and _holds(run, metric)]
-        pairs = [[of_opening for run in both for of_opening in openings(run, metric, name)] for name in (first, second)]
-        return paired_ratio(*pairs) if len(pairs[0]) > 1 else None
+        pairs = [[rounds for run in both for rounds in openings(run, metric, name)] for name in (first, second)]
+        return pooled_ratio(*pairs) if both else None
 
 
-def openings(run: Mapping[str, Any], metric: str, name: str) -> list[float]:
-    """Seconds of a model by opening: medians over the rounds of each, where there are several."""
+def openings(run: Mapping[str, Any], metric: str, name: str) -> list[Sequence[float]]:
+    """Seconds of a model, round by round and by opening."""
     recipe = BenchmarkSlice.model_validate(run["recipe"])
-    rounds, each = series(run, recipe, metric, name), recipe.rounds_per_opening
-    if len(rounds) <= each:
-        return rounds  # of one opening, which resolves nothing anyway
-    return [median(rounds[start : start + each]) for start in range(0, len(rounds), each)]
+    return by_opening(series(run, recipe, metric, name), recipe.rounds_per_opening)
 
 
 def _holds(run: Mapping[str, Any], metric: str) -> bool:
@@ -192,7 +184,7 @@ def _row(found: Speeds, name: str) -> dict[str, Any]:
             row[metric] = {"speed_up": ratio.as_record(), "control_holds": True}
         elif last := [run for run in found.runs if name in run["samples"][workload]]:
             row[metric] = {
-                "speed_up": paired_ratio(*(openings(last[-1], metric, n) for n in (DENSE, name))).as_record(),
+                "speed_up": pooled_ratio(*(openings(last[-1], metric, n) for n in (DENSE, name))).as_record(),
                 "control_holds": False,
             }
     return row

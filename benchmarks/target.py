@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from scipy.stats import quantile_test
-
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
-from benchmarks.statistics import CONFIDENCE, control_holds, paired_ratio
+from benchmarks.statistics import by_opening, control_holds, paired_ratio, typical
 from benchmarks.timing import CONTROL, DENSE
 from pipeline.allocation.latency import PHASES
 from pipeline.errors import TrimlineError
@@ -78,15 +75,18 @@ def judge(results: Mapping[str, Any], target: Target, model: str) -> tuple[Judge
         TrimlineError: the workload was not timed.
     """
     recipe = BenchmarkSlice.model_validate(results["recipe"])
+    each = recipe.rounds_per_opening
     seconds = {name: series(results, recipe, target.workload, name) for name in (DENSE, CONTROL, model)} if target.is_timed else {}
-    holds = bool(seconds) and control_holds(paired_ratio(seconds[DENSE], seconds[CONTROL], seed=recipe.seed))
+    holds = bool(seconds) and control_holds(paired_ratio(seconds[DENSE], seconds[CONTROL], each=each))
     found = []
     if target.speedup is not None:
-        ratio = paired_ratio(seconds[DENSE], seconds[model], seed=recipe.seed)
+        ratio = paired_ratio(seconds[DENSE], seconds[model], each=each)
         found.append(Judgement("speedup", target.workload, target.speedup, ratio.value, ratio.low, ratio.high, holds))
     if target.latency_ms is not None:
-        value, low, high = _median([MILLI * sample for sample in seconds[model]])
-        found.append(Judgement("latency_ms", target.workload, target.latency_ms, value, low, high, holds))
+        own = typical(by_opening(seconds[model], each))
+        found.append(
+            Judgement("latency_ms", target.workload, target.latency_ms, MILLI * own.value, MILLI * own.low, MILLI * own.high, holds)
+        )
     return tuple(found)
 
 
@@ -112,12 +112,3 @@ def series(results: Mapping[str, Any], recipe: BenchmarkSlice, name: str, model:
     if name == "decode":
         return [sum(gaps) / len(gaps) for gaps in samples["gaps"]]
     return [prefill + sum(gaps) for prefill, gaps in zip(samples["prefill"], samples["gaps"], strict=True)]
-
-
-def _median(samples: Sequence[float]) -> tuple[float, float, float]:
-    """With its 95 % interval from order statistics; few samples have no statistic far enough out, and give their extremes."""
-    value = float(np.median(samples))
-    interval = quantile_test(samples, q=value, p=0.5).confidence_interval(CONFIDENCE)
-    low = interval.low if np.isfinite(interval.low) else min(samples)
-    high = interval.high if np.isfinite(interval.high) else max(samples)
-    return value, float(low), float(high)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
-from benchmarks.statistics import typical_ratio, within_band
+from benchmarks.statistics import control_holds, paired_ratio
 from pipeline.errors import TrimlineError
 
 DENSE = "dense"
@@ -146,8 +146,8 @@ def _demand_compiled(name: str, workload: Workload, sample: Sample) -> None:
 
 def _finished(samples: Mapping[str, Samples], recipe: BenchmarkSlice, late: bool) -> bool:
     made = len(samples[DENSE].rounds)
-    enough = made >= recipe.rounds and shortest(samples) >= recipe.minimum_seconds
-    return (enough and agrees_with_itself(samples)) or (late and made >= FEWEST)
+    enough = made >= max(FEWEST, recipe.rounds) and shortest(samples) >= recipe.minimum_seconds
+    return (enough and agrees_with_itself(samples, recipe.rounds_per_opening)) or (late and made >= FEWEST)
 
 
 def shortest(samples: Mapping[str, Samples]) -> float:
@@ -155,15 +155,15 @@ def shortest(samples: Mapping[str, Samples]) -> float:
     return min(sum(sample.seconds for sample in of_model.rounds) for of_model in samples.values())
 
 
-def agrees_with_itself(samples: Mapping[str, Samples]) -> bool:
-    """Whether dense against dense again lies within the control's band on every metric.
+def agrees_with_itself(samples: Mapping[str, Samples], each: int) -> bool:
+    """Whether dense against dense again, opened every so many rounds, holds as a control on every metric.
 
     Fewer rounds than a control needs are never enough, and are not added to here: who asks for few gets few.
     """
     if len(samples[DENSE].rounds) < LEAST_ROUNDS:
         return True
     dense, again = samples[DENSE].metrics(), samples[CONTROL].metrics()
-    return all(within_band(typical_ratio(dense[metric], again[metric])) for metric in dense)
+    return all(control_holds(paired_ratio(dense[metric], again[metric], each=each)) for metric in dense)
 
 
 def _one_round(models: Mapping[str, Model], workload: Workload, chance: random.Random) -> dict[str, Sample]:

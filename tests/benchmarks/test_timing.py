@@ -92,6 +92,13 @@ def test_the_budget_ends_a_run_that_is_too_slow_for_its_rounds():
 
 def test_few_rounds_are_not_added_to():
     assert len(Machine(dense_again=2.0).timed(rounds=3)[DENSE].rounds) == 3
+    assert len(Machine().timed(rounds=1)[DENSE].rounds) == 2  # one alone has no ratio
+
+
+def test_rounds_of_one_opening_are_added_to_until_there_is_another():
+    machine = Machine()
+    assert len(machine.timed(rounds_per_opening=30)[DENSE].rounds) == 31
+    assert sum(what == "open" for _, what, _ in machine.calls) == 2 * 3
 
 
 def test_progress_stops_at_the_rounds_that_were_announced():
@@ -106,7 +113,7 @@ def test_agreement_is_within_two_hundredths(again: float, agrees: bool):
         DENSE: Samples([Sample(1.0, [], 0.0)] * 25),
         CONTROL: Samples([Sample(again, [], 0.0)] * 25),
     }
-    assert agrees_with_itself(samples) is agrees
+    assert agrees_with_itself(samples, 5) is agrees
 
 
 def test_agreement_is_asked_of_decode_too():
@@ -114,7 +121,7 @@ def test_agreement_is_asked_of_decode_too():
         DENSE: Samples([Sample(1.0, [1.0], 0.0)] * 25),
         CONTROL: Samples([Sample(1.0, [1.1], 0.0)] * 25),
     }
-    assert not agrees_with_itself(samples)
+    assert not agrees_with_itself(samples, 5)
 
 
 def test_metrics_are_the_prompt_pass_and_the_mean_step():

@@ -76,10 +76,11 @@ def _speeds(document: Mapping[str, Any], name: str) -> dict[Axis, Timed]:
 def _timed(document: Mapping[str, Any], name: str, axis: Axis, latency: float) -> Timed:
     """Speed-up over the first; of the first itself 1, with the control's interval."""
     first, again, own = (_times(document, model, axis) for model in (DENSE, CONTROL, name))
-    control = paired_ratio(first, again)
-    ratio = control if name == DENSE else paired_ratio(first, own)
+    each = int(document["recipe"]["rounds_per_opening"])
+    control = paired_ratio(first, again, each=each)
+    ratio = control if name == DENSE else paired_ratio(first, own, each=each)
     value = 1.0 if name == DENSE else ratio.value
-    return Timed(latency, Measure(value, low=ratio.low, high=ratio.high), control_holds(control), tuple(own), RUN)
+    return Timed(latency, Measure(value, low=ratio.low, high=ratio.high), control_holds(control), tuple(own), RUN, each)
 
 
 def _times(document: Mapping[str, Any], model: str, axis: Axis) -> list[float]:

@@ -64,7 +64,7 @@ def ratio_of_losses(first: Sequence[float], second: Sequence[float]) -> Measure 
 
 
 def _from_rounds(one: Timed, other: Timed) -> Measure:
-    ratio = paired_ratio(one.samples, other.samples)
+    ratio = paired_ratio(one.samples, other.samples, each=one.each)
     return Measure(ratio.value, low=ratio.low, high=ratio.high)
 
 

@@ -23,6 +23,7 @@ class Timed:
         speedup: over dense in the same rounds.
         resolved: whether that run's control held.
         samples: seconds per round, where they were kept.
+        each: how many of them, one after the other, are of one opening.
         run: what tells interleaved runs apart: samples of one run pair round by round.
     """
 
@@ -31,6 +32,7 @@ class Timed:
     resolved: bool
     samples: tuple[float, ...] = ()
     run: str = ""
+    each: int = 1
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: st
     for axis, row in zip(axes, workloads, strict=True):
         if row["speedup"]:
             speedup, resolved = Measure(**row["speedup"]), not row["verdict"].startswith(UNRESOLVED)
-            found[axis] = Timed(row["pruned"]["value"], speedup, resolved, tuple(row["pruned_samples"]), run)
+            each = recipe.benchmark.rounds_per_opening
+            found[axis] = Timed(row["pruned"]["value"], speedup, resolved, tuple(row["pruned_samples"]), run, each)
     return found
 
 
@@ -163,19 +164,19 @@ def _of_row(folder: Path, data: SweepData, row: PointRow, series: str = "") -> R
         text=text_of(data.model_source, data.text_sha256, recipe),
         dense=dense_of(data.model_source, recipe),
         machine=machine_of(data.environment, recipe),
-        speeds=dict(_row_speeds(folder, row)),
+        speeds=dict(_row_speeds(folder, row, recipe.benchmark.rounds_per_opening)),
         parameters=row.parameters,
         recipe=recipe,
         timed=folder / row.timed,
     )
 
 
-def _row_speeds(folder: Path, row: PointRow) -> Iterator[tuple[Axis, Timed]]:
+def _row_speeds(folder: Path, row: PointRow, each: int) -> Iterator[tuple[Axis, Timed]]:
     for speed in row.speeds:
         assert speed.speedup is not None
         samples = _samples(folder / speed.run / "results.json", row.name, speed.workload, speed.phase)
         resolved, run = not speed.verdict.startswith(UNRESOLVED), str((folder / speed.run).resolve())
-        yield speed.axis, Timed(speed.latency, speed.speedup, resolved, samples, run)
+        yield speed.axis, Timed(speed.latency, speed.speedup, resolved, samples, run, each)
 
 
 def _samples(path: Path, name: str, workload: str, phase: Phase) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from trimline.reporting.headline import UNRESOLVED
 from trimline.reporting.markdown import table_lines
 
 RATIO = "exp of the mean difference in loss over the same windows; brackets: 95 % confidence interval"
-FASTER = "of two runs: ratio of the speed-ups over dense, whose errors add in squares; of one: median over rounds of the ratio of times"
+FASTER = "of two runs: ratio of the speed-ups over dense, whose errors add in squares; of one: from the ratio of times round by round"
 EQUAL_RULE = f"speeds are equal where the interval of their ratio lies within 1 ± {EQUAL:.2f}"
 ALONG = "losses of the series go linearly with speed between its two neighbours, window by window; the speeds' own errors are not in it"
 
@@ -60,7 +60,7 @@ def _results(comparison: Comparison) -> Table:
         Column(
             "Speed-up",
             True,
-            f"over {comparison.results[0].dense}: median over rounds of (its time / the result's in that round); 95 % interval",
+            f"over {comparison.results[0].dense}: from (its time / the result's) round by round; 95 % interval, from openings",
         ),
         Column("Latency", True, metrics.LATENCY),
         Column("Parameters", True, metrics.PARAMETERS),

@@ -76,7 +76,7 @@ class Workload:
         batch, tokens, past: sequences, new tokens per sequence and call, tokens already in the cache.
         dense, pruned: median latency of one call, seconds.
         dense_samples, pruned_samples: raw seconds, in the order they were taken.
-        speedup: median over rounds of dense over pruned latency; its interval is of that, the latencies' own are not known.
+        speedup: dense over pruned latency, round by round and opening by opening; its interval is of that, the latencies' own are not known.
         control: dense against itself in the same run (A/A), a ratio.
         allowed: speed-up that the roofline allows for these shapes.
         realised: speed-up over ``allowed``.

@@ -17,8 +17,8 @@ LATENCY = (
 )
 TOKENS = "batch × new tokens per call / median latency"
 SPEEDUP = (
-    "median over rounds of (time of dense / time of pruned in the same round), which need not be the quotient of the two medians; "
-    "brackets: 95 % confidence interval"
+    "of every opening of the models the median over its rounds of (time of dense / time of pruned in the same round), of these the "
+    "geometric mean, which need not be the quotient of the two medians; brackets: 95 % confidence interval, from openings"
 )
 CONTROL = "the same ratio for dense against itself; a timing counts where this lies within 1 ± 0.02"
 ALLOWED = (

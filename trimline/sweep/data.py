@@ -23,7 +23,7 @@ class Speed:
         workload: as the benchmark names it, such as ``512/1``.
         phase: the part of the request that is timed.
         latency: seconds of one call, the median over rounds.
-        speedup: dense's time over this model's, the median over rounds; None for dense itself.
+        speedup: dense's time over this model's, round by round and opening by opening; None for dense itself.
         control: dense over dense again in the same rounds.
         verdict: what the comparison shows, as the benchmark words it.
         run: folder of the interleaved run, from the sweep's folder; models of one run were timed side by side.

@@ -15,7 +15,10 @@ from trimline.reporting.tasks import figure, metric_title
 from trimline.sweep.data import Front, PointRow, Speed, SweepData
 
 KNEE, FRONT = "knee", "front"
-SPEEDUP = "median over rounds of (time of dense / time of the point in that round); brackets: 95 % confidence interval"
+SPEEDUP = (
+    "of every opening of the models the median over its rounds of (time of dense / time of the point in that round), of these the "
+    "geometric mean; brackets: 95 % confidence interval, from openings"
+)
 PERPLEXITY = (
     "exp(mean negative log-likelihood per predicted token); brackets: 95 % interval from the differences to dense, window by window"
 )
