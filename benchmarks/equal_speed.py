@@ -1,8 +1,8 @@
 """Trimline and published systems at the same measured decode speed: ``python -m benchmarks.equal_speed MODEL``.
 
 Each is asked for a speed, with one latency table for all, and keeps its own rule. What came of it is timed side by side by
-a client of onnxruntime-genai that holds nothing of Trimline's. Where that client finds a model slower or faster than asked
-by more than the band, the allocation is given another speed and the row is made again, as a run with a target does itself.
+a client of onnxruntime-genai that holds nothing of Trimline's. Where that client finds a model slower or faster than asked,
+the allocation is given another speed and the row is made again, as a run with a target does itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.environment import environment, fingerprint, processor, software
 from benchmarks.equal_speed_rows import EXPORTED, WORKLOAD, Asked, asked_of, dense_row, folder_of, form_of, row_of, table_of
-from benchmarks.genai_client import Seconds, measured, ratios
+from benchmarks.genai_client import ROUNDS_PER_OPENING, Seconds, measured, ratios
 from benchmarks.markdown import interval
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS
@@ -69,7 +69,7 @@ class Timed:
 
     def over(self, first: str, second: str) -> Ratio:
         """How many times faster the second decodes than the first."""
-        return paired_ratio(*(self.seconds["decode"][name] for name in (first, second)))
+        return paired_ratio(*(self.seconds["decode"][name] for name in (first, second)), each=ROUNDS_PER_OPENING)
 
     def holds(self, phase: str = "decode") -> bool:
         """Whether dense agreed with itself."""

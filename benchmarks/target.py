@@ -50,8 +50,8 @@ class Judgement:
 
     @property
     def is_outside(self) -> bool:
-        """Whether the measurement counts and its value is out of the band: reason to try again."""
-        return self.control_holds and abs(self.value / self.asked - 1) > BAND
+        """Whether the measurement counts, and shows that another try would come nearer: what it cannot tell from noise would only add some."""
+        return self.control_holds and abs(self.value / self.asked - 1) > BAND and not self.low <= self.asked <= self.high
 
     @property
     def reason(self) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import benchmarks.genai_client
 import benchmarks.genai_worker
-from benchmarks.genai_client import app, folder_of, measured, ratios, rows
+from benchmarks.genai_client import ROUNDS_PER_OPENING, app, folder_of, measured, ratios, rows
 from benchmarks.timing import CONTROL, DENSE
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
@@ -49,9 +49,9 @@ def test_speeds_that_were_asked_for_are_judged():
     assert [(line[0], line[5], line[6]) for line in rows(ratios(seconds), [1.41, 1.4])] == [("a", "1.41", "met"), ("b", "1.4", "missed")]
     shaken = seconds["decode"] | {CONTROL: [time * 1.1 for time in steady]}
     assert [line[6] for line in rows(ratios({"decode": shaken}), [1.4])] == ["not resolved"] * 2
-    assert {line[2] for line in rows(ratios(seconds), ())} == {"30 of 6 openings"}
-    shares = [number // 5 % 2 * 0.1 for number in range(30)]  # an opening that makes a model faster makes five rounds so
-    moved = seconds["decode"] | {"a": [time / (1.36 + share) for time, share in zip(steady, shares, strict=True)]}
+    assert {line[2] for line in rows(ratios(seconds), ())} == {"30 of 10 openings"}
+    shares = [number // ROUNDS_PER_OPENING % 2 * 0.2 for number in range(30)]  # an opening makes all its rounds faster
+    moved = seconds["decode"] | {"a": [time / (1.31 + share) for time, share in zip(steady, shares, strict=True)]}
     assert [line[6] for line in rows(ratios({"decode": moved}), [1.41])][0] == "not resolved"
     few = {"decode": {name: times[:5] for name, times in seconds["decode"].items()}}
     assert {line[6] for line in rows(ratios(few), ())} == {"not resolved"}

@@ -61,10 +61,11 @@ def test_both_are_judged_and_counts_are_not() -> None:
 
 
 def test_only_a_measurement_that_counts_is_reason_to_try_again() -> None:
-    def outside(value: float, holds: bool) -> bool:
-        return Judgement("speedup", "decode", 1.4, value, value, value, holds).is_outside
+    def outside(value: float, holds: bool, spread: float = 0.01) -> bool:
+        return Judgement("speedup", "decode", 1.4, value, value - spread, value + spread, holds).is_outside
 
     assert [outside(1.3, True), outside(1.3, False), outside(1.38, True), outside(1.5, True)] == [True, False, False, True]
+    assert [outside(1.3, True, spread=0.09), outside(1.3, True, spread=0.11)] == [True, False]  # which may be 1.4 all the same
 
 
 def test_phases_and_whole_requests_are_told_apart() -> None:
