@@ -22,7 +22,9 @@ from transformers import PretrainedConfig
 from exporters.onnx.config import stock_config
 from exporters.onnx.precision import NUMBERS
 from exporters.onnx.quantise import quantised_matrix
+from exporters.onnx.rotary import rotary_obstacle, rotary_tables
 from exporters.onnx.runtime import needs_builder
+from exporters.onnx.windows import SLIDING, attention_windows, window_obstacle
 from exporters.recipe import Precision
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -30,9 +32,9 @@ from pipeline.events import Events
 from pipeline.geometry import BlockShape, Geometry
 
 ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"}
-ROPE_TYPES = {"LlamaModel": {"default", "llama3"}}  # every other builder class: default only
 Keep = Callable[[torch.Tensor], torch.Tensor]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "/lm_head/MatMul"
+ROTARY_TABLES = ("cos_cache", "sin_cache")
 
 
 def fused_obstacle(checkpoint: Checkpoint) -> str | None:
@@ -41,16 +43,9 @@ def fused_obstacle(checkpoint: Checkpoint) -> str | None:
     if family.onnx_builder is None:
         return f"onnxruntime-genai's builder knows no {family.model_type}"
     config = stock_config(checkpoint)
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPE_TYPES.get(family.onnx_builder, {"default"}):
-        return f"its rotary embedding is of type {rope!r}"
     if config.hidden_act not in ACTIVATIONS:
         return f"its activation is {config.hidden_act!r}"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
-        # The builder reads windows from layer_types only, and would quietly attend to everything.
-        return f"it attends through a sliding window of {window} tokens"
-    return None
+    return window_obstacle(config) or rotary_obstacle(family, config)
 
 
 def lower_fused(checkpoint: Checkpoint, precision: Precision, events: Events, keep: Keep | None = None) -> ir.Model:
@@ -84,17 +79,21 @@ def _builder(checkpoint: Checkpoint, precision: Precision, cache: str, keep: Kee
     builders = importlib.import_module("onnxruntime_genai.models.builders")
     geometry = checkpoint.geometry
     base = getattr(builders, str(geometry.family.onnx_builder))
-    kind = type("PerBlockBuilder", (_PerBlock, base), {"geometry": geometry, "keep": staticmethod(keep)})
+    config = stock_config(checkpoint)
+    own = {"geometry": geometry, "tables": rotary_tables(geometry.family, config), "keep": staticmethod(keep)}
+    kind = type("PerBlockBuilder", (_PerBlock, base), own)
     numbers = NUMBERS[precision]
-    options = {"hf_token": False, "hf_remote": False, **numbers.options}
-    return kind(_builder_config(checkpoint), numbers.io, numbers.weights, "cpu", cache, options)
+    # Caches have the length of the text in every block: a program that fills them need not know of windows.
+    options = {"hf_token": False, "hf_remote": False, "windowed_kv_cache": False, **numbers.options}
+    return kind(_builder_config(checkpoint, config), numbers.io, numbers.weights, "cpu", cache, options)
 
 
-def _builder_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    geometry, config = checkpoint.geometry, stock_config(checkpoint)
+def _builder_config(checkpoint: Checkpoint, config: PretrainedConfig) -> PretrainedConfig:
+    """The stock config with what the builder reads: it takes windows from ``layer_types`` only, for every family."""
+    geometry, windows = checkpoint.geometry, attention_windows(checkpoint, config)
     config.architectures = [f"{geometry.family.class_prefix}ForCausalLM"]
-    config.layer_types = ["full_attention"] * len(geometry.blocks)
-    config.sliding_window = None
+    config.layer_types = ["full_attention" if window is None else SLIDING for window in windows]
+    config.sliding_window = next((window for window in windows if window is not None), None)
     config.intermediate_size = max(1, *(block.ffn for block in geometry.blocks))
     return config
 
@@ -103,6 +102,7 @@ class _PerBlock:
     """Overrides for one of the builder's family classes."""
 
     geometry: Geometry
+    tables: tuple[torch.Tensor, torch.Tensor]
     keep: Keep
 
     def build(self: Any, checkpoint: Checkpoint) -> ir.Model:
@@ -132,6 +132,16 @@ class _PerBlock:
 
     def make_key_value_cache_shape(self: Any, number: int, shape: list[Any]) -> list[Any]:
         return [shape[0], self.geometry.blocks[number].kv_groups, shape[2], self.geometry.head_dim]
+
+    def make_rope_init(self: Any, config: PretrainedConfig) -> None:
+        """Nothing: the builder's classes know some kinds of scaling each, and refuse or overlook the others."""
+
+    def make_rotary_embedding_caches(self: Any, **options: Any) -> tuple[str, ...]:
+        if self.rope_attrs["create_caches"]:
+            for name, table in zip(ROTARY_TABLES, self.tables, strict=True):
+                self.make_initializer(table, name, to=self.io_dtype)
+            self.rope_attrs["create_caches"] = False
+        return ROTARY_TABLES
 
     def make_layer(self: Any, number: int, block: SimpleNamespace) -> None:
         shape = self.geometry.blocks[number]

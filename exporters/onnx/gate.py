@@ -20,9 +20,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from exporters.held import is_mapped, open_reference
-from exporters.onnx.config import context_length
 from exporters.onnx.divergence import Divergence, compare_distributions
-from exporters.onnx.genai import CONFIG
+from exporters.onnx.genai import CONFIG, promised_positions
 from exporters.onnx.paths import Walk, at_once, through_genai, walks
 from exporters.onnx.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
 from exporters.onnx.runtime import has_genai
@@ -79,13 +78,14 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         TrimlineError: there is no tokenizer, without which only fp32 can be judged.
     """
     source, exact = Checkpoint(checkpoint), recipe.precision == "fp32"
-    windows = fixed_windows(source, options.trust_remote_code)
+    room = promised_positions(folder, source)
+    windows = fixed_windows(source, options.trust_remote_code, room)
     if windows is None and not exact:
         raise TrimlineError(
             f"{checkpoint} has no tokenizer, without which {recipe.precision} cannot be judged by perplexity.",
             "Put the tokenizer's files beside it, or export in fp32.",
         )
-    ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source) // 4))
+    ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, room // 4))
     mapped = is_mapped(source, options)
     lowering, walked, losses = _walk(folder, ids, _prompt(source, ids), windows, recipe.precision, mapped, options, events)
     model, paging = open_reference(source.folder, options, mapped)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.onnx.config import context_length
+from exporters.onnx.config import context_length, stock_config
 from exporters.onnx.files import GRAPH
+from exporters.onnx.rotary import table_positions
 from exporters.onnx.session import FEW_REWRITES, UNPACKED
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
@@ -35,7 +36,8 @@ def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> N
     inputs = ["input_ids", "attention_mask", *([] if fused else ["position_ids"])]
     caches = [(side, kind) for side in ("past_key_values", "present") for kind in ("key", "value")]
     names = {f"{side.removesuffix('_key_values')}_{kind}_names": f"{side}.%d.{kind}" for side, kind in caches}
-    family, context = geometry.family.model_type, context_length(checkpoint)
+    family = geometry.family.model_type
+    context = fused_positions(checkpoint) if fused else context_length(checkpoint)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH,
@@ -57,6 +59,17 @@ def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> N
     search = {"max_length": context, "do_sample": False, "num_beams": 1, "past_present_share_buffer": fused}
     search |= {key: settings[key] for key in ("temperature", "top_k", "top_p", "repetition_penalty") if settings.get(key) is not None}
     write_json(folder / CONFIG, {"model": model, "search": search})
+
+
+def fused_positions(checkpoint: Checkpoint) -> int:
+    """Tokens that the fused graph of a checkpoint takes: what its rotary tables hold."""
+    return table_positions(stock_config(checkpoint))
+
+
+def promised_positions(folder: Path, checkpoint: Checkpoint) -> int:
+    """Tokens that the graph in a folder takes, as its genai_config.json says; without one, those of the checkpoint."""
+    stated = folder / CONFIG
+    return int(read_json(stated)["model"]["context_length"]) if stated.is_file() else context_length(checkpoint)
 
 
 def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,12 @@ TEXT = TextSource()  # the built-in one
 NO_TOKENIZER = "the checkpoint has no tokenizer, so no text can be read"
 
 
-def fixed_windows(source: Checkpoint, trust_remote_code: bool = False) -> torch.Tensor | None:
-    """Token ids of the fixed text, (4, up to 512); None where the checkpoint has no tokenizer."""
+def fixed_windows(source: Checkpoint, trust_remote_code: bool = False, longest: int = WINDOW) -> torch.Tensor | None:
+    """Token ids of the fixed text, (4, up to 512 or ``longest``); None where the checkpoint has no tokenizer."""
     if not any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    windows = consecutive_windows(tokenizer, load_text(TEXT, "evaluation"), WINDOWS, min(WINDOW, context_length(source)))
+    windows = consecutive_windows(tokenizer, load_text(TEXT, "evaluation"), WINDOWS, min(WINDOW, longest, context_length(source)))
     check_windows(windows, source.geometry)
     return windows
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, PreTrainedModel
 
+from exporters.onnx.config import stock_config
 from exporters.onnx.precision import NUMBERS
 from exporters.recipe import Precision
 from pipeline.checkpoint import Checkpoint
@@ -39,8 +40,9 @@ def lower_portable(
     another one, ``keep`` takes them out of memory.
 
     Raises:
-        TrimlineError: a node outside the standard domain came out.
+        TrimlineError: a node outside the standard domain came out; the rotary embedding is one that no graph can be traced of.
     """
+    _check_rotary(checkpoint)
     geometry = checkpoint.geometry
     dtype = NUMBERS[precision].torch
     if keep is None:
@@ -68,6 +70,16 @@ def lower_portable(
         raise TrimlineError(f"The portable graph holds operators of {', '.join(foreign)}.", "Please report it with the recipe.")
     events.note("built the portable graph", exporter=heard.getvalue().splitlines())
     return program.model
+
+
+def _check_rotary(checkpoint: Checkpoint) -> None:
+    rotary = getattr(stock_config(checkpoint), "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "dynamic":
+        raise TrimlineError(
+            f"The portable lowering cannot express {checkpoint.folder}: its rotary embedding of type 'dynamic' is computed anew by the "
+            "length of each text, which torch's exporter does not follow.",
+            "Use lowering: fused (or auto), which holds the angles up to the model's last position.",
+        )
 
 
 class _Flat(nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporters.held import is_mapped
+from exporters.onnx.config import context_length
 from exporters.onnx.files import copy_tokenizer, save_graph
 from exporters.onnx.fused import fused_obstacle, lower_fused
 from exporters.onnx.gate import gate_onnx
-from exporters.onnx.genai import write_genai_config
+from exporters.onnx.genai import fused_positions, write_genai_config
 from exporters.onnx.last_position import keep_last_position
 from exporters.onnx.portable import lower_portable
 from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision
@@ -68,15 +69,25 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
 
 def choose_lowering(source: Checkpoint, recipe: ExportSlice, events: Events) -> str:
     """``fused`` or ``portable``."""
-    lowering: str = recipe.lowering
+    lowering, shorter = str(recipe.lowering), _shorter(source)
     if lowering == "auto":
-        obstacle = fused_obstacle(source)
+        obstacle = fused_obstacle(source) or shorter
         if obstacle is None and not has_genai():
             obstacle = "onnxruntime-genai, which builds the fused graph, is not installed"
         lowering = "fused" if obstacle is None else "portable"
         if obstacle is not None:
             events.note(f"portable lowering, because {obstacle}")
+    elif lowering == "fused" and shorter is not None:
+        events.note(shorter)
     return lowering
+
+
+def _shorter(source: Checkpoint) -> str | None:
+    """Half a sentence on why the fused graph takes shorter texts than the portable one; None where it does not."""
+    most, positions = fused_positions(source), context_length(source)
+    if most == positions:
+        return None
+    return f"a fused graph ends after {most} of this model's {positions} tokens, beyond which its rotary embedding turns other angles"
 
 
 def _check(source: Checkpoint) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline.families import Sublayer
 from pipeline.geometry import Geometry
-from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form
+from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form, rope_type
 from pipeline.rebuild.stock import accepts_heads, has_sliding_window
 from pipeline.recipe import Profile
 
@@ -23,6 +23,7 @@ NOT_RUN: Evidence = "not run"  # from its documentation too, and nothing of this
 NO_BIAS = "compensate by least squares, which needs no new bias"
 UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
+LENGTH_SWITCHED = ("longrope", "su")  # the old spelling too
 LLAMA_CPP_RAN = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # tests/servers/test_llama_cpp.py
 
 
@@ -131,11 +132,18 @@ def _onnx(case: Case) -> Verdict:
 
 
 def _genai(case: Case) -> Verdict:
-    graph = "portable graph (its builder has no class for this family)" if case.result.family.onnx_builder is None else "fused graph"
+    graph = "fused graph"
+    if case.result.family.onnx_builder is None:
+        graph = "portable graph (its builder has no class for this family)"
+    elif rope_type(case.config) in LENGTH_SWITCHED:
+        graph = "portable graph (the fused one ends where this rotary embedding turns other angles)"
     return Verdict("onnxruntime-genai", True, f"as the {graph}, whose inputs tell it each block's KV heads", "", RAN)
 
 
 def _tensorrt(case: Case) -> Verdict:
+    if rope_type(case.config) == "dynamic":
+        why = "no portable graph can be made of a rotary embedding of type 'dynamic'"
+        return Verdict("TensorRT", False, why, "use ONNX Runtime, for which the fused graph is right", RAN)
     return Verdict("TensorRT", True, "parses the portable graph, whose shapes are fixed block by block", "", READ)
 
 

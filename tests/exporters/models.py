@@ -28,16 +28,17 @@ def smaller(family: str, folder: Path) -> Path:
     geometry = Checkpoint(dense).geometry
     blocks = range(len(geometry.blocks))
     kept = Selection(tuple(blocks), tuple(tuple(range(64)) for _ in blocks), tuple((0,) for _ in blocks))
-    return _rebuilt(dense, kept, folder / f"{family}-smaller", Profile.UNIFORM)
+    return rebuilt(dense, kept, folder / f"{family}-smaller", Profile.UNIFORM)
 
 
-def uneven(family: str, folder: Path, kv_groups: tuple[int, ...] = KV_GROUPS) -> Path:
-    dense = tiny_model(family, folder / f"{family}-dense")
+def uneven(family: str, folder: Path, kv_groups: tuple[int, ...] = KV_GROUPS, **overrides: object) -> Path:
+    dense = tiny_model(family, folder / f"{family}-dense", **overrides)
     selection = Selection(tuple(range(4)), tuple(tuple(range(n)) for n in FFN), tuple(tuple(range(n)) for n in kv_groups))
-    return _rebuilt(dense, selection, folder / f"{family}-uneven", Profile.FREE)
+    return rebuilt(dense, selection, folder / f"{family}-uneven", Profile.FREE)
 
 
-def _rebuilt(dense: Path, selection: Selection, out: Path, profile: Profile) -> Path:
+def rebuilt(dense: Path, selection: Selection, out: Path, profile: Profile = Profile.FREE) -> Path:
+    """The dense model cut to a selection, through the rebuild stage."""
     plan = out.with_name(f"{out.name}-plan")
     plan.mkdir()
     out.mkdir()

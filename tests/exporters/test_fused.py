@@ -146,8 +146,7 @@ def test_builder_is_heard_in_the_log_and_not_on_the_terminal(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("family", "overrides", "reason"),
     [
-        ("mistral", {"sliding_window": 32}, "sliding window of 32"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rotary embedding is of type 'linear'"),
+        ("llama", {"hidden_act": "tanh"}, "activation is 'tanh'"),
         ("opt", {}, "knows no opt"),
     ],
 )

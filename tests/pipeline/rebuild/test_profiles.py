@@ -159,6 +159,15 @@ def test_sglang_has_no_biases_in_the_ffn(tmp_path: Path) -> None:
     assert "biases in the FFN" in table["SGLang"].why
 
 
+def test_rotary_embeddings_that_look_at_the_length_of_the_text(tmp_path: Path) -> None:
+    seen = {}
+    for kind, rotary in (("longrope", dict(LONG_ROPE)), ("dynamic", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})):
+        source = Checkpoint(tiny_model("llama", tmp_path / kind, rope_parameters=rotary))
+        table = {verdict.consumer: verdict for verdict in consumers(source.geometry, Profile.UNIFORM, source.config)}
+        seen[kind] = ("portable" in table["onnxruntime-genai"].why, table["TensorRT"].loads)
+    assert seen == {"longrope": (True, True), "dynamic": (False, False)}
+
+
 def test_what_was_never_started_says_so(tmp_path: Path) -> None:
     for profile, choose in ((Profile.UNIFORM, same_width), (Profile.FREE, anything)):
         table = verdicts(tmp_path / profile, "llama", choose, profile)
