@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from exporters.onnx.runtime import CUDA, TENSORRT, needs_genai, needs_runtime
+from exporters.onnx.device import CHAINS, Provider
+from exporters.onnx.runtime import needs_genai, needs_runtime
 from exporters.tensorrt.builders import demand_builder
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -46,7 +47,7 @@ FORMS: dict[Runtime, Form] = {
 GGUF = "model.gguf"
 ON_EITHER = {"torch", "torch_compile"}  # where the run option says
 ON_GPU = {"onnxruntime_cuda", "onnxruntime_tensorrt", "tensorrt", "torch_2_4"}
-PROVIDERS: dict[Runtime, str] = {"onnxruntime_cuda": CUDA, "onnxruntime_tensorrt": TENSORRT}
+PROVIDERS: dict[Runtime, Provider] = {"onnxruntime": "cpu", "onnxruntime_cuda": "cuda", "onnxruntime_tensorrt": "tensorrt"}
 NO_LLAMA_CPP = "llama-cpp-python is not installed"
 
 
@@ -90,8 +91,9 @@ def _demand_gpu(runtime: Runtime) -> None:
         raise TrimlineError(f"The runtime {runtime} needs a GPU, and the driver sees none here.", "Use runtime: onnxruntime.")
     if runtime == "tensorrt":
         demand_builder("tensorrt")
-    if provider := PROVIDERS.get(runtime):
+    if runtime in PROVIDERS:
         onnxruntime: Any = importlib.import_module("onnxruntime")
+        provider = CHAINS[PROVIDERS[runtime]][0]
         if provider not in onnxruntime.get_available_providers():
             raise TrimlineError(f"This build of ONNX Runtime has no {provider}.", "pip install 'trimline[gpu]'.")
 
@@ -160,15 +162,10 @@ def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> 
         from exporters.onnx.genai import GenaiDecoder
 
         return GenaiDecoder
-    if runtime == "onnxruntime":
-        from exporters.onnx.session import OnnxDecoder
+    from exporters.onnx.session import OnnxDecoder
 
-        return OnnxDecoder
-    from exporters.onnx.providers import SERVED, ProviderDecoder
-    from exporters.tensorrt.shapes import Request
-
-    served = tuple(Request(*request) for request in requests) or SERVED
-    return partial(ProviderDecoder, provider=runtime.removeprefix("onnxruntime_"), served=served)
+    served: dict[str, Any] = {"served": tuple(requests)} if requests else {}
+    return partial(OnnxDecoder, provider=PROVIDERS[runtime], **served)
 
 
 def demand_compiler() -> None:

@@ -1,43 +1,20 @@
-"""The cache of a fused graph, and numbers handed to ONNX Runtime without a copy."""
+"""The cache of a fused graph, written in place where the graph computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrimlineError
+from exporters.onnx.device import Memory, fetch, run_bound
 
 PAST, PRESENT = "past_key_values.", "present."
 SPARE_TOKENS = 64
 DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": ml_dtypes.bfloat16}
-BFLOAT16 = 16  # onnx.TensorProto's number for what numpy has no type of its own for
 
 Shapes = dict[str, tuple[int, int]]
-
-
-def as_value(array: NDArray[Any]) -> Any:
-    """An OrtValue that shares the array's memory."""
-    import onnxruntime
-
-    if array.dtype == ml_dtypes.bfloat16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-@contextmanager
-def as_trimline_error() -> Iterator[None]:
-    """What ONNX Runtime raises while it runs becomes a sentence."""
-    try:
-        yield
-    except Exception as error:  # its exceptions share no base class of their own
-        raise TrimlineError(
-            f"ONNX Runtime failed on the graph: {str(error).strip()}", "Check the input's shape; else export again."
-        ) from error
 
 
 class Buffers:
@@ -47,39 +24,42 @@ class Buffers:
 
     Args:
         session: of the graph.
+        memory: that it computes in; cache, inputs and logits lie there.
         shapes: (KV heads, head_dim) of every cache input.
         dtype: of the cache.
         batch: rows.
         capacity: tokens that fit at first.
+
+    Attributes:
+        values: by cache input, the tensor that is read and written, in that memory.
     """
 
-    def __init__(self, session: Any, shapes: Shapes, dtype: Any, batch: int, capacity: int) -> None:
-        self._session, self._shapes, self._dtype, self._batch = session, shapes, dtype, batch
-        self._arrays: dict[str, NDArray[Any]] = {}
+    def __init__(self, session: Any, memory: Memory, shapes: Shapes, dtype: Any, batch: int, capacity: int) -> None:
+        self._session, self._memory, self._shapes, self._dtype, self._batch = session, memory, shapes, dtype, batch
+        self.values: dict[str, Any] = {}
         self.capacity = -1
         self.reserve(capacity, 0)
 
     def reserve(self, needed: int, length: int) -> None:
-        """Makes room for ``needed`` tokens; the first ``length`` of what is there are kept."""
+        """Makes room for ``needed`` tokens; the first ``length`` of what is there are kept, by way of main memory."""
         if needed <= self.capacity:
             return
         self.capacity = max(needed + SPARE_TOKENS, 2 * self.capacity)
-        old, self._arrays = self._arrays, {}
         self._binding = self._session.io_binding()
         for name, (heads, width) in self._shapes.items():
             array = np.zeros((self._batch, heads, self.capacity, width), self._dtype)
+            old = self.values.pop(name, None)  # one tensor is there twice at a time, not the whole cache
             if length:
-                array[:, :, :length] = old[name][:, :, :length]
-            value = as_value(array)
-            self._arrays[name] = array
+                array[:, :, :length] = fetch(old)[:, :, :length]
+            value = self._memory.put(array)
+            self.values[name] = value
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
 
     def run(self, feeds: dict[str, NDArray[np.int64]]) -> Any:
         """One call of the graph; its logits as an OrtValue."""
-        for name, array in feeds.items():
-            self._binding.bind_ortvalue_input(name, as_value(array))
-        self._binding.bind_output("logits", "cpu")
-        with as_trimline_error():
-            self._session.run_with_iobinding(self._binding)
-        return self._binding.get_outputs()[-1]  # bound last
+        values = {name: self._memory.put(array) for name, array in feeds.items()}  # alive until the call ends
+        for name, value in values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_output("logits", self._memory.device)
+        return run_bound(self._session, self._binding)[-1]  # bound last

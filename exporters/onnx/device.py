@@ -1,108 +1,99 @@
-"""Decoders whose cache stays where they compute: what engines, and ONNX Runtime's providers on a GPU, share.
+"""Where a session computes and where its tensors lie: one name, a provider's, decides both for every user of ONNX Runtime.
 
-Tensors are torch's. A graph or engine writes the present beside the past, so a past can be continued again, and nothing
-crosses between GPU and main memory but token ids and, where asked for, logits.
+On a processor a tensor shares the memory of the array that it comes from. On a GPU token ids go there, the cache stays
+there, and logits come back only where somebody asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-PAST, PRESENT = "past_key_values.", "present."
-PREFILL, DECODE = "prefill", "decode"
-Ids = NDArray[np.int64]
+from exporters.onnx.runtime import CPU, CUDA, TENSORRT
+from pipeline.errors import TrimlineError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+CHAINS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
+BFLOAT16 = 16  # onnx.TensorProto's number for what numpy has no type of its own for
 
 
-@dataclass(frozen=True)
-class DevicePast:
-    """What the model has seen: tokens of a batch, and per cache input a tensor (batch, KV heads, tokens, head_dim)."""
-
-    batch: int
-    length: int = 0
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-class DeviceDecoder:
-    """A decoder that ``call`` runs; subclasses open it.
+class Memory:
+    """The memory that a provider computes in.
 
     Attributes:
-        device: ``cpu`` or ``cuda``.
-        inputs: names that the graph takes.
-        caches: cache input to (KV heads, head_dim, dtype).
+        device: as ONNX Runtime calls it: ``cpu`` or ``cuda``, the first that is visible.
     """
 
-    device: str
-    inputs: list[str]
-    caches: dict[str, tuple[int, int, torch.dtype]]
+    def __init__(self, provider: Provider) -> None:
+        self.device = "cpu" if provider == "cpu" else "cuda"
 
-    def call(self, feeds: dict[str, Any], kind: str) -> dict[str, Any]:
-        """Runs the graph to its end; outputs by name, on ``device``. ``kind`` is ``prefill`` or ``decode``."""
-        raise NotImplementedError
+    def put(self, array: NDArray[Any]) -> Any:
+        """An OrtValue there: of the array's own memory on a processor, else a copy."""
+        import onnxruntime
 
-    def empty(self, batch: int = 1, capacity: int = 0) -> DevicePast:
-        """A past without tokens; it grows with every call."""
-        values = {
-            name: torch.empty((batch, heads, 0, width), dtype=dtype, device=self.device)
-            for name, (heads, width, dtype) in self.caches.items()
-        }
-        return DevicePast(batch, 0, values)
-
-    def run(self, ids: Ids, past: DevicePast) -> tuple[Any, DevicePast]:
-        """One call: token ids (batch, sequence) to logits on the device, finished, and the longer past.
-
-        Raises:
-            TrimlineError: the graph or engine does not take these shapes.
-        """
-        batch, sequence = ids.shape
-        total = past.length + sequence
-        feeds = {
-            "input_ids": torch.from_numpy(np.ascontiguousarray(ids, np.int64)).to(self.device),
-            "attention_mask": torch.ones((batch, total), dtype=torch.long, device=self.device),
-            "position_ids": torch.arange(past.length, total, device=self.device).expand(batch, -1).contiguous(),
-        }
-        feeds = {name: value for name, value in feeds.items() if name in self.inputs} | past.values
-        outputs = self.call(feeds, DECODE if sequence == 1 and past.length else PREFILL)
-        values = {name: outputs[name.replace(PAST, PRESENT)] for name in self.caches}
-        return outputs["logits"], DevicePast(batch, total, values)
-
-    def step(self, ids: Ids, past: DevicePast) -> tuple[NDArray[np.float32], DevicePast]:
-        """As ``run``, with the logits as an fp32 array in main memory."""
-        logits, present = self.run(ids, past)
-        return logits.float().cpu().numpy(), present
-
-    def logits(self, ids: Ids) -> NDArray[np.float32]:
-        """Logits (batch, sequence or 1, vocabulary), computed without a past."""
-        return self.step(ids, self.empty(len(ids)))[0]
-
-    def greedy(self, ids: Ids, tokens: int) -> Ids:
-        """The ``tokens`` most likely next tokens of prompts of one length, (batch, tokens)."""
-        logits, past = self.step(ids, self.empty(len(ids)))
-        chosen = [logits[:, -1].argmax(-1)]
-        while len(chosen) < tokens:
-            logits, past = self.step(chosen[-1][:, None], past)
-            chosen.append(logits[:, -1].argmax(-1))
-        return np.stack(chosen, axis=1)
+        if self.device == "cpu":
+            return _shared(array)
+        if array.dtype != ml_dtypes.bfloat16:
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, self.device, 0)
+        if array.size:
+            value.update_inplace(_shared(array))
+        return value
 
 
-def along(decoder: Any, ids: Ids, pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Logits of tokens that any decoder is fed in pieces, one after another.
+def fetch(value: Any) -> NDArray[Any]:
+    """An OrtValue as an array in main memory: a view where it lies there, else a copy."""
+    if value.element_type() != BFLOAT16:
+        found: NDArray[Any] = value.numpy()
+        return found
+    array = np.empty(value.shape(), ml_dtypes.bfloat16)
+    if array.size:
+        _shared(array).update_inplace(value)
+    return array
 
-    Args:
-        decoder: has ``empty`` and ``step``.
-        ids: (rows, tokens).
-        pieces: start and end of each.
 
-    Returns:
-        Those of all pieces behind each other, (rows, positions, vocabulary); where a graph gives last logits only, of each piece's end.
+def fetch_positions(logits: Any, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of logits (rows, positions, vocabulary) wherever they lie, one position of every row: (rows, vocabulary); no other is copied."""
+    import torch  # which a process that is measured does without
+
+    found = torch.from_dlpack(logits)
+    chosen: NDArray[np.float32] = found[torch.arange(len(positions)), torch.as_tensor(positions)].float().cpu().numpy()
+    return chosen
+
+
+def run_bound(session: Any, binding: Any) -> list[Any]:
+    """One call of a graph whose inputs and outputs are bound, to its end; outputs in the order that they were bound in.
+
+    Raises:
+        TrimlineError: ONNX Runtime fails.
     """
-    past, found = decoder.empty(len(ids), ids.shape[1]), []
-    for start, end in pieces:
-        logits, past = decoder.step(ids[:, start:end], past)
-        found.append(logits)
-    return np.concatenate(found, 1)
+    with as_trimline_error():
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+    outputs: list[Any] = binding.get_outputs()
+    return outputs
+
+
+@contextmanager
+def as_trimline_error() -> Iterator[None]:
+    """What ONNX Runtime raises while it runs becomes a sentence."""
+    try:
+        yield
+    except Exception as error:  # its exceptions share no base class of their own
+        raise TrimlineError(
+            f"ONNX Runtime failed on the graph: {str(error).strip()}", "Check the input's shape; else export again."
+        ) from error
+
+
+def _shared(array: NDArray[Any]) -> Any:
+    import onnxruntime
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from exporters.onnx.perplexity import graph_losses
-from exporters.onnx.session import OnnxDecoder, providers_for
+from exporters.onnx.session import OnnxDecoder
 from pipeline.calibrate.windows import check_windows, consecutive_windows
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.evaluate import RESULT, perplexity_record
@@ -43,7 +43,7 @@ def evaluate_graph(
         tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
     windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
     check_windows(windows, geometry)
-    decoder = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True)
+    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
     found = perplexity_record(graph_losses(decoder, windows, events))
     precision = read_json(folder / "export.json")["precision"]
     write_json(out / RESULT, found | {"text": "evaluation.txt", "window": recipe.window, "precision": precision})

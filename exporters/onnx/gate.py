@@ -25,7 +25,7 @@ from exporters.onnx.genai import CONFIG, promised_positions
 from exporters.onnx.paths import Walk, at_once, through_genai, walks
 from exporters.onnx.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
 from exporters.onnx.runtime import has_genai
-from exporters.onnx.session import OnnxDecoder, providers_for
+from exporters.onnx.session import OnnxDecoder
 from exporters.recipe import ExportSlice
 from pipeline.checkpoint import Checkpoint, write_json
 from pipeline.errors import GateError, TrimlineError
@@ -98,7 +98,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         record["rounding of torch"] = rounding
     else:
         del model, paging  # before the graph is opened again
-        view = OnnxDecoder(folder, options.threads, providers_for(options.device), every_position=True, mapped=mapped)
+        view = OnnxDecoder(folder, options.threads, options.device, every_position=True, mapped=mapped)
         judge = Judge(lambda tokens: torch.from_numpy(view.logits(tokens.numpy())), _by_divergence, "the graph without a past")
         found, name = _judged(walked, judge), judge.name
     _demand_all(found, name, folder, events)
@@ -125,14 +125,14 @@ def _walk(
     events: Events,
 ) -> tuple[str, list[Walk], list[float]]:
     """Lowering, every path's logits, and the windows' losses. One session at a time: each packs its own copy of the weights."""
-    providers, walked, losses = providers_for(options.device), [], list[float]()
-    decoder = OnnxDecoder(folder, options.threads, providers, every_position=True, mapped=mapped)
+    walked, losses = list[Walk](), list[float]()
+    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True, mapped=mapped)
     if windows is not None:
         losses = graph_losses(decoder, windows, events)
     if precision == "fp32":
         walked.append(at_once(decoder, ids))
     del decoder
-    decoder = OnnxDecoder(folder, options.threads, providers, mapped=mapped)
+    decoder = OnnxDecoder(folder, options.threads, options.device, mapped=mapped)
     lowering = decoder.lowering
     with events.progress("running the ONNX graph along every path", 4) as advance:
         for walk in walks(decoder, ids, prompt):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from exporters.onnx.config import context_length, stock_config
 from exporters.onnx.files import GRAPH
+from exporters.onnx.providers import FEW_REWRITES, UNPACKED
 from exporters.onnx.rotary import table_positions
-from exporters.onnx.session import FEW_REWRITES, UNPACKED
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from exporters.onnx.divergence import compare_distributions
-from exporters.onnx.session import OnnxDecoder, providers_for
+from exporters.onnx.session import OnnxDecoder
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import GateError
 from pipeline.events import Events
@@ -47,12 +47,11 @@ def examine_graph(folder: Path, recipe: LmEvalSlice, options: RunOptions, out: P
 
 def _gated(folder: Path, options: RunOptions, events: Events) -> tuple[OnnxDecoder, dict[str, object]]:
     """The graph with the logits of all positions, compared with what is delivered; one session at a time."""
-    providers = providers_for(options.device)
-    delivered = OnnxDecoder(folder, options.threads, providers)
+    delivered = OnnxDecoder(folder, options.threads, options.device)
     ids = gate_tokens(delivered.vocab, rows=1, length=PROBE).numpy()
     wanted = torch.from_numpy(delivered.logits(ids)[:, -1:]).float()
     del delivered
-    decoder = OnnxDecoder(folder, options.threads, providers, every_position=True)
+    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
     found = compare_distributions(wanted, torch.from_numpy(decoder.logits(ids)[:, -1:]).float())
     events.gate(f"ONNX, logits of all positions: KL divergence {found.difference:.2g} from the delivered graph", **found.as_record())
     if not found.passed:

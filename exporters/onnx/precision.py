@@ -96,6 +96,13 @@ def check_budget(source: Checkpoint, lowering: str, precision: Precision, option
     )
 
 
+def provider_obstacle(precision: Precision, device: str) -> str | None:
+    """Why a fused graph in that precision would not run on the device; None where it does, as far as its sources tell."""
+    if device == "cuda" and NUMBERS[precision].io == ir.DataType.FLOAT:
+        return "ONNX Runtime's CUDA provider has GroupQueryAttention in fp16 and bf16 only"
+    return None
+
+
 def check_precision(precision: Precision, device: str) -> None:
     """Whether what is written could be run, and so gated, here.
 

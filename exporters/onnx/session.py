@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers, as_trimline_error, as_value
+from exporters.onnx.buffers import DTYPES, PAST, PRESENT, Buffers
+from exporters.onnx.device import Memory, Provider, fetch, fetch_positions, run_bound
 from exporters.onnx.files import GRAPH, LOWERING_KEY
-from exporters.onnx.placement import RECORD, check_places, places
-from exporters.onnx.runtime import CPU, CUDA, load_libraries, needs_runtime, provider_refusal
+from exporters.onnx.providers import SERVED, Sizes, open_session
+from exporters.onnx.runtime import needs_runtime
 from pipeline.errors import TrimlineError
-
-WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that comes from memory has its weights
-UNPACKED, FOLDING = "session.disable_prepacking", "ConstantFolding"  # each would hold a copy of what lies in the file
-FEW_REWRITES = "ORT_ENABLE_EXTENDED"  # so do the optimizations beyond it, of fp16 weights, in fp32: a processor has few kernels for those
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -31,7 +28,7 @@ class Past:
 
     Attributes:
         mask: 1 for a token, 0 for padding, shape (batch, tokens seen).
-        values: per cache input the tensor that the next run reads.
+        values: per cache input the tensor that the next run reads, where the graph computes.
         buffers: where fused graphs keep the cache (batch, KV heads, capacity, head_dim), shared by all pasts of one
             sequence: continuing from an older past overwrites what newer ones had.
     """
@@ -51,9 +48,10 @@ class OnnxDecoder:
     Args:
         folder: holds model.onnx.
         threads: of ONNX Runtime inside an operator; by default all that this process may use.
-        providers: execution providers, best first. Asking for one is demanding it.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, as in ``exporters.onnx.device``; the cache lies there too. Asking for one is demanding it.
         every_position: logits of all positions from a graph that gives those of the last, over the same weights.
         mapped: weights stay in their file. ONNX Runtime would else pack a copy of them for speed.
+        served: prompt, output and batch of requests to come; the TensorRT provider builds its engine for these.
 
     Raises:
         TrimlineError: no graph in the folder, ONNX Runtime missing or installed twice, or a provider that this machine cannot
@@ -64,13 +62,16 @@ class OnnxDecoder:
         self,
         folder: Path,
         threads: int | None = None,
-        providers: Sequence[str] = (CPU,),
+        provider: Provider = "cpu",
         every_position: bool = False,
         mapped: bool = False,
+        served: Sequence[Sizes] = SERVED,
     ) -> None:
         needs_runtime()
-        self.folder = Path(folder)
-        self.session = _open(self.folder / GRAPH, threads or 0, tuple(providers), every_position, mapped)
+        self.folder, self.memory = Path(folder), Memory(provider)
+        self.session = open_session(
+            self.folder / GRAPH, provider, threads or 0, every_position=every_position, mapped=mapped, served=served
+        )
         inputs = self.session.get_inputs()
         self._cache_shapes = {i.name: (i.shape[1], i.shape[3]) for i in inputs if i.name.startswith(PAST)}
         self._cache_dtype = next(DTYPES[i.type] for i in inputs if i.name.startswith(PAST))
@@ -85,9 +86,9 @@ class OnnxDecoder:
         """A past without tokens; ``capacity`` tokens fit before a fused graph's buffers have to grow."""
         mask = np.zeros((batch, 0), np.int64)
         if self.lowering == "fused":
-            return Past(mask, buffers=Buffers(self.session, self._cache_shapes, self._cache_dtype, batch, capacity))
+            return Past(mask, buffers=Buffers(self.session, self.memory, self._cache_shapes, self._cache_dtype, batch, capacity))
         empty = {name: np.zeros((batch, heads, 0, width), self._cache_dtype) for name, (heads, width) in self._cache_shapes.items()}
-        return Past(mask, values={name: as_value(array) for name, array in empty.items()})
+        return Past(mask, values={name: self.memory.put(array) for name, array in empty.items()})
 
     def run(self, ids: Ids, past: Past, mask: Ids | None = None) -> tuple[Any, Past]:
         """One call of the graph, nothing copied out: what a benchmark times.
@@ -98,7 +99,7 @@ class OnnxDecoder:
             mask: (batch, sequence), 0 where ``ids`` is padding on the right; all ones by default.
 
         Returns:
-            Logits as an ``OrtValue`` of shape (batch, sequence or 1, vocabulary), and the present.
+            Logits as an ``OrtValue`` of shape (batch, sequence or 1, vocabulary) in the provider's memory, and the present.
 
         Raises:
             TrimlineError: several tokens for several rows after a past, which fused graphs cannot take.
@@ -112,16 +113,20 @@ class OnnxDecoder:
                 raise TrimlineError("A fused graph continues several rows by one token at a time.", "Feed one row, or one token.")
             past.buffers.reserve(seen.shape[1], past.length)
             return past.buffers.run(feeds), Past(seen, buffers=past.buffers)
-        values = {name: as_value(array) for name, array in feeds.items()} | past.values
-        with as_trimline_error():
-            logits, *present = self.session.run_with_ort_values(self._outputs, values)
+        binding = self.session.io_binding()
+        values = {name: self.memory.put(array) for name, array in feeds.items()} | past.values
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self.memory.device)
+        logits, *present = run_bound(self.session, binding)
         names = (name.replace(PRESENT, PAST) for name in self._outputs[1:])
         return logits, Past(seen, values=dict(zip(names, present, strict=True)))
 
     def step(self, ids: Ids, past: Past, mask: Ids | None = None) -> tuple[Logits, Past]:
         """As ``run``, with the logits as an array of the caller's own."""
         logits, present = self.run(np.ascontiguousarray(ids, np.int64), past, mask)
-        return logits.numpy(), present
+        return fetch(logits), present
 
     def logits(self, ids: Ids) -> Logits:
         """Logits of shape (batch, sequence or 1, vocabulary), computed without a past."""
@@ -147,16 +152,16 @@ class OnnxDecoder:
         return (logits.argmax(-1) for logits in islice(self._greedy(prompts, tokens), tokens))
 
     def _greedy(self, prompts: Ids | Sequence[Sequence[int]], tokens: int) -> Iterator[Logits]:
-        """The logits, (prompts, vocabulary), that each next token is chosen by."""
+        """The logits, (prompts, vocabulary), that each next token is chosen by; no others leave the device."""
         ids, mask = _pad(prompts)
         lengths = mask.sum(axis=1)
-        logits, past = self.step(ids, self.empty(len(ids), ids.shape[1] + tokens), mask)
+        logits, past = self.run(ids, self.empty(len(ids), ids.shape[1] + tokens), mask)
         ends = np.zeros_like(lengths) if self.last_logits_only else lengths - 1
-        said = logits[np.arange(len(ids)), ends]
         while True:
+            said = fetch_positions(logits, ends)
             yield said
-            logits, past = self.step(said.argmax(-1)[:, None], past)
-            said = logits[:, -1]
+            logits, past = self.run(said.argmax(-1)[:, None], past)
+            ends = np.zeros_like(lengths)
 
     def greedy_without_cache(self, ids: Ids, tokens: int) -> Ids:
         """As ``greedy``, reading the whole text anew for each token: slow, and a check on the cache."""
@@ -164,56 +169,6 @@ class OnnxDecoder:
         for _ in range(tokens):
             text = np.concatenate([text, self.logits(text)[:, -1:].argmax(-1)], axis=1)
         return text[:, -tokens:]
-
-
-def providers_for(device: str) -> tuple[str, ...]:
-    """Of a run option: the GPU's own where it is ``cuda``, which still leaves bookkeeping on shapes to the processor, and nothing else."""
-    return (CPU,) if device == "cpu" else (CUDA, CPU)
-
-
-def _open(graph: Path, threads: int, providers: tuple[str, ...], every_position: bool, mapped: bool) -> Any:
-    import onnxruntime
-
-    if not graph.is_file():
-        raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
-    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
-    if missing:
-        raise provider_refusal(missing[0], "this build of ONNX Runtime does not have it")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    if mapped:
-        options.add_session_config_entry(UNPACKED, "1")
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.__members__[FEW_REWRITES]
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # a weight is cast when its turn comes, not all at first
-        options.enable_cpu_mem_arena = False  # it would keep what a run took for the next one
-    gpus = [name for name in providers if name != CPU]
-    load_libraries(gpus)
-    if gpus:
-        options.add_session_config_entry(RECORD, "1")
-    if CPU not in providers:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        without_choice = _every_position(graph) if every_position else None
-        options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
-        kept_out = {"disabled_optimizers": [FOLDING]} if mapped else {}
-        session = onnxruntime.InferenceSession(without_choice or str(graph), options, providers=list(providers), **kept_out)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise TrimlineError(
-            f"ONNX Runtime cannot open {graph}: {str(error).strip()}", "Export it again, or ask for fewer providers."
-        ) from error
-    lost = [name for name in providers if name not in session.get_providers()]
-    if lost:
-        raise provider_refusal(lost[0], "it did not start (a library or a device is missing)")
-    if gpus:
-        check_places(places(session), gpus)
-    return session
-
-
-def _every_position(graph: Path) -> bytes | None:
-    from exporters.onnx.last_position import all_positions  # brings onnx, which a process that is measured does without
-
-    return all_positions(graph)
 
 
 def _pad(prompts: Ids | Sequence[Sequence[int]]) -> tuple[Ids, Ids]:

@@ -12,7 +12,7 @@ from exporters.onnx.gate import gate_onnx
 from exporters.onnx.genai import fused_positions, write_genai_config
 from exporters.onnx.last_position import keep_last_position
 from exporters.onnx.portable import lower_portable
-from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision
+from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
 from exporters.onnx.quantise import quantised_graph
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.recipe import ExportSlice
@@ -40,7 +40,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     options.apply()
     source = Checkpoint(checkpoint)
     _check(source)
-    lowering = choose_lowering(source, recipe, events)
+    lowering = choose_lowering(source, recipe, options, events)
     check_budget(source, lowering, recipe.precision, options)
     keep = MappedTensors(out).keep if is_mapped(source, options) else None
     with events.progress("exporting to ONNX", 2) as advance:
@@ -67,11 +67,11 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     gate_onnx(checkpoint, out, recipe, options, events)
 
 
-def choose_lowering(source: Checkpoint, recipe: ExportSlice, events: Events) -> str:
+def choose_lowering(source: Checkpoint, recipe: ExportSlice, options: RunOptions, events: Events) -> str:
     """``fused`` or ``portable``."""
     lowering, shorter = str(recipe.lowering), _shorter(source)
     if lowering == "auto":
-        obstacle = fused_obstacle(source) or shorter
+        obstacle = fused_obstacle(source) or provider_obstacle(recipe.precision, options.device) or shorter
         if obstacle is None and not has_genai():
             obstacle = "onnxruntime-genai, which builds the fused graph, is not installed"
         lowering = "fused" if obstacle is None else "portable"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters.onnx.device import along
 from exporters.onnx.gate import RECORD
 from exporters.onnx.session import OnnxDecoder
 from exporters.tensorrt.child import run_in_child
+from exporters.tensorrt.decoder import along
 from exporters.tensorrt.shapes import Request
 from pipeline.checkpoint import write_json
 from pipeline.events import Events

@@ -23,11 +23,11 @@ import torch
 from onnx import helper
 from transformers import PreTrainedTokenizerFast
 
+from exporters.onnx.buffers import PAST
 from exporters.onnx.files import GRAPH, WEIGHTS
 from exporters.onnx.gate import RECORD as GATE
 from exporters.onnx.perplexity import graph_perplexity
 from exporters.onnx.runtime import needs_runtime
-from exporters.onnx.session import PAST
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.shapes import BATCH, Axes, graph_inputs

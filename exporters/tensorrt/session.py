@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from exporters.onnx.device import PAST, DeviceDecoder
 from exporters.tensorrt.builders import demand_builder
+from exporters.tensorrt.decoder import PAST, DeviceDecoder
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporters.onnx.device import DECODE, PREFILL
 from exporters.onnx.sparsity import load_graph
+from exporters.tensorrt.decoder import DECODE, PREFILL
 from pipeline.errors import TrimlineError
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"

@@ -69,7 +69,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from exporters.onnx.device import along
+    from exporters.tensorrt.decoder import along
     from exporters.tensorrt.session import EngineDecoder
 
     engine, ids = EngineDecoder(Path(request["folder"])), np.asarray(request["ids"], np.int64)

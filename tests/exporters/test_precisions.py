@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
 
-from exporters.onnx.buffers import as_value
 from exporters.onnx.divergence import BAR, compare_distributions
 from exporters.onnx.perplexity import compared
 from exporters.onnx.session import OnnxDecoder
@@ -138,11 +136,6 @@ def test_without_a_tokenizer_only_fp32_can_be_judged(tmp_path: Path) -> None:
     assert "no tokenizer" in gate["perplexity"]["why"]
     with pytest.raises(TrimlineError, match="int4 cannot be judged"):
         exported(checkpoint, tmp_path / "int4", "fused", "int4")
-
-
-def test_numbers_that_numpy_does_not_have_reach_the_runtime() -> None:
-    array = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
-    assert as_value(array).data_type() == "tensor(bfloat16)"
 
 
 def test_ratio_of_perplexities() -> None:

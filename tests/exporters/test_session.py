@@ -1,15 +1,13 @@
 from importlib.metadata import PackageNotFoundError
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from exporters.onnx import runtime, session
+from exporters.onnx import providers, runtime
 from exporters.onnx.files import save_graph
 from exporters.onnx.fused import lower_fused
-from exporters.onnx.placement import SHAPE_OPERATORS
-from exporters.onnx.runtime import CPU, CUDA
-from exporters.onnx.session import OnnxDecoder, providers_for
+from exporters.onnx.runtime import CPU
+from exporters.onnx.session import OnnxDecoder
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
@@ -84,67 +82,9 @@ def test_logits_outlive_the_next_step(decoder):
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("providers", [("NoSuchExecutionProvider",), ("NoSuchExecutionProvider", "CPUExecutionProvider")])
-def test_a_provider_that_is_not_there_is_refused(folder, providers):
-    with pytest.raises(TrimlineError, match="NoSuchExecutionProvider was asked for"):
-        OnnxDecoder(folder, 1, providers)
-
-
-def test_a_provider_that_falls_back_is_refused(folder, monkeypatch):
-    """As onnxruntime-gpu does without a GPU: the provider is listed, and the session quietly runs without it."""
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    with pytest.raises(TrimlineError, match="CUDAExecutionProvider|CPU EP"):
-        OnnxDecoder(folder, 1, ("CUDAExecutionProvider",))
-    with pytest.raises(TrimlineError, match="CUDAExecutionProvider was asked for and it did not start"):
-        OnnxDecoder(folder, 1, ("CUDAExecutionProvider", "CPUExecutionProvider"))
-
-
-class Elsewhere:
-    """A session on the processor that says of its nodes where they run, as one on a GPU would."""
-
-    def __init__(self, session, providers, place):
-        self._session, self._providers, self._place = session, providers, place
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
-
-    def get_providers(self):
-        return list(self._providers)
-
-    def get_provider_graph_assignment_info(self):
-        nodes = [node for part in self._session.get_provider_graph_assignment_info() for node in part.get_nodes()]
-        return [SimpleNamespace(ep_name=self._place(node.op_type), get_nodes=lambda node=node: [node]) for node in nodes]
-
-
-def with_gpu(monkeypatch, place):
-    import onnxruntime
-
-    opened = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda path, options, providers, **more: Elsewhere(opened(path, options, [CPU], **more), providers, place),
-    )
-
-
-def test_what_a_gpu_leaves_to_the_processor_is_refused(folder, monkeypatch):
-    with_gpu(monkeypatch, lambda operator: CPU if operator in {"Shape", "GroupQueryAttention", "Sigmoid"} else CUDA)
-    with pytest.raises(TrimlineError, match=f"{CUDA} was asked for and it leaves GroupQueryAttention, Sigmoid to the processor"):
-        OnnxDecoder(folder, 1, providers_for("cuda"))
-
-
-def test_shapes_may_stay_on_the_processor(folder, decoder, monkeypatch):
-    with_gpu(monkeypatch, lambda operator: CPU if operator in SHAPE_OPERATORS else CUDA)
-    ids = gate_tokens(128, rows=1, length=6).numpy()
-    np.testing.assert_array_equal(OnnxDecoder(folder, 1, providers_for("cuda")).logits(ids), decoder.logits(ids))
-
-
 def test_a_processor_is_not_asked_where_its_nodes_run(folder, monkeypatch):
-    monkeypatch.setattr(session, "places", lambda _: pytest.fail("it was asked"))
-    assert OnnxDecoder(folder, 1, providers_for("cpu")).session.get_providers() == [CPU]
+    monkeypatch.setattr(providers, "places", lambda _: pytest.fail("it was asked"))
+    assert OnnxDecoder(folder, 1, "cpu").session.get_providers() == [CPU]
 
 
 def test_a_broken_graph_and_a_missing_one(tmp_path):

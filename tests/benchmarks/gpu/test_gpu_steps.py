@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[3]
 def test_every_recipe_is_a_whole_recipe_and_the_dense_lane_is_shared(tmp_path):
     recipes = [parse_recipe(recipe_text(step)) for step in steps("default", tmp_path, "python3") if step.recipe]
     assert len(recipes) == sum(map(len, RUNTIMES.values()))
-    assert len({json.dumps(recipe.export.model_dump(mode="json")) for recipe in recipes}) == 1
-    assert recipes[0].export.precision == "fp16"
+    fused = [recipe for recipe in recipes if recipe.export.lowering == "fused"]
+    assert [(recipe.benchmark.runtime, recipe.build) for recipe in fused] == [("onnxruntime_cuda", None)]
+    assert len({json.dumps(recipe.export.model_dump(mode="json")) for recipe in recipes if recipe not in fused}) == 1
+    assert {recipe.export.precision for recipe in recipes} == {"fp16"}
     assert {recipe.build.builder for recipe in recipes if recipe.build} == {"tensorrt"}
     assert {recipe.benchmark.runtime for recipe in recipes} == {
         *("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt", "torch", "torch_compile", "torch_2_4")

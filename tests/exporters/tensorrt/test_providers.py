@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers: the same code runs here on the processor; what needs a GPU is marked."""
+"""Opening ONNX Runtime's GPU providers, and what is refused; what needs a GPU is marked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.onnx import providers
+from exporters.onnx import providers, sparsity
+from exporters.onnx.device import CHAINS
 from exporters.onnx.files import save_graph
 from exporters.onnx.fused import lower_fused
 from exporters.onnx.last_position import keep_last_position
-from exporters.onnx.placement import SHAPE_OPERATORS, check_places, places
+from exporters.onnx.placement import RECORD, SHAPE_OPERATORS, check_places, places
 from exporters.onnx.portable import lower_portable
-from exporters.onnx.providers import CHAINS, ProviderDecoder, open_on, options_of
+from exporters.onnx.providers import open_session, options_of
 from exporters.onnx.runtime import CPU, CUDA, TENSORRT, load_libraries
 from exporters.onnx.session import OnnxDecoder
-from exporters.tensorrt.shapes import Request
 from pipeline.checkpoint import Checkpoint
 from pipeline.driver import cuda_devices
 from pipeline.errors import TrimlineError
@@ -36,55 +36,54 @@ def folder(tmp_path_factory):
     return place
 
 
-def test_a_cache_on_the_device_computes_the_same(folder):
-    ids = gate_tokens(128, rows=2, length=16).numpy()
-    plain, bound = OnnxDecoder(folder, 1), ProviderDecoder(folder, 1, "cpu")
-    whole = plain.logits(ids)
-    np.testing.assert_allclose(bound.logits(ids), whole, atol=1e-5)
-    past, found = bound.empty(2), []
-    for start, end in [(0, 7), *((at, at + 1) for at in range(7, 16))]:
-        logits, past = bound.step(ids[:, start:end], past)
-        found.append(logits)
-    np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-5)
-    assert past.length == 16
-    np.testing.assert_array_equal(bound.greedy(ids, 6), plain.greedy(ids, 6))
-
-
-def test_a_past_can_be_continued_again(folder):
-    ids, bound = gate_tokens(128, rows=1, length=9).numpy(), ProviderDecoder(folder, 1, "cpu")
-    _, past = bound.step(ids[:, :8], bound.empty())
-    first, again = (bound.step(ids[:, 8:], past)[0] for _ in range(2))
-    np.testing.assert_array_equal(first, again)
+@pytest.fixture
+def driver(monkeypatch):
+    """A GPU, as far as the driver is asked."""
+    monkeypatch.setattr(providers, "cuda_devices", lambda: ["a GPU"])
 
 
 @pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_without_a_gpu_it_is_refused_before_anything_is_loaded(folder, provider):
     with pytest.raises(TrimlineError, match=f"{CHAINS[provider][0]} needs a GPU, and this machine has no NVIDIA driver"):
-        ProviderDecoder(folder, 1, provider)
+        OnnxDecoder(folder, 1, provider)
 
 
-def test_a_build_without_the_provider_is_refused(folder):
+def test_a_build_without_the_provider_is_refused(folder, driver):
     import onnxruntime
 
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this build has the CUDA provider")
     with pytest.raises(TrimlineError, match=f"{CUDA} was asked for and this build"):
-        open_on(folder / "model.onnx", "cuda", 1, [{}])
+        open_session(folder / "model.onnx", "cuda", 1)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_provider_that_falls_back_is_refused(folder, monkeypatch, provider):
+def test_a_provider_that_falls_back_is_refused(sparse_onnx, monkeypatch, driver, provider):
     """As onnxruntime-gpu does without a GPU: the provider is listed, and the session would quietly run without it."""
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
-    with pytest.raises(TrimlineError, match=f"{CHAINS[provider][0]}"):
-        open_on(folder / "model.onnx", provider, 1, [{} for _ in CHAINS[provider]])
+    monkeypatch.setattr(providers, "load_libraries", lambda _: None)
+    with pytest.raises(TrimlineError, match=f"{CHAINS[provider][0]} was asked for and it did not start"):
+        open_session(sparse_onnx / "model.onnx", provider, 1)
+
+
+def test_a_fused_graph_has_no_profile_for_tensorrt(folder, monkeypatch, driver):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(providers, "load_libraries", lambda _: None)
+    with pytest.raises(TrimlineError, match=r"free axis.* Give a folder that Trimline exported with lowering: portable\.$"):
+        OnnxDecoder(folder, 1, "tensorrt")
 
 
 def test_where_nodes_run_is_known_and_judged(folder):
-    found = places(open_on(folder / "model.onnx", "cpu", 1, [{}]))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(RECORD, "1")
+    found = places(onnxruntime.InferenceSession(folder / "model.onnx", options, providers=[CPU]))
     assert {provider for provider, _ in found} == {CPU}
     assert "GroupQueryAttention" in {operator for _, operator in found}
     check_places(found, (CPU,))
@@ -108,7 +107,7 @@ def test_what_is_computed_from_shapes_alone_may_stay_on_the_processor(lower, tmp
     assert {"Shape", "Neg"} <= found <= SHAPE_OPERATORS
 
 
-def test_libraries_of_pip_wheels_are_loaded_before_a_session_is_opened(folder, monkeypatch):
+def test_libraries_of_pip_wheels_are_loaded_before_a_session_is_opened(folder, driver, monkeypatch):
     import onnxruntime
 
     told = []
@@ -117,18 +116,18 @@ def test_libraries_of_pip_wheels_are_loaded_before_a_session_is_opened(folder, m
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: told.append("session") or SimpleNamespace(get_providers=list))
     for provider in ("cpu", "cuda"):
         with pytest.raises(TrimlineError, match="did not start"):
-            open_on(folder / "model.onnx", provider, 1, [{}])
+            open_session(folder / "model.onnx", provider, 1)
     assert told == ["session", "cuda", "session"]
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())
     load_libraries(CHAINS["tensorrt"])
     assert told[3:] == ["cuda"]
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # its import fails from here on
     with pytest.raises(TrimlineError, match=rf"{TENSORRT} runs on the libraries of Python's package tensorrt.*trimline\[tensorrt\]"):
-        open_on(folder / "model.onnx", "tensorrt", 1, [{}, {}])
+        open_session(folder / "model.onnx", "tensorrt", 1)
     assert told[4:] == ["cuda"], "no session was opened"
 
 
-def test_an_onnxruntime_without_preloading_goes_on(folder, monkeypatch):
+def test_an_onnxruntime_without_preloading_goes_on(folder, driver, monkeypatch):
     import onnxruntime
 
     told = []
@@ -136,7 +135,7 @@ def test_an_onnxruntime_without_preloading_goes_on(folder, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: told.append("session") or SimpleNamespace(get_providers=list))
     with pytest.raises(TrimlineError, match="did not start"):
-        open_on(folder / "model.onnx", "cuda", 1, [{}])
+        open_session(folder / "model.onnx", "cuda", 1)
     assert told == ["session"]
 
 
@@ -144,7 +143,7 @@ def test_sparse_kernels_are_allowed_where_the_graph_is_two_four(sparse_onnx, mon
     graph = sparse_onnx / "model.onnx"
     (tensorrt, cuda) = options_of("tensorrt", graph)
     assert (tensorrt["trt_sparsity_enable"], cuda) == ("True", {"use_tf32": "0"})
-    monkeypatch.setattr(providers, "check_two_four", lambda _: {"complies": False})
+    monkeypatch.setattr(sparsity, "check_two_four", lambda _: {"complies": False})
     assert options_of("tensorrt", graph)[0]["trt_sparsity_enable"] == "False"
     assert options_of("cuda", graph) == [{"use_tf32": "0"}]
     assert options_of("cpu", graph) == [{}]
@@ -156,7 +155,7 @@ def test_the_tensorrt_provider_gets_one_profile_for_prompts_and_steps(sparse_onn
     assert [shapes[kind]["input_ids"] for kind in ("min", "opt", "max")] == ["1x1", "1x1", "8x512"]
     assert [shapes[kind]["past_key_values.2.key"] for kind in ("min", "max")] == ["1x2x0x16", "8x2x1024x16"]
     assert shapes["max"]["attention_mask"] == "8x1536"
-    longer = options_of("tensorrt", sparse_onnx / "model.onnx", [Request(2048, 129), Request(512, 1, 2)])[0]
+    longer = options_of("tensorrt", sparse_onnx / "model.onnx", [(2048, 129, 1), (512, 1, 2)])[0]
     assert "input_ids:2x2048" in longer["trt_profile_max_shapes"]
 
 
@@ -167,6 +166,6 @@ def test_on_a_gpu_it_computes_what_the_processor_computes(sparse_onnx, provider)
         pytest.skip(f"ONNX Runtime's provider links to TensorRT 10, and {found} is installed")
     ids = gate_tokens(128, rows=2, length=16).numpy()
     expected = OnnxDecoder(sparse_onnx, 1).logits(ids)
-    bound = ProviderDecoder(sparse_onnx, 1, provider)
+    bound = OnnxDecoder(sparse_onnx, 1, provider, served=[(16, 8, 2)])
     np.testing.assert_allclose(bound.logits(ids), expected, atol=1e-2)
     np.testing.assert_array_equal(bound.greedy(ids, 8), OnnxDecoder(sparse_onnx, 1).greedy(ids, 8))
