@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.energy import answers
 from benchmarks.environment import software
 
 Record = Mapping[str, Any]
+# trtexec's names, and ours in the record; medians over the rounds.
+PART_TITLES = {"enqueue": "enqueue", "H2D": "h2d", "GPU compute": "compute", "D2H": "d2h", "host latency": "host_latency"}
 
 
 def render(results: Record) -> str:
@@ -65,7 +67,24 @@ def timings(rows: Sequence[Record], models: Record) -> str:
         "MFU": lambda row: _share(row["mfu"]),
         "others' cores": lambda row: f"{row['others']['p50']:.2f}",
     }
-    return table(columns, [row for found in rows for row in _whole(found)])
+    found = table(columns, [row for found in rows for row in _whole(found)])
+    return "\n\n".join([found, *engine_parts(rows, models)])
+
+
+def engine_parts(rows: Sequence[Record], models: Record) -> Iterator[str]:
+    """What a call of an engine is made of, and how TensorRT was run; nothing where no engine was timed."""
+    told = [row for row in rows if row.get("parts")]
+    if not told:
+        return
+    columns: dict[str, Callable[[Record], str]] = {
+        **_named(models),
+        **{f"{title} ms": _part(name) for title, name in PART_TITLES.items()},
+        "queries/s": lambda row: f"{row['queries_per_second']:.1f}",
+    }
+    yield table(columns, told)
+    for name in dict.fromkeys(row["model"] for row in told):
+        settings = [f"{key.replace('_', ' ')}: {_word(value)}" for key, value in (models[name].get("engine_settings") or {}).items()]
+        yield f"{name} in TensorRT: {'; '.join(settings)}."
 
 
 def _named(models: Record) -> dict[str, Callable[[Record], str]]:
@@ -176,6 +195,14 @@ def _milliseconds(key: str) -> Callable[[Record], str]:
         return f"n/a (n={row['seconds']['n']})" if value is None else f"{value * 1e3:.2f}"
 
     return cell
+
+
+def _part(name: str) -> Callable[[Record], str]:
+    return lambda row: f"{row['parts'][name]['p50'] * 1e3:.3f}"
+
+
+def _word(setting: object) -> str:
+    return ("on" if setting else "off") if isinstance(setting, bool) else str(setting)
 
 
 def _joules(counter: str) -> Callable[[Record], str]:

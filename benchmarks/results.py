@@ -39,6 +39,15 @@ FORMULAS = {
     "engine_build": "seconds to parse the graph and to build its engine, once and before all openings; no part of load",
     "others": "cores that other processes kept busy while the sample was taken",
 }
+# Of TensorRT only, under trtexec's names; the parts are those of a prompt pass, or the mean over a request's steps.
+PARTS = {
+    "enqueue": "seconds that the processor takes to hand one call to the GPU",
+    "h2d": "seconds of copying token ids to the GPU, between two CUDA events",
+    "compute": "seconds of the engine itself on the GPU, between two CUDA events",
+    "d2h": "seconds of copying the logits of the last position to main memory, between two CUDA events",
+    "host_latency": "h2d + compute + d2h",
+    "queries_per_second": "calls of the engine / Σ of their seconds",
+}
 
 
 def document(
@@ -60,8 +69,9 @@ def document(
     """
     rates = {kind: [rate for measured in ceilings for rate in measured[kind]] for kind in ("bandwidth", "rate")}
     limit = Ceilings(max(rates["bandwidth"]), max(rates["rate"]))
+    told = any(sample.parts for of_models in timed.values() for samples in of_models.values() for sample in samples.rounds)
     return {
-        "formulas": FORMULAS,
+        "formulas": FORMULAS | (PARTS if told else {}),
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": digest(recipe.model_dump(mode="json")),
         "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "multiplied": multiplied, "samples": rates},
@@ -103,7 +113,7 @@ def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, 
     }
     tokens = call.rows * (workload.steps if metric == "decode" else 1)
     energy = {counter: summarise([joules / tokens for joules in rounds]).as_record() for counter, rounds in samples.joules(metric).items()}
-    record |= {"joules_per_token": energy}
+    record |= {"joules_per_token": energy} | _parts(samples, metric)
     if metric == "decode":
         whole = summarise([sample.seconds for sample in samples.rounds])
         record |= {"gaps": summarise(samples.gaps()).as_record()}
@@ -136,6 +146,17 @@ def comparison(
     }
 
 
+def _parts(samples: Samples, metric: str) -> dict[str, Any]:
+    """What an engine's calls were made of; nothing of other runtimes."""
+    parts = samples.parts(metric)
+    if not parts:
+        return {}
+    latency = [sum(of_round) for of_round in zip(*(parts[name] for name in ("h2d", "compute", "d2h")), strict=True)]
+    found = {name: summarise(seconds).as_record() for name, seconds in (parts | {"host_latency": latency}).items()}
+    times = samples.metrics()[metric]
+    return {"parts": found, "queries_per_second": len(times) / sum(times)}
+
+
 def _share(speed_up: Ratio, allowed: float) -> dict[str, float]:
     return {"value": speed_up.value / allowed, "low": speed_up.low / allowed, "high": speed_up.high / allowed}
 
@@ -150,4 +171,4 @@ def _raw(samples: Samples) -> dict[str, Any]:
         "gaps": [list(sample.gaps) for sample in samples.rounds],
         "others": [sample.others for sample in samples.rounds],
         "joules": [dict(sample.joules) for sample in samples.rounds],
-    }
+    } | ({"parts": parts} if any(parts := [dict(sample.parts) for sample in samples.rounds]) else {})

@@ -11,7 +11,8 @@ from benchmarks.recipe import Workload
 from benchmarks.roofline import FP32, Call, Widths
 from benchmarks.runtimes import FORMS, GGUF, Device, Multiplied, Runtime, computes_on
 from exporters.onnx.precision import bytes_per_weight
-from exporters.tensorrt.stage import SECONDS
+from exporters.tensorrt.parts import SETTINGS
+from exporters.tensorrt.stage import RECORD, SECONDS
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.errors import TrimlineError
 from pipeline.geometry import Geometry
@@ -102,6 +103,14 @@ class Subject:
         built = self.folder / SECONDS
         return read_json(built) if built.is_file() else None
 
+    @property
+    def engine_settings(self) -> dict[str, Any] | None:
+        """What TensorRT's timings depend on beside the engine, and whether it uses sparse kernels; None where there is no engine."""
+        record = self.folder / RECORD
+        if not record.is_file():
+            return None
+        return SETTINGS | {"sparse_kernels": read_json(record).get("sparse_kernels", {}).get("verdict", "unknown")}
+
     def as_record(self) -> dict[str, Any]:
         return {
             "precision": self.precision,
@@ -110,5 +119,6 @@ class Subject:
             "parameters": self.geometry.total_parameters(),
             "weight_file_bytes": sum(path.stat().st_size for kind in WEIGHT_FILES for path in self.folder.glob(kind)),
             "engine_build": self.build_seconds,
+            "engine_settings": self.engine_settings,
             "kv_bytes_per_token": self.geometry.kv_bytes_per_token(1) * self.widths.activation,
         }

@@ -7,6 +7,7 @@ comparison is worth.
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Sample:
         others: cores that others kept busy meanwhile.
         compiled: graphs that the runtime compiled meanwhile.
         joules: of ``prefill`` and of all steps together (``decode``), by the counter that told; none where none did.
+        parts: of ``prefill`` and of every step (``decode``), seconds by name; none where a runtime does not tell them apart.
     """
 
     prefill: float
@@ -38,6 +40,7 @@ class Sample:
     others: float
     compiled: int = 0
     joules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -75,6 +78,11 @@ class Samples:
         """Per counter the joules of every round."""
         of_rounds = [sample.joules.get(metric, {}) for sample in self.rounds]
         return {counter: [found[counter] for found in of_rounds] for counter in (of_rounds[0] if of_rounds else ())}
+
+    def parts(self, metric: str) -> dict[str, list[float]]:
+        """Per part the seconds of every round: of the prompt pass, or the mean over the request's steps."""
+        of_rounds = [sample.parts.get(metric, {}) for sample in self.rounds]
+        return {name: [statistics.fmean(found[name]) for found in of_rounds] for name in (of_rounds[0] if of_rounds else ())}
 
 
 Timed = dict[str, dict[str, Samples]]  # workload name, then model name

@@ -75,7 +75,10 @@ class Worker:
         return {"seconds": seconds, "before": before}
 
     def run(self, prompt: int, output: int, batch: int, vocab: int, seed: int) -> dict[str, Any]:
-        """One request of random tokens: seconds of the prompt pass and of every step after it, and joules of either by counter."""
+        """One request of random tokens: seconds of the prompt pass and of every step after it, and joules of either by counter.
+
+        Of an engine also the parts of every pass, in seconds, by name.
+        """
         if self._decoder is None:
             raise TrimlineError("The worker was asked to run before it was given a model.")
         ids = np.random.default_rng(seed).integers(0, vocab, (batch, prompt + output - 1))
@@ -83,11 +86,15 @@ class Worker:
         pieces = [np.ascontiguousarray(piece, np.int64) for piece in pieces]
         past = self._decoder.empty(batch, prompt + output)
         graphs, busy = self._graphs(), self._busy_elsewhere()
+        self._parts()  # of no request
         (prefill,), past, of_prompt = self._passes(pieces[:1], past)
+        parts = {"prefill": self._parts()}
         gaps, _, of_steps = self._passes(pieces[1:], past)
+        parts["decode"] = self._parts()
         others = (self._busy_elsewhere() - busy) / (prefill + sum(gaps))
         joules = {"prefill": of_prompt} | ({"decode": of_steps} if gaps else {})
-        return {"prefill": prefill, "gaps": gaps, "others": max(0.0, others), "compiled": self._graphs() - graphs, "joules": joules}
+        found = {"prefill": prefill, "gaps": gaps, "others": max(0.0, others), "compiled": self._graphs() - graphs, "joules": joules}
+        return found | {"parts": {metric: of_metric for metric, of_metric in parts.items() if of_metric}}
 
     def _passes(self, pieces: Sequence[Any], past: Any) -> tuple[list[float], Any, dict[str, float]]:
         """Seconds of every pass, the cache after them, and joules of all together: counters are read outside what is timed."""
@@ -131,6 +138,11 @@ class Worker:
     def _graphs(self) -> int:
         """Compiled so far, by a decoder that compiles."""
         return getattr(self._decoder, "graphs", 0)
+
+    def _parts(self) -> dict[str, list[float]]:
+        """Of every pass since this was last asked, by name; a decoder that does not tell them apart has none."""
+        parts = getattr(self._decoder, "parts", None)
+        return parts.take() if parts is not None else {}
 
     def _busy_elsewhere(self) -> float:
         """Processor seconds that everybody else has spent on our cores so far, stolen time included."""

@@ -166,7 +166,13 @@ def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
             allowed=row["allowed"],
             realised=_ratio(row["realised_gain"]),
             verdict=row["verdict"],
+            dense_parts=_parts(timings["dense", name, phase]),
+            pruned_parts=_parts(timings["pruned", name, phase]),
         )
+
+
+def _parts(timing: Mapping[str, Any]) -> dict[str, float]:
+    return {name: found["p50"] for name, found in timing.get("parts", {}).items()}
 
 
 def _samples(raw: Mapping[str, Any], phase: Phase) -> tuple[float, ...]:

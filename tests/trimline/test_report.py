@@ -129,6 +129,20 @@ def test_a_speedup_whose_control_failed_is_marked_everywhere():
     assert render_markdown(data).count("1.38× [1.30, 1.46] not resolved") == 2  # in both tables that show it
 
 
+def test_what_an_engines_call_is_made_of_stands_where_one_was_timed_only():
+    data = sample()
+    assert "TensorRT engine is made of" not in render_markdown(data)
+    parts = {"enqueue": 0.0001, "h2d": 0.0002, "compute": 0.003, "d2h": 0.0004, "host_latency": 0.0036}
+    timed = dataclasses.replace(data.workloads[0], dense_parts=parts, pruned_parts=parts | {"compute": 0.001})
+    page = render_markdown(dataclasses.replace(data, workloads=(timed, *data.workloads[1:])))
+    table = page.split("What a call of the TensorRT engine is made of**")[1].split("**")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| Prefill")]
+    assert [row[1:] for row in rows] == [
+        ["dense", "100.0 µs", "200.0 µs", "3.00 ms", "400.0 µs", "3.60 ms"],
+        ["pruned", "100.0 µs", "200.0 µs", "1.00 ms", "400.0 µs", "3.60 ms"],
+    ]
+
+
 def test_a_speedup_without_interval_claims_nothing():
     data = sample()
     data = dataclasses.replace(data, workloads=(dataclasses.replace(data.workloads[1], speedup=Measure(1.4)),))

@@ -82,6 +82,7 @@ class Workload:
         realised: speed-up over ``allowed``.
         verdict: what the comparison shows, as the benchmark words it; starts with ``not resolved`` where its control
             did not hold.
+        dense_parts, pruned_parts: median seconds of what a call of a TensorRT engine is made of, by the benchmark's names; else empty.
     """
 
     name: str
@@ -98,6 +99,8 @@ class Workload:
     allowed: float | None = None
     realised: Measure | None = None
     verdict: str = ""
+    dense_parts: dict[str, float] = field(default_factory=dict)
+    pruned_parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ ALLOWED = (
     "output head, attention and KV cache included"
 )
 REALISED = "measured speed-up / speed-up that the roofline allows"
+ENQUEUE = "the processor's time to hand one call to the GPU; median over the timed rounds, of a decode round the mean over its steps"
+H2D = "copying token ids to the GPU, between two CUDA events; masks and positions are made there"
+COMPUTE = "the engine itself on the GPU, between two CUDA events"
+D2H = "copying the logits of the last position to main memory, between two CUDA events"
+HOST_LATENCY = "H2D + GPU compute + D2H, as trtexec has it"
 ROUNDS = "timed rounds per model, warm-up excluded"
 FFN_CHANNELS = "intermediate channels removed / all intermediate channels of all blocks"
 KV_GROUPS = "key/value heads (each with the query heads that read it) removed / all of them"

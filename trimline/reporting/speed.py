@@ -13,6 +13,14 @@ from trimline.reporting.headline import speedup_cell, unresolved
 from trimline.reporting.tables import tokens_per_second
 
 P99_SAMPLES = 100  # with fewer, the 99th percentile is one or two outliers
+# Of an engine's call, under trtexec's names: the benchmark's name and what it means.
+PARTS = {
+    "Enqueue": ("enqueue", metrics.ENQUEUE),
+    "H2D": ("h2d", metrics.H2D),
+    "GPU compute": ("compute", metrics.COMPUTE),
+    "D2H": ("d2h", metrics.D2H),
+    "Host latency": ("host_latency", metrics.HOST_LATENCY),
+}
 SUMMARY = ("Mean", "Min", "Max", "Std", "p50", "p75", "p90", "p95", "p99")
 
 
@@ -39,6 +47,8 @@ def _items(data: ReportData) -> Iterator[Item]:
         return
     yield _speedups(data)
     yield _gains(data)
+    if any(workload.dense_parts for workload in data.workloads):
+        yield _engine_parts(data)
     if any(workload.dense_samples and workload.pruned_samples for workload in data.workloads):
         yield Plot("latency", "Latency in every timed round, dense against pruned")
         yield _statistics(data)
@@ -95,6 +105,17 @@ def _gain_row(workload: Workload) -> tuple[Cell, ...]:
         Cell(str(len(workload.pruned_samples)) if workload.pruned_samples else formats.NONE),
         Cell(workload.verdict or formats.NONE, "quiet" if unresolved(workload) else "plain"),
     )
+
+
+def _engine_parts(data: ReportData) -> Table:
+    columns = (Column("Workload"), Column("Model"), *(Column(title, True, meaning) for title, (_, meaning) in PARTS.items()))
+    rows = [
+        (Cell(_name(workload)), Cell(model), *(Cell(formats.duration(parts[name])) for name, _ in PARTS.values()))
+        for workload in data.workloads
+        for model, parts in (("dense", workload.dense_parts), ("pruned", workload.pruned_parts))
+        if parts
+    ]
+    return Table(columns, tuple(rows), "What a call of the TensorRT engine is made of")
 
 
 def _statistics(data: ReportData) -> Table:
