@@ -102,13 +102,15 @@ def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
     return Timed(kept["seconds"], kept["environment"])
 
 
-def at_speed(asked: Sequence[Asked], dense: Record, setting: Setting, table: Path, rounds: int) -> tuple[list[Record], Timed]:
+def at_speed(
+    asked: Sequence[Asked], dense: Record, setting: Setting, table: Path, rounds: int, again: int = AGAIN
+) -> tuple[list[Record], Timed]:
     """The rows of one speed and their timing; those that are off are made again with another speed given, where they can be."""
-    for turn in range(AGAIN + 1):
+    for turn in range(again + 1):
         records = [row_of(one, setting, table) for one in asked]
         found = timed([dense, *records], setting, rounds)
         off = {record["name"] for record in records if found.judged(record).is_outside}
-        if turn == AGAIN or not any(one.name in off and one.is_alone for one in asked):
+        if turn == again or not any(one.name in off and one.is_alone for one in asked):
             break
         asked = [_corrected(one, found) if one.name in off and one.is_alone else one for one in asked]
     return records, found
@@ -191,6 +193,7 @@ def main(
     evaluation_windows: Annotated[int, typer.Option(help="Of the evaluation text.")] = 24,
     window: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
     rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = 60,
+    again: Annotated[int, typer.Option(min=0, help="Times that a row that is off may be made anew, for a corrected speed.")] = AGAIN,
     most_seconds: Annotated[float, typer.Option(help="Of measuring the latency table, per four shapes.")] = 300.0,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the passes that measure; auto: bfloat16 where the processor has it.")] = "auto",
@@ -205,7 +208,7 @@ def main(
         times = table_of(setting, form_of(setting, most_seconds), table)
         dense = dense_row(setting)
         found = {
-            speed: at_speed([row for row in rows if row.speedup == speed], dense, setting, times, rounds)
+            speed: at_speed([row for row in rows if row.speedup == speed], dense, setting, times, rounds, again)
             for speed in dict.fromkeys(row.speedup for row in rows)
         }
         body = markdown_table(list(COLUMNS), [line for of_speed in found.values() for line in lines(*of_speed)])

@@ -167,7 +167,6 @@ def test_the_command_prunes_times_and_judges_and_keeps_what_it_made(tmp_path: Pa
     facts = setting_of(geometry, form, TILE) | {"precision": "fp32", "control_holds": True}
     LatencyTable(identity(geometry), facts, entries).write(tmp_path)
     monkeypatch.setattr(systems, "SYSTEMS", TINY)
-    monkeypatch.setattr(equal_speed, "AGAIN", 0)
     for _ in range(2):
         equal_speed.main(
             str(tmp_path / "dense"),
@@ -182,6 +181,7 @@ def test_the_command_prunes_times_and_judges_and_keeps_what_it_made(tmp_path: Pa
             evaluation_windows=3,
             window=64,
             rounds=2,
+            again=0,
             threads=1,
             page=tmp_path / "page.md",
         )
