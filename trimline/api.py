@@ -337,6 +337,7 @@ def compare(
     results: Sequence[Path | str],
     *,
     measure: bool = False,
+    together: int = TOGETHER,
     output: Path | str | None = None,
     recipe: BenchmarkSlice | None = None,
     options: RunOptions = HERE,
@@ -347,18 +348,20 @@ def compare(
     Args:
         results: output folders of ``run``, packages, a sweep's folder or its points.
         measure: time them anew, side by side; the first is then what the speed-ups are over.
-        output: new or empty folder for compare.json, compare.md and, where it was measured, results.json.
+        together: results that are timed in one interleaved run, beside the first.
+        output: new or empty folder for compare.json, compare.md and, where it was measured, results-1.json and so on, one per run.
         recipe: what is timed.
         options: threads.
         events: progress.
     """
-    found, document = read_results([Path(result) for result in results]), None
+    found = read_results([Path(result) for result in results])
+    documents: list[Mapping[str, Any]] = []
     with whole_folder(Path(output)) if output is not None else nullcontext() as out:
         if measure:
-            found, document = measured(found, recipe or BenchmarkSlice(), options, events)
+            found, documents = measured(found, recipe or BenchmarkSlice(), options, events, together)
         compared = comparisons(found)
         if out is not None:
-            write_comparison(compared, document, out)
+            write_comparison(compared, documents, out)
     return compared
 
 

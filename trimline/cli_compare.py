@@ -20,6 +20,10 @@ def compare(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time all of them anew, side by side on this machine; speed-ups are then over the first.")
     ] = False,
+    together: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="With --measure: results timed in one interleaved run, beside the first; each holds its weights."),
+    ] = 4,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder for compare.md and compare.json.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="With --measure: a YAML recipe; its benchmark part says what is timed.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="With --measure: interleaved rounds; fewer than 25 resolve nothing.")] = None,
@@ -41,7 +45,9 @@ def compare(
 
         options = RunOptions(threads=threads) if threads else RunOptions()
         timing = benchmark_slice(recipe, rounds)
-        compared = api.compare(results, measure=measure, output=output, recipe=timing, options=options, events=here.events)
+        compared = api.compare(
+            results, measure=measure, together=together, output=output, recipe=timing, options=options, events=here.events
+        )
         for comparison in compared:
             for title, table in tables(comparison):
                 here.out.print(rich_table(table, title))

@@ -33,7 +33,8 @@ NOISE = np.random.default_rng(0).normal(0, 0.3, 20)
 
 def result(name, speedup, loss, *, half=0.01, seed=1, series="", samples=(), run="", resolved=True, **others):
     losses = tuple((loss + NOISE + np.random.default_rng(seed).normal(0, 0.01, 20)).tolist())
-    speed = Timed(0.02 / speedup, Measure(speedup, speedup - half, speedup + half), resolved, samples, run)
+    runs = {run: samples} if samples else {}
+    speed = Timed(0.02 / speedup, Measure(speedup, speedup - half, speedup + half), resolved, runs)
     given = {"machine": {"runtime": "onnxruntime", "threads": "2"}, "dense": "M in fp32", "text": "t", "speeds": {AXIS: speed}}
     perplexity = Measure(math.exp(float(np.mean(losses))))
     return Result(name=name, perplexity=perplexity, losses=losses, parameters=1, recipe=RECIPE, series=series, **(given | others))
@@ -126,7 +127,7 @@ def test_pairs_that_are_too_many_to_list_are_said(count, said, tmp_path):
     found = comparisons([result(f"r{number}", 1 + number / 10, 3.0, seed=number) for number in range(count)])
     assert [note.split(" Name")[0] for note in notes(found)] == said
     assert len(found[0].pairs) + found[0].left_out == count * (count - 1) // 2
-    write_comparison(found, None, tmp_path)
+    write_comparison(found, [], tmp_path)
     assert ("two by two: 36 pairs" in (tmp_path / "compare.md").read_text(encoding="utf-8")) == bool(said)
     assert read_json(tmp_path / "compare.json")["comparisons"][0]["pairs_left_out"] == (36 if said else 0)
 
@@ -154,7 +155,8 @@ def test_a_run_its_package_and_a_point_go_into_one_table(made, tmp_path):
     by_name = {one.name: one for one in found[0].results}
     assert set(by_name) == {"run", "run/package", "flap, remove 0.5"}
     for axis, speed in by_name["run"].speeds.items():
-        assert replace(by_name["run/package"].speeds[axis], run=speed.run) == speed
+        assert replace(by_name["run/package"].speeds[axis], runs=speed.runs) == speed
+        assert list(by_name["run/package"].speeds[axis].runs.values()) == list(speed.runs.values())
     assert by_name["run"].losses == by_name["run/package"].losses
     evaluated = [read_json(path)["window_losses"] for path in (made / "run" / "store").glob("evaluate-*/perplexity.json")]
     assert list(by_name["run"].losses) in evaluated
@@ -208,8 +210,31 @@ def test_measured_anew_the_first_is_what_the_others_are_over(made, monkeypatch, 
     first = next(one for one in found.results if one.name == "run/package")
     assert first.speeds[found.axis].speedup.value == 1.0
     assert found.pairs[0].paired
-    raw = read_json(tmp_path / "out" / "results.json")["samples"][found.axis[0]]
-    assert first.speeds[found.axis].samples == tuple(sum(gaps) / len(gaps) for gaps in raw["dense"]["gaps"])
+    raw = read_json(tmp_path / "out" / "results-1.json")["samples"][found.axis[0]]
+    assert list(first.speeds[found.axis].runs.values()) == [tuple(sum(gaps) / len(gaps) for gaps in raw["dense"]["gaps"])]
+    assert list(notes([found])) == []
+
+
+def test_many_results_are_timed_a_few_at_a_time(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    timing = checked_recipe(recipe("uniform", made / "inputs")).benchmark
+    names = [f"cfsp, remove {share}" for share in (0.25, 0.5, 0.75)]
+    paths = [made / "run", *(made / "sweep" / "points" / f"method=cfsp,remove={share}" for share in (0.25, 0.5, 0.75))]
+    compared = compare(paths, measure=True, together=2, recipe=timing, options=OPTIONS, output=tmp_path / "out")
+    found, documents = compared[0], [read_json(tmp_path / "out" / f"results-{number}.json") for number in (1, 2)]
+    assert [{row["model"] for row in document["comparisons"]} for document in documents] == [set(names[:2]), {names[2]}]
+    assert all({"dense", "dense again"} < set(document["samples"][found.axis[0]]) for document in documents)
+    paired = {frozenset((pair.first, pair.second)) for pair in found.pairs if pair.paired}
+    assert paired == {frozenset(("run", name)) for name in names} | {frozenset(names[:2])}
+    over = {one.name: one.speeds[found.axis].speedup for one in found.results}
+    for pair in found.pairs:
+        if pair.first == "run":  # what stands beside the first is its speed-up over it, of their own run alone
+            assert pair.faster == over[pair.second]
+    (said,) = notes(compared)
+    assert said.startswith("Timed in 2 interleaved runs, run twice in each: ")
+    groups = said.split("in each: ")[1].split(". Only")[0].split("; ")
+    assert [set(group.split(" beside ")) for group in groups] == [set(names[:2]), {names[2]}]
+    assert said in (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
 
 
 def test_what_holds_no_result_is_refused(made, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.statistics import paired_difference, paired_ratio
+from benchmarks.statistics import by_opening, paired_difference, pooled_ratio
 from trimline.compare.result import Axis, Result, Timed
 from trimline.reporting.data import Measure
 
@@ -40,12 +40,12 @@ class Pair:
 def compare_pair(first: Result, second: Result, axis: Axis) -> Pair:
     """Both on one workload."""
     one, other = first.speeds[axis], second.speeds[axis]
-    paired = bool(one.run and one.run == other.run and one.samples and len(one.samples) == len(other.samples))
-    faster = _from_rounds(one, other) if paired else _from_dense(one, other)
+    shared = [run for run in one.runs if one.runs[run] and len(one.runs[run]) == len(other.runs.get(run, ()))]
+    faster = _from_rounds(one, other, shared) if shared else _from_dense(one, other)
     resolved = one.resolved and other.resolved
     perplexity = perplexity_ratio(first, second)
     verdict = _verdict(first.name, second.name, faster, resolved, perplexity)
-    return Pair(first.name, second.name, faster, paired, resolved, perplexity, verdict)
+    return Pair(first.name, second.name, faster, bool(shared), resolved, perplexity, verdict)
 
 
 def perplexity_ratio(first: Result, second: Result) -> Measure | None:
@@ -63,8 +63,8 @@ def ratio_of_losses(first: Sequence[float], second: Sequence[float]) -> Measure 
     return Measure(*(math.exp(value) for value in (found.mean, found.low, found.high)))
 
 
-def _from_rounds(one: Timed, other: Timed) -> Measure:
-    ratio = paired_ratio(one.samples, other.samples, each=one.each)
+def _from_rounds(one: Timed, other: Timed, shared: Sequence[str]) -> Measure:
+    ratio = pooled_ratio(*([opening for run in shared for opening in by_opening(timed.runs[run], one.each)] for timed in (one, other)))
     return Measure(ratio.value, low=ratio.low, high=ratio.high)
 
 

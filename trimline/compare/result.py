@@ -10,6 +10,7 @@ from trimline.recipe import Recipe
 from trimline.reporting.data import Measure, Phase
 
 Axis = tuple[str, Phase]
+HERE = "this comparison, run "  # and a number: a run of ``--measure``
 FORMS = ("processor", "threads", "memory", "GPU")
 LIBRARIES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("tensorrt",), "torch": ("torch",)}
 
@@ -21,17 +22,15 @@ class Timed:
     Attributes:
         latency: seconds of one call, the median.
         speedup: over dense in the same rounds.
-        resolved: whether that run's control held.
-        samples: seconds per round, where they were kept.
+        resolved: whether that run's control held; of one that was timed in several, whether any did.
+        runs: seconds per round, where they were kept, by what tells interleaved runs apart: those of one pair round by round.
         each: how many of them, one after the other, are of one opening.
-        run: what tells interleaved runs apart: samples of one run pair round by round.
     """
 
     latency: float
     speedup: Measure
     resolved: bool
-    samples: tuple[float, ...] = ()
-    run: str = ""
+    runs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     each: int = 1
 
 

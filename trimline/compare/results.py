@@ -126,8 +126,8 @@ def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: st
     for axis, row in zip(axes, workloads, strict=True):
         if row["speedup"]:
             speedup, resolved = Measure(**row["speedup"]), not row["verdict"].startswith(UNRESOLVED)
-            each = recipe.benchmark.rounds_per_opening
-            found[axis] = Timed(row["pruned"]["value"], speedup, resolved, tuple(row["pruned_samples"]), run, each)
+            samples, each = tuple(row["pruned_samples"]), recipe.benchmark.rounds_per_opening
+            found[axis] = Timed(row["pruned"]["value"], speedup, resolved, {run: samples}, each)
     return found
 
 
@@ -176,7 +176,7 @@ def _row_speeds(folder: Path, row: PointRow, each: int) -> Iterator[tuple[Axis, 
         assert speed.speedup is not None
         samples = _samples(folder / speed.run / "results.json", row.name, speed.workload, speed.phase)
         resolved, run = not speed.verdict.startswith(UNRESOLVED), str((folder / speed.run).resolve())
-        yield speed.axis, Timed(speed.latency, speed.speedup, resolved, samples, run, each)
+        yield speed.axis, Timed(speed.latency, speed.speedup, resolved, {run: samples}, each)
 
 
 def _samples(path: Path, name: str, workload: str, phase: Phase) -> tuple[float, ...]:

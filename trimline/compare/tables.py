@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.checkpoint import write_json
 from trimline.compare.comparison import MOST_PAIRS, Comparison
 from trimline.compare.pairs import EQUAL, AtSpeed, Pair
-from trimline.compare.result import Result
+from trimline.compare.result import HERE, Result
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Table
 from trimline.reporting.data import Measure
@@ -34,13 +34,29 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
 
 
 def notes(compared: Sequence[Comparison]) -> Iterator[str]:
-    """Sentences on what no table shows; the same results are left out on every workload."""
+    """Sentences on what no table shows; they are the same on every workload."""
+    if len(groups := _timed_together(compared[0])) > 1:
+        first = compared[0].results[0].dense
+        yield (
+            f"Timed in {len(groups)} interleaved runs, {first} twice in each: {'; '.join(map(' beside '.join, groups))}. Only results of one run are "
+            f"paired by round; of two runs, speed-ups over {first} are compared, and latencies in seconds do not compare."
+        )
     if left_out := max(comparison.left_out for comparison in compared):
         yield f"Not compared two by two: {left_out} pairs, where at most {MOST_PAIRS} are listed. Name fewer results to see them."
 
 
-def write_comparison(compared: Sequence[Comparison], document: Mapping[str, Any] | None, out: Path) -> None:
-    """Writes compare.json, compare.md and the benchmark's results.json, where there is one, into ``out``."""
+def _timed_together(comparison: Comparison) -> list[list[str]]:
+    """Who was timed with whom here, beside the first; nothing of runs of before."""
+    groups: dict[str, list[str]] = {}
+    for result in comparison.results:
+        for run in result.speeds[comparison.axis].runs:
+            if run.startswith(HERE) and result.name != result.dense:
+                groups.setdefault(run, []).append(result.name)
+    return [groups[run] for run in sorted(groups, key=lambda run: int(run.removeprefix(HERE)))]
+
+
+def write_comparison(compared: Sequence[Comparison], documents: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Writes compare.json, compare.md and, of every run that was made for it, the benchmark's results-1.json and so on into ``out``."""
     write_json(out / "compare.json", {"comparisons": [comparison.as_record() for comparison in compared]})
     lines = ["# Results side by side", ""]
     for note in notes(compared):
@@ -49,8 +65,8 @@ def write_comparison(compared: Sequence[Comparison], document: Mapping[str, Any]
         for title, table in tables(comparison):
             lines += [f"## {title}", "", *table_lines(table)]
     (out / "compare.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8", newline="\n")
-    if document is not None:
-        write_json(out / "results.json", document)
+    for number, document in enumerate(documents, start=1):
+        write_json(out / f"results-{number}.json", document)
 
 
 def _results(comparison: Comparison) -> Table:

@@ -111,7 +111,7 @@ def _batches(spec: Spec, known: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _timed_together(spec: Spec, base: Mapping[str, Any], batch: Mapping[str, Any], events: Events) -> str:
-    recipe = _longer(BenchmarkSlice.model_validate(spec["recipe"]), len(batch))
+    recipe = longer(BenchmarkSlice.model_validate(spec["recipe"]), len(batch))
     accuracy = {name: point["perplexity"] for name, point in batch.items()} | {DENSE: spec["dense"]["perplexity"]}
     folders = {name: Path(point["folder"]) for name, point in batch.items()}
     depends = {**base, "points": {name: point["key"] for name, point in batch.items()}}
@@ -127,7 +127,7 @@ def _timed_together(spec: Spec, base: Mapping[str, Any], batch: Mapping[str, Any
     return str(made.folder)
 
 
-def _longer(recipe: BenchmarkSlice, points: int) -> BenchmarkSlice:
-    """With the time limit that as many models need: a round has one request of each."""
+def longer(recipe: BenchmarkSlice, points: int) -> BenchmarkSlice:
+    """With the time limit that as many models need beside the two dense ones: a round has one request of each."""
     models = points + len((DENSE, CONTROL))
     return recipe.model_copy(update={"most_seconds": recipe.most_seconds * max(1.0, models / MODELS)})
