@@ -17,7 +17,7 @@ from benchmarks.environment import commit, processor_flags, processor_model
 from benchmarks.latency_shapes import Form
 from benchmarks.latency_stage import adopt, latency_table
 from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.systems_list import TILE, System
+from benchmarks.systems_list import OURS, TILE, System
 from benchmarks.systems_measure import PATIENCE, QUIET, Record, Setting, row_key
 from benchmarks.systems_row import MODEL, made
 from benchmarks.systems_shapes import EXPORT
@@ -46,6 +46,7 @@ class Asked:
         given: what its allocation is told; differs from ``speedup`` where a measurement showed the table to be wrong.
         through: all speeds that its one run goes through, ascending; only this one where every speed is a run of its own.
         shots: of that run, by speed.
+        beside: the speed whose models it is timed with.
     """
 
     system: System
@@ -53,6 +54,7 @@ class Asked:
     given: float
     through: tuple[float, ...]
     shots: tuple[int, ...]
+    beside: float
 
     @property
     def name(self) -> str:
@@ -78,22 +80,27 @@ class Asked:
         return PruneSlice(calibration=setting.calibration, steps=tuple(steps))
 
 
-def asked_of(systems: Sequence[System], speedups: Sequence[float]) -> list[Asked]:
-    """Every system at every speed, by speed.
+def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequence[float] = ()) -> list[Asked]:
+    """Every system at every speed, by speed; ``ours`` are further speeds of Trimline alone, each timed beside the next lower one.
 
     Raises:
-        TrimlineError: one of them removes no units, so no model of its is faster.
+        TrimlineError: one of them removes no units, so no model of its is faster; a further speed is the lowest of all.
     """
     if zeroing := [system.title for system in systems if system.smaller is None]:
         raise TrimlineError(f"{zeroing[0]} puts zeros where weights were, and its models are no faster.", "Name systems that remove units.")
     through = tuple(sorted(speedups))
+    if ours and min(ours) < through[0]:
+        raise TrimlineError(f"{min(ours):g} is below the lowest speed, {through[0]:g}.", "Name it among the speeds of all systems.")
     rows = []
     for speedup in through:
         for system in systems:
             if system.shots == 1:
-                rows.append(Asked(system, speedup, speedup, (speedup,), (1,)))
+                rows.append(Asked(system, speedup, speedup, (speedup,), (1,), speedup))
             else:
-                rows.append(Asked(system, speedup, speedup, through, shots_by_speed(through, SHOTS_AT_SPEED)))
+                rows.append(Asked(system, speedup, speedup, through, shots_by_speed(through, SHOTS_AT_SPEED), speedup))
+    for speedup in ours:
+        beside = max(lower for lower in through if lower <= speedup)
+        rows += [Asked(system, speedup, speedup, (speedup,), (1,), beside) for system in systems if system.name == OURS]
     return rows
 
 

@@ -109,7 +109,6 @@ def record(system: System, loss: float) -> dict[str, Any]:
         (1.40, 3.1, 1.0, "reached"),
         (1.40, 2.9, 1.0, "missed"),
         (1.40, 3.1, 1.1, "not resolved"),
-        (1.50, 3.1, 1.0, "not as fast"),
         (1.30, 3.1, 1.0, "reached"),  # slower and worse
     ],
 )
@@ -117,8 +116,20 @@ def test_a_published_row_is_compared_at_its_speed(theirs: float, loss: float, co
     published, ours = record(BY_NAME["cfsp"], loss), record(BY_NAME[OURS], 3.0)
     first, second = lines([published, ours], seen({published["name"]: theirs, ours["name"]: 1.4}, control))
     assert (first[1], first[-1]) == ("CFSP", said)
-    assert second[-3:] == ["–"] * 3
+    assert second[-4:] == ["–"] * 4
     assert second[3] == ("met" if control == 1.0 else "not resolved")
+
+
+def test_a_faster_row_is_compared_with_one_of_ours_that_is_as_fast() -> None:
+    published, ours = record(BY_NAME["cfsp"], 3.1), record(BY_NAME[OURS], 3.0)
+    fast = {published["name"]: 1.5, ours["name"]: 1.4}
+    assert lines([published, ours], seen(fast))[0][-4:] == ["none is as fast", "–", "–", "not resolved"]
+    further = record(BY_NAME[OURS], 3.2) | {"name": "trimline-1.5", "asked": 1.5, "parameters": 10**7}
+    assert lines([published, ours, further], seen(fast | {"trimline-1.5": 1.5}))[0][-4::3] == ["1.5", "missed"]
+    rows = asked_of([BY_NAME["cfsp"], BY_NAME[OURS]], [1.2, 1.7], [1.5, 1.9])
+    assert [(row.name, row.beside) for row in rows[4:]] == [("trimline-1.5", 1.2), ("trimline-1.9", 1.7)]
+    with pytest.raises(TrimlineError, match="below the lowest speed"):
+        asked_of([BY_NAME[OURS]], [1.2], [1.1])
 
 
 def test_a_row_that_is_off_is_given_another_speed_and_a_run_through_all_is_not(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
