@@ -118,7 +118,7 @@ def test_longrope_whole_where_its_angles_do_not_change(tmp_path):
 def test_auto_takes_the_portable_graph_where_the_fused_one_ends_early(tmp_path):
     source = Checkpoint(stock("phi3", tmp_path, rope_parameters=dict(LONGROPE), original_max_position_embeddings=FIRST))
     notes: list[Event] = []
-    assert choose_lowering(source, ExportSlice(), Events(notes.append)) == "portable"
+    assert choose_lowering(source, ExportSlice(), OPTIONS, Events(notes.append)) == "portable"
     assert any(f"portable lowering, because a fused graph ends after {FIRST}" in note.text for note in notes)
 
 

@@ -103,7 +103,7 @@ def test_dry_finds_what_is_wrong(tmp_path):
     ]
     assert program.dry(todo, tmp_path, said.append) == 1
     wrong = [line.strip() for line in said if line.strip().startswith("wrong")]
-    starts = ("extras gpu,nothing", "requirement not a", "module trimline.no_such_module", "recipe 'pruned-2-4-int8, tensorrt'")
+    starts = ("extras gpu,nothing", "requirement not a", "module trimline.no_such_module", f"recipe '{bad['name']}'")
     assert all(line.startswith(f"wrong: {start}") for line, start in zip(wrong, starts, strict=True)), wrong
     assert said[-1] == "4 things are wrong."
 
