@@ -16,18 +16,18 @@ import typer
 
 from benchmarks.environment import environment, fingerprint, processor, software
 from benchmarks.equal_speed_rows import EXPORTED, WORKLOAD, Asked, asked_of, dense_row, folder_of, form_of, row_of, table_of
-from benchmarks.genai_client import ROUNDS_PER_OPENING, Seconds, measured, ratios
+from benchmarks.genai_client import ROUNDS_PER_OPENING, Seconds, measured
 from benchmarks.markdown import interval
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
-from benchmarks.systems import chosen, run_options
+from benchmarks.systems import chosen, numbers, run_options
 from benchmarks.systems_list import OURS
 from benchmarks.systems_measure import Record, Setting, prepare
 from benchmarks.systems_tables import NOT_RESOLVED, loss_difference, with_error
 from benchmarks.systems_verdicts import AS_FAST, outcome
 from benchmarks.target import Judgement
-from benchmarks.timing import CONTROL
+from benchmarks.timing import CONTROL, DENSE
 from pipeline.artefact import digest
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
@@ -66,11 +66,11 @@ class Timed:
 
     def over_dense(self, name: str, phase: str = "decode") -> Ratio:
         """How many times faster than the dense model."""
-        return ratios(self.seconds)[phase][name]
+        return self.over(DENSE, name, phase)
 
-    def over(self, first: str, second: str) -> Ratio:
-        """How many times faster the second decodes than the first."""
-        return paired_ratio(*(self.seconds["decode"][name] for name in (first, second)), each=ROUNDS_PER_OPENING)
+    def over(self, first: str, second: str, phase: str = "decode") -> Ratio:
+        """How many times faster the second is than the first."""
+        return paired_ratio(*(self.seconds[phase][name] for name in (first, second)), each=ROUNDS_PER_OPENING)
 
     def holds(self, phase: str = "decode") -> bool:
         """Whether dense agreed with itself."""
@@ -176,10 +176,7 @@ def speeds(text: str) -> tuple[float, ...]:
     Raises:
         TrimlineError: something else.
     """
-    try:
-        found = tuple(float(part) for part in text.split(",") if part)
-    except ValueError:
-        found = ()
+    found = numbers(text)
     if not found or min(found) <= 1 or len(set(found)) < len(found):
         raise TrimlineError(f"{text!r} is no list of speed-ups.", "Write them like 1.2,1.4,1.7, each above 1 and once.")
     return found

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Child
-from benchmarks.environment import commit, processor_flags, processor_model
 from benchmarks.latency_shapes import Form
 from benchmarks.latency_stage import adopt, latency_table
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.systems_list import OURS, TILE, System
-from benchmarks.systems_measure import PATIENCE, QUIET, Record, Setting, row_key
+from benchmarks.systems_measure import QUIET, Record, Setting, made_by, row_in_child, row_key
 from benchmarks.systems_row import MODEL, made
 from benchmarks.systems_shapes import EXPORT
 from exporters.onnx.stage import export
@@ -179,12 +177,7 @@ def _made(start: Record, request: Mapping[str, Any], setting: Setting, key: str)
     kept = read_json(place) if place.exists() else {}
     if kept.get("key") == key and (folder_of(setting, kept) / EXPORTED).is_dir():
         return kept
-    out = folder_of(setting, start | {"key": key})
-    with Child(start["name"], patience=PATIENCE, module="benchmarks.systems_row") as child:
-        where = {"source": str(setting.source.resolve()), "texts": str(setting.texts.resolve()), "out": str(out.resolve())}
-        found = child.ask("row", **request, **where)["row"]
-    made_by = {"commit": commit(), "processor": processor_model(), "flags": processor_flags()}
-    made_by |= {name: request["options"][name] for name in ("dtype", "threads")}
-    record = start | found | {"key": key} | made_by
+    start |= {"key": key}
+    record = start | row_in_child(start["name"], request, setting, folder_of(setting, start)) | made_by(request)
     write_json(place, record)
     return record

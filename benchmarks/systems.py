@@ -120,13 +120,18 @@ def fractions(text: str) -> tuple[float, ...]:
     Raises:
         TrimlineError: something else.
     """
-    try:
-        found = tuple(float(part) for part in text.split(",") if part)
-    except ValueError:
-        found = (-1.0,)
-    if not all(0 < value < 1 for value in found):
+    found = numbers(text)
+    if found is None or not all(0 < value < 1 for value in found):
         raise TrimlineError(f"{text!r} is no list of fractions.", "Write them like 0.2,0.3,0.5.")
     return found
+
+
+def numbers(text: str) -> tuple[float, ...] | None:
+    """Numbers between commas; None where something is none."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        return None
 
 
 def run_options(dtype: str, threads: int) -> RunOptions:

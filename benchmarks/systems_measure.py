@@ -96,21 +96,35 @@ def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool =
         if not measure:
             return record | {"failure": NOT_YET}
         typer.echo(f"{row.system.title}, {row.size} …", err=True)
-        with Child(row.name, patience=PATIENCE, module="benchmarks.systems_row") as child:
-            where = {"source": str(setting.source.resolve()), "texts": str(setting.texts.resolve()), "out": str(out.resolve())}
-            record |= child.ask("row", **request, **where)["row"]
+        record |= row_in_child(row.name, request, setting, out)
     except TrimlineError as error:
         failure = without_paths(error.problem, setting)
         typer.echo(f"    {failure}", err=True)
         return record | {"failure": f"failed: {failure}"}
     shutil.rmtree(out / MODEL, ignore_errors=True)  # of no further use
     planned = record["cost"]["code"] if record["cost"] else None  # a plan that was there already may be older than this code
-    record |= {"own": _own(row, record), "key": key, "code": planned, "commit": commit()}
-    record |= {name: request["options"][name] for name in ("dtype", "threads")}
-    record |= {"processor": processor_model(), "flags": processor_flags()}
+    record |= {"own": _own(row, record), "key": key, "code": planned} | made_by(request)
     write_json(place, record)
     typer.echo(f"    perplexity {with_error(record['perplexity'])}", err=True)
     return record
+
+
+def row_in_child(name: str, request: Mapping[str, Any], setting: Setting, out: Path) -> Record:
+    """What ``benchmarks.systems_row`` finds of a row, in a process of its own; its files are in ``out``.
+
+    Raises:
+        TrimlineError: a stage failed, or the process did.
+    """
+    with Child(name, patience=PATIENCE, module="benchmarks.systems_row") as child:
+        where = {"source": str(setting.source.resolve()), "texts": str(setting.texts.resolve()), "out": str(out.resolve())}
+        found: Record = child.ask("row", **request, **where)["row"]
+    return found
+
+
+def made_by(request: Mapping[str, Any]) -> Record:
+    """Which code made a row here, and how it computed."""
+    how = {name: request["options"][name] for name in ("dtype", "threads")}
+    return {"commit": commit()} | how | {"processor": processor_model(), "flags": processor_flags()}
 
 
 def _own(row: Row, record: Mapping[str, Any]) -> str:
