@@ -36,7 +36,7 @@ Seconds = dict[str, dict[str, list[float]]]  # phase, then model
 def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int, threads: int, seed: int = 0) -> Seconds:
     """Seconds per phase, model and round; ``dense`` is among the folders and is timed a second time.
 
-    Every process has the same ``threads`` cores; it starts as many threads as it has cores.
+    Every process has the same ``threads`` cores, and as many threads.
 
     Raises:
         TrimlineError: onnxruntime-genai cannot open one, or a process fails.
@@ -52,7 +52,7 @@ def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int,
             request = {"vocabulary": vocabulary, "prompt": prompt, "output": output, "seed": chance.getrandbits(31)}
             for name, client in clients.items():
                 pin(threads, client.pid)
-                client.ask("open", folder=str(named[name].resolve()))
+                client.ask("open", folder=str(named[name].resolve()), threads=threads)
                 client.ask("run", **request)  # warm-up
             for _ in range(min(ROUNDS_PER_OPENING, rounds - first)):
                 request["seed"] = chance.getrandbits(31)
@@ -112,7 +112,9 @@ def main(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens.")] = 128,
     output: Annotated[int, typer.Option(min=2, help="Tokens generated.")] = 33,
     rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
-    threads: Annotated[int, typer.Option(min=0, help="Cores that every process is kept on; 0: all that this process may use.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Of every process, each on a core of its own; 0: one per core that this process may use.")
+    ] = 0,
     raw: Annotated[Path | None, typer.Option(help="File for the seconds of every round and the surroundings.")] = None,
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, at genai-client.")] = None,
 ) -> None:

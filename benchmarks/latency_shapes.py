@@ -19,7 +19,7 @@ from pipeline.artefact import whole_folder
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
-from pipeline.geometry import Geometry
+from pipeline.geometry import BlockShape, Geometry
 from pipeline.options import RunOptions
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import Profile, RebuildSlice
@@ -99,8 +99,9 @@ def shapes_to_time(geometry: Geometry, tile: int, weight_bytes: float, blocks: i
         geometry: the dense model.
         tile: FFN widths are multiples of it.
         weight_bytes: of one weight.
-        blocks: how many blocks the cut models have; by default ``blocks_needed``. At most half, so that the
-            whole model says what the rest costs.
+        blocks: how many blocks of the dense shape are timed; by default ``blocks_needed``. At most half, so that the
+            whole model says what the rest costs. Smaller blocks are as many more as weigh the same, as far as the
+            model has them: fewer of them would lie in the cache and seem cheaper than they are in a whole model.
 
     Raises:
         TrimlineError: the model's blocks differ already.
@@ -110,15 +111,21 @@ def shapes_to_time(geometry: Geometry, tile: int, weight_bytes: float, blocks: i
                             "Give the dense model.")  # fmt: skip
     block, most = geometry.blocks[0], len(geometry.blocks)
     cut = max(1, min(blocks or blocks_needed(geometry, weight_bytes), most // 2))
-    shapes = {DENSE: Alike(cut, block.ffn, block.kv_groups)}
+    weight = cut * geometry.block_parameters(block)
+
+    def as_heavy(width: int, groups: int) -> Alike:
+        own = geometry.block_parameters(BlockShape(width, groups))
+        return Alike(min(most, math.ceil(weight / own)), width, groups)
+
+    shapes = {DENSE: as_heavy(block.ffn, block.kv_groups)}
     if cut < most:
         shapes[WHOLE] = Alike(most, block.ffn, block.kv_groups)
     for width in [0, *spread(block.ffn, tile, MOST_WIDTHS)]:
         if width < block.ffn:
-            shapes[f"ffn {width}"] = Alike(cut, width, block.kv_groups)
+            shapes[f"ffn {width}"] = as_heavy(width, block.kv_groups)
     for groups in spread(block.kv_groups, 1, MOST_GROUPS):
         if groups < block.kv_groups:
-            shapes[f"groups {groups}"] = Alike(cut, block.ffn, groups)
+            shapes[f"groups {groups}"] = as_heavy(block.ffn, groups)
     return shapes
 
 

@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.environment import environment
 from benchmarks.figures import DOCS, made
-from benchmarks.latency_shapes import Form
+from benchmarks.latency_shapes import WHOLE, Form
 from benchmarks.latency_stage import control_holds, latency_table, setting_of, time_shapes
 from benchmarks.pages import fill, markdown_table
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
@@ -104,10 +104,10 @@ def document(table: LatencyTable, checked: Mapping[str, Any] | None) -> str:
 
 def _where(setting: Mapping[str, Any]) -> str:
     machine = setting["machine"]
-    cut = setting["shapes"][DENSE]["blocks"]
+    cut = sorted(shape["blocks"] for name, shape in setting["shapes"].items() if name != WHOLE)
     return (
         f"Runtime {setting['runtime']}, {setting['precision']}, {machine['threads']} threads of {machine['processor']} "
-        f"({', '.join(machine['flags'])}); {len(setting['shapes'])} shapes of {cut} blocks, alike."
+        f"({', '.join(machine['flags'])}); {len(setting['shapes'])} shapes of {cut[0]} to {cut[-1]} blocks, alike."
     )
 
 

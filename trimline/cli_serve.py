@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import TrimlineError
+from pipeline.options import RunOptions
 from trimline.session import session
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -18,7 +19,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="What clients call the model; default: the folder's name.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="Of the runtime; default: it decides.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="Of the runtime; default: every core this process may use.")] = None,
     parallel: Annotated[int, typer.Option(min=1, max=256, help="Requests that take turns, each with its own cache.")] = 4,
     max_queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are refused with 429.")] = 128,
     api_key: Annotated[
@@ -41,7 +42,7 @@ def serve(
         options = ServeOptions(name or folder.resolve().name, parallel, max_queue, api_key)
         if host not in LOCAL and api_key is None:
             here.events.note(f"anybody who reaches {host} may use this model; --api-key demands a key")
-        run(folder, host, port, threads, options, lambda url: _announce(url, options.name))
+        run(folder, host, port, threads or RunOptions.threads, options, lambda url: _announce(url, options.name))
 
 
 def _announce(url: str, name: str) -> None:

@@ -56,12 +56,12 @@ class Engine:
         self._commands: SimpleQueue[Start | Cancel | Stop | None] = SimpleQueue()
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
 
-    def start(self, folder: Path, threads: int | None, on_lost: Callable[[], None] | None = None) -> None:
+    def start(self, folder: Path, threads: int, on_lost: Callable[[], None] | None = None) -> None:
         """Opens the model in a process of its own.
 
         Args:
             folder: an ONNX export.
-            threads: of the runtime; None: as many as it wants.
+            threads: of the runtime.
             on_lost: called by a thread of the engine when that process ends unasked, after every request was told.
 
         Raises:

@@ -19,14 +19,14 @@ from deploy.serve.model import ServedModel
 from pipeline.errors import TrimlineError
 
 
-def serve(folder: Path, host: str, port: int, threads: int | None, options: ServeOptions, announce: Callable[[str], None]) -> None:
+def serve(folder: Path, host: str, port: int, threads: int, options: ServeOptions, announce: Callable[[str], None]) -> None:
     """Serves until SIGTERM or Ctrl-C; what runs and what waits is finished first.
 
     Args:
         folder: a package or an ONNX folder.
         host: address to listen on.
         port: 0 takes a free one.
-        threads: of the runtime; None: as many as it wants.
+        threads: of the runtime.
         options: names and limits.
         announce: called with the URL as soon as requests are taken.
 

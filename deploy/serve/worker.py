@@ -73,19 +73,22 @@ class Broken:
 class Runtime:
     """A model in onnxruntime-genai.
 
+    Args:
+        folder: with genai_config.json.
+        threads: of ONNX Runtime inside an operator; the library's own choice leaves cores idle.
+
     Raises:
         TrimlineError: it cannot be opened.
     """
 
-    def __init__(self, folder: Path, threads: int | None) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime_genai as genai
 
         self._genai = genai
         try:
             config = genai.Config(str(folder))
-            if threads is not None:
-                session = {"session_options": {"intra_op_num_threads": threads}}
-                config.overlay(json.dumps({"model": {"decoder": session}}))
+            session = {"session_options": {"intra_op_num_threads": threads}}
+            config.overlay(json.dumps({"model": {"decoder": session}}))
             self._model = genai.Model(config)
         except Exception as error:  # its exceptions are plain RuntimeErrors
             raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {str(error).strip()}.", "Export it again.") from error
@@ -99,7 +102,7 @@ class Runtime:
         return generator
 
 
-def work(connection: Connection, folder: Path, threads: int | None) -> None:
+def work(connection: Connection, folder: Path, threads: int) -> None:
     """Entry point of the process: opens the model and obeys until told to stop, or until the server is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a service manager send them to both processes
         signal.signal(number, signal.SIG_IGN)

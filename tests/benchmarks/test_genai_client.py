@@ -57,6 +57,21 @@ def test_speeds_that_were_asked_for_are_judged():
     assert {line[6] for line in rows(ratios(few), ())} == {"not resolved"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_a_model_is_opened_on_as_many_threads_as_asked(exported):
+    """onnxruntime-genai's own choice was one on two cores, where the benchmark's sessions had two."""
+
+    def started(threads: int) -> int:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        model = benchmarks.genai_worker.opened(str(exported["small"] / "onnx"), threads)
+        found = len(list(Path("/proc/self/task").iterdir())) - before
+        del model
+        return found
+
+    started(1)  # the library starts threads of its own with its first model
+    assert started(3) - started(1) == 2
+
+
 def test_the_worker_imports_nothing_of_ours():
     tree = ast.parse(Path(benchmarks.genai_worker.__file__).read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

@@ -76,11 +76,14 @@ def test_every_size_is_timed_alone_and_the_whole_model_beside_them(dense: Geomet
     assert shapes == {
         DENSE: Alike(2, 96, 2),
         WHOLE: Alike(4, 96, 2),
-        "ffn 0": Alike(2, 0, 2),
-        "ffn 32": Alike(2, 32, 2),
-        "ffn 64": Alike(2, 64, 2),
-        "groups 1": Alike(2, 96, 1),
+        "ffn 0": Alike(4, 0, 2),
+        "ffn 32": Alike(4, 32, 2),
+        "ffn 64": Alike(3, 64, 2),
+        "groups 1": Alike(3, 96, 1),
     }
+    weights = {name: alike.blocks * dense.block_parameters(BlockShape(alike.width, alike.groups)) for name, alike in shapes.items()}
+    least = weights[DENSE]
+    assert all(weight >= least or shapes[name].blocks == len(dense.blocks) for name, weight in weights.items())
     assert shapes_to_time(dense, 32, 4.0, blocks=1)[DENSE].blocks == 1
     assert batches(list(shapes), 2) == [[WHOLE, "ffn 0"], ["ffn 32", "ffn 64"], ["groups 1"]]
     with pytest.raises(TrimlineError, match="differ already"):
@@ -116,7 +119,8 @@ def test_noise_makes_no_wider_block_faster(dense: Geometry) -> None:
 def test_a_curve_is_as_straight_as_the_noise_allows(dense: Geometry) -> None:
     """Measured with errors of 2 %, of which the whole models of other sizes know nothing."""
     straight = Times(0.01, (0.0, 0.002, 0.003), (0, *range(8, 97, 8)), (0.0, *(0.001 + 0.0001 * width for width in range(8, 97, 8))))
-    shapes, draw = shapes_to_time(dense, 8, 4.0), np.random.default_rng(1)
+    dense = dense.with_blocks(dense.blocks[:1] * 30)
+    shapes, draw = shapes_to_time(dense, 8, 4.0, blocks=8), np.random.default_rng(1)
     exact = {name: straight.whole(dense.with_blocks((BlockShape(s.width, s.groups),) * s.blocks)) for name, s in shapes.items()}
     errors = []
     for _ in range(20):
@@ -171,8 +175,9 @@ def test_a_table_says_where_it_is_from_and_its_key_is_not_of_the_weights(source,
     said = []
     latency_table(source, FORM, 8, tmp_path, Events(said.append))
     table = LatencyTable.read(tmp_path)
-    assert table.predict(dense, "decode") == pytest.approx(REAL.whole(dense))
-    assert table.predict(dense, "8/3") == pytest.approx(12 * REAL.whole(dense))
+    # The curves may be as far from what was measured as dense was from dense again, which is 0.1 %.
+    assert table.predict(dense, "decode") == pytest.approx(REAL.whole(dense), rel=1e-3)
+    assert table.predict(dense, "8/3") == pytest.approx(12 * REAL.whole(dense), rel=1e-3)
     assert (table.setting["runtime"], table.setting["precision"], table.setting["control_holds"]) == ("onnxruntime", "fp32", True)
     assert "within 0.1% of each" in said[-1].text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latency.json", "samples.json"]

@@ -22,10 +22,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
+import deploy.serve.server
 from deploy.serve.answering import Done, Event, Failed, Job, Piece
 from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
+from pipeline.options import RunOptions
 from tests.deploy.serve.conftest import CONTEXT, ROOT, Served, serving
 from trimline.cli import app
 
@@ -292,3 +294,11 @@ def test_a_graph_that_the_runtime_cannot_open_is_one_sentence(tiny_onnx: Path, t
     code, said = called(str(folder), "--port", "0")
     assert code == 2
     assert "onnxruntime-genai cannot open" in said
+
+
+def test_without_a_number_of_threads_every_core_computes(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(deploy.serve.server, "serve", lambda folder, host, port, threads, *_: given.append(threads))
+    assert called(str(tiny_onnx)) == (0, "")
+    called(str(tiny_onnx), "--threads", "3")
+    assert given == [RunOptions.threads, 3]
