@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,14 @@ def run_row(
         TrimlineError: a stage failed; those before it are kept.
     """
     dense, read, folder, run = Path(source), Path(texts), Path(out), RunOptions(**options)
-    times = Path(table) if table else None
     smaller, cost = dense, None
     if recipe is not None:
-        wanted = PruneSlice.model_validate(recipe)
-        known = kept_measurement(dense, read, wanted, run, folder.parent)
+        pruning = Pruning(dense, read, PruneSlice.model_validate(recipe), run, Path(table) if table else None)
+        known = pruning.kept_measurement(folder.parent)
         if shot is None:
-            plan = made(folder / PLAN, lambda place: pruned(dense, read, wanted, run, place, known, times))
+            plan = made(folder / PLAN, partial(pruning.plan, known=known))
         else:
-            plan = kept_shots(dense, read, wanted, run, folder.parent, known, times) / str(shot)
+            plan = pruning.kept_shots(folder.parent, known) / str(shot)
         shape = RebuildSlice(profile=Profile(profile))
         smaller = made(folder / MODEL, lambda place: rebuild(dense, plan, shape, run, place, QUIET))
         cost = read_json(plan / COST)
@@ -87,73 +87,63 @@ def run_row(
     return found | {"shape": shape_of(Checkpoint(smaller).geometry), "perplexity": read_json(measured / RESULT), "cost": cost}
 
 
-def kept_measurement(source: Path, texts: Path, recipe: PruneSlice, options: RunOptions, work: Path) -> Path | None:
-    """What every size of a system measures first, measured once; None where the system measures as it goes."""
-    part = measured_part(recipe, Checkpoint(source).geometry)
-    if part is None:
-        return None
-    with_cost = partial(costed, lambda out: measure(source, texts, recipe, options, out, QUIET))
-    return made(work / f"measured-{_depends(part, source, texts, options)}", with_cost)
+@dataclass(frozen=True)
+class Pruning:
+    """What a row's prune stage is given.
 
+    Attributes:
+        source: checkpoint folder of the dense model.
+        texts: folder with calibration.txt and evaluation.txt.
+        recipe: the steps.
+        options: device, dtype and threads.
+        table: folder of a latency table, for targets of time.
+    """
 
-def kept_shots(
-    source: Path,
-    texts: Path,
-    recipe: PruneSlice,
-    options: RunOptions,
-    work: Path,
-    known: Path | None = None,
-    table: Path | None = None,
-) -> Path:
-    """One run of a recipe, with the plan after every shot in folders ``1``, ``2``, …, and what it took to get there beside each."""
-    part: dict[str, Any] = recipe.model_dump(mode="json")
-    if table is not None:
-        part["table"] = file_digest(table / TABLE)
-    name = f"shots-{_depends(part, source, texts, options)}"
-    return made(work / name, lambda out: every_shot(source, texts, recipe, options, out, known, table))
+    source: Path
+    texts: Path
+    recipe: PruneSlice
+    options: RunOptions
+    table: Path | None = None
 
+    def kept_measurement(self, work: Path) -> Path | None:
+        """What every size of a system measures first, measured once; None where the system measures as it goes."""
+        part = measured_part(self.recipe, Checkpoint(self.source).geometry)
+        if part is None:
+            return None
+        with_cost = partial(costed, lambda out: measure(self.source, self.texts, self.recipe, self.options, out, QUIET))
+        return made(work / f"measured-{self._depends(part)}", with_cost)
 
-def every_shot(
-    source: Path,
-    texts: Path,
-    recipe: PruneSlice,
-    options: RunOptions,
-    out: Path,
-    known: Path | None = None,
-    table: Path | None = None,
-) -> None:
-    """The prune stage, writing the plan after every shot."""
-    cost = Cost()
-    with cost.peak:
-        model, windows = opened(source, texts, recipe, options, consumer_of(table))
-        with closing(model):
-            for number, plan in enumerate(plans(model, windows, recipe, QUIET, Kept.read(known) if known else None), start=1):
-                folder = out / str(number)
-                folder.mkdir()
-                plan().write(folder)
-                cost.write(folder, known)
+    def kept_shots(self, work: Path, known: Path | None = None) -> Path:
+        """One run of the recipe, with the plan after every shot in folders ``1``, ``2``, …, and what it took to get there beside each."""
+        part: dict[str, Any] = self.recipe.model_dump(mode="json")
+        if self.table is not None:
+            part["table"] = file_digest(self.table / TABLE)
+        return made(work / f"shots-{self._depends(part)}", partial(self.every_shot, known=known))
 
+    def every_shot(self, out: Path, known: Path | None = None) -> None:
+        """The prune stage, writing the plan after every shot; ``known`` is its kept measurement."""
+        cost = Cost()
+        with cost.peak:
+            model, windows = opened(self.source, self.texts, self.recipe, self.options, self._consumer)
+            with closing(model):
+                for number, plan in enumerate(plans(model, windows, self.recipe, QUIET, Kept.read(known) if known else None), start=1):
+                    folder = out / str(number)
+                    folder.mkdir()
+                    plan().write(folder)
+                    cost.write(folder, known)
 
-def consumer_of(table: Path | None) -> Consumer:
-    """What targets are stated for."""
-    return Consumer(LatencyTable.read(table) if table else None)
+    def plan(self, out: Path, known: Path | None = None) -> None:
+        """The prune stage, and beside its plan what it took, the kept measurement ``known`` included."""
+        costed(lambda out: prune(self.source, self.texts, self.recipe, self.options, out, QUIET, known, self._consumer), out, known)
 
+    @property
+    def _consumer(self) -> Consumer:
+        """What targets are stated for."""
+        return Consumer(LatencyTable.read(self.table) if self.table else None)
 
-def _depends(part: Any, source: Path, texts: Path, options: RunOptions) -> str:
-    return digest({"part": part, "source": str(source), "texts": str(texts), "options": options.as_record(), "code": code()})[:12]
-
-
-def pruned(
-    source: Path,
-    texts: Path,
-    recipe: PruneSlice,
-    options: RunOptions,
-    out: Path,
-    known: Path | None = None,
-    table: Path | None = None,
-) -> None:
-    """The prune stage, and beside its plan what it took, the measurement included that it found kept."""
-    costed(lambda out: prune(source, texts, recipe, options, out, QUIET, known, consumer_of(table)), out, known)
+    def _depends(self, part: Any) -> str:
+        given = {"part": part, "source": str(self.source), "texts": str(self.texts), "options": self.options.as_record()}
+        return digest(given | {"code": code()})[:12]
 
 
 class Cost:

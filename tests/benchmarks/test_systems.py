@@ -17,7 +17,7 @@ from benchmarks.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.systems_list import DENSE, OURS, OURS_FFN, SYSTEMS, Row, System, anywhere, even_budget, ffn_alone, pooled, rows_of, two_four
 from benchmarks.systems_measure import Setting, without_paths
-from benchmarks.systems_row import kept_shots, pruned
+from benchmarks.systems_row import Pruning
 from benchmarks.systems_shapes import export_shape, plan_of, shape_of
 from benchmarks.systems_speed import Speeds, Timing, is_timed, of_rows, time_shapes, timings
 from pipeline.artefact import digest
@@ -106,7 +106,7 @@ def test_what_pruning_took_stands_beside_the_plan(tmp_path: Path) -> None:
     out.mkdir()
     (tmp_path / "calibration.txt").write_text("abcdefgh " * 200, encoding="utf-8")
     recipe = PruneSlice(calibration=CALIBRATION, steps=ffn_alone("cfsp")(SMOL, 0.3))
-    pruned(model, tmp_path, recipe, RunOptions(threads=1), out)
+    Pruning(model, tmp_path, recipe, RunOptions(threads=1)).plan(out)
     cost = json.loads((out / "cost.json").read_text())
     assert cost["wall"] > 0 < cost["processor"]
     assert (out / "plan.json").is_file()
@@ -123,8 +123,8 @@ def test_sizes_on_the_way_of_a_run_are_those_of_shorter_runs(tmp_path: Path, our
         step = pooled(OURS, shots=shots) if ours else ffn_alone("cfsp", shots=shots, compensation="least_squares")
         return PruneSlice(calibration=CALIBRATION, steps=step(SMOL, 0.2 * shots))
 
-    shots = kept_shots(model, tmp_path, recipe(2), RunOptions(threads=1), out)
-    pruned(model, tmp_path, recipe(1), RunOptions(threads=1), alone)
+    shots = Pruning(model, tmp_path, recipe(2), RunOptions(threads=1)).kept_shots(out)
+    Pruning(model, tmp_path, recipe(1), RunOptions(threads=1)).plan(alone)
     first, last, lone = (Plan.read(folder).selection for folder in (shots / "1", shots / "2", alone))
     assert first == lone != last
     # Ours states the whole run in every shot's plan, and there alone.
