@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import TrimlineError
-from pipeline.memory import usable_memory
+from pipeline.memory import usable_cores, usable_memory
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 WEIGHTS_SHARE = 0.6  # of the memory; the rest is for hidden states, statistics and the libraries
@@ -32,7 +31,7 @@ class RunOptions:
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: DType = "auto"
-    threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads: int = usable_cores()
     trust_remote_code: bool = False
     memory: int | None = None
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import TrimlineError
-from pipeline.options import RunOptions
+from pipeline.memory import usable_cores
 from trimline.session import session
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -42,7 +42,7 @@ def serve(
         options = ServeOptions(name or folder.resolve().name, parallel, max_queue, api_key)
         if host not in LOCAL and api_key is None:
             here.events.note(f"anybody who reaches {host} may use this model; --api-key demands a key")
-        run(folder, host, port, threads or RunOptions.threads, options, lambda url: _announce(url, options.name))
+        run(folder, host, port, threads or usable_cores(), options, lambda url: _announce(url, options.name))
 
 
 def _announce(url: str, name: str) -> None:

@@ -27,7 +27,7 @@ from deploy.serve.answering import Done, Event, Failed, Job, Piece
 from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
-from pipeline.options import RunOptions
+from pipeline.memory import usable_cores
 from tests.deploy.serve.conftest import CONTEXT, ROOT, Served, serving
 from trimline.cli import app
 
@@ -301,4 +301,4 @@ def test_without_a_number_of_threads_every_core_computes(tiny_onnx: Path, monkey
     monkeypatch.setattr(deploy.serve.server, "serve", lambda folder, host, port, threads, *_: given.append(threads))
     assert called(str(tiny_onnx)) == (0, "")
     called(str(tiny_onnx), "--threads", "3")
-    assert given == [RunOptions.threads, 3]
+    assert given == [usable_cores(), 3]
