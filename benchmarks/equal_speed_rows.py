@@ -79,16 +79,14 @@ class Asked:
 
 
 def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequence[float] = ()) -> list[Asked]:
-    """Every system at every speed, by speed; ``ours`` are further speeds of Trimline alone, each timed beside the next lower one.
+    """Every system at every speed, by speed; ``ours`` are further speeds of Trimline alone, each timed beside the nearest one.
 
     Raises:
-        TrimlineError: one of them removes no units, so no model of its is faster; a further speed is the lowest of all.
+        TrimlineError: one of them removes no units, so no model of its is faster.
     """
     if zeroing := [system.title for system in systems if system.smaller is None]:
         raise TrimlineError(f"{zeroing[0]} puts zeros where weights were, and its models are no faster.", "Name systems that remove units.")
     through = tuple(sorted(speedups))
-    if ours and min(ours) < through[0]:
-        raise TrimlineError(f"{min(ours):g} is below the lowest speed, {through[0]:g}.", "Name it among the speeds of all systems.")
     rows = []
     for speedup in through:
         for system in systems:
@@ -97,7 +95,7 @@ def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequenc
             else:
                 rows.append(Asked(system, speedup, speedup, through, shots_by_speed(through, SHOTS_AT_SPEED), speedup))
     for speedup in ours:
-        beside = max(lower for lower in through if lower <= speedup)
+        beside = min(through, key=lambda other: max(other / speedup, speedup / other))
         rows += [Asked(system, speedup, speedup, (speedup,), (1,), beside) for system in systems if system.name == OURS]
     return rows
 

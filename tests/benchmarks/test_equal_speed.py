@@ -126,10 +126,8 @@ def test_a_faster_row_is_compared_with_one_of_ours_that_is_as_fast() -> None:
     assert lines([published, ours], seen(fast))[0][-4:] == ["none is as fast", "–", "–", "not resolved"]
     further = record(BY_NAME[OURS], 3.2) | {"name": "trimline-1.5", "asked": 1.5, "parameters": 10**7}
     assert lines([published, ours, further], seen(fast | {"trimline-1.5": 1.5}))[0][-4::3] == ["1.5", "missed"]
-    rows = asked_of([BY_NAME["cfsp"], BY_NAME[OURS]], [1.2, 1.7], [1.5, 1.9])
-    assert [(row.name, row.beside) for row in rows[4:]] == [("trimline-1.5", 1.2), ("trimline-1.9", 1.7)]
-    with pytest.raises(TrimlineError, match="below the lowest speed"):
-        asked_of([BY_NAME[OURS]], [1.2], [1.1])
+    rows = asked_of([BY_NAME["cfsp"], BY_NAME[OURS]], [1.2, 1.7], [1.1, 1.42, 1.44, 1.9])
+    assert [(row.speedup, row.beside) for row in rows[4:]] == [(1.1, 1.2), (1.42, 1.2), (1.44, 1.7), (1.9, 1.7)]
 
 
 def test_a_row_that_is_off_is_given_another_speed_and_a_run_through_all_is_not(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
