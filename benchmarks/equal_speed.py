@@ -36,7 +36,7 @@ from pipeline.recipe import CalibrationWindows, EvaluateSlice, TextSlice, TextSo
 PUBLISHED = ("cfsp", "flap", "llm_surgeon")
 SPEEDUPS = "1.2,1.4,1.7"
 AGAIN = 2  # times that a row is made again
-ATTEMPTS = 3  # at a timing in which dense agrees with itself
+ATTEMPTS = 3  # times that a timing takes its rounds, while dense does not agree with itself
 COLUMNS = (
     "asked",
     "system",
@@ -83,24 +83,36 @@ class Timed:
 
 
 def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
-    """The models of one speed side by side with dense, and dense again; not timed again what this machine timed so.
+    """The models of one speed side by side with dense, and dense again, in so many rounds, and as many more while dense does not agree with itself.
 
-    What counts for nothing is not kept, and the last attempt is shown for what it is.
+    What this machine timed so is kept, and gone on with where dense did not agree. Openings are whole.
     """
+    whole = -(-rounds // ROUNDS_PER_OPENING) * ROUNDS_PER_OPENING
     asked = {"models": {record["name"]: record["key"] for record in records}, "rounds": rounds, "workload": WORKLOAD.name}
     place = setting.records / f"timed-{digest(asked | {'machine': fingerprint(setting.options.threads)})[:12]}.json"
+    folders = {record["name"]: folder_of(setting, record) / EXPORTED for record in records}
+    found = _kept(place)
+    for _ in range(ATTEMPTS):
+        if found is not None and found.holds():
+            break
+        before = found.seconds if found is not None else {}
+        more = measured(folders, WORKLOAD.prompt, WORKLOAD.output, whole, setting.options.threads, seed=_rounds_of(before))
+        seconds = {phase: {name: before.get(phase, {}).get(name, []) + times for name, times in of.items()} for phase, of in more.items()}
+        write_json(place, {"asked": asked, "seconds": seconds, "environment": environment(setting.options.threads)})
+        found = _kept(place)
+    assert found is not None
+    return found
+
+
+def _kept(place: Path) -> Timed | None:
     if not place.exists():
-        folders = {record["name"]: folder_of(setting, record) / EXPORTED for record in records}
-        for _ in range(ATTEMPTS):
-            seconds = measured(folders, WORKLOAD.prompt, WORKLOAD.output, rounds, setting.options.threads)
-            found = Timed(seconds, environment(setting.options.threads))
-            if found.holds():
-                break
-        else:
-            return found
-        write_json(place, {"asked": asked, "seconds": seconds, "environment": found.surroundings})
+        return None
     kept = read_json(place)
     return Timed(kept["seconds"], kept["environment"])
+
+
+def _rounds_of(seconds: Seconds) -> int:
+    return len(seconds["decode"][DENSE]) if seconds else 0
 
 
 def at_speed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import typer
 
 from benchmarks import equal_speed, systems
-from benchmarks.equal_speed import Timed, at_speed, lines, speeds
+from benchmarks.equal_speed import Timed, at_speed, lines, speeds, timed
 from benchmarks.equal_speed_rows import Asked, asked_of, form_of, shots_by_speed
+from benchmarks.genai_client import Seconds
 from benchmarks.latency_stage import setting_of
 from benchmarks.systems_list import OURS, SYSTEMS, TILE, System, ffn_alone, pooled
 from benchmarks.systems_measure import Setting
@@ -153,6 +155,25 @@ def test_a_row_that_is_off_is_given_another_speed_and_a_run_through_all_is_not(s
         "llm_surgeon-1.4": "missed",
         "trimline-1.4": "met",
     }
+
+
+def test_a_timing_takes_more_rounds_while_dense_disagrees_with_itself_and_is_kept(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int, threads: int, seed: int) -> Seconds:
+        asked.append((rounds, seed))
+        again = 1.05 if len(asked) == 1 else 1.0
+        return {phase: {DENSE: [1.0] * rounds, CONTROL: [again] * rounds, "cfsp-1.4": [0.7] * rounds} for phase in ("prefill", "decode")}
+
+    monkeypatch.setattr(equal_speed, "measured", measured)
+    records = [{"name": name, "key": name} for name in (DENSE, "cfsp-1.4")]
+    for _ in range(2):
+        found = timed(records, setting, 28)
+        assert asked == [(30, 0), (30, 30), (30, 60)]
+        assert found.holds()
+        assert found.over_dense("cfsp-1.4").openings == 30
 
 
 # --- the whole command ---------------------------------------------------------------------------------------------------
