@@ -1,7 +1,8 @@
 """What an independent client sees: ``python -m benchmarks.genai_client DENSE SMALLER…``, exported folders or packages.
 
 onnxruntime-genai generates in processes that hold nothing of Trimline's: neither its session nor its timing. Rounds are
-interleaved, dense runs a second time as control, and a speed that was asked for is judged as the benchmark's own are.
+interleaved, dense runs a second time as control, and a speed that was asked for is judged as the benchmark's own are. Runs at
+several hours count together, since the ratio of two models drifts by some per cent with what else the machine's owner runs.
 """
 
 from __future__ import annotations
@@ -9,25 +10,28 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks.child import Child
-from benchmarks.environment import commit, environment, processor, software
+from benchmarks.environment import commit, environment, fingerprint, processor, software
 from benchmarks.markdown import interval, rounds_of
 from benchmarks.pages import demand_folder, fill, markdown_table
 from benchmarks.pinning import pin
 from benchmarks.recipe import LEAST_ROUNDS
-from benchmarks.statistics import Ratio, control_holds, paired_ratio
+from benchmarks.statistics import Ratio, by_opening, control_holds, pooled_ratio
 from benchmarks.target import Judgement
 from benchmarks.timing import CONTROL, DENSE
+from pipeline.artefact import digest, file_digest
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.options import RunOptions
 
 CONFIG = "genai_config.json"
+GRAPH = "model.onnx*"
 PHASES = ("prefill", "decode")
 ROUNDS_PER_OPENING = 3  # then every model is opened anew, since where memory lies changes its speed
 Seconds = dict[str, dict[str, list[float]]]  # phase, then model
@@ -67,27 +71,74 @@ def _shuffled(named: Mapping[str, Path], chance: random.Random) -> list[str]:
     return chance.sample(list(named), len(named))
 
 
-def ratios(seconds: Seconds) -> dict[str, dict[str, Ratio]]:
-    """Per phase and model how many times faster than dense it is; the control among them."""
-    return {
-        phase: {name: paired_ratio(of_phase[DENSE], times, each=ROUNDS_PER_OPENING) for name, times in of_phase.items() if name != DENSE}
-        for phase, of_phase in seconds.items()
-    }
+@dataclass(frozen=True)
+class Seen:
+    """How many times faster than dense a model is in one phase, and dense again in the same rounds."""
+
+    name: str
+    phase: str
+    ratio: Ratio
+    control: Ratio
 
 
-def rows(found: Mapping[str, Mapping[str, Ratio]], asked: Sequence[float]) -> list[list[str]]:
+def seen(runs: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> list[Seen]:
+    """Every model over dense, in all the runs that timed both.
+
+    Args:
+        runs: ``models`` and ``seconds`` of each, as the raw file holds them.
+        models: digests of their files by name, ``dense`` among them.
+
+    Raises:
+        TrimlineError: nothing was timed of one.
+    """
+    found = []
+    for phase in PHASES:
+        for name, files in models.items():
+            if name == DENSE:
+                continue
+            openings: dict[str, list[Sequence[float]]] = {DENSE: [], name: [], CONTROL: []}
+            for run in runs:
+                theirs = next((other for other, held in run["models"].items() if held == files and other != DENSE), None)
+                if theirs is not None and run["models"][DENSE] == models[DENSE]:
+                    for mine, its in ((DENSE, DENSE), (name, theirs), (CONTROL, CONTROL)):
+                        openings[mine] += by_opening(run["seconds"][phase][its], ROUNDS_PER_OPENING)
+            if sum(map(len, openings[DENSE])) < 2:
+                raise TrimlineError(f"There are no rounds of {name} yet.", "Take some: --rounds 42.")
+            ratio, control = (pooled_ratio(openings[DENSE], openings[other]) for other in (name, CONTROL))
+            found.append(Seen(name, phase, ratio, control))
+    return found
+
+
+def rows(found: Sequence[Seen], asked: Sequence[float]) -> list[list[str]]:
     """A line per model and phase; where a decode speed was asked for, what became of it."""
+    names = list(dict.fromkeys(one.name for one in found))
+    targets = dict(zip(names, asked, strict=False))
     lines = []
-    for phase, of_phase in found.items():
-        control = of_phase[CONTROL]
-        for place, (name, ratio) in enumerate((name, ratio) for name, ratio in of_phase.items() if name != CONTROL):
-            outcome = "" if control_holds(control) else "not resolved"
-            target = asked[place] if phase == "decode" and place < len(asked) else None
-            if target is not None:
-                outcome = Judgement("speedup", phase, target, ratio.value, ratio.low, ratio.high, control_holds(control)).outcome
-            figures = (rounds_of(ratio.as_record()), interval(ratio.as_record()), interval(control.as_record()))
-            lines.append([name, phase, *figures, f"{target:g}" if target else "–", outcome])
+    for one in found:
+        holds, target = control_holds(one.control), targets.get(one.name) if one.phase == "decode" else None
+        outcome = "" if holds else "not resolved"
+        if target is not None:
+            outcome = Judgement("speedup", one.phase, target, one.ratio.value, one.ratio.low, one.ratio.high, holds).outcome
+        figures = (rounds_of(one.ratio.as_record()), interval(one.ratio.as_record()), interval(one.control.as_record()))
+        lines.append([one.name, one.phase, *figures, f"{target:g}" if target else "–", outcome])
     return lines
+
+
+def earlier(raw: Path | None, alike: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a raw file.
+
+    Raises:
+        TrimlineError: it is none, or one of another request or machine, whose rounds do not count together.
+    """
+    if raw is None or not raw.exists():
+        return []
+    kept = read_json(raw)
+    if not isinstance(kept, dict) or not {"runs", *alike} <= set(kept):
+        raise TrimlineError(f"{raw} holds no rounds of this command.", "Name another file.")
+    if other := [name for name, value in alike.items() if kept[name] != value]:
+        raise TrimlineError(f"The rounds in {raw} have another {other[0]}.", "Name another file.")
+    runs: list[dict[str, Any]] = kept["runs"]
+    return runs
 
 
 def folder_of(path: Path) -> Path:
@@ -111,11 +162,15 @@ def main(
     target: Annotated[list[float] | None, typer.Option(help="Decode speed-ups that were asked for, in the order of the models.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens.")] = 128,
     output: Annotated[int, typer.Option(min=2, help="Tokens generated.")] = 33,
-    rounds: Annotated[int, typer.Option(min=2, help=f"Fewer than {LEAST_ROUNDS} resolve nothing.")] = 40,
+    rounds: Annotated[
+        int, typer.Option(min=0, help=f"Of this run; fewer than {LEAST_ROUNDS} in all resolve nothing. 0: only shows what --raw holds.")
+    ] = 42,
     threads: Annotated[
         int, typer.Option(min=0, help="Of every process, each on a core of its own; 0: one per core that this process may use.")
     ] = 0,
-    raw: Annotated[Path | None, typer.Option(help="File for the seconds of every round and the surroundings.")] = None,
+    raw: Annotated[
+        Path | None, typer.Option(help="File for the seconds of every round; what it holds of these models already counts too.")
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, at genai-client.")] = None,
 ) -> None:
     """Print speed-ups over the first folder, with 95 % intervals, as a client of onnxruntime-genai sees them."""
@@ -125,16 +180,21 @@ def main(
         if raw is not None:
             demand_folder(raw)
         cores = threads or RunOptions.threads
-        names = [DENSE, *(f"{number}: {path.name}" for number, path in enumerate(folders[1:], 1))]
-        seconds = measured(dict(zip(names, map(folder_of, folders), strict=True)), prompt, output, rounds, cores)
-        head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
-        table = markdown_table(head, rows(ratios(seconds), target or ()))
-        typer.echo(table)
+        named = dict(
+            zip([DENSE, *(f"{number}: {path.name}" for number, path in enumerate(folders[1:], 1))], map(folder_of, folders), strict=True)
+        )
+        models = {name: digest([file_digest(file) for file in sorted(folder.glob(GRAPH))]) for name, folder in named.items()}
+        alike = {"prompt": prompt, "output": output, "machine": fingerprint(cores)}
+        runs = earlier(raw, alike)
         surroundings = environment(cores)
+        if rounds:
+            seconds = measured(named, prompt, output, rounds, cores, seed=len(runs))
+            runs.append({"models": models, "seconds": seconds, "environment": surroundings})
         if raw is not None:
-            how_many = {"rounds": rounds, "rounds_per_opening": ROUNDS_PER_OPENING}
-            asked = {"prompt": prompt, "output": output, **how_many, "targets": list(target or ())}
-            write_json(raw, {"asked": asked, "seconds": seconds, "environment": surroundings})
+            write_json(raw, alike | {"runs": runs})
+        head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
+        table = markdown_table(head, rows(seen(runs, models), target or ()))
+        typer.echo(table)
         if page is not None:
             where = f"{processor()}, commit {commit() or 'unknown'}"
             how = f"Prompt {prompt}, {output} tokens generated. {where}, {cores} threads; {software(surroundings)}."
