@@ -190,8 +190,8 @@ def main(
         if rounds:
             seconds = measured(named, prompt, output, rounds, cores, seed=len(runs))
             runs.append({"models": models, "seconds": seconds, "environment": surroundings})
-        if raw is not None:
-            write_json(raw, alike | {"runs": runs})
+            if raw is not None:
+                write_json(raw, alike | {"runs": runs})
         head = ["model", "phase", "rounds", "speed-up", "dense again", "asked", "outcome"]
         table = markdown_table(head, rows(seen(runs, models), target or ()))
         typer.echo(table)
