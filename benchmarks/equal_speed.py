@@ -95,11 +95,12 @@ def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
     for _ in range(ATTEMPTS):
         if found is not None and found.holds():
             break
-        before = found.seconds if found is not None else {}
-        more = measured(folders, WORKLOAD.prompt, WORKLOAD.output, whole, setting.options.threads, seed=_rounds_of(before))
+        before: Seconds = found.seconds if found is not None else {}
+        made = len(before["decode"][DENSE]) if before else 0
+        more = measured(folders, WORKLOAD.prompt, WORKLOAD.output, whole, setting.options.threads, seed=made)
         seconds = {phase: {name: before.get(phase, {}).get(name, []) + times for name, times in of.items()} for phase, of in more.items()}
-        write_json(place, {"asked": asked, "seconds": seconds, "environment": environment(setting.options.threads)})
-        found = _kept(place)
+        found = Timed(seconds, environment(setting.options.threads))
+        write_json(place, {"asked": asked, "seconds": seconds, "environment": found.surroundings})
     assert found is not None
     return found
 
@@ -109,10 +110,6 @@ def _kept(place: Path) -> Timed | None:
         return None
     kept = read_json(place)
     return Timed(kept["seconds"], kept["environment"])
-
-
-def _rounds_of(seconds: Seconds) -> int:
-    return len(seconds["decode"][DENSE]) if seconds else 0
 
 
 def at_speed(
