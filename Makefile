@@ -20,7 +20,8 @@ DTYPE ?= float32
 # Of `make audit`: known, without a release that mends them, and not reached from here.
 ACCEPTED = $(shell sed -nE 's/^([A-Z][-A-Za-z0-9]+) .*/--ignore-vuln \1/p' .ci/accepted-advisories.txt)
 
-# Of `make gpu`: any model that the GPU holds, TensorRT's major version, and the precision of what is exported.
+# Of `make gpu`: any model that the GPU holds, TensorRT's major version (or none), and the precision of what is exported.
+# HERE=1 installs nothing: PYTHON= has it all.
 MODEL ?= default
 TENSORRT ?= 10
 PRECISION ?= fp16
@@ -87,8 +88,8 @@ results: $(STAMP) ## every system at the same sizes, into README and docs (many 
 	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
 		--records benchmarks/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
 
-gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10 or 11)
-	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(DRY),--dry)
+gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10, 11 or none)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)
 
 clean: ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs

@@ -64,7 +64,8 @@ def measure_gpu_ceilings(
     if not torch.cuda.is_available():
         raise TrimlineError("This torch sees no CUDA device.", "Install a CUDA build of torch.")
     array = torch.ones(size // 4, device="cuda")
-    one, other = (torch.ones((side, side), dtype=KINDS[precision], device="cuda") for _ in range(2))
+    # Random: a GPU whose power is limited multiplies ones faster than anything that it will meet.
+    one, other = (torch.randn((side, side), device="cuda").to(KINDS[precision]) for _ in range(2))
 
     def finished(call: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:

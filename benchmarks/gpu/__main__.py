@@ -112,12 +112,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make gpu", description="Everything of Trimline that needs an NVIDIA GPU.")
     parser.add_argument("--model", default="default", help="folder or hub id, of 7 to 8 billion parameters say; MODEL= of make")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder for everything that is written")
-    parser.add_argument("--tensorrt", type=int, choices=(10, 11), default=10, help="major version; TENSORRT= of make")
+    parser.add_argument("--tensorrt", choices=("10", "11", "none"), default="10", help="major version, or none; TENSORRT= of make")
     parser.add_argument("--precision", default="fp16", help="of the exported graphs; PRECISION= of make")
+    parser.add_argument("--here", action="store_true", help="install nothing: this environment has it all; HERE=1 of make")
+    parser.add_argument("--seconds", type=float, default=120.0, help="that one step may go on timing")
+    parser.add_argument("--only", action="append", metavar="STEP", help="only the step of this name, as often as wanted; ONLY= of make")
     parser.add_argument("--dry", action="store_true", help="print, and check what needs no GPU; DRY=1 of make")
     given = parser.parse_args(arguments)
-    todo = steps(given.model, given.output, sys.executable, tensorrt=given.tensorrt, precision=given.precision)
-    return (dry if given.dry else take)(todo, given.output)
+    tensorrt = None if given.tensorrt == "none" else int(given.tensorrt)
+    todo = steps(
+        given.model, given.output, sys.executable, tensorrt=tensorrt, precision=given.precision, here=given.here, seconds=given.seconds
+    )
+    names = [step.name for step in todo]
+    if unknown := [name for name in given.only or () if name not in names]:
+        parser.error(f"there is no step {unknown[0]!r}; the steps are {', '.join(names)}")
+    return (dry if given.dry else take)([step for step in todo if given.only is None or step.name in given.only], given.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import ValidationError
 
-from benchmarks.gpu.steps import Step, recipe_text
+from benchmarks.gpu.steps import GPU_TESTS, Step, recipe_text
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes import FORMS, opener
 from exporters.recipe import BuildSlice, ExportSlice
@@ -98,7 +98,7 @@ def _recipe(step: Step) -> Iterator[tuple[str, str]]:
 
 
 def _marked_tests() -> tuple[str, str]:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "tests/exporters", "tests/benchmarks"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", *GPU_TESTS]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     count = re.search(r"^(\d+)/\d+ tests collected", said.stdout, re.MULTILINE)
     if said.returncode or not count:

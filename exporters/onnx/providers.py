@@ -21,6 +21,7 @@ WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"  # where
 UNPACKED, FOLDING = "session.disable_prepacking", "ConstantFolding"  # each would hold a copy of what lies in the file
 FEW_REWRITES = "ORT_ENABLE_EXTENDED"  # so do the optimizations beyond it, of fp16 weights, in fp32: a processor has few kernels for those
 EXACT = {"use_tf32": "0"}
+ERRORS = 3  # of ONNX Runtime's levels of logging
 
 Sizes = tuple[int, int, int]  # of a request: prompt, output, batch
 SERVED: tuple[Sizes, ...] = ((512, 513, 1), (512, 1, 8))  # what the TensorRT provider's engine has room for, unless it is told
@@ -78,6 +79,7 @@ def _session_options(graph: Path, threads: int, *, mapped: bool, recorded: bool)
     options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
     if recorded:
         options.add_session_config_entry(RECORD, "1")
+        options.log_severity_level = ERRORS  # it warns of computations on the processor, every one of which is checked below
     if mapped:
         options.add_session_config_entry(UNPACKED, "1")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.__members__[FEW_REWRITES]

@@ -32,8 +32,12 @@ def examine_packages() -> Iterator[Finding]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Normalised name to version of every installed distribution."""
-    return {canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions() if found.metadata["Name"]}
+    """Normalised name to version of every installed distribution; of two on Python's path the first, which is imported."""
+    versions: dict[str, str] = {}
+    for found in metadata.distributions():
+        if found.metadata["Name"]:
+            versions.setdefault(canonicalize_name(found.metadata["Name"]), found.version)
+    return versions
 
 
 def requirements(wanted: Iterable[str], installed: Mapping[str, str]) -> Iterator[Finding]:

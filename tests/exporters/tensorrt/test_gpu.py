@@ -18,6 +18,7 @@ from pipeline.gates import gate_tokens
 from tests.exporters.models import OPTIONS
 
 pytestmark = pytest.mark.gpu
+pytest.importorskip("tensorrt", reason="TensorRT comes from NVIDIA's own package index")
 
 
 @pytest.fixture(scope="module")
