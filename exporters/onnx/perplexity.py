@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -26,10 +26,19 @@ NO_TOKENIZER = "the checkpoint has no tokenizer, so no text can be read"
 
 def fixed_windows(source: Checkpoint, trust_remote_code: bool = False, longest: int = WINDOW) -> torch.Tensor | None:
     """Token ids of the fixed text, (4, up to 512 or ``longest``); None where the checkpoint has no tokenizer."""
+    return _windows(source, trust_remote_code, longest, "evaluation")
+
+
+def calibration_windows(source: Checkpoint, trust_remote_code: bool = False) -> torch.Tensor | None:
+    """Likewise of the other half of the built-in text, on which nothing is judged."""
+    return _windows(source, trust_remote_code, WINDOW, "calibration")
+
+
+def _windows(source: Checkpoint, trust_remote_code: bool, longest: int, part: Literal["calibration", "evaluation"]) -> torch.Tensor | None:
     if not any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    windows = consecutive_windows(tokenizer, load_text(TEXT, "evaluation"), WINDOWS, min(WINDOW, longest, context_length(source)))
+    windows = consecutive_windows(tokenizer, load_text(TEXT, part), WINDOWS, min(WINDOW, longest, context_length(source)))
     check_windows(windows, source.geometry)
     return windows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,20 +55,29 @@ def bytes_per_weight(bits: int, *, offsets: bool = True) -> float:
     return bits / 8 if bits >= 16 else bits / 8 + (4 + offsets * bits / 8) / BLOCK
 
 
-def bits_by_operator(model: ir.Model, precision: Precision, geometry: Geometry) -> dict[str, int]:
+def bits_by_operator(model: ir.Model, precision: Precision, geometry: Geometry, left: Collection[str] = ()) -> dict[str, int]:
     """Projections whose weights are not of the precision's own width, such as ``{"lm_head": 8, "0.mlp.down_proj": 8}``.
 
     They are named as the roofline names them: by block and projection, and by the head's own name.
+
+    Args:
+        left: of a portable graph, paths of the modules whose products stayed in fp32.
     """
     usual = {"int8": 8, "int4": 4}.get(precision)
     if usual is None:
         return {}
-    found: dict[str, int] = {}
+    family = geometry.family
+    found = {
+        f"{number}.{linear.name}": 32
+        for number, block in enumerate(geometry.blocks)
+        for linear, _ in geometry.linears(block)
+        if family.module(number, linear.name) in left
+    } | ({family.head: 32} if family.head in left else {})
     for node in model.graph:
         if node.op_type == "MatMulNBits" and (bits := node.attributes.get_int("bits", 4)) != usual:
             found |= dict.fromkeys(_operators(str(node.name), geometry), bits)
         elif node.op_type == "MatMul" and any(value.name == "logits" for value in node.outputs) and geometry.tied:
-            found[geometry.family.head] = 32  # the portable graph's, which reads the table of the tokens
+            found[family.head] = 32  # the portable graph's, which reads the table of the tokens
     return found
 
 

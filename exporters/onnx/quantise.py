@@ -7,6 +7,7 @@ same tools as a whole, and keeps to standard operators.
 
 from __future__ import annotations
 
+import ast
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,14 @@ import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.onnx.outliers import observe, products_of, prompts
+from pipeline.errors import TrimlineError
+
 BLOCK = 32  # inputs that share one scale: what the builder takes on a processor
 SLICE = 2**22  # weights that go through a tool at once: it holds some ten times as many numbers meanwhile
 WHOLE = "whole.onnx"
+SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: paths from the whole model to the operator itself
+LARGEST_ERROR = 0.15  # of rounding a product's input, relative to the typical channel
 
 
 def quantised_matrix(weight: torch.Tensor, bits: int, *, method: str, symmetric: bool) -> SimpleNamespace:
@@ -71,28 +77,42 @@ def _quantised_rows(weight: torch.Tensor, bits: int, method: str, symmetric: boo
     return [values, *(other.view(rows, -1) for other in others)]
 
 
-def quantised_graph(model: ir.Model, precision: str, folder: Path) -> ir.Model:
+def quantised_graph(
+    model: ir.Model, precision: str, folder: Path, windows: torch.Tensor | None = None, threads: int = 1
+) -> tuple[ir.Model, list[str]]:
     """A portable graph with the projections' weights in ``int8`` or ``int4``, of standard operators still.
 
-    ``int8``: weights per output channel, activations per tensor and call (DynamicQuantizeLinear, MatMulInteger).
-    ``int4``: weights in blocks of 32, offsets included (DequantizeLinear), which runtimes fuse into the product. A tied
-    output head reads the embedding table, which stays as it is.
+    ``int8``: weights per output channel, activations per tensor and call (DynamicQuantizeLinear, MatMulInteger). A product stays as it
+    is where that one scale would have to span activations that tower over all others. ``int4``: weights in blocks of 32, offsets
+    included (DequantizeLinear), which runtimes fuse into the product. A tied output head reads the embedding table, which stays as it is.
 
     Args:
         folder: where the graph passes through files; they are gone afterwards, and the result is in memory.
+        windows: tokens (N, S) on which activations are looked at; without them every product becomes int8.
+        threads: of looking.
+
+    Returns:
+        The graph, and the paths of the modules whose products stayed as they are, such as ``model.layers.1.mlp.down_proj``.
+
+    Raises:
+        TrimlineError: one int8 scale holds the activations of no product.
     """
     source, target = folder / WHOLE, folder / f"quantised-{WHOLE}"
     ir.save(model, source, external_data=f"{WHOLE}.data")
     _forget_shapes(source)
     try:
+        left: list[str] = []
         with _silenced():
-            (_dynamic if precision == "int8" else _in_blocks)(source, target)
+            if precision == "int8":
+                left = _dynamic(source, target, windows, threads)
+            else:
+                _in_blocks(source, target)
         found = ir.load(target)
         ir.external_data.load_to_model(found)
     finally:
         for path in folder.glob(f"*{WHOLE}*"):
             path.unlink()
-    return found
+    return found, left
 
 
 def _forget_shapes(graph: Path) -> None:
@@ -102,13 +122,34 @@ def _forget_shapes(graph: Path) -> None:
     graph.write_bytes(model.SerializeToString())
 
 
-def _dynamic(source: Path, target: Path) -> None:
+def _dynamic(source: Path, target: Path, windows: torch.Tensor | None, threads: int) -> list[str]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(source, load_external_data=False)
+    products = products_of(model, [node.name for node in model.graph.node])
+    left: list[str] = []
+    if windows is not None:
+        seen = observe(source, (product.given for product in products), prompts(model, windows.numpy()), threads)
+        left = [product.node for product in products if seen[product.given].error > LARGEST_ERROR]
+    if len(left) == len(products):
+        raise TrimlineError("One int8 scale holds the activations of no product of this model.", "Use lowering: fused, or precision: int4.")
     # uint8 weights: processors without VNNI saturate the sums of products of uint8 with int8.
     quantize_dynamic(
-        source, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8, use_external_data_format=True
+        source,
+        target,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,
+        nodes_to_exclude=left,
+        use_external_data_format=True,
     )
+    return [path for node in model.graph.node if node.name in left for path in _modules(node)]
+
+
+def _modules(node: onnx.NodeProto) -> list[str]:
+    """The path of the module that a node is of, as torch's exporter notes it; the model itself is inside a wrapper's ``model``."""
+    scopes: list[str] = next((ast.literal_eval(found.value) for found in node.metadata_props if found.key == SCOPES), [])
+    return [scopes[-2].removeprefix("model.")] if len(scopes) > 1 else []
 
 
 def _in_blocks(source: Path, target: Path) -> None:

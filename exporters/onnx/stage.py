@@ -11,6 +11,7 @@ from exporters.onnx.fused import fused_obstacle, lower_fused
 from exporters.onnx.gate import gate_onnx
 from exporters.onnx.genai import fused_positions, write_genai_config
 from exporters.onnx.last_position import keep_last_position
+from exporters.onnx.perplexity import calibration_windows
 from exporters.onnx.portable import lower_portable
 from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
 from exporters.onnx.quantise import quantised_graph
@@ -50,15 +51,19 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
             graph = lower_portable(source, recipe.precision, events, keep, trust_remote_code=options.trust_remote_code)
         if recipe.logits == "last":
             keep_last_position(graph)
+        left: list[str] = []
         if lowering == "portable" and NUMBERS[recipe.precision].quantised:
-            graph = quantised_graph(graph, recipe.precision, out)
+            seen = calibration_windows(source, options.trust_remote_code)
+            graph, left = quantised_graph(graph, recipe.precision, out, seen, options.threads)
+            if left:
+                events.note(f"{len(left)} products stay in fp32: one int8 scale would round their activations to nothing")
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
         write_json(out / "checkpoint_config.json", source.config)  # sizes per block, for whoever measures the graph
         if profile_of(source.config) is Profile.UNIFORM:
             write_json(out / "config.json", source.config)
-        bits = bits_by_operator(graph, recipe.precision, source.geometry)
+        bits = bits_by_operator(graph, recipe.precision, source.geometry, left)
         form = {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits}
         write_json(out / "export.json", form | ({"bits": bits} if bits else {}))
         write_genai_config(source, lowering, out)

@@ -17,22 +17,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx as onnx_format
 import torch
-from onnx import helper
 from transformers import PreTrainedTokenizerFast
 
-from exporters.onnx.buffers import PAST
 from exporters.onnx.files import GRAPH, WEIGHTS
 from exporters.onnx.gate import RECORD as GATE
+from exporters.onnx.outliers import observe, products_of, prompts
 from exporters.onnx.perplexity import graph_perplexity
 from exporters.onnx.runtime import needs_runtime
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
-from exporters.tensorrt.shapes import BATCH, Axes, graph_inputs
-from exporters.tensorrt.shapes import PAST as PAST_AXIS
-from exporters.tensorrt.smooth import observe, products_of, smooth, too_rough
+from exporters.tensorrt.smooth import smooth, too_rough
 from pipeline.calibrate.windows import consecutive_windows
 from pipeline.checkpoint import read_json, write_json
 from pipeline.errors import GateError, TrimlineError
@@ -92,29 +88,16 @@ def _windows(onnx: Path, recipe: BuildSlice, texts: Path | None) -> tuple[torch.
 
 
 class _Feeds:
-    """One row of tokens after another, nothing cached: what onnxruntime's calibration reads (it asks for ``get_next``)."""
+    """One window after another, as onnxruntime's calibration asks for them."""
 
     def __init__(self, graph: Path, windows: torch.Tensor) -> None:
-        self._inputs = graph_inputs(graph)
-        self._kinds = {value.name: value.type.tensor_type.elem_type for value in load_graph(graph).graph.input}
-        self._windows = iter(windows.numpy())
+        self._feeds = prompts(load_graph(graph), windows.numpy())
 
     def get_next(self) -> dict[str, Any] | None:
-        window = next(self._windows, None)
-        return None if window is None else self._feed(window[None])
+        return next(self._feeds, None)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while (feed := self.get_next()) is not None:
-            yield feed
-
-    def _feed(self, ids: Any) -> dict[str, Any]:
-        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None]}
-        past = {name: self._empty(name, axes) for name, axes in self._inputs.items() if name.startswith(PAST)}
-        return {name: value for name, value in given.items() if name in self._inputs} | past
-
-    def _empty(self, name: str, axes: Axes) -> Any:
-        kind = helper.tensor_dtype_to_np_dtype(self._kinds[name])
-        return np.zeros([1 if axis == BATCH else 0 if axis == PAST_AXIS else int(axis) for axis in axes], kind)
+        return self._feeds
 
 
 def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, out: Path) -> list[str]:
@@ -155,10 +138,9 @@ def _smoothed(graph: Path, nodes: list[str], windows: torch.Tensor, threads: int
     """Replaces a graph file by its smoothed form; returns the nodes that int8 cannot hold even so."""
     model = onnx_format.load(graph)
     products = products_of(model, nodes)
-    seen = observe(graph, products, _Feeds(graph, windows), threads)
+    seen = observe(graph, (name for one in products for name in (one.given, one.result)), _Feeds(graph, windows), threads)
     scales = smooth(model, products, seen)
-    for name in (WEIGHTS, "watched.onnx"):
-        (graph.parent / name).unlink(missing_ok=True)
+    (graph.parent / WEIGHTS).unlink(missing_ok=True)
     onnx_format.save(model, graph, save_as_external_data=True, location=WEIGHTS)
     return too_rough(products, seen, scales)
 

@@ -8,88 +8,16 @@ zeros, so 2:4 stays. Where a few tokens still tower over a product's input or ou
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
+
+from exporters.onnx.outliers import Channels, Floats, Product
 
 ALPHA = 0.5
 LARGEST_ERROR = 0.1  # of rounding to int8 steps, relative to the typical channel; a normal distribution has about 0.01
-STEPS = 127
 TINY = 1e-5
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product with a weight: names of its node, its input, its weight and its output."""
-
-    node: str
-    given: str
-    weight: str
-    result: str
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What calibration saw of a tensor, per channel (its last axis): the largest size and the mean square."""
-
-    largest: Floats
-    square: Floats
-
-    def divided(self, scale: Floats) -> Channels:
-        return Channels(self.largest / scale, self.square / scale**2)
-
-    @property
-    def error(self) -> float:
-        """Root mean square of rounding with one scale for all, over that of the median channel's values."""
-        typical = math.sqrt(float(np.median(self.square)))
-        return float(self.largest.max()) / STEPS / math.sqrt(12) / max(typical, 1e-12)
-
-
-def products_of(model: ModelProto, nodes: Sequence[str]) -> list[Product]:
-    """The named MatMul nodes whose right-hand side is an initialiser that nothing else reads."""
-    initialisers = {tensor.name for tensor in model.graph.initializer}
-    readers: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    return [
-        Product(node.name, node.input[0], node.input[1], node.output[0])
-        for node in model.graph.node
-        if node.name in set(nodes) and node.op_type == "MatMul" and node.input[1] in initialisers and readers[node.input[1]] == 1
-    ]
-
-
-def observe(graph: Path, products: Sequence[Product], feeds: Iterable[Mapping[str, Any]], threads: int) -> dict[str, Channels]:
-    """Runs the graph on the feeds and looks at every product's input and output; writes a file beside ``graph``."""
-    import onnxruntime
-
-    names = sorted({name for product in products for name in (product.given, product.result)})
-    model = onnx.load(graph, load_external_data=False)
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in there)
-    watched = graph.with_name("watched.onnx")
-    onnx.save(model, watched)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(watched), options, providers=["CPUExecutionProvider"])
-    largest: dict[str, Any] = {}
-    square: dict[str, Any] = {}
-    count = 0
-    for feed in feeds:
-        count += 1
-        for name, values in zip(names, session.run(names, dict(feed)), strict=True):
-            flat = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
-            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(flat).max(0))
-            square[name] = square.get(name, 0.0) + np.square(flat).mean(0)
-    return {name: Channels(largest[name], square[name] / count) for name in names}
 
 
 def smooth(model: ModelProto, products: Sequence[Product], seen: Mapping[str, Channels]) -> dict[str, Floats]:

@@ -1,0 +1,74 @@
+"""Products whose activations one int8 scale cannot hold stay in fp32 in the portable graph, and are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+from safetensors.torch import load_file, save_file
+
+from exporters.onnx import quantise
+from exporters.onnx.outliers import products_of
+from exporters.onnx.portable import lower_portable
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import TrimlineError
+from pipeline.events import Event, Events
+from tests.exporters.models import OPTIONS, stock, uneven
+
+INT8 = ExportSlice(lowering="portable", precision="int8")
+TOWERS = "model.layers.1.mlp.{}.weight"
+
+
+@pytest.fixture
+def towering(tmp_path: Path) -> Path:
+    """A model that computes what it did, one channel of whose second FFN is a thousand times larger between its two projections."""
+    folder = stock("llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights[TOWERS.format("up_proj")][3] *= 1000
+    weights[TOWERS.format("down_proj")][:, 3] /= 1000
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_what_towers_stays_and_is_named(towering: Path, tmp_path: Path) -> None:
+    told: list[Event] = []
+    out = tmp_path / "out"
+    out.mkdir()
+    export(towering, INT8, OPTIONS, out, Events(told.append))
+    bits = json.loads((out / "export.json").read_text())["bits"]
+    assert {name: width for name, width in bits.items() if "proj" in name} == {"1.mlp.down_proj": 32}
+    assert any("1 products stay in fp32" in str(event) for event in told)
+    assert json.loads((out / "gate.json").read_text())["perplexity"]["passed"]
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    geometry = Checkpoint(towering).geometry
+    kept = [tuple(tensor.dims) for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT]
+    assert kept.count((geometry.blocks[1].ffn, geometry.hidden)) == 1
+    assert not list(out.glob("*watched*"))
+
+
+def test_int8_that_holds_nothing_is_refused(towering: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "LARGEST_ERROR", 0.0)
+    with pytest.raises(TrimlineError, match="One int8 scale holds the activations of no product"):
+        export(towering, INT8, OPTIONS, tmp_path, Events())
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "phi3"])
+def test_products_are_named_by_the_module_that_they_are_of(family: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(uneven(family, tmp_path))
+    ir.save(lower_portable(checkpoint, "fp32", Events()), tmp_path / "whole.onnx")
+    model = onnx.load(tmp_path / "whole.onnx")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    geometry = checkpoint.geometry
+    blocks = enumerate(geometry.blocks)
+    wanted = {geometry.family.module(at, linear.name): shape[::-1] for at, block in blocks for linear, shape in geometry.linears(block)}
+    wanted[geometry.family.head] = (geometry.hidden, geometry.vocab)
+    nodes = {node.name: node for node in model.graph.node}
+    found = {quantise._modules(nodes[one.node])[0]: shapes[one.weight] for one in products_of(model, list(nodes))}
+    assert len(found) > 8
+    assert found.items() <= wanted.items()
