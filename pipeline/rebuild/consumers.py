@@ -215,6 +215,11 @@ def _clause(sentence: str) -> str:
 
 def _optimum(case: Case) -> Verdict:
     name = "optimum-onnx"
+    if case.uniform and not case.heads_fill_hidden:
+        why = "it takes hidden size / heads for a head's width, whatever head_dim the config states"
+        return Verdict(
+            name, False, why, "keep heads and residual dimensions, or run the ONNX with ONNX Runtime itself", case.seen_as("llama")
+        )
     if case.uniform:
         why = "in an environment of its own: it needs transformers below 4.58"
         return Verdict(name, True, why, "", case.seen_as("llama"))

@@ -22,12 +22,12 @@ def stock(family: str, folder: Path, **overrides: object) -> Path:
     return tiny_model(family, folder / family, **{"num_hidden_layers": 2} | overrides)
 
 
-def smaller(family: str, folder: Path) -> Path:
-    """A stock model without a third of its FFN channels and without half of its KV groups, blocks alike: profile ``uniform``."""
+def smaller(family: str, folder: Path, kv_groups: tuple[int, ...] = (0,)) -> Path:
+    """A stock model without a third of its FFN channels and, by default, half of its KV groups, blocks alike: profile ``uniform``."""
     dense = stock(family, folder)
     geometry = Checkpoint(dense).geometry
     blocks = range(len(geometry.blocks))
-    kept = Selection(tuple(blocks), tuple(tuple(range(64)) for _ in blocks), tuple((0,) for _ in blocks))
+    kept = Selection(tuple(blocks), tuple(tuple(range(64)) for _ in blocks), tuple(kv_groups for _ in blocks))
     return rebuilt(dense, kept, folder / f"{family}-smaller", Profile.UNIFORM)
 
 

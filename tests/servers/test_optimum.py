@@ -14,7 +14,10 @@ import pytest
 from exporters.onnx.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice, Precision
+from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
+from pipeline.rebuild.consumers import consumers
+from pipeline.recipe import Profile
 from tests.exporters.models import OPTIONS, smaller
 from tests.servers.places import environment
 
@@ -28,14 +31,41 @@ def python() -> Path:
     return environment("optimum", ".made-0.1.0") / "bin" / "python"
 
 
-@pytest.mark.parametrize(("lowering", "precision"), [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32")])
-def test_optimum_says_the_same(lowering: Literal["fused", "portable"], precision: Precision, python: Path, tmp_path: Path) -> None:
-    checkpoint, out = smaller("llama", tmp_path), tmp_path / "onnx"
-    out.mkdir()
-    export(checkpoint, ExportSlice(lowering=lowering, precision=precision), OPTIONS, out, Events())
+def asked(python: Path, out: Path) -> subprocess.CompletedProcess[str]:
     client = [str(python), str(Path(__file__).parent / "optimum_client.py"), str(out), str(TOKENS), *map(str, PROMPT)]
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(client, capture_output=True, text=True, check=False, env=surroundings)
+    return subprocess.run(client, capture_output=True, text=True, check=False, env=surroundings)
+
+
+def exported(checkpoint: Path, out: Path, lowering: Literal["fused", "portable"], precision: Precision) -> Path:
+    out.mkdir()
+    export(checkpoint, ExportSlice(lowering=lowering, precision=precision), OPTIONS, out, Events())
+    return out
+
+
+def foretold(checkpoint: Path) -> bool:
+    """Whether ``trimline inspect`` says that Optimum loads it."""
+    source = Checkpoint(checkpoint)
+    [verdict] = [one for one in consumers(source.geometry, Profile.UNIFORM, source.config) if one.consumer == "optimum-onnx"]
+    return verdict.loads
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32")])
+def test_optimum_says_the_same(lowering: Literal["fused", "portable"], precision: Precision, python: Path, tmp_path: Path) -> None:
+    checkpoint = smaller("llama", tmp_path, kv_groups=(0, 1))
+    out = exported(checkpoint, tmp_path / "onnx", lowering, precision)
+    assert foretold(checkpoint)
+    done = asked(python, out)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = OnnxDecoder(out, 1).greedy(np.array([PROMPT]), TOKENS)[0].tolist()
     assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_heads_that_do_not_fill_the_hidden_size_are_not_for_optimum(python: Path, tmp_path: Path) -> None:
+    """It takes hidden size / heads for the width of a head."""
+    checkpoint = smaller("llama", tmp_path)
+    assert not foretold(checkpoint)
+    done = asked(python, exported(checkpoint, tmp_path / "onnx", "fused", "fp32"))
+    assert done.returncode != 0
+    assert "past_key_values" in done.stderr
+    assert "index: 3 Got: 32 Expected: 16" in done.stderr
