@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp16", help="of the exported graphs; PRECISION= of make")
     parser.add_argument("--here", action="store_true", help="install nothing: this environment has it all; HERE=1 of make")
     parser.add_argument("--seconds", type=float, default=120.0, help="that one step may go on timing")
-    parser.add_argument("--only", action="append", metavar="STEP", help="only the step of this name, as often as wanted; ONLY= of make")
+    parser.add_argument("--only", action="append", metavar="STEP", help="only the step of this name, as often as wanted")
     parser.add_argument("--dry", action="store_true", help="print, and check what needs no GPU; DRY=1 of make")
     given = parser.parse_args(arguments)
     tensorrt = None if given.tensorrt == "none" else int(given.tensorrt)

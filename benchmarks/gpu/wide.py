@@ -23,7 +23,7 @@ from benchmarks.random_model import LLAMA_2_7B, RandomTensors
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.results import comparison
 from benchmarks.roofline import Ceilings
-from benchmarks.runtimes import Runtime
+from benchmarks.runtimes import Runtime, demand
 from benchmarks.subject import Subject
 from benchmarks.timing import CONTROL, DENSE, Sample, time_workloads
 from benchmarks.worker import Worker
@@ -32,6 +32,7 @@ from exporters.onnx.fused import lower_fused
 from exporters.onnx.last_position import keep_last_position
 from pipeline.artefact import whole_folder
 from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
+from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
 from pipeline.paging import open_model
@@ -45,7 +46,8 @@ CUT = {"method": "cfsp", "budget": {"ffn": {"remove": 0.25}}, "round_to": 128}
 ZERO = {"method": "magnitude", "budget": {"weight": {"remove": 0.5}}, "pattern": "2:4"}
 STEPS = {"pruned": [CUT], "pruned-2-4": [CUT, ZERO]}
 WORKLOADS = ("2048/1", "128/33", "128/33x8")
-RUNTIMES: tuple[Runtime, ...] = ("torch_2_4", "onnxruntime_cuda")
+Timeable = Literal["torch", "torch_2_4", "torch_compile", "onnxruntime_cuda"]
+RUNTIMES: tuple[Timeable, ...] = ("torch_2_4", "onnxruntime_cuda")
 CALIBRATION = (8, 512)
 PRECISION: Literal["fp16"] = "fp16"
 
@@ -147,14 +149,19 @@ def table(found: list[dict[str, Any]]) -> str:
 def main(
     work: Annotated[Path, typer.Option(help="Folder for models and raw.json; 4 GB per billion parameters and model.")],
     blocks: Annotated[int, typer.Option(min=1, help="Of the model, which has 32.")] = 8,
-    runtime: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(RUNTIMES)}.")] = None,
+    runtime: Annotated[list[Timeable] | None, typer.Option(help=f"Instead of {', '.join(RUNTIMES)}.")] = None,
     workload: Annotated[list[str] | None, typer.Option(help=f"Instead of {', '.join(WORKLOADS)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved; five to an opening.")] = 25,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per runtime.")] = 120.0,
 ) -> None:
     """Print the speed-ups of pruned and of pruned and 2:4 over dense."""
     options = RunOptions(device="cuda", dtype="bfloat16")
-    options.apply()
+    try:
+        options.apply()
+        for name in runtime or RUNTIMES:
+            demand(name)
+    except TrimlineError as error:
+        raise SystemExit(f"error: {error}") from None
     recipe = BenchmarkSlice.model_validate(
         {"workloads": workload or WORKLOADS, "rounds": rounds, "most_seconds": most_seconds, "minimum_seconds": 0}
     )
@@ -165,7 +172,7 @@ def main(
     for name in runtime or RUNTIMES:
         of_torch = name.startswith("torch")
         folders = models if of_torch else {key: graph(models[key], work / f"{key}-onnx") for key in (DENSE, "pruned")}
-        found += timed(name, folders, recipe, limit, options)  # type: ignore[arg-type]
+        found += timed(name, folders, recipe, limit, options)
         (work / "raw.json").write_text(json.dumps({"found": found, "ceilings": rates, "environment": environment(1)}), encoding="utf-8")
         typer.echo(table(found))
     typer.echo(

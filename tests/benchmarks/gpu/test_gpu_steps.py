@@ -42,6 +42,32 @@ def test_tensorrt_11_leaves_out_what_links_10(tmp_path):
     assert any("tensorrt-cu13>=11,<12" in step.command for step in steps("default", tmp_path, "python3", tensorrt=11))
 
 
+def test_without_tensorrt_nothing_needs_it(tmp_path):
+    todo = steps("default", tmp_path, "python3", tensorrt=None)
+    assert not any("tensorrt" in argument for step in todo for argument in step.command)
+    runtimes = [step.recipe["benchmark"]["runtime"] for step in todo if step.recipe]
+    assert runtimes == [name for variant in RUNTIMES.values() for name in variant if "tensorrt" not in name]
+    assert not any("build" in step.recipe for step in todo if step.recipe)
+
+
+def test_here_installs_nothing(tmp_path):
+    todo = steps("default", tmp_path, "python3", here=True)
+    assert not any("pip" in step.command or "venv" in step.command for step in todo)
+    assert {step.command[0] for step in todo if step.command} == {"python3"}
+
+
+def test_single_steps_are_taken_and_unknown_ones_refused(tmp_path, capsys):
+    arguments = ["--dry", "--here", "--output", str(tmp_path / "out")]
+    assert program.main([*arguments, "--only", "doctor", "--only", "pruned torch"]) == 0
+    shown = capsys.readouterr().out
+    assert "[1/2] doctor" in shown
+    assert "[2/2] pruned torch:" in shown
+    with pytest.raises(SystemExit) as refused:
+        program.main([*arguments, "--only", "engines"])
+    assert refused.value.code == 2
+    assert "there is no step 'engines'; the steps are driver, doctor, tests, pruned tensorrt" in capsys.readouterr().err
+
+
 def test_the_steps_need_the_standard_library_only():
     code = "import sys; sys.path.insert(0, '.'); import benchmarks.gpu.__main__; print([n for n in sys.modules if n in sys.argv[1:]])"
     heavy = ["torch", "numpy", "pydantic", "yaml", "typer", "onnx"]
