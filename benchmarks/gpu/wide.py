@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import typer
@@ -149,16 +149,19 @@ def table(found: list[dict[str, Any]]) -> str:
 def main(
     work: Annotated[Path, typer.Option(help="Folder for models and raw.json; 4 GB per billion parameters and model.")],
     blocks: Annotated[int, typer.Option(min=1, help="Of the model, which has 32.")] = 8,
-    runtime: Annotated[list[Timeable] | None, typer.Option(help=f"Instead of {', '.join(RUNTIMES)}.")] = None,
+    runtime: Annotated[list[str] | None, typer.Option(help=f"Instead of {', '.join(RUNTIMES)}.")] = None,
     workload: Annotated[list[str] | None, typer.Option(help=f"Instead of {', '.join(WORKLOADS)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved; five to an opening.")] = 25,
     most_seconds: Annotated[float, typer.Option(help="Of timing, per runtime.")] = 120.0,
 ) -> None:
     """Print the speed-ups of pruned and of pruned and 2:4 over dense."""
     options = RunOptions(device="cuda", dtype="bfloat16")
+    wanted = [name for name in get_args(Timeable) if name in (runtime or RUNTIMES)]
+    if unknown := set(runtime or ()) - set(wanted):
+        raise SystemExit(f"error: {min(unknown)} is not timed here; {', '.join(get_args(Timeable))} are.")
     try:
         options.apply()
-        for name in runtime or RUNTIMES:
+        for name in wanted:
             demand(name)
     except TrimlineError as error:
         raise SystemExit(f"error: {error}") from None
@@ -169,7 +172,7 @@ def main(
     limit = Ceilings(max(rates["bandwidth"]), max(rates["rate"]))
     models = checkpoints(blocks, work, options)
     found: list[dict[str, Any]] = []
-    for name in runtime or RUNTIMES:
+    for name in wanted:
         of_torch = name.startswith("torch")
         folders = models if of_torch else {key: graph(models[key], work / f"{key}-onnx") for key in (DENSE, "pruned")}
         found += timed(name, folders, recipe, limit, options)
