@@ -44,7 +44,7 @@ LIBRARIES = ("onnxruntime.quantization", "onnxruntime_genai.models", "transforme
 def measured(checkpoint: Path, lowering: str, precision: str, threads: int, memory: int | None) -> dict[str, Any]:
     """Bytes of this process: ``weights`` in fp32, ``before`` the export, at most during it (``peak``), and ``times`` = (peak − before) / weights.
 
-    Where the export refuses to work within ``memory``, ``refused`` says so in place of the last two.
+    Where the export refuses to work within ``memory``, or its gate refuses the result, ``refused`` says so in place of the last two.
     """
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -52,20 +52,19 @@ def measured(checkpoint: Path, lowering: str, precision: str, threads: int, memo
     weights = FP32 * source.geometry.total_parameters()
     before = process_memory()["anonymous"] or 0
     options = RunOptions(threads=threads, memory=memory)
-    if lowering != "gguf":
-        recipe = ExportSlice.model_validate({"lowering": lowering, "precision": precision, "perplexity_bar": 1e6})
-        try:
-            check_budget(source, lowering, recipe.precision, options)
-        except TrimlineError as error:
-            return {"weights": weights, "before": before, "refused": error.problem}
-    with tempfile.TemporaryDirectory() as folder, AnonymousPeak() as peak:
-        out = Path(folder) / "out"
-        out.mkdir()
-        if lowering == "gguf":
-            export_gguf(checkpoint, GgufSlice.model_validate({"precision": precision}), options, out, Events())
-        else:
-            export(checkpoint, recipe, options, out, Events())
-        ratio = read_json(out / "gate.json").get("perplexity", {}).get("ratio")
+    try:
+        with tempfile.TemporaryDirectory() as folder, AnonymousPeak() as peak:
+            out = Path(folder) / "out"
+            out.mkdir()
+            if lowering == "gguf":
+                export_gguf(checkpoint, GgufSlice.model_validate({"precision": precision}), options, out, Events())
+            else:
+                recipe = ExportSlice.model_validate({"lowering": lowering, "precision": precision, "perplexity_bar": 1e6})
+                check_budget(source, lowering, recipe.precision, options)
+                export(checkpoint, recipe, options, out, Events())
+            ratio = read_json(out / "gate.json").get("perplexity", {}).get("ratio")
+    except TrimlineError as error:
+        return {"weights": weights, "before": before, "refused": error.problem}
     most = peak.bytes or 0
     return {"weights": weights, "before": before, "peak": most, "times": (most - before) / weights, "perplexity_ratio": ratio}
 
@@ -115,7 +114,11 @@ def main(
         budget = None if memory is None else parse_bytes(memory)
         wanted = forms(lowering or list(DEFAULT), precision or [])
         Checkpoint(checkpoint)  # before any process is started
-        table = markdown_table(COLUMNS, [row(*form, in_a_child(checkpoint, *form, threads, budget), budget) for form in wanted])
+        rows = []
+        for form in wanted:
+            rows.append(row(*form, in_a_child(checkpoint, *form, threads, budget), budget))
+            typer.echo(", ".join(rows[-1]), err=True)  # minutes may pass before the next
+        table = markdown_table(COLUMNS, rows)
         typer.echo(table)
         if page is not None:
             fill(page, "export-memory" if budget is None else "export-mapped", table)
