@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOpti
     subjects = {name: Subject.read(name, folder, recipe.runtime, options.device) for name, folder in folders.items()}
     with ExitStack() as running:
         models = {
-            name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
+            name: running.enter_context(MeasuredModel(partial(Child, name), subjects.get(name, subjects[DENSE]), recipe, options))
             for name in (*subjects, CONTROL)
         }
         timed = time_workloads(models, recipe)

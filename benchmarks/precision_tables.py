@@ -54,17 +54,37 @@ def _pruned_and_four_bits(found: Results) -> str:
     for row in _rows(found):
         if row["model"] in (OURS, ALL):
             continue
-        share = [f"{row['allowed']:.3f}", interval(row["realised_gain"]), f"{REALISED_BAR}", _reached(row, REALISED_BAR * row["allowed"])]
+        share = [f"{row['allowed']:.3f}", interval(row["realised_gain"]), *_by_time(found, row)]
         if row["model"] == LLAMA:
-            share = ["–", "–", "–", "–"]
+            share = ["–"] * 6
         rows.append([row["model"], row["metric"], _perplexity(found, row["model"]), *_measured(row), *share])
     if LLAMA not in found["perplexities"]:
-        rows.append([LLAMA, "not run", NO_LLAMA_CPP, *["–"] * 7])
+        rows.append([LLAMA, "not run", NO_LLAMA_CPP, *["–"] * 9])
     else:
         rows += list(_over_llama(found))
     columns = ["model", "metric", "perplexity", "rounds", "speed over dense int4 of the builder", "builder again", "allowed", "realised"]
     title = f"**int4: channels removed, over the builder's dense int4** (perplexity {_perplexity(found, BUILDER)})"
-    return f"{title}\n\n" + markdown_table([*columns, "bar", "outcome"], rows)
+    table = markdown_table([*columns, "allowed by time", "realised", "bar", "outcome"], rows)
+    return "\n\n".join([title, table, *_shares(found)])
+
+
+def _by_time(found: Results, row: Mapping[str, Any]) -> list[str]:
+    """What the removed weights allow by the time that they took, the share that was had, bar and outcome; a prompt pass only has such."""
+    allowed = found.get("profile", {}).get("allowed", {}).get(row["model"]) if row["metric"] == "prefill" else None
+    if allowed is None:
+        return ["–", "–", f"{REALISED_BAR}", _reached(row, REALISED_BAR * row["allowed"])]
+    realised = {end: row["speed_up"][end] / allowed for end in ("value", "low", "high")}
+    return [f"{allowed:.3f}", interval(realised), f"{REALISED_BAR}", _reached(row, REALISED_BAR * allowed)]
+
+
+def _shares(found: Results) -> list[str]:
+    """A sentence on where the prompt pass spends its time."""
+    if "profile" not in found:
+        return []
+    parts = found["profile"]["shares"]
+    named = {"ffn": "FFNs", "attention": "attention with its projections", "head": "the output head", "rest": "the rest"}
+    told = ", ".join(f"{named[part]} {share:.0%}" for part, share in parts.items())
+    return [f"The builder's prompt pass by ONNX Runtime's profile: {told}."]
 
 
 def _over_llama(found: Results) -> Iterator[list[str]]:
@@ -85,6 +105,7 @@ def _over_llama(found: Results) -> Iterator[list[str]]:
             *measured,
             f"{row['allowed']:.3f}",
             realised,
+            *("–", "–"),
             f"{REALISED_BAR}",
             outcome,
         ]

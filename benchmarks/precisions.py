@@ -18,6 +18,7 @@ from benchmarks.figures import DOCS, checkpoints, made
 from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
 from benchmarks.pages import fill
 from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
+from benchmarks.profiled import allowed_by_time, prompt_profile, shares
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
 from benchmarks.runtimes import Runtime
 from benchmarks.stage import measure
@@ -84,7 +85,16 @@ def measured(models: Mapping[str, Path], precision: Precision, folder: Path, rec
     found = forms(models, precision, folder, options)
     values = perplexities(found, models["dense"], options)
     results = measure(found[BUILDER], {name: path for name, path in found.items() if name != BUILDER}, recipe, options, QUIET)
-    return results | {"precision": precision, "perplexities": values}
+    profile = {"profile": profiled(models, found[BUILDER], recipe, options)} if precision == "int4" else {}
+    return results | {"precision": precision, "perplexities": values} | profile
+
+
+def profiled(models: Mapping[str, Path], builder: Path, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, Any]:
+    """Where the prompt pass of the builder's graph spends its time, and what each smaller model can save of it."""
+    prompt, dense = recipe.workloads[0].prompt, Checkpoint(models["dense"]).geometry
+    seconds = prompt_profile(builder, prompt, dense.vocab, options.threads)
+    allowed = {name: allowed_by_time(seconds, dense, Checkpoint(path).geometry, prompt) for name, path in models.items() if name != "dense"}
+    return {"shares": shares(seconds), "allowed": allowed}
 
 
 def raw_name(precision: str, runtime: Runtime) -> str:

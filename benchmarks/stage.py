@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.environment import environment, load_average
 from benchmarks.markdown import render
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.results import document
-from benchmarks.runtimes import Multiplied, computes_on
+from benchmarks.runtimes import FORMS, Multiplied, computes_on
 from benchmarks.subject import Subject
 from benchmarks.timing import CONTROL, DENSE, Sample, time_workloads
 from pipeline.checkpoint import write_json
@@ -58,7 +59,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     before, ceilings = load_average(), [_ceilings(options, recipe, precision)]
     with ExitStack() as running:
         models = {
-            name: MeasuredModel(running.enter_context(Child(name)), subjects.get(name, subjects[DENSE]), recipe, options)
+            name: running.enter_context(MeasuredModel(partial(Child, name), subjects.get(name, subjects[DENSE]), recipe, options))
             for name in (*subjects, CONTROL)
         }
         with events.progress("timing dense and smaller, in turns", recipe.rounds * len(recipe.workloads)) as advance:
@@ -70,19 +71,40 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
 
 
 class MeasuredModel:
-    """A model in a process of its own, and what it took to open it."""
+    """A model in a process of its own, and what it took to open it; a context manager that leaves no process behind.
 
-    def __init__(self, child: Child, subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
-        self._child, self._subject = child, subject
+    A process is some per cent faster or slower than another that computes the same for as long as it lives, and of several the one that was
+    started first tends to be the fastest. So a model is opened in a new one each time, but for runtimes that take long to start.
+
+    Args:
+        start: a new process.
+    """
+
+    def __init__(self, start: Callable[[], Child], subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
+        self._start, self._child, self._subject = start, start(), subject
+        self._renewed = FORMS[recipe.runtime] != "checkpoint" and computes_on(recipe.runtime, options.device) == "cpu"
         requests = [(workload.prompt, workload.output, workload.batch) for workload in recipe.workloads]
         self._how = {"threads": options.threads, "runtime": recipe.runtime, "device": options.device, "requests": requests}
         self._firsts: dict[str, list[Sample]] = {workload.name: [] for workload in recipe.workloads}
         self._before: list[int | None] = []
         self._load: list[float] = []
-        child.ask("pin", threads=options.threads)
+        self._pin()
+
+    def __enter__(self) -> MeasuredModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.__exit__()
+
+    def _pin(self) -> None:
+        self._child.ask("pin", threads=self._how["threads"])
 
     def open(self) -> None:
         """Loads the model, letting go of what was loaded before."""
+        if self._load and self._renewed:
+            self._child.__exit__()
+            self._child = self._start()
+            self._pin()
         reply = self._child.ask("load", folder=str(self._subject.folder.resolve()), **self._how)
         self._load.append(reply["seconds"])
         self._before.append(reply["before"])

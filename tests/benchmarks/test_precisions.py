@@ -86,6 +86,25 @@ def test_the_tables(results: dict[str, Any]) -> None:
     assert not any(word in text for word in ("reached", "missed"))
 
 
+def test_a_prompt_pass_is_judged_by_the_time_that_was_removed(results: dict[str, Any]) -> None:
+    found = copy.deepcopy(results)
+    found["profile"] = {"shares": {"ffn": 0.46, "attention": 0.34, "head": 0.16, "rest": 0.04}, "allowed": {SMALLER: 1.5}}
+    for row in found["comparisons"]:
+        row["control_holds"] = True
+        row["allowed"] = 2.0
+        row["speed_up"] |= {"value": 1.4, "low": 1.36, "high": 1.44}
+    lines = document([found]).splitlines()
+    by_metric = {metric: next(line for line in lines if f"| {SMALLER} | {metric}" in line) for metric in ("prefill", "decode")}
+    assert by_metric["prefill"].endswith("| 1.500 | 0.933 [0.907, 0.960] | 0.9 | reached |")
+    assert by_metric["decode"].endswith("| – | – | 0.9 | missed |")
+    assert "FFNs 46%, attention with its projections 34%, the output head 16%, the rest 4%." in document([found])
+
+
+def test_what_the_smaller_model_can_save_is_measured(results: dict[str, Any]) -> None:
+    assert 1.0 < results["profile"]["allowed"][SMALLER] < 10.0
+    assert sum(results["profile"]["shares"].values()) == pytest.approx(1.0)
+
+
 def test_the_same_folders_are_timed_in_genais_own_generator(
     models: dict[str, Path], folder: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
