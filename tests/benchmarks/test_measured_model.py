@@ -37,7 +37,7 @@ class Process:
 )
 def test_each_opening_has_a_process_of_its_own_where_one_starts_soon(runtime, device, processes):
     started: list[Process] = []
-    recipe = BenchmarkSlice(runtime=runtime)
+    recipe = BenchmarkSlice.model_validate({"workloads": ["4/1"], "runtime": runtime})
     with MeasuredModel(lambda: Process(started), SUBJECT, recipe, RunOptions(device=device)) as model:
         for _ in range(3):
             model.open()
