@@ -73,8 +73,8 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
 class MeasuredModel:
     """A model in a process of its own, and what it took to open it; a context manager that leaves no process behind.
 
-    A process is some per cent faster or slower than another that computes the same for as long as it lives, and of several the one that was
-    started first tends to be the fastest. So a model is opened in a new one each time, but for runtimes that take long to start.
+    A process may stay some per cent faster or slower than another that computes the same. So that openings are independent of each other, each
+    is in a new one, but for runtimes that take long to start.
 
     Args:
         start: a new process.
