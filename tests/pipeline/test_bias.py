@@ -304,7 +304,7 @@ def test_biases_are_of_our_own_configs_only(tmp_path: Path) -> None:
     assert Geometry.from_config(config | {"biases": "somebody's own key"}).biases == frozenset()
 
 
-@pytest.mark.parametrize(("family", "refusing"), [("llama", set()), ("qwen3", {"vLLM", "llama.cpp"})])
+@pytest.mark.parametrize(("family", "refusing"), [("llama", {"optimum-onnx"}), ("qwen3", {"vLLM", "llama.cpp"})])
 def test_who_loads_an_output_projection_with_a_bias(family: str, refusing: set[str], tmp_path: Path) -> None:
     dense = Checkpoint(tiny_model(family, tmp_path))
     plan, _ = planned(dense.folder, {"method": "magnitude", "budget": {"kv_group": {"remove": 0.5}}, "compensation": "bias"})

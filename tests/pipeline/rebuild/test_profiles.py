@@ -134,12 +134,12 @@ UNEVEN = {"transformers (stock)", "optimum-onnx", "TensorRT-LLM", "TensorRT Edge
 
 def test_uniform_qwen2_with_fewer_heads_does_not_load_in_vllm(tmp_path: Path) -> None:
     table = verdicts(tmp_path, "qwen2", fewer_groups, Profile.UNIFORM)
-    assert refusing(table) == {"vLLM", "SGLang"}
+    assert refusing(table) == {"vLLM", "SGLang", "optimum-onnx"}
     assert table["llama.cpp"].why == "as GGUF architecture deci"
 
 
 def test_uniform_phi3_with_fewer_heads_does_not_load_in_llama_cpp(tmp_path: Path) -> None:
-    assert refusing(verdicts(tmp_path, "phi3", fewer_groups, Profile.UNIFORM)) == {"llama.cpp", "TensorRT Edge-LLM"}
+    assert refusing(verdicts(tmp_path, "phi3", fewer_groups, Profile.UNIFORM)) == {"llama.cpp", "TensorRT Edge-LLM", "optimum-onnx"}
     assert refusing(verdicts(tmp_path / "whole", "phi3", same_width, Profile.UNIFORM)) == {"TensorRT Edge-LLM"}
 
 
@@ -148,7 +148,8 @@ def test_a_llama_that_is_written_as_mistral_is_not_on_the_list_of_edge_llm(tmp_p
     checkpoint = Checkpoint(source)
     result = plan_for(source, three_groups).selection.geometry(checkpoint.geometry)
     table = {verdict.consumer: verdict for verdict in consumers(result, Profile.UNIFORM, checkpoint.config)}
-    assert refusing(table) == {"TensorRT Edge-LLM"}
+    assert refusing(table) == {"TensorRT Edge-LLM", "optimum-onnx"}
+    assert "head's width" in table["optimum-onnx"].why
     assert "mistral" in table["TensorRT Edge-LLM"].why
 
 
