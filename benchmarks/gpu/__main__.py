@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.steps import Step, recipe_file, recipe_text, steps
+from benchmarks.gpu.steps import MOST_SECONDS, Step, recipe_file, recipe_text, steps
 from pipeline.driver import cuda_devices
 
 RECORD, LOGS, SAMPLES = "steps.json", "logs", "samples"
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensorrt", choices=("10", "11", "none"), default="10", help="major version, or none; TENSORRT= of make")
     parser.add_argument("--precision", default="fp16", help="of the exported graphs; PRECISION= of make")
     parser.add_argument("--here", action="store_true", help="install nothing: this environment has it all; HERE=1 of make")
-    parser.add_argument("--seconds", type=float, default=120.0, help="that one step may go on timing")
+    parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="that one step may go on timing")
     parser.add_argument("--only", action="append", metavar="STEP", help="only the step of this name, as often as wanted")
     parser.add_argument("--dry", action="store_true", help="print, and check what needs no GPU; DRY=1 of make")
     given = parser.parse_args(arguments)

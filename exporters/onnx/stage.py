@@ -53,7 +53,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
             keep_last_position(graph)
         left: list[str] = []
         if lowering == "portable" and NUMBERS[recipe.precision].quantised:
-            seen = calibration_windows(source, options.trust_remote_code)
+            seen = calibration_windows(source, options.trust_remote_code) if recipe.precision == "int8" else None
             graph, left = quantised_graph(graph, recipe.precision, out, seen, options.threads)
             if left:
                 events.note(f"{len(left)} products stay in fp32: one int8 scale would round their activations to nothing")
