@@ -178,7 +178,7 @@ def test_64_requests_at_once_get_what_each_gets_alone(server: str) -> None:
         [wanted], [choice] = single.json()["choices"], found.json()["choices"]
         assert choice == wanted
         assert found.json()["usage"] == single.json()["usage"]
-        # It may count one more than was asked for.
+        # It counts tokens while a character is unfinished, and looks at max_tokens only after it.
         assert choice["finish_reason"] == "stop" or found.json()["usage"]["completion_tokens"] >= tokens
     assert len({answer.json()["choices"][0]["text"] for answer in together}) > 8  # not one text for all
 
