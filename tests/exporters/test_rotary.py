@@ -26,6 +26,7 @@ ORIGINAL = {"original_max_position_embeddings": 64}
 LLAMA3 = THETA | ORIGINAL | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = THETA | ORIGINAL | {"rope_type": "yarn", "factor": 4.0}
 OTHER_YARN = YARN | {"attention_factor": 1.3, "beta_fast": 20.0, "beta_slow": 2.0, "truncate": False}
+PROPORTIONAL = THETA | {"rope_type": "proportional", "partial_rotary_factor": 0.5}
 FACTORS = {"short_factor": [1 + n / 10 for n in range(8)], "long_factor": [2 + n / 2 for n in range(8)]}
 LONGROPE = THETA | FACTORS | {"rope_type": "longrope"}
 FIRST = 128  # tokens before longrope's angles change
@@ -38,13 +39,20 @@ def exported(checkpoint: Path, out: Path, lowering: str = "auto") -> tuple[Path,
     return out, [event.text for event in events]
 
 
-def check(checkpoint: Path, folder: Path, length: int) -> None:
-    """Logits of a text as long as the model takes: read at once, continued from its middle, and in onnxruntime-genai."""
+def check_at_once(checkpoint: Path, folder: Path, length: int) -> tuple[torch.Tensor, np.ndarray, OnnxDecoder]:
+    """Logits of a text that is read at once; token ids, transformers' logits, and the decoder to go on with."""
     ids = gate_tokens(Checkpoint(checkpoint).geometry.vocab, rows=1, length=length)
     with torch.no_grad():
         reference = load_model(checkpoint, dtype=torch.float32)(ids, use_cache=False).logits.numpy()
-    decoder, half = OnnxDecoder(folder, 1, every_position=True), length // 2
+    decoder = OnnxDecoder(folder, 1, every_position=True)
     np.testing.assert_allclose(decoder.logits(ids.numpy()), reference, atol=1e-4)
+    return ids, reference, decoder
+
+
+def check(checkpoint: Path, folder: Path, length: int) -> None:
+    """Logits of a text as long as the model takes: read at once, continued from its middle, and in onnxruntime-genai."""
+    ids, reference, decoder = check_at_once(checkpoint, folder, length)
+    half = length // 2
     past, found = decoder.empty(1, 8), []
     for start, end in [(0, half), *((at, at + 1) for at in range(half, length))]:
         logits, past = decoder.step(ids[:, start:end].numpy(), past)
@@ -64,7 +72,7 @@ def check(checkpoint: Path, folder: Path, length: int) -> None:
         ("qwen2", YARN),
         ("qwen3", OTHER_YARN),
         ("llama", DYNAMIC),
-        ("qwen3", THETA | {"rope_type": "proportional", "partial_rotary_factor": 0.5}),
+        ("qwen3", PROPORTIONAL),
     ],
 )
 def test_scaled_angles_are_those_of_transformers_to_the_last_position(family, rotary, tmp_path):
@@ -123,13 +131,30 @@ def test_auto_takes_the_portable_graph_where_the_fused_one_ends_early(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "rotary"),
+    [
+        ("llama", LINEAR),
+        ("qwen2", LLAMA3),
+        ("qwen2", YARN),
+        ("qwen3", OTHER_YARN),
+        ("qwen3", PROPORTIONAL),
+        ("phi3", THETA | {"partial_rotary_factor": 0.5}),
+    ],
+    ids=["linear", "llama3", "yarn", "yarn-all", "proportional", "part"],
+)
+def test_scaled_angles_in_the_portable_graph(family, rotary, tmp_path):
+    checkpoint = stock(family, tmp_path, rope_parameters=rotary)
+    out, _ = exported(checkpoint, tmp_path / "out", "portable")
+    assert OnnxDecoder(out, 1).lowering == "portable"
+    check(checkpoint, out, 256)
+
+
+@pytest.mark.slow
 def test_the_portable_graph_of_longrope_reads_long_texts(tmp_path):
     checkpoint = stock("phi3", tmp_path, rope_parameters=dict(LONGROPE), original_max_position_embeddings=FIRST)
     out, _ = exported(checkpoint, tmp_path / "out")
-    ids = gate_tokens(128, rows=1, length=256)
-    with torch.no_grad():
-        reference = load_model(checkpoint, dtype=torch.float32)(ids, use_cache=False).logits.numpy()
-    np.testing.assert_allclose(OnnxDecoder(out, 1, every_position=True).logits(ids.numpy()), reference, atol=1e-4)
+    check_at_once(checkpoint, out, 256)
 
 
 def test_portable_refuses_angles_that_follow_the_text(tmp_path):

@@ -62,6 +62,32 @@ def check_beyond_the_window(checkpoint: Path, folder: Path) -> None:
     assert genai_greedy(folder, ids[0, :40].tolist(), 40) == greedy[0].tolist()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lowering", ["fused", "portable"])
+def test_a_window_of_4096_and_a_text_beyond_it(lowering, tmp_path):
+    """As wide as Mistral's: read at once, and one step after the other over its edge, where logits differ from those without a window."""
+    window, length = 4096, 4160
+    checkpoint = stock("mistral", tmp_path, sliding_window=window, max_position_embeddings=8192)
+    (tmp_path / "out").mkdir()
+    export(checkpoint, ExportSlice(lowering=lowering), OPTIONS, tmp_path / "out", Events())
+    ids = gate_tokens(Checkpoint(checkpoint).geometry.vocab, rows=1, length=length)
+    unbounded = stock("mistral", tmp_path / "unbounded", sliding_window=None, max_position_embeddings=8192)
+    with torch.no_grad():
+        reference, other = (
+            load_model(folder, dtype=torch.float32)(ids, use_cache=False).logits.numpy() for folder in (checkpoint, unbounded)
+        )
+    np.testing.assert_allclose(reference[:, :window], other[:, :window], atol=1e-5)
+    assert abs(reference - other)[:, window:].max() > 1e-3
+    decoder = OnnxDecoder(tmp_path / "out", 1, every_position=True)
+    np.testing.assert_allclose(decoder.logits(ids.numpy()), reference, atol=1e-4)
+    first = window - 16
+    past, found = decoder.empty(1, length), []
+    for start, end in [(0, first), *((at, at + 1) for at in range(first, length))]:
+        logits, past = decoder.step(ids[:, start:end].numpy(), past)
+        found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, 1), reference, atol=1e-4)
+
+
 def genai_greedy(folder: Path, prompt: list[int], tokens: int) -> list[int]:
     decoder = GenaiDecoder(folder, 1)
     generator = decoder.empty(1, len(prompt) + tokens)
