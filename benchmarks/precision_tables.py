@@ -7,14 +7,15 @@ from typing import Any
 
 from benchmarks.markdown import interval, machine, rounds_of
 from benchmarks.pages import markdown_table
-from benchmarks.recipe import BenchmarkSlice
+from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.runtimes import NO_LLAMA_CPP, Runtime
 from benchmarks.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.target import series
 from benchmarks.timing import DENSE
 
 BUILDER, OURS, ALL, LLAMA = "builder", "ours", "ours, all positions", "llama.cpp, Q4_1 (dense)"
-WORKLOADS = {("512/1", "prefill"), ("128/17", "decode")}
+PROMPT = Workload(prompt=512)
+WORKLOADS = {"prefill": PROMPT, "decode": Workload(prompt=128, output=17)}
 REALISED_BAR = 0.9
 TIMED_IN: dict[Runtime, str] = {
     "onnxruntime": "Timed in ONNX Runtime's own session",
@@ -29,8 +30,9 @@ def document(results: Sequence[Results]) -> str:
     four = next((found for found in results if found["precision"] == "int4"), None)
     if four is not None:
         parts.append(_pruned_and_four_bits(four))
-    parts += [_one_position(results), machine(results[-1])]
-    return "\n\n".join(parts)
+    if all(PROMPT.name in found["samples"] for found in results):
+        parts.append(_one_position(results))
+    return "\n\n".join([*parts, machine(results[-1])])
 
 
 def _timed_in(found: Results) -> str:
@@ -122,12 +124,12 @@ def _one_position(results: Sequence[Results]) -> str:
 
 
 def _prefill(found: Results, first: str, second: str) -> Ratio:
-    samples, each = found["samples"]["512/1"], BenchmarkSlice.model_validate(found["recipe"]).rounds_per_opening
+    samples, each = found["samples"][PROMPT.name], BenchmarkSlice.model_validate(found["recipe"]).rounds_per_opening
     return paired_ratio(samples[first]["prefill"], samples[second]["prefill"], each=each)
 
 
 def _rows(found: Results) -> Iterator[Mapping[str, Any]]:
-    yield from (row for row in found["comparisons"] if (row["workload"], row["metric"]) in WORKLOADS)
+    yield from (row for row in found["comparisons"] if WORKLOADS[row["metric"]].name == row["workload"])
 
 
 def _measured(row: Mapping[str, Any]) -> tuple[str, str, str]:

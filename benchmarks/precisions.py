@@ -17,7 +17,7 @@ import typer
 from benchmarks.figures import DOCS, checkpoints, made
 from benchmarks.llama_cpp import LlamaDecoder, has_llama_cpp, llama_folder
 from benchmarks.pages import fill
-from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, document
+from benchmarks.precision_tables import ALL, BUILDER, LLAMA, OURS, PROMPT, WORKLOADS, document
 from benchmarks.profiled import allowed_by_time, prompt_profile, shares
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
 from benchmarks.runtimes import Runtime
@@ -85,21 +85,24 @@ def measured(models: Mapping[str, Path], precision: Precision, folder: Path, rec
     found = forms(models, precision, folder, options)
     values = perplexities(found, models["dense"], options)
     results = measure(found[BUILDER], {name: path for name, path in found.items() if name != BUILDER}, recipe, options, QUIET)
-    profile = {"profile": profiled(models, found[BUILDER], recipe, options)} if precision == "int4" else {}
+    prompts = {workload.name for workload in recipe.workloads} & {PROMPT.name}
+    profile = {"profile": profiled(models, found[BUILDER], options)} if precision == "int4" and prompts else {}
     return results | {"precision": precision, "perplexities": values} | profile
 
 
-def profiled(models: Mapping[str, Path], builder: Path, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, Any]:
+def profiled(models: Mapping[str, Path], builder: Path, options: RunOptions) -> dict[str, Any]:
     """Where the prompt pass of the builder's graph spends its time, and what each smaller model can save of it."""
-    prompt, dense = recipe.workloads[0].prompt, Checkpoint(models["dense"]).geometry
-    seconds = prompt_profile(builder, prompt, dense.vocab, options.threads)
-    allowed = {name: allowed_by_time(seconds, dense, Checkpoint(path).geometry, prompt) for name, path in models.items() if name != "dense"}
+    dense = Checkpoint(models["dense"]).geometry
+    seconds = prompt_profile(builder, PROMPT.prompt, dense.vocab, options.threads)
+    allowed = {
+        name: allowed_by_time(seconds, dense, Checkpoint(path).geometry, PROMPT.prompt) for name, path in models.items() if name != "dense"
+    }
     return {"shares": shares(seconds), "allowed": allowed}
 
 
-def raw_name(precision: str, runtime: Runtime) -> str:
-    """File of one precision's raw figures; each runtime has its own, since what is there is not measured again."""
-    return f"precision-{precision}.json" if runtime == "onnxruntime" else f"precision-{precision}-{runtime}.json"
+def raw_name(precision: str, runtime: Runtime, metric: str | None = None) -> str:
+    """File of one precision's raw figures; each runtime and metric has its own, since what is there is not measured again."""
+    return "-".join(["precision", precision, *([] if runtime == "onnxruntime" else [runtime]), *([metric] if metric else [])]) + ".json"
 
 
 def main(
@@ -112,25 +115,29 @@ def main(
     runtime: Annotated[
         Literal["onnxruntime", "onnxruntime_genai"], typer.Option(help="What every graph is timed in; the second is the builder's own.")
     ] = "onnxruntime",
+    metric: Annotated[
+        Literal["prefill", "decode"] | None, typer.Option(help="Only this, in as many more openings; printed, since the page holds both.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     page: Annotated[Path | None, typer.Option(help="Fill in the place called precisions, or precisions-genai.")] = DOCS / "results.md",
     fill_page: Annotated[bool, typer.Option("--fill/--print-only", help="Write into the page, or only print.")] = True,
 ) -> None:
     """Measure, print, and write the tables into docs/results.md."""
     options = RunOptions(threads=threads) if threads else RunOptions()
-    recipe = BenchmarkSlice(rounds=rounds, most_seconds=most_seconds, runtime=runtime)
+    workloads = tuple(WORKLOADS.values()) if metric is None else (WORKLOADS[metric],)
+    recipe = BenchmarkSlice(workloads=workloads, rounds=rounds, most_seconds=most_seconds, runtime=runtime)
     output.mkdir(parents=True, exist_ok=True)
     try:
         if unknown := [name for name in precision or () if name not in PRECISIONS]:
             raise TrimlineError(f"The precision {unknown[0]!r} is not compared here.", f"Known are {', '.join(PRECISIONS)}.")
         models, results = checkpoints(output, options), []
         for name in [wanted for wanted in PRECISIONS if precision is None or wanted in precision]:
-            raw = output / raw_name(name, runtime)
+            raw = output / raw_name(name, runtime, metric)
             if not raw.exists():
                 write_json(raw, measured(models, name, output, recipe, options))
             results.append(read_json(raw))
         text = document(results)
-        if page is not None and fill_page:
+        if page is not None and fill_page and metric is None:
             fill(page, PLACES[runtime], text)
     except TrimlineError as error:
         typer.echo(str(error), err=True)

@@ -150,6 +150,26 @@ def test_each_runtime_has_its_own_raw_file_and_its_own_place(
     assert len({raw_name("int4", name) for name in ("onnxruntime", "onnxruntime_genai")}) == 2
 
 
+def test_one_metric_is_printed_and_leaves_the_page(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = copy.deepcopy(results)
+    del decoding["profile"], decoding["samples"]["512/1"]
+    decoding["comparisons"] = [row for row in results["comparisons"] if row["workload"] != "512/1"]
+    asked = []
+    monkeypatch.setattr("benchmarks.precisions.checkpoints", lambda *_: {})
+    monkeypatch.setattr("benchmarks.precisions.measured", lambda *given: asked.append(given[3].workloads) or decoding)
+    page = tmp_path / "page.md"
+    page.write_text("as it was", encoding="utf-8")
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--output", str(tmp_path), "--precision", "int4", "--metric", "decode", "--page", str(page)])
+    assert done.exit_code == 0, done.output
+    assert asked == [(Workload(prompt=128, output=17),)]
+    assert (tmp_path / "precision-int4-decode.json").is_file()
+    assert page.read_text(encoding="utf-8") == "as it was"
+    assert f"| {OURS} | decode |" in done.output
+    assert "prefill" not in done.output
+
+
 def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
     found = copy.deepcopy(results)
     for row in found["comparisons"]:
