@@ -28,6 +28,7 @@ from pipeline.paging import Keep, open_mapped
 
 OPSET, OPSET_OF_INT4 = 20, 21
 STANDARD = {"", "ai.onnx"}
+TRACED = "trimline.traced"  # the model in torch, among what a graph knows of itself in memory only
 
 
 def lower_portable(
@@ -69,7 +70,20 @@ def lower_portable(
     if foreign:
         raise TrimlineError(f"The portable graph holds operators of {', '.join(foreign)}.", "Please report it with the recipe.")
     events.note("built the portable graph", exporter=heard.getvalue().splitlines())
+    program.model.meta[TRACED] = model
     return program.model
+
+
+def give_back_weights(graph: ir.Model) -> None:
+    """Frees the memory of weights that were converted to be traced; the graph, which has been saved, can be so no more.
+
+    torch's exporter holds on to all that it has traced for as long as the process lives.
+    """
+    model = graph.meta.pop(TRACED, None)
+    for tensor in () if model is None else (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():  # what is mapped from a file is not
+            storage.resize_(0)
 
 
 def _check_rotary(checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from exporters.held import is_mapped
@@ -12,7 +13,7 @@ from exporters.onnx.gate import gate_onnx
 from exporters.onnx.genai import fused_positions, write_genai_config
 from exporters.onnx.last_position import keep_last_position
 from exporters.onnx.perplexity import calibration_windows
-from exporters.onnx.portable import lower_portable
+from exporters.onnx.portable import give_back_weights, lower_portable
 from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
 from exporters.onnx.quantise import quantised_graph
 from exporters.onnx.runtime import has_genai, needs_runtime
@@ -68,7 +69,9 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
         write_json(out / "export.json", form | ({"bits": bits} if bits else {}))
         write_genai_config(source, lowering, out)
         advance(1)
-    del graph, keep  # its weights, before the gate opens what was written
+    give_back_weights(graph)  # before the gate opens what was written
+    del graph, keep
+    gc.collect()  # nodes and values refer to each other
     gate_onnx(checkpoint, out, recipe, options, events)
 
 
