@@ -20,6 +20,7 @@ from pipeline.recipe import TextSource
 from pipeline.sources.text import describe, load_text
 
 WINDOWS, WINDOW = 4, 512
+POSITIONS = 64  # whose probabilities are in memory at once: those of a window are as large as its logits
 TEXT = TextSource()  # the built-in one
 NO_TOKENIZER = "the checkpoint has no tokenizer, so no text can be read"
 
@@ -49,7 +50,8 @@ def graph_losses(decoder: OnnxDecoder, windows: torch.Tensor, events: Events) ->
     with events.progress(f"perplexity of the graph over {windows.numel():,} tokens", len(windows)) as advance:
         for window in windows:
             logits = torch.from_numpy(decoder.logits(window[None].numpy())[0, :-1])
-            losses.append(cross_entropy(logits.float(), window[1:]).item())
+            parts = zip(logits.split(POSITIONS), window[1:].split(POSITIONS), strict=True)
+            losses.append(sum(cross_entropy(part.float(), wanted, reduction="sum").item() for part, wanted in parts) / len(logits))
             advance(1)
     return losses
 

@@ -52,7 +52,9 @@ def open_session(
     if not graph.is_file():
         raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
     load_libraries(chain)
-    options, of_providers = _session_options(graph, threads, mapped=mapped, recorded=provider != "cpu"), options_of(provider, graph, served)
+    frugal = mapped or (every_position and provider == "cpu")
+    options = _session_options(graph, threads, mapped=mapped, frugal=frugal, recorded=provider != "cpu")
+    of_providers = options_of(provider, graph, served)
     kept_out = {"disabled_optimizers": [FOLDING]} if mapped else {}
     try:
         model = (_every_position(graph) if every_position else None) or str(graph)
@@ -70,7 +72,8 @@ def open_session(
     return session
 
 
-def _session_options(graph: Path, threads: int, *, mapped: bool, recorded: bool) -> Any:
+def _session_options(graph: Path, threads: int, *, mapped: bool, frugal: bool, recorded: bool) -> Any:
+    """``frugal``: without copies of weights in another type, which a text that is read once does not pay for."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -82,9 +85,10 @@ def _session_options(graph: Path, threads: int, *, mapped: bool, recorded: bool)
         options.log_severity_level = ERRORS  # it warns of computations on the processor, every one of which is checked below
     if mapped:
         options.add_session_config_entry(UNPACKED, "1")
+        options.enable_cpu_mem_arena = False  # it would keep what a run took for the next one
+    if frugal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.__members__[FEW_REWRITES]
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # a weight is cast when its turn comes, not all at first
-        options.enable_cpu_mem_arena = False  # it would keep what a run took for the next one
     return options
 
 
