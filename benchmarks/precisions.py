@@ -85,8 +85,7 @@ def measured(models: Mapping[str, Path], precision: Precision, folder: Path, rec
     found = forms(models, precision, folder, options)
     values = perplexities(found, models["dense"], options)
     results = measure(found[BUILDER], {name: path for name, path in found.items() if name != BUILDER}, recipe, options, QUIET)
-    prompts = {workload.name for workload in recipe.workloads} & {PROMPT.name}
-    profile = {"profile": profiled(models, found[BUILDER], options)} if precision == "int4" and prompts else {}
+    profile = {"profile": profiled(models, found[BUILDER], options)} if precision == "int4" and PROMPT in recipe.workloads else {}
     return results | {"precision": precision, "perplexities": values} | profile
 
 
