@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pipeline
 from benchmarks.memory import AnonymousPeak
 from benchmarks.systems_list import TWO_FOUR
 from benchmarks.systems_shapes import shape_of
@@ -25,7 +24,7 @@ from benchmarks.worker import replies_alone, serve
 from pipeline.allocation.budget import removed_in_every_definition
 from pipeline.allocation.latency import TABLE, LatencyTable
 from pipeline.allocation.targets import Consumer
-from pipeline.artefact import code_version, digest, file_digest, whole_folder
+from pipeline.artefact import digest, file_digest, whole_folder
 from pipeline.checkpoint import Checkpoint, read_json, write_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT, evaluate
@@ -34,6 +33,7 @@ from pipeline.kept import Kept
 from pipeline.measure import measure, measured_part
 from pipeline.options import RunOptions
 from pipeline.prune import opened, plans, prune
+from pipeline.reach import code_of
 from pipeline.rebuild.stage import rebuild
 from pipeline.recipe import EvaluateSlice, Profile, PruneSlice, RebuildSlice
 from pipeline.sparsity import two_four_fraction
@@ -173,8 +173,8 @@ def costed(work: Callable[[Path], None], out: Path, known: Path | None = None) -
 
 
 def code() -> str:
-    """Hash of the code that plans come from."""
-    return code_version(pipeline)
+    """Hash of the code that plans come from, all methods and families included."""
+    return code_of(("pipeline.measure", "pipeline.prune"))
 
 
 def sizes(dense: Checkpoint, smaller: Checkpoint, recipe: dict[str, Any] | None) -> dict[str, Any]:

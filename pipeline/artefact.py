@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -33,7 +31,7 @@ from pipeline.events import Events
 from pipeline.sums import SUMS, file_digest, write_sums
 
 __all__ = [
-    "MEASURED", "PARTIAL", "RECORD", "SUMS", "WORK", "Artefact", "code_version", "digest", "exclusive", "file_digest", "folder_digest",
+    "MEASURED", "PARTIAL", "RECORD", "SUMS", "WORK", "Artefact", "digest", "exclusive", "file_digest", "folder_digest",
     "make_artefact", "whole_folder", "work_beside",
 ]  # fmt: skip
 
@@ -202,14 +200,3 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of all files directly in a folder, hidden ones and their sums left out."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != SUMS)
     return digest({path.name: file_digest(path) for path in files})
-
-
-@cache
-def code_version(*rooms: ModuleType) -> str:
-    """Hash of the source files of whole packages: another version of the code gives another key."""
-    sources: dict[str, str] = {}
-    for room in rooms:
-        root = Path(str(room.__file__)).parent
-        files = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".jinja"})
-        sources |= {f"{room.__name__}/{path.relative_to(root)}": file_digest(path) for path in files}
-    return digest(sources)

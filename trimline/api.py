@@ -52,6 +52,7 @@ from trimline.compare.measure import measured
 from trimline.compare.results import read_results
 from trimline.compare.tables import write_comparison
 from trimline.graph import Run, RunResult
+from trimline.keys import stage_code
 from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
 from trimline.rounds import consumer_of
@@ -416,6 +417,7 @@ def _work_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | Non
         "pruned": folder_digest(pruned),
         "dense": folder_digest(dense) if dense else "",
         "text": file_digest(texts / "calibration.txt"),
+        "code": stage_code("pipeline.recover.stage"),
     }
     return output.parent / f"{WORK}{output.name}-{digest(inputs | result_key(recipe, options))[:12]}"
 

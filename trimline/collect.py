@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.energy import lines as energy_lines
 from benchmarks.recipe import BenchmarkSlice
 from pipeline.allocation.budget import removed_in_every_definition
+from pipeline.allocation.targets import Consumer
 from pipeline.artefact import Artefact
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT
@@ -36,6 +37,9 @@ from trimline.reporting import (
     Workload,
 )
 from trimline.reporting.data import Phase, Role
+from trimline.rounds import Round
+from trimline.target_rows import round_rows, target_rows
+from trimline.task_rows import task_rows
 
 FLOPS_CONTEXT = 512
 MISSED = 0.01  # of a budget; a smaller difference is not worth a warning
@@ -52,7 +56,15 @@ class Lane:
 
 
 def collect(
-    recipe: Recipe, command: str, texts: Path, plan: Path, lanes: Mapping[Role, Lane], timings: Path, done: Mapping[str, Artefact]
+    recipe: Recipe,
+    command: str,
+    texts: Path,
+    plan: Path,
+    lanes: Mapping[Role, Lane],
+    timings: Path,
+    done: Mapping[str, Artefact],
+    rounds: tuple[Round, ...],
+    consumer: Consumer,
 ) -> ReportData:
     """Everything that the report of a run shows.
 
@@ -62,6 +74,8 @@ def collect(
         texts, plan, timings: artefacts of the text, prune and benchmark stages.
         lanes: folders of the dense and the pruned model.
         done: every artefact, for the times.
+        rounds: what was gone through towards a target.
+        consumer: what targets are stated for.
     """
     decision = Plan.read(plan)
     results = read_json(timings / "results.json")
@@ -89,6 +103,9 @@ def collect(
         environment=environment_rows(results) | energy_lines(results),
         stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
+        targets=tuple(target_rows(recipe.prune, original, result, consumer, rounds)),
+        rounds=tuple(round_rows(rounds, original, consumer)),
+        tasks=tuple(task_rows(done)),
     )
 
 

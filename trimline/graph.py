@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import benchmarks
-import deploy
-import exporters
-import pipeline
-import trimline
 from benchmarks.environment import fingerprint, versions
 from benchmarks.latency_shapes import Form
 from benchmarks.latency_stage import adopt, latency_table, setting_of
 from benchmarks.runtimes import FORMS
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
+from deploy.recipe import PackageSlice
 from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.harness import examine_graph
 from exporters.onnx.stage import export
@@ -27,7 +22,7 @@ from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import QDQ, build
 from pipeline.allocation.targets import Consumer
-from pipeline.artefact import WORK, Artefact, code_version, digest, exclusive, folder_digest, make_artefact, work_beside
+from pipeline.artefact import WORK, Artefact, digest, exclusive, folder_digest, make_artefact, work_beside
 from pipeline.checkpoint import Checkpoint, read_json
 from pipeline.evaluate import RESULT, evaluate
 from pipeline.events import Events
@@ -44,13 +39,12 @@ from pipeline.sources import model as model_source
 from pipeline.sources import text as text_source
 from pipeline.sources.model import checkpoint_folder
 from trimline.collect import Lane, collect
+from trimline.keys import stage_code
 from trimline.preflight import preflight
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import write_report
 from trimline.reporting.data import ReportData, Role
 from trimline.rounds import Round, consumer_of, tile_of, timed_step, until_met
-from trimline.target_rows import round_rows, target_rows
-from trimline.task_rows import task_rows
 
 DENSE: Role = "dense"
 PRUNED: Role = "pruned"
@@ -165,13 +159,23 @@ class Run:
         """The dense checkpoint."""
         named = self.recipe.model
         depends = {"model": model_source.identify(named), "dtype": named.dtype}
-        self._make("source", depends, (pipeline,), lambda out: model_source.source(named, self.options, out, self.events))
+        self._make(
+            "source",
+            depends,
+            stage_code("pipeline.sources.model", model_types=()),
+            lambda out: model_source.source(named, self.options, out, self.events),
+        )
 
     def texts(self) -> None:
         """The two texts."""
         named = self.recipe.text
         depends = {"texts": text_source.identify(named), "recipe": named.model_dump(mode="json")}
-        self._make("text", depends, (pipeline,), lambda out: text_source.texts(named, self.options, out, self.events))
+        self._make(
+            "text",
+            depends,
+            stage_code("pipeline.sources.text", model_types=()),
+            lambda out: text_source.texts(named, self.options, out, self.events),
+        )
 
     def preflight(self) -> None:
         """Whether the shape profile can hold what the steps may produce, before anything is measured."""
@@ -190,7 +194,7 @@ class Run:
         self._make(
             "statistics",
             depends,
-            (pipeline,),
+            self._code("pipeline.sharding", steps=slice_),
             lambda out: measure_part(source, texts, slice_, part, self.options, out, self.events),
             f"{shard} of {self.shards}",
         )
@@ -203,20 +207,20 @@ class Run:
         folders = [self.done[name].folder for name in parts]
         if part is not None:
             depends = self._from("source", "text", *parts) | {"recipe": part, "options": self.options.as_record()}
-            self._make("measure", depends, (pipeline,), lambda out: measure(source, texts, slice_, self.options, out, self.events, folders))
+            code = self._code("pipeline.measure", steps=slice_)
+            self._make("measure", depends, code, lambda out: measure(source, texts, slice_, self.options, out, self.events, folders))
 
     def latency(self) -> None:
         """How long blocks of every size take in the benchmark's runtime, where a target speaks of time."""
         form = Form(self.recipe.export, self.recipe.build, self.recipe.benchmark, self.options)
         tile = tile_of(self.recipe.prune)
         depends, known = setting_of(Checkpoint(self._dense).geometry, form, tile), self.recipe.benchmark.latency_table
+        code = self._code("benchmarks.latency_stage")
         if known:
             depends |= {"table": folder_digest(Path(known)) if Path(known).is_dir() else None}
-            self._make("latency", depends, (benchmarks,), lambda out: adopt(Path(known), self._dense, form, tile, out, self.events))
+            self._make("latency", depends, code, lambda out: adopt(Path(known), self._dense, form, tile, out, self.events))
             return
-        self._make(
-            "latency", depends, (pipeline, exporters, benchmarks), lambda out: latency_table(self._dense, form, tile, out, self.events)
-        )
+        self._make("latency", depends, code, lambda out: latency_table(self._dense, form, tile, out, self.events))
 
     def prune(self, wanted: PruneSlice | None = None) -> None:
         """The plan: of the recipe's steps, or of ``wanted`` in their place."""
@@ -231,7 +235,7 @@ class Run:
         self._make(
             "prune",
             depends,
-            (pipeline,),
+            self._code("pipeline.prune", steps=slice_),
             lambda out: prune(source, texts, slice_, self.options, out, self.events, measured, self._consumer()),
         )
 
@@ -250,7 +254,8 @@ class Run:
         """The smaller checkpoint."""
         plan, slice_ = self._folder("prune"), self.recipe.rebuild
         depends = self._from("source", "prune") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        self._make("rebuild", depends, (pipeline,), lambda out: rebuild(self._dense, plan, slice_, self.options, out, self.events))
+        code = self._code("pipeline.rebuild.stage")
+        self._make("rebuild", depends, code, lambda out: rebuild(self._dense, plan, slice_, self.options, out, self.events))
 
     def recover(self) -> None:
         """The smaller checkpoint, trained."""
@@ -260,7 +265,7 @@ class Run:
         self._make(
             "recover",
             depends,
-            (pipeline,),
+            self._code("pipeline.recover.stage"),
             lambda out: recover(source, rebuilt, texts, slice_, self.options, out, work_beside(out), self.events),
         )
         self._forget_states()
@@ -274,15 +279,15 @@ class Run:
         """Perplexity of one lane."""
         texts, slice_ = self._folder("text"), self.recipe.evaluate
         depends = self._from(self._origin(lane), "text") | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        checkpoint = self._checkpoint(lane)
-        self._make("evaluate", depends, (pipeline,), lambda out: evaluate(checkpoint, texts, slice_, self.options, out, self.events), lane)
+        checkpoint, code = self._checkpoint(lane), self._code("pipeline.evaluate")
+        self._make("evaluate", depends, code, lambda out: evaluate(checkpoint, texts, slice_, self.options, out, self.events), lane)
 
     def export(self, lane: Role) -> None:
         """ONNX of one lane."""
         slice_ = self.recipe.export
         depends = self._from(self._origin(lane)) | {"recipe": slice_.model_dump(mode="json"), "options": self.options.as_record()}
-        checkpoint = self._checkpoint(lane)
-        self._make("export", depends, (pipeline, exporters), lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
+        checkpoint, code = self._checkpoint(lane), self._code("exporters.onnx.stage")
+        self._make("export", depends, code, lambda out: export(checkpoint, slice_, self.options, out, self.events), lane)
 
     def evaluate_graph(self, lane: Role) -> None:
         """Perplexity of what was exported, where that is timed and not the checkpoint's to within a thousandth."""
@@ -299,7 +304,8 @@ class Run:
         slice_, checkpoint = self.recipe.lm_eval, self._checkpoint(lane)
         assert slice_ is not None
         depends = self._from(self._origin(lane)) | depends_on(slice_) | {"options": self.options.as_record()}
-        self._make("lm_eval", depends, (pipeline,), lambda out: examine(checkpoint, slice_, self.options, out, self.events), lane)
+        code = self._code("pipeline.harness.stage")
+        self._make("lm_eval", depends, code, lambda out: examine(checkpoint, slice_, self.options, out, self.events), lane)
 
     def examine_graph(self) -> None:
         """The same tasks, by the graph that is delivered."""
@@ -309,7 +315,7 @@ class Run:
         self._make(
             "lm_eval",
             depends,
-            (pipeline, exporters),
+            self._code("exporters.onnx.harness"),
             lambda out: examine_graph(folder, slice_, self.options, out, self.events),
             _graph_of(PRUNED),
         )
@@ -328,7 +334,7 @@ class Run:
         self._make(
             "build",
             depends,
-            (pipeline, exporters),
+            self._code("exporters.tensorrt.stage"),
             lambda out: build(onnx, slice_, requests, self.options, out, self.events, texts=texts, timing_cache=cache),
             lane,
         )
@@ -347,14 +353,15 @@ class Run:
         self._make(
             "benchmark",
             depends,
-            (pipeline, exporters, benchmarks),
+            self._code("benchmarks.stage"),
             lambda out: benchmark(dense, {PRUNED: pruned}, slice_, self.options, out, self.events, accuracy),
         )
 
     def report(self) -> ReportData:
         """The page, its Markdown and its data."""
         depends = self._from(*self.done) | {"recipe": self.recipe.model_dump(mode="json")}
-        self._make("report", depends, (pipeline, benchmarks, trimline), self._write_report)
+        code = self._code("trimline.collect", "trimline.reporting", steps=self.recipe.prune)
+        self._make("report", depends, code, self._write_report)
         return ReportData.read(self._folder("report") / "report.json")
 
     def package(self) -> None:
@@ -375,7 +382,7 @@ class Run:
         self._make(
             "package",
             depends,
-            (pipeline, exporters, deploy),
+            self._code("deploy.package", package=self.recipe.package),
             lambda out: package(parts, self.recipe.package, _new(out / SHIPPED), self.events),
         )
 
@@ -383,21 +390,26 @@ class Run:
         lanes: dict[Role, Lane] = {
             lane: Lane(self._checkpoint(lane), self._folder("export", lane), self._evaluation(lane)) for lane in LANES
         }
-        data = collect(self.recipe, self.command, self._folder("text"), self._folder("prune"), lanes, self._folder("benchmark"), self.done)
-        dense, result = (Checkpoint(self._checkpoint(lane)).geometry for lane in LANES)
-        consumer = self._consumer()
-        targets = tuple(target_rows(self.recipe.prune, dense, result, consumer, self.rounds))
-        tasks = tuple(task_rows(self.done))
-        write_report(replace(data, targets=targets, rounds=tuple(round_rows(self.rounds, dense, consumer)), tasks=tasks), out)
+        texts, plan, timings = (self._folder(stage) for stage in ("text", "prune", "benchmark"))
+        data = collect(self.recipe, self.command, texts, plan, lanes, timings, self.done, self.rounds, self._consumer())
+        write_report(data, out)
 
     def _consumer(self) -> Consumer:
         return consumer_of(self.recipe, self.done["latency"].folder if "latency" in self.done else None)
 
-    def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
+    def _make(self, stage: str, depends: dict[str, Any], code: str, work: Any, lane: str = "") -> None:
         name = f"{stage} {lane}".strip()
-        self.done[name] = make_artefact(
-            self.store, stage, depends | {"code": code_version(*rooms), "libraries": versions()}, work, self.events, lane=lane
-        )
+        self.done[name] = make_artefact(self.store, stage, depends | {"code": code, "libraries": versions()}, work, self.events, lane=lane)
+
+    def _code(self, *entries: str, steps: PruneSlice | None = None, package: PackageSlice | None = None) -> str:
+        """Of a stage that knows the dense model; arguments as ``stage_code`` has them."""
+        families = (self.family,) if "source" in self.done else None
+        return stage_code(*entries, steps=steps, model_types=families, package=package)
+
+    @property
+    def family(self) -> str:
+        """What transformers calls the dense model's family."""
+        return Checkpoint(self._dense).geometry.family.model_type
 
     def _from(self, *names: str) -> dict[str, Any]:
         return {"inputs": {name: self.done[name].key for name in names}}
@@ -412,7 +424,7 @@ class Run:
         self._make(
             "evaluate",
             depends,
-            (pipeline, exporters),
+            self._code("exporters.onnx.evaluate"),
             lambda out: evaluate_graph(checkpoint, folder, texts, slice_, self.options, out, self.events),
             name,
         )

@@ -136,6 +136,11 @@ class BlockStatistics:
         self.influence += (1 - cosine).sum(dtype=torch.float64).item()
 
 
+def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
+    """√(Σ x² / sequences) per channel: the mean over sequences of the squared norm over tokens, rooted; shape (C,)."""
+    return (squares / sequences).sqrt()
+
+
 def angular_distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """arccos(cos(before, after)) / π per token, in fp32; inputs (..., H), result (...)."""
     return angles(cosines(before, after))

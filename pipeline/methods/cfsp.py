@@ -10,15 +10,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from pipeline.calibrate.statistics import Needs
+from pipeline.calibrate.statistics import Needs, activation_norm
 from pipeline.families import Point, Sublayer
 from pipeline.methods.method import BlockView, options_of
 from pipeline.recipe import PruneStep, Slice, Space
-
-
-def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
-    """√(Σ x² / sequences) per channel: the mean over sequences of the squared norm over tokens, rooted; shape (C,)."""
-    return (squares / sequences).sqrt()
 
 
 def published_score(norm: torch.Tensor, hidden: int, matrices: int) -> torch.Tensor:

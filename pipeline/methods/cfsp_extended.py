@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.calibrate.statistics import Needs
+from pipeline.calibrate.statistics import Needs, activation_norm
 from pipeline.families import Axis, Point, Sublayer
-from pipeline.methods.cfsp import CFSP, activation_norm
+from pipeline.methods.cfsp import CFSP
 from pipeline.methods.method import BlockView
 from pipeline.recipe import PruneStep, Space
 

@@ -13,11 +13,10 @@ import torch
 from pydantic import Field, model_validator
 
 from pipeline.allocation.pooled import Counts, above, pooled_allocation, rounded_counts, unit_sizes, whole_of
-from pipeline.calibrate.statistics import InputStatistics, Needs
+from pipeline.calibrate.statistics import InputStatistics, Needs, activation_norm
 from pipeline.errors import TrimlineError
 from pipeline.families import Sublayer
 from pipeline.geometry import BlockShape, Geometry
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.method import BlockView, Scores, options_of
 from pipeline.recipe import PruneStep, Slice, Space
 

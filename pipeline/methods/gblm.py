@@ -15,10 +15,9 @@ import torch
 from pydantic import Field
 
 from pipeline.calibrate.gradients import GradientNeeds
-from pipeline.calibrate.statistics import InputStatistics, Needs
+from pipeline.calibrate.statistics import InputStatistics, Needs, activation_norm
 from pipeline.families import Linear, Sublayer
 from pipeline.masks import Pattern, row_mask
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.method import BlockView, LayerView, options_of
 from pipeline.methods.units import linears_of, total_per_unit
 from pipeline.methods.wanda import wanda_score

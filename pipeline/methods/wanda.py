@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from pipeline.calibrate.statistics import Needs
+from pipeline.calibrate.statistics import Needs, activation_norm
 from pipeline.families import Point, Sublayer
 from pipeline.masks import Pattern, row_mask, smallest
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.method import BlockView, LayerView, NoOptions, options_of
 from pipeline.recipe import PruneStep, Slice, Space
 

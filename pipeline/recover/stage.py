@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-import pipeline
-from pipeline.artefact import code_version
 from pipeline.calibrate.sweep import blocks_of
 from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
 from pipeline.errors import TrimlineError
@@ -111,9 +109,9 @@ def peft_version() -> str | None:
 
 
 def result_key(recipe: RecoverSlice, options: RunOptions) -> dict[str, Any]:
-    """What a result depends on beside its input folders; how often states are saved changes nothing."""
+    """What a result depends on beside its input folders and the code; how often states are saved changes nothing."""
     wanted = recipe.model_dump(mode="json", exclude={"save_every"})
-    return {"recipe": wanted, "options": options.as_record(), "peft": peft_version(), "code": code_version(pipeline)}
+    return {"recipe": wanted, "options": options.as_record(), "peft": peft_version()}
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.calibrate.statistics import BlockStatistics, Needs
+from pipeline.calibrate.statistics import BlockStatistics, Needs, activation_norm
 from pipeline.calibrate.sweep import sweep
 from pipeline.calibrate.windows import draw_windows
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
 from pipeline.families import Point
 from pipeline.loading import load_model, load_tokenizer
-from pipeline.methods.cfsp import activation_norm, published_score
+from pipeline.methods.cfsp import published_score
 from pipeline.prune import make_plan
 from pipeline.recipe import Budget, CalibrationWindows, PruneSlice, PruneStep, Space
 from pipeline.shrinking import ShrinkingModel

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.calibrate.gradients import gradient_sweep
-from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.calibrate.statistics import BlockStatistics, activation_norm
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
@@ -19,7 +19,6 @@ from pipeline.families import FAMILIES, Sublayer
 from pipeline.geometry import Geometry
 from pipeline.loading import load_model
 from pipeline.masks import Pattern, row_mask
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.gblm import GBLM, SCALE, gblm_score, normalised_aggregate, published_aggregate
 from pipeline.methods.method import BlockView, LayerView
 from pipeline.methods.units import linears_of, sum_per_unit

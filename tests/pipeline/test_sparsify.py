@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.calibrate.statistics import Needs
+from pipeline.calibrate.statistics import Needs, activation_norm
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import TrimlineError
@@ -18,7 +18,6 @@ from pipeline.events import Events
 from pipeline.families import Point
 from pipeline.loading import load_model
 from pipeline.masks import n_m
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.wanda import wanda_score
 from pipeline.plan import Plan
 from pipeline.prune import check_steps, make_plan

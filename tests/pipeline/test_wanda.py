@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.calibrate.statistics import BlockStatistics, activation_norm
 from pipeline.checkpoint import Checkpoint
 from pipeline.events import Events
 from pipeline.families import Sublayer
 from pipeline.loading import load_model
 from pipeline.masks import Pattern, row_mask
-from pipeline.methods.cfsp import activation_norm
 from pipeline.methods.magnitude import Magnitude, magnitude_mask
 from pipeline.methods.method import BlockView
 from pipeline.methods.wanda import MOST_ALPHA, TOLERANCE, alpha_mask, unit_score, wanda_score

@@ -126,7 +126,8 @@ def _to_time(dense: Lanes, lanes: Sequence[Lanes], options: RunOptions, output: 
         return {"key": key, "folder": str(folder), "perplexity": run.perplexity(lane)["perplexity"]}
 
     points = {one.name: subject(one, PRUNED) for one in lanes if not one.failure}
-    return spec_of(output / "store", dense.recipe.benchmark, options, together, subject(dense, DENSE), points)
+    family = dense.as_run(options, output).family
+    return spec_of(output / "store", dense.recipe.benchmark, options, together, family, subject(dense, DENSE), points)
 
 
 def _title(base: Recipe) -> str:

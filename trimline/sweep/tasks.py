@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from benchmarks.environment import versions
-from pipeline.artefact import WORK, Artefact, code_version, expected, is_whole
+from pipeline.artefact import WORK, Artefact, expected, is_whole
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from pipeline.evaluate import RESULT
@@ -61,8 +60,8 @@ class LaneRun(Run):
 class _Foreseen(LaneRun):
     """Finds out what a stage would make, and makes nothing."""
 
-    def _make(self, stage: str, depends: dict[str, Any], rooms: tuple[ModuleType, ...], work: Any, lane: str = "") -> None:
-        found = expected(self.store, stage, depends | {"code": code_version(*rooms), "libraries": versions()})
+    def _make(self, stage: str, depends: dict[str, Any], code: str, work: Any, lane: str = "") -> None:
+        found = expected(self.store, stage, depends | {"code": code, "libraries": versions()})
         self.done[f"{stage} {lane}".strip()] = found
 
     def _forget_states(self) -> None:

@@ -10,18 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import benchmarks
-import exporters
-import pipeline
 from benchmarks.environment import fingerprint, versions
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
 from benchmarks.timing import CONTROL, DENSE
-from pipeline.artefact import RECORD, code_version, make_artefact
+from pipeline.artefact import RECORD, make_artefact
 from pipeline.checkpoint import read_json
 from pipeline.errors import TrimlineError
 from pipeline.events import Events
 from pipeline.options import RunOptions
+from trimline.keys import stage_code
 
 TOGETHER = 4
 MODELS = 3  # dense, pruned, dense again: what a recipe's time limit is meant for
@@ -31,7 +29,13 @@ Spec = dict[str, Any]
 
 
 def spec_of(
-    store: Path, recipe: BenchmarkSlice, options: RunOptions, together: int, dense: Mapping[str, Any], points: Mapping[str, Any]
+    store: Path,
+    recipe: BenchmarkSlice,
+    options: RunOptions,
+    together: int,
+    family: str,
+    dense: Mapping[str, Any],
+    points: Mapping[str, Any],
 ) -> Spec:
     """What ``time_points`` takes, as plain values.
 
@@ -40,6 +44,7 @@ def spec_of(
         recipe: what is timed.
         options: threads.
         together: points per run, without the two dense models.
+        family: what transformers calls the models' family.
         dense: ``key``, ``folder`` and ``perplexity`` of the dense model.
         points: the same by name.
     """
@@ -48,6 +53,7 @@ def spec_of(
         "recipe": recipe.model_dump(mode="json"),
         "options": options.as_record(),
         "together": together,
+        "family": family,
         "dense": dict(dense),
         "points": {name: dict(point) for name, point in points.items()},
     }
@@ -85,7 +91,7 @@ def _depends(spec: Spec) -> dict[str, Any]:
         "machine": fingerprint(spec["options"]["threads"]),
         "dense": spec["dense"]["key"],
         "together": spec["together"],
-        "code": code_version(pipeline, exporters, benchmarks),
+        "code": stage_code("benchmarks.stage", model_types=(spec["family"],)),
         "libraries": versions(),
     }
 
