@@ -14,7 +14,7 @@ RTX := tensorrt-rtx-cu12==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116 tensor
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
 EVALUATION ?= default
-# Of its forward passes: the same on every machine, so that rows kept in benchmarks/measured go with those made anew.
+# Of its forward passes: the same on every machine, so that rows kept in benchmarks/studies/measured go with those made anew.
 DTYPE ?= float32
 
 # Of `make audit`: known, without a release that mends them, and not reached from here.
@@ -82,14 +82,14 @@ quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/mypy
 
 bench: $(STAMP) ## README's first table, realised gain, CFSP's cost and variants (about an hour; after make demo)
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.studies.figures
 
 results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)
-	$(BIN)/python -m benchmarks.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
-		--records benchmarks/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
+	$(BIN)/python -m benchmarks.studies.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
+		--records benchmarks/studies/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
 
 gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10, 11 or none)
-	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.studies.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)
 
 clean: ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs

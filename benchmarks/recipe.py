@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.runtimes import Runtime
-from pipeline.recipe import Count, Slice
+from benchmarks.runtimes.names import Runtime
+from pipeline.common.slices import Count, Slice
 
 LEAST_ROUNDS = 25  # below this a comparison is printed as not resolved
 NAMED = "named"  # stands for these, which other tools time too

@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Child
-from benchmarks.environment import environment, load_average
-from benchmarks.markdown import render
+from benchmarks.machine.environment import environment, load_average
 from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.results import document
-from benchmarks.runtimes import FORMS, Multiplied, computes_on
-from benchmarks.subject import Subject
-from benchmarks.timing import CONTROL, DENSE, Sample, time_workloads
-from pipeline.checkpoint import write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from benchmarks.results.document import document
+from benchmarks.results.markdown import render
+from benchmarks.runtimes.names import FORMS, Multiplied, computes_on
+from benchmarks.timing.child import Child
+from benchmarks.timing.subject import Subject
+from benchmarks.timing.timing import CONTROL, DENSE, Sample, time_workloads
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
 
 
 def benchmark(

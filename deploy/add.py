@@ -17,12 +17,12 @@ from deploy.targets.section import with_section
 from deploy.targets.text import write_text
 from deploy.targets.triton.engine import shipped_engine
 from deploy.verify import verify
-from pipeline.checkpoint import read_json, write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plain_yaml import read_plain_yaml
-from pipeline.sums import write_sums
+from pipeline.artefacts.sums import write_sums
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
+from pipeline.common.plain_yaml import read_plain_yaml
 
 RECIPE = "recipe.yaml"
 

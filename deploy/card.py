@@ -15,8 +15,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.recipe import PackageSlice
-from pipeline.geometry import Geometry
-from pipeline.markdown import escape
+from pipeline.architecture.geometry import Geometry
+from pipeline.common.markdown import escape
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHARES = {

@@ -17,13 +17,13 @@ from deploy.targets import Shipment, Target, write_targets
 from deploy.targets.section import with_section
 from deploy.targets.triton.engine import PLAN
 from exporters.tensorrt.stage import RECORD as RECORD_OF_ENGINE
-from pipeline.artefact import MEASURED as MEASURED_RECORD
-from pipeline.artefact import RECORD, SUMS, file_digest
-from pipeline.checkpoint import read_json, write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.sums import names_below, write_sums
+from pipeline.artefacts.artefact import MEASURED as MEASURED_RECORD
+from pipeline.artefacts.artefact import RECORD, SUMS, file_digest
+from pipeline.artefacts.sums import names_below, write_sums
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
 
 MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
 FORMAT = 1

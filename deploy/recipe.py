@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporters.gguf.recipe import GgufSlice
-from pipeline.recipe import Slice
+from pipeline.common.slices import Slice
 
 TargetName = Literal["onnxruntime-genai", "triton", "kserve", "llama.cpp", "vllm"]  # as deploy.targets.TARGETS
 

@@ -19,7 +19,7 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline.checkpoint import write_json
+from pipeline.common.files import write_json
 
 SBOM = "sbom.cdx.json"
 ROOT = "trimline"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.package import FORMAT, MANIFEST, packaged_files
-from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError, shown
-from pipeline.sums import SUMS, Problem, bad_place, check_sums, file_digest, read_sums
+from pipeline.artefacts.sums import SUMS, Problem, bad_place, check_sums, file_digest, read_sums
+from pipeline.common.errors import TrimlineError, shown
+from pipeline.common.files import read_json
 
 
 def verify(folder: Path) -> list[Problem]:

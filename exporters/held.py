@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.loading import load_model
-from pipeline.options import RunOptions
-from pipeline.paging import Paging, open_paged, weights_bytes
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_model
+from pipeline.live.paging import Paging, open_paged, weights_bytes
 
 # Times the weights in fp32, at most: torch's copy, what ONNX Runtime packs, and room (docs/results.md has the measurement).
 HELD = 2.5

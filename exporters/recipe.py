@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.recipe import Count, Slice
+from pipeline.common.slices import Count, Slice
 
 Lowering = Literal["auto", "fused", "portable"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]

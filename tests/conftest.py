@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.recipe import ModelSlice
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from pipeline.sources.model import checkpoint_folder, default_gguf, source
+from pipeline.sources.recipe import ModelSlice
 
 SHARED = Path(__file__).parents[2] / "shared"
 

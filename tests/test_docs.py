@@ -15,22 +15,23 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import pipeline.families
-import pipeline.methods
+import pipeline.architecture.families
+import pipeline.prune.methods
 import tests.tiny
 import trimline
 import trimline.api
 from benchmarks.recipe import BenchmarkSlice, Workload
-from pipeline.checkpoint import Checkpoint
-from pipeline.families import family_named
-from pipeline.plan import Plan
-from pipeline.prune import check_steps
+from pipeline.architecture.families import family_named
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.spaces import Space
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.plan.plan import Plan
+from pipeline.prune.steps import check_steps
 from pipeline.rebuild.profiles import check_request
-from pipeline.recipe import Profile, Space
 from tests.pipeline.rebuild.cases import anything, fewer_groups, rebuilt_tiny, same_width
 from tests.tiny import tiny_model
-from trimline.preflight import shapes_asked_for
 from trimline.recipe import Recipe, parse_recipe, read_recipe
+from trimline.stages.preflight import shapes_asked_for
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -154,7 +155,7 @@ def test_the_recipes_page_names_every_choice() -> None:
 
 def test_the_recipes_page_names_every_method_and_space() -> None:
     meaning = rows()["prune.steps[].method"][1]
-    for name, method in pipeline.methods.METHODS.items():
+    for name, method in pipeline.prune.methods.METHODS.items():
         spaces = re.search(rf"`{name}` \(([^)]+)\)", meaning)
         assert spaces, f"{name} is not mentioned"
         assert set(re.findall(r"`(\w+)`", spaces.group(1))) == set(method.spaces)
@@ -176,7 +177,7 @@ def test_recipes_are_sound_and_in_the_readme(path: Path) -> None:
 def test_recipes_on_pages_are_sound(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "add-a-method.md":
         defined = executed(blocks(page, "python")[0], page)
-        monkeypatch.setitem(pipeline.methods.METHODS, "contribution", defined["Contribution"]())
+        monkeypatch.setitem(pipeline.prune.methods.METHODS, "contribution", defined["Contribution"]())
     for text in blocks(page, "yaml"):
         check_steps(parse_recipe(text, page.name).prune)
 
@@ -189,7 +190,7 @@ def test_the_worked_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     method, its_test = blocks(page, "python")
     defined = executed(method, page)
     executed(its_test, page, **defined)["test_contribution_is_what_the_channel_adds"]()
-    monkeypatch.setitem(pipeline.methods.METHODS, "contribution", defined["Contribution"]())
+    monkeypatch.setitem(pipeline.prune.methods.METHODS, "contribution", defined["Contribution"]())
     source = tiny_model("llama", tmp_path / "dense", intermediate_size=256)
     recipe = parse_recipe(blocks(page, "yaml")[0])
     plan = trimline.prune(recipe, tmp_path / "plan", model=source, options=trimline.RunOptions(dtype="float32", threads=1))
@@ -205,7 +206,7 @@ def starcoder2(monkeypatch: pytest.MonkeyPatch) -> str:
     """The architecture of the page, registered as the page says, for one test."""
     page = DOCS / "add-an-architecture.md"
     family, config = blocks(page, "python")
-    monkeypatch.setitem(pipeline.families.FAMILIES, "starcoder2", executed(family, page)["STARCODER2"])
+    monkeypatch.setitem(pipeline.architecture.families.FAMILIES, "starcoder2", executed(family, page)["STARCODER2"])
     monkeypatch.setattr(tests.tiny, "_CONFIGS", dict(tests.tiny._CONFIGS))
     executed(config, page, _CONFIGS=tests.tiny._CONFIGS, _GATED=tests.tiny._GATED)
     return "starcoder2"

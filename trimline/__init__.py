@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from benchmarks.recipe import BenchmarkSlice
     from exporters.gguf.recipe import GgufSlice
     from exporters.recipe import BuildSlice, ExportSlice
-    from pipeline.errors import GateError, TrimlineError
-    from pipeline.events import Event, Events
-    from pipeline.options import RunOptions
-    from pipeline.plan import Plan
-    from pipeline.recipe import LmEvalSlice
+    from pipeline.common.errors import GateError, TrimlineError
+    from pipeline.common.events import Event, Events
+    from pipeline.common.options import RunOptions
+    from pipeline.evaluate.recipe import LmEvalSlice
+    from pipeline.plan.plan import Plan
     from trimline.api import (
         Perplexity,
         bench,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
         run,
         sweep,
     )
-    from trimline.graph import RunResult
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
+    from trimline.stages.graph import RunResult
 
 _PLACES = {
     "trimline.api": (
@@ -57,17 +57,17 @@ _PLACES = {
         "run",
         "sweep",
     ),  # fmt: skip
-    "trimline.graph": ("RunResult",),
+    "trimline.stages.graph": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
-    "pipeline.options": ("RunOptions",),
-    "pipeline.plan": ("Plan",),
-    "pipeline.recipe": ("LmEvalSlice",),
+    "pipeline.common.options": ("RunOptions",),
+    "pipeline.plan.plan": ("Plan",),
+    "pipeline.prune.recipe": ("LmEvalSlice",),
     "exporters.recipe": ("BuildSlice", "ExportSlice"),
     "exporters.gguf.recipe": ("GgufSlice",),
     "benchmarks.recipe": ("BenchmarkSlice",),
-    "pipeline.events": ("Event", "Events"),
-    "pipeline.errors": ("GateError", "TrimlineError"),
+    "pipeline.common.events": ("Event", "Events"),
+    "pipeline.common.errors": ("GateError", "TrimlineError"),
 }
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 

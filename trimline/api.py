@@ -16,51 +16,55 @@ from deploy.add import add_targets, is_package
 from deploy.targets import with_targets
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
-from exporters.onnx.evaluate import evaluate_graph
 from exporters.onnx.files import GRAPH
-from exporters.onnx.harness import examine_graph
+from exporters.onnx.gate.evaluate import evaluate_graph
 from exporters.onnx.stage import export as write_export
+from exporters.onnx.tasks.harness import examine_graph
 from exporters.recipe import BuildSlice, ExportSlice
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import RECORD as BUILD_RECORD
 from exporters.tensorrt.stage import build as write_build
-from pipeline.artefact import WORK, digest, file_digest, folder_digest, whole_folder
-from pipeline.checkpoint import read_json, write_json
-from pipeline.errors import TrimlineError
-from pipeline.evaluate import RESULT
-from pipeline.evaluate import evaluate as write_evaluation
-from pipeline.events import Events
-from pipeline.harness.scores import RESULT as TASKS
-from pipeline.harness.stage import examine
-from pipeline.harness.tasks import check_tasks
-from pipeline.options import RunOptions
-from pipeline.plan import Plan
-from pipeline.prune import check_steps
-from pipeline.prune import prune as write_plan
+from pipeline.architecture.profile import Profile
+from pipeline.artefacts.artefact import WORK, digest, file_digest, folder_digest, whole_folder
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.harness.scores import RESULT as TASKS
+from pipeline.evaluate.harness.stage import examine
+from pipeline.evaluate.harness.tasks import check_tasks
+from pipeline.evaluate.perplexity import RESULT
+from pipeline.evaluate.perplexity import evaluate as write_evaluation
+from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
+from pipeline.plan.plan import Plan
+from pipeline.prune.stage import prune as write_plan
+from pipeline.prune.steps import check_steps
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild as write_rebuild
-from pipeline.recipe import EvaluateSlice, LmEvalSlice, ModelSlice, Profile, RebuildSlice, RecoverSlice, TextSlice, TextSource
 from pipeline.recover.processes import first_process
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import check_recovery, result_key
 from pipeline.recover.stage import recover as write_recovered
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.model import source as write_source
 from pipeline.sources.places import typed_path
+from pipeline.sources.recipe import ModelSlice, TextSlice, TextSource
 from pipeline.sources.text import describe, load_text
 from pipeline.sources.text import texts as write_texts
-from trimline.compare.comparison import Comparison, comparisons
-from trimline.compare.measure import measured
-from trimline.compare.results import read_results
-from trimline.compare.tables import write_comparison
-from trimline.graph import Run, RunResult
-from trimline.keys import stage_code
+from trimline.comparisons.comparison import Comparison, comparisons
+from trimline.comparisons.measure import measured
+from trimline.comparisons.results import read_results
+from trimline.comparisons.tables import write_comparison
 from trimline.recipe import Recipe, checked_recipe, plain_values, read_recipe
 from trimline.reporting import ReportData, write_report
-from trimline.rounds import consumer_of
-from trimline.sweep.data import SweepData
-from trimline.sweep.executors import executor_of
-from trimline.sweep.grid import grid_points
-from trimline.sweep.run import sweep as run_sweep
-from trimline.sweep.timing import TOGETHER
+from trimline.stages.graph import Run, RunResult
+from trimline.stages.keys import stage_code
+from trimline.stages.rounds import consumer_of
+from trimline.sweeps.data import SweepData
+from trimline.sweeps.executors import executor_of
+from trimline.sweeps.grid import grid_points
+from trimline.sweeps.run import sweep as run_sweep
+from trimline.sweeps.timing import TOGETHER
 
 QUIET = Events()
 HERE = RunOptions()

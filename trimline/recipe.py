@@ -14,9 +14,14 @@ from pydantic import BaseModel, Field, ValidationError
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.recipe import BuildSlice, ExportSlice
-from pipeline.errors import TrimlineError, shortened, shown
-from pipeline.plain_yaml import read_plain_yaml
-from pipeline.recipe import EvaluateSlice, LmEvalSlice, ModelSlice, PruneSlice, RebuildSlice, RecoverSlice, Slice, TextSlice
+from pipeline.common.errors import TrimlineError, shortened, shown
+from pipeline.common.plain_yaml import read_plain_yaml
+from pipeline.common.slices import Slice
+from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
+from pipeline.prune.recipe import PruneSlice
+from pipeline.rebuild.recipe import RebuildSlice
+from pipeline.recover.recipe import RecoverSlice
+from pipeline.sources.recipe import ModelSlice, TextSlice
 
 LARGEST_RECIPE = 4 * 2**20
 

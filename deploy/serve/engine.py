@@ -22,7 +22,7 @@ from deploy.serve.answering import Answering, Failed, Job
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
 from deploy.serve.worker import Broken, Cancel, Ready, Refused, Start, Stop, Token, work
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 
 class QueueFull(Exception):

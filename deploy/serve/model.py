@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.genai import CONFIG
+from exporters.onnx.running.genai import CONFIG
 from exporters.onnx.runtime import has_genai, needs_runtime
-from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 
 ONNX = "onnx"
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "openai")

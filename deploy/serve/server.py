@@ -16,7 +16,7 @@ import uvicorn
 
 from deploy.serve.app import ServeOptions, Service, create_app
 from deploy.serve.model import ServedModel
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 
 def serve(folder: Path, host: str, port: int, threads: int, options: ServeOptions, announce: Callable[[str], None]) -> None:

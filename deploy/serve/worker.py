@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 
 @dataclass(frozen=True)

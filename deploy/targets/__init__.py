@@ -16,9 +16,9 @@ from deploy.targets.llama_cpp import LlamaCpp
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, Target
 from deploy.targets.triton.target import Triton
 from deploy.targets.vllm import Vllm
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.rebuild.modelling import profile_of
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.modelling import profile_of
+from pipeline.common.errors import TrimlineError
 
 TARGETS: dict[str, Target] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm())}
 SERVE = "serve"

@@ -11,8 +11,9 @@ from deploy.targets.text import write_rendered
 from exporters.gguf.files import MODEL
 from exporters.gguf.metadata import context_length
 from exporters.gguf.stage import GATE, export_gguf
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.events import Events
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.files import read_json
 
 TOKENIZER = "tokenizer.json"
 CONTEXT = 8192  # tokens that the server keeps room for at most, unless it is told otherwise: room costs memory before it is used

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from deploy.recipe import PackageSlice
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.geometry import Geometry
-from pipeline.options import RunOptions
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from pipeline.rebuild.consumers import consumers
-from pipeline.recipe import Profile
 
 Part = Literal["model", "onnx"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from deploy.recipe import PackageSlice
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
-from pipeline.checkpoint import Checkpoint
-from pipeline.rebuild.modelling import profile_of
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.modelling import profile_of
 
 
 class Vllm:

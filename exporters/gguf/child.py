@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 VARIABLE = "TRIMLINE_LLAMA_CPP"
 MODULE = "llama_cpp"

@@ -10,9 +10,9 @@ import numpy as np
 from exporters.gguf.metadata import rope_factors, write_metadata
 from exporters.gguf.tensors import GGML, array, entries
 from exporters.gguf.tokenizer import write_tokenizer
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from pipeline.rebuild.gguf_form import GgufForm
 
 MODEL = "model.gguf"

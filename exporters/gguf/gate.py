@@ -19,15 +19,15 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors, open_with_transformers, transformers_obstacle
 from exporters.gguf.tensors import DTYPES
 from exporters.held import is_mapped, open_reference, too_large
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError
-from pipeline.evaluate import paged_losses, window_losses
-from pipeline.events import Events
-from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.options import RunOptions
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.evaluate.perplexity import paged_losses, window_losses
+from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.rebuild.gguf_form import GgufForm
-from pipeline.recipe import TextSource
+from pipeline.sources.recipe import TextSource
 from pipeline.sources.text import load_text
 
 BAR = 2e-4  # of the largest logit, in fp32: the order of sums; a pruned SmolLM2 differed by 2e-5 of it

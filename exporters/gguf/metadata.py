@@ -12,11 +12,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exporters.gguf.tensors import query_heads, written_geometry
 from exporters.gguf.tokenizer import strips_like_phi3
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.geometry import Geometry
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.stock import has_sliding_window
+from pipeline.common.events import Events
 from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
-from pipeline.rebuild.stock import has_sliding_window
 
 FILE_TYPES = {
     "fp32": gguf.LlamaFileType.ALL_F32,

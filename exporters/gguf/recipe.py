@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.recipe import Slice
+from pipeline.common.slices import Slice
 
 # llama.cpp's own quantisers that need no importance matrix.
 Quantisation = Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]

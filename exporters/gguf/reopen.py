@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from exporters.gguf.metadata import context_length, stock_config
 from exporters.gguf.tensors import Entry, entries, part_halves, stored, written_geometry
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError
-from pipeline.events import Events
-from pipeline.geometry import BlockShape
-from pipeline.loading import quiet_transformers
+from pipeline.architecture.geometry import BlockShape
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
+from pipeline.common.events import Events
+from pipeline.live.loading import quiet_transformers
 from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
 
 REPORT = "This is a fault of the conversion; please report it."

@@ -9,10 +9,11 @@ from exporters.gguf.child import HOW, llama_cpp_python, quantise
 from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_file, gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
-from pipeline.checkpoint import Checkpoint, write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
 from pipeline.rebuild.gguf_form import gguf_form
 
 GATE = "gate.json"

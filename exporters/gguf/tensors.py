@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.families import Axis
-from pipeline.geometry import Geometry
+from pipeline.architecture.families import Axis
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.gguf_form import GgufForm
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -14,9 +14,10 @@ from typing import Any
 
 import gguf
 
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import TrimlineError
-from pipeline.loading import load_tokenizer
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
+from pipeline.live.loading import load_tokenizer
 
 REMEDY = "Serve it with another runtime, or convert its tokenizer to one that llama.cpp knows."
 _CASED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

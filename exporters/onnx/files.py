@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -62,3 +62,6 @@ def _strip(model: ir.Model, lowering: str) -> None:
                 value.metadata_props.clear()
         for value in (*graph.inputs, *graph.initializers.values()):
             value.metadata_props.clear()
+
+
+PAST, PRESENT = "past_key_values.", "present."

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"

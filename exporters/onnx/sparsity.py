@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
-from exporters.onnx.nbits import unpacked_zeros
-from pipeline.errors import TrimlineError
-from pipeline.sparsity import GROUP, two_four_fraction
+from exporters.onnx.lowering.nbits import unpacked_zeros
+from pipeline.architecture.sparsity import GROUP, two_four_fraction
+from pipeline.common.errors import TrimlineError
 
 Mask = NDArray[np.bool_]
 HEAD_WALK = 8  # operators between the last product and the logits, at most

@@ -6,25 +6,26 @@ import gc
 from pathlib import Path
 
 from exporters.held import is_mapped
-from exporters.onnx.config import context_length
 from exporters.onnx.files import copy_tokenizer, save_graph
-from exporters.onnx.fused import fused_obstacle, lower_fused
-from exporters.onnx.gate import gate_onnx
-from exporters.onnx.genai import fused_positions, write_genai_config
-from exporters.onnx.last_position import keep_last_position
-from exporters.onnx.perplexity import calibration_windows
-from exporters.onnx.portable import give_back_weights, lower_portable
-from exporters.onnx.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
-from exporters.onnx.quantise import quantised_graph
+from exporters.onnx.gate.gate import gate_onnx
+from exporters.onnx.gate.perplexity import calibration_windows
+from exporters.onnx.lowering.config import context_length
+from exporters.onnx.lowering.fused import fused_obstacle, lower_fused
+from exporters.onnx.lowering.last_position import keep_last_position
+from exporters.onnx.lowering.portable import give_back_weights, lower_portable
+from exporters.onnx.lowering.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
+from exporters.onnx.lowering.quantise import quantised_graph
+from exporters.onnx.running.genai import fused_positions, write_genai_config
 from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint, write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.mapped import MappedTensors
-from pipeline.options import RunOptions
-from pipeline.rebuild.modelling import profile_of
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.modelling import profile_of
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
+from pipeline.tensors.mapped import MappedTensors
 
 
 def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path, events: Events) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.driver import cuda_devices
-from pipeline.errors import TrimlineError
+from pipeline.common.driver import cuda_devices
+from pipeline.common.errors import TrimlineError
 
 
 @dataclass(frozen=True)

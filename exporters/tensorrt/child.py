@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pipeline.checkpoint import write_json
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import write_json
 
 MODULE = "exporters.tensorrt.worker"
 CHATTER = "[X]"  # polygraphy's mark of the lines that tell of every kernel that was timed: gigabytes for a large model

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters.onnx.gate import RECORD
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.gate.gate import RECORD
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.decoder import along
 from exporters.tensorrt.shapes import Request
-from pipeline.checkpoint import write_json
-from pipeline.events import Events
-from pipeline.gates import compare_logits, demand, gate_tokens
-from pipeline.options import RunOptions
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.gates import compare_logits, demand, gate_tokens
 
 # Of the largest logit. In fp32 without TF32 both sum in another order; in fp16 and int8 they round between the products too.
 BARS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 2e-1}

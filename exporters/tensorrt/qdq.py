@@ -22,18 +22,18 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from exporters.onnx.files import GRAPH, WEIGHTS
-from exporters.onnx.gate import RECORD as GATE
-from exporters.onnx.outliers import observe, products_of, prompts
-from exporters.onnx.perplexity import graph_perplexity
+from exporters.onnx.gate.gate import RECORD as GATE
+from exporters.onnx.gate.perplexity import graph_perplexity
+from exporters.onnx.lowering.outliers import observe, products_of, prompts
 from exporters.onnx.runtime import needs_runtime
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.smooth import smooth, too_rough
-from pipeline.calibrate.windows import consecutive_windows
-from pipeline.checkpoint import read_json, write_json
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
+from pipeline.sources.windows import consecutive_windows
 
 JUDGED_WINDOWS, JUDGED_WINDOW = 8, 256  # of the evaluation text, before and after
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporters.onnx.buffers import PAST, PRESENT
+from exporters.onnx.files import PAST, PRESENT
 from exporters.tensorrt.builders import demand_builder
 from exporters.tensorrt.decoder import DECODE, PREFILL, DevicePast, Ids
 from exporters.tensorrt.parts import COMPUTE, D2H, H2D, Parts
-from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 
 KINDS = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64, "INT32": torch.int32}
 

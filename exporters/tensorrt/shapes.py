@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from exporters.onnx.sparsity import load_graph
 from exporters.tensorrt.decoder import DECODE, PREFILL
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
 Axes = tuple[str | int, ...]

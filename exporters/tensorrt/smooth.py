@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
-from exporters.onnx.outliers import Channels, Floats, Product
+from exporters.onnx.lowering.outliers import Channels, Floats, Product
 
 ALPHA = 0.5
 LARGEST_ERROR = 0.1  # of rounding to int8 steps, relative to the typical channel; a normal distribution has about 0.01

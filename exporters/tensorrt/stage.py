@@ -18,11 +18,11 @@ from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
 from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
 from exporters.tensorrt.verdict import SparseProof, judge, read_inspector, read_log
-from pipeline.checkpoint import read_json, write_json
-from pipeline.driver import cuda_devices
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.common.driver import cuda_devices
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
 
 ENGINE, RECORD, INSPECTOR, TIMINGS, SECONDS = "model.engine", "build.json", "layers.json", "timing.cache", "seconds.json"
 EXPORT = "export.json"

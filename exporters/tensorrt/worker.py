@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 WORD = {"tensorrt": "0", "tensorrt_rtx": "1"}
 

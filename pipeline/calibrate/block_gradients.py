@@ -8,77 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from pipeline.calibrate.statistics import InputStatistics, products_of
-from pipeline.calibrate.sweep import Arguments
-from pipeline.families import Family, Point, Sublayer
+from pipeline.architecture.families import Family, Point, Sublayer
+from pipeline.calibrate.needs import GradientNeeds
+from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of
+from pipeline.live.blocks import Arguments
 
 Key = TypeVar("Key", Point, str)
 # The backward pass carries this multiple of the loss, so that fp16 gradients of a mean over thousands of tokens do not
 # vanish. A power of two: bf16 and fp32 round the same with and without it.
 SCALE = 1024.0
 GBLM_SCALE = 100.0  # of gradients before the published GBLM-Pruner rounds them to fp16
-
-
-@dataclass(frozen=True)
-class GradientNeeds:
-    """What is collected; joined with ``|``, false where that is nothing. Projections go by their names inside a block.
-
-    Attributes:
-        weights: projections whose weight gradients are summed over sequences, as |g| and as g².
-        kronecker: projections whose output gradients are multiplied into a second moment, and their inputs likewise.
-        masks: sublayers whose reader's inputs get a mask, of which each sequence has a gradient.
-        half: both sums as the published GBLM-Pruner adds them up: g of each sequence is rounded to fp16, where much of it is
-            subnormal or nothing; 100·|g| is again, and its sum kept in fp16. It is divided by 100 again at the end.
-    """
-
-    weights: frozenset[str] = frozenset()
-    kronecker: frozenset[str] = frozenset()
-    masks: frozenset[Sublayer] = frozenset()
-    half: bool = False
-
-    def __or__(self, other: GradientNeeds) -> GradientNeeds:
-        return GradientNeeds(
-            self.weights | other.weights, self.kronecker | other.kronecker, self.masks | other.masks, self.half or other.half
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.weights or self.kronecker or self.masks)
-
-
-@dataclass
-class BlockGradients:
-    """Sums over the N sequences of one block, fp32. x_t is what a projection reads at token t, g_t = ∂loss/∂(what it writes).
-
-    Attributes:
-        tokens, sequences: how many were seen.
-        absolute: per projection Σ over sequences of |Σ_t g_t x_tᵀ|, shape (R, C).
-        squares: per projection Σ over sequences of (Σ_t g_t x_tᵀ)², shape (R, C).
-        outputs: per projection Σ over tokens of g_t g_tᵀ, shape (R, R).
-        inputs: per point Σ over tokens of x_t x_tᵀ, shape (C, C).
-        totals: per point Σ over tokens of x_t, shape (C,): with ``inputs`` and ``tokens``, the second moment of inputs
-            that a constant 1 was appended to.
-        masks: per sublayer ∂loss/∂m of each sequence at m = 1, where the reader reads m ∘ x, shape (N, C).
-    """
-
-    tokens: int
-    sequences: int
-    absolute: dict[str, torch.Tensor] = field(default_factory=dict)
-    squares: dict[str, torch.Tensor] = field(default_factory=dict)
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    inputs: dict[Point, torch.Tensor] = field(default_factory=dict)
-    totals: dict[Point, torch.Tensor] = field(default_factory=dict)
-    masks: dict[Sublayer, torch.Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """All of them."""
-        for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks):
-            yield from kind.values()
 
 
 class Tally:

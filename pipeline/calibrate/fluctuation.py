@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 
 @dataclass

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pipeline.calibrate.block_gradients import SCALE, BlockGradients, GradientNeeds, Tally
-from pipeline.calibrate.saved_states import SavedStates, saved_states
-from pipeline.calibrate.sweep import Arguments, batches_of, blocks_of, brought, enter, standing_in
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.families import Family
+from pipeline.architecture.families import Family
+from pipeline.calibrate.block_gradients import SCALE, Tally
+from pipeline.calibrate.needs import GradientNeeds
+from pipeline.calibrate.statistics import BlockGradients
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, standing_in
+from pipeline.tensors.saved_states import SavedStates, saved_states
 
 __all__ = ["BlockGradients", "GradientNeeds", "gradient_sweep"]
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.calibrate.block_gradients import BlockGradients
-from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
-from pipeline.errors import TrimlineError
+from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.statistics import BlockGradients, BlockStatistics, InputStatistics
+from pipeline.common.errors import TrimlineError
 
 Key = TypeVar("Key")
 

@@ -6,55 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.architecture.families import Point, Sublayer
 from pipeline.calibrate.fluctuation import Fluctuation
-from pipeline.families import Point
-
-if TYPE_CHECKING:
-    from pipeline.calibrate.gradients import BlockGradients, GradientNeeds
 
 STRIP = 256  # rows of a strip; from 192 to 384 the cost is the same
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a recipe's step needs, so that a sweep collects that and nothing else.
-
-    Attributes:
-        distance: angular distance between a block's input and output.
-        squares: where inputs are squared and summed per channel.
-        gram: where inputs are multiplied into a Gram matrix.
-        fluctuation: where inputs are followed sequence by sequence.
-        gradients: what a second sweep, backwards, collects; None without one.
-    """
-
-    distance: bool = False
-    squares: frozenset[Point] = frozenset()
-    gram: frozenset[Point] = frozenset()
-    fluctuation: frozenset[Point] = frozenset()
-    gradients: GradientNeeds | None = None
-
-    def __or__(self, other: Needs) -> Needs:
-        both = self.gradients | other.gradients if self.gradients and other.gradients else self.gradients or other.gradients
-        return Needs(
-            distance=self.distance or other.distance,
-            squares=self.squares | other.squares,
-            gram=self.gram | other.gram,
-            fluctuation=self.fluctuation | other.fluctuation,
-            gradients=both,
-        )
-
-    @property
-    def points(self) -> frozenset[Point]:
-        return self.squares | self.gram | self.fluctuation
-
-    @property
-    def forward(self) -> bool:
-        """Whether a forward sweep has anything to collect."""
-        return self.distance or bool(self.points)
 
 
 @dataclass
@@ -195,3 +153,33 @@ def _bf16_products() -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = before
+
+
+@dataclass
+class BlockGradients:
+    """Sums over the N sequences of one block, fp32. x_t is what a projection reads at token t, g_t = ∂loss/∂(what it writes).
+
+    Attributes:
+        tokens, sequences: how many were seen.
+        absolute: per projection Σ over sequences of |Σ_t g_t x_tᵀ|, shape (R, C).
+        squares: per projection Σ over sequences of (Σ_t g_t x_tᵀ)², shape (R, C).
+        outputs: per projection Σ over tokens of g_t g_tᵀ, shape (R, R).
+        inputs: per point Σ over tokens of x_t x_tᵀ, shape (C, C).
+        totals: per point Σ over tokens of x_t, shape (C,): with ``inputs`` and ``tokens``, the second moment of inputs
+            that a constant 1 was appended to.
+        masks: per sublayer ∂loss/∂m of each sequence at m = 1, where the reader reads m ∘ x, shape (N, C).
+    """
+
+    tokens: int
+    sequences: int
+    absolute: dict[str, torch.Tensor] = field(default_factory=dict)
+    squares: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[Point, torch.Tensor] = field(default_factory=dict)
+    totals: dict[Point, torch.Tensor] = field(default_factory=dict)
+    masks: dict[Sublayer, torch.Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks):
+            yield from kind.values()

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
-from accelerate.utils import find_device, send_to_device
 from torch import nn
 
+from pipeline.architecture.families import Family
 from pipeline.calibrate.fluctuation import Fluctuation
-from pipeline.calibrate.statistics import BlockStatistics, InputStatistics, Needs
-from pipeline.events import Events
-from pipeline.families import Family
-
-BATCH_TOKENS = 2048
-Arguments = dict[str, Any]
-
-
-def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
-    """The list of decoder blocks of a causal language model."""
-    found = model.get_submodule(family.blocks)
-    assert isinstance(found, nn.ModuleList)
-    return found
-
-
-def batches_of(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Windows (N, S) in batches of about ``BATCH_TOKENS`` tokens."""
-    return windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
+from pipeline.common.events import Events
+from pipeline.live.blocks import batches_of, blocks_of, brought, enter
 
 
 @torch.inference_mode()
@@ -65,62 +50,6 @@ def sweep(
             yield number, statistics
             for index, before in enumerate(entered):
                 states[index] = block(before, **given[index])
-
-
-def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
-    """Hidden states that enter block 0, per batch, and the arguments that each block gets, per batch and block.
-
-    The blocks only note their arguments and hand their input on, so nothing is computed twice. Batches of one shape
-    share one copy of the arguments: masks and rotary tables depend on nothing else.
-    """
-    blocks = blocks_of(model, family)
-    states: list[torch.Tensor] = []
-    arguments: list[list[Arguments]] = []
-    by_shape: dict[torch.Size, list[Arguments]] = {}
-    body = model.get_submodule(family.blocks.split(".")[0])
-    device = next(model.parameters()).device
-    for batch in batches:
-        noted: list[tuple[torch.Tensor, Arguments]] = []
-        with _noting(blocks, noted):
-            body(input_ids=batch.to(device), use_cache=False)
-        states.append(noted[0][0])
-        arguments.append(by_shape.setdefault(batch.shape, [kept for _, kept in noted]))
-    return states, arguments
-
-
-def brought(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequence[Arguments]) -> tuple[list[torch.Tensor], list[Arguments]]:
-    """Hidden states and arguments of all batches on the device of a block, where the model is spread over several."""
-    device = next((parameter.device for parameter in block.parameters()), states[0].device)
-    if device.type == "meta":  # it is paged, to where the states are
-        return list(states), list(arguments)
-    there: dict[int, Arguments] = {}  # batches of one shape share theirs
-    for shared in arguments:
-        if id(shared) not in there:
-            there[id(shared)] = shared if find_device(shared) in (None, device) else send_to_device(shared, device)
-    return [state.to(device) for state in states], [there[id(shared)] for shared in arguments]
-
-
-@contextmanager
-def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) -> Iterator[None]:
-    def note(hidden: torch.Tensor, **kept: Any) -> torch.Tensor:
-        noted.append((hidden, kept))
-        return hidden
-
-    with standing_in(blocks, note):
-        yield
-
-
-@contextmanager
-def standing_in(blocks: nn.ModuleList, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """``forward`` in place of every block."""
-    originals = [block.forward for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = forward
-        yield
-    finally:
-        for block, original in zip(blocks, originals, strict=True):
-            block.forward = original
 
 
 @contextmanager

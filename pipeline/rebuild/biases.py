@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from pipeline.errors import TrimlineError
-from pipeline.geometry import Geometry
-from pipeline.plan import Plan
-from pipeline.recipe import Profile
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.common.errors import TrimlineError
+from pipeline.plan.plan import Plan
 
 
 def for_profile(plan: Plan, original: Geometry, profile: Profile) -> Plan:

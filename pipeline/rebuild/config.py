@@ -7,14 +7,15 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pipeline.families import Sublayer
-from pipeline.families.mistral import MISTRAL
-from pipeline.geometry import BlockShape, Geometry
-from pipeline.plan import Plan, Selection
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.families.mistral import MISTRAL
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.modelling import names_for
+from pipeline.checkpoints.stock import accepts_heads
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import Selection
 from pipeline.rebuild.biases import switches_of
-from pipeline.rebuild.modelling import names_for
-from pipeline.rebuild.stock import accepts_heads
-from pipeline.recipe import Profile
 
 # Written by loaders, quantisers or an earlier rebuild, and no longer true of the result.
 STALE = ("_name_or_path", "quantization_config", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.families import Sublayer
-from pipeline.geometry import Geometry
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.stock import accepts_heads, has_sliding_window
 from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form, rope_type
-from pipeline.rebuild.stock import accepts_heads, has_sliding_window
-from pipeline.recipe import Profile
 
 Evidence = Literal["seen to run", "from its documentation", "not run"]
 RAN: Evidence = "seen to run"

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import TrimlineError, shown
-from pipeline.families import Family, Point
-from pipeline.geometry import BlockShape, Geometry
+from pipeline.architecture.families import Family, Point
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.common.errors import TrimlineError, shown
 
 DECI = "deci"
 LLAMA_LIKE = ("llama", DECI)

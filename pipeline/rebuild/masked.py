@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.families import Axis, Linear
-from pipeline.options import RunOptions
-from pipeline.paging import Paging, open_model
-from pipeline.plan import Plan
-from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.architecture.families import Axis, Linear
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.options import RunOptions
+from pipeline.live.paging import Paging, open_model
+from pipeline.plan.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.plan.plan import Plan
 from pipeline.rebuild.surgery import finished, norm_scale
 
 Wanted = Callable[[Place | None], bool]  # of a tensor's place; None is outside the blocks

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import TrimlineError
-from pipeline.families import Axis, Family
-from pipeline.geometry import Geometry
+from pipeline.architecture.families import Family
+from pipeline.architecture.families.family import check_stream
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
+from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.consumers import Verdict, consumers
-from pipeline.rebuild.stock import accepts_heads, has_sliding_window, is_mistral_shaped
-from pipeline.recipe import Profile
 
 __all__ = ["Verdict", "check_profile", "check_request", "consumers"]
 
@@ -89,21 +90,6 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
             "the other), and this model cannot be written as mistral: it has biases, or other projections.",
             f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}"
             + (" Or compensate without biases." if result.biases else ""),
-        )
-
-
-def check_stream(family: Family) -> None:
-    """Whether the family's norms can be made to give over fewer channels what they give beside zeros.
-
-    Raises:
-        TrimlineError: they cannot.
-    """
-    if family.norm_eps is None:
-        shared = any(norm.axis is Axis.HEAD for norm in family.norms)
-        why = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
-        raise TrimlineError(
-            f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
-            "Remove FFN channels, KV groups or blocks instead.",
         )
 
 

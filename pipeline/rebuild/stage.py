@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
-from pipeline.errors import GateError
-from pipeline.events import Events
-from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
-from pipeline.loading import load_with_report
-from pipeline.options import RunOptions
-from pipeline.paging import paged_with_report, weights_bytes
-from pipeline.plan import Plan
+from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from pipeline.checkpoints.modelling import profile_of, shipped_files
+from pipeline.common.errors import GateError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.live.loading import load_with_report
+from pipeline.live.paging import paged_with_report, weights_bytes
+from pipeline.plan.places import check_same_model
+from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.config import smaller_config
 from pipeline.rebuild.masked import open_masked
-from pipeline.rebuild.modelling import profile_of, shipped_files
-from pipeline.rebuild.places import check_same_model
 from pipeline.rebuild.profiles import check_profile
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.surgery import Cut
-from pipeline.recipe import RebuildSlice
 
 GREEDY_TOKENS = 32
 PROMPT_TOKENS = 16

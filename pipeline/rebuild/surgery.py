@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.geometry import Geometry
-from pipeline.plan import Plan, Selection
-from pipeline.rebuild.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.plan.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import Selection, select
 
 
 class Cut(Mapping[str, torch.Tensor]):
@@ -63,15 +64,6 @@ def norm_scale(selection: Selection, geometry: Geometry) -> float:
     by n/k.
     """
     return 1.0 if selection.residual is None else math.sqrt(geometry.hidden / len(selection.residual))
-
-
-def select(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None) -> torch.Tensor:
-    """The kept rows and columns, contiguous; None keeps a whole dimension."""
-    if rows is not None:
-        tensor = tensor.index_select(0, rows)
-    if columns is not None:
-        tensor = tensor.index_select(1, columns)
-    return tensor.contiguous()
 
 
 def _updated(name: str, plan: Plan, tensor: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from pipeline.errors import GateError, TrimlineError
-from pipeline.geometry import Geometry
-from pipeline.recipe import LoRASlice
+from pipeline.architecture.geometry import Geometry
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.recover.recipe import LoRASlice
 
 SPARSE = 0.05  # share of exact zeros; quantised checkpoints have a few by rounding, which are kept at the merge only
 ADAPTER = "default"  # peft's name for the only one

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.options import RunOptions
-from pipeline.paging import weights_bytes
-from pipeline.recipe import RecoverSlice
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.options import RunOptions
+from pipeline.live.paging import weights_bytes
 from pipeline.recover.processes import processes, processes_here
+from pipeline.recover.recipe import RecoverSlice
 
 MOMENTS = 2  # of AdamW, for every trained weight
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.calibrate.windows import check_windows, draw_windows
-from pipeline.geometry import Geometry
-from pipeline.recipe import CalibrationWindows, RecoverSlice
+from pipeline.architecture.geometry import Geometry
+from pipeline.recover.recipe import RecoverSlice
+from pipeline.sources.recipe import CalibrationWindows
+from pipeline.sources.windows import check_windows, draw_windows
 
 
 def training_windows(tokenizer: Any, text: str, recipe: RecoverSlice, geometry: Geometry) -> torch.Tensor:

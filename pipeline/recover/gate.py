@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError
-from pipeline.events import Events
-from pipeline.gates import Comparison, compare_logits, demand, gate_tokens
-from pipeline.loading import load_with_report
-from pipeline.options import RunOptions
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.live.loading import load_with_report
 from pipeline.rebuild.stage import GREEDY_TOKENS, PROMPT_TOKENS, cache_comparison
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from pipeline.allocation.cfsp import importance_weights
-from pipeline.allocation.counts import tiled_counts
-from pipeline.errors import TrimlineError
-from pipeline.recipe import LoRASlice
+from pipeline.common.errors import TrimlineError
+from pipeline.prune.allocation.cfsp import importance_weights
+from pipeline.prune.allocation.counts import tiled_counts
+from pipeline.recover.recipe import LoRASlice
 
 FACT = "block importance"  # what a step of a plan calls the mean angular distance of its blocks
 

@@ -13,9 +13,9 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline.artefact import file_digest
-from pipeline.checkpoint import read_json, write_json
-from pipeline.errors import TrimlineError
+from pipeline.artefacts.artefact import file_digest
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json, write_json
 
 SEAL = "whole.json"
 KEPT = 2  # states; the older one serves while the newer one is not whole yet

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 from pipeline.recover.processes import processes
 
 

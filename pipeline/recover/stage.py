@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from pipeline.calibrate.sweep import blocks_of
-from pipeline.checkpoint import Checkpoint, write_checkpoint, write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.options import RunOptions
+from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
+from pipeline.live.blocks import blocks_of
+from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.rebuild.stage import copy_companions
-from pipeline.recipe import RecoverSlice
 from pipeline.recover.budget import demand_memory
 from pipeline.recover.data import training_windows
 from pipeline.recover.origins import Origins
 from pipeline.recover.processes import first_process
 from pipeline.recover.ranks import block_ranks
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.sources.model import checkpoint_folder
 
 if TYPE_CHECKING:

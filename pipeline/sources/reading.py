@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import TrimlineError
-from pipeline.recipe import TextSource
+from pipeline.common.errors import TrimlineError
+from pipeline.sources.recipe import TextSource
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_SECONDS = 10.0

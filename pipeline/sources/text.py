@@ -8,14 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from pipeline.checkpoint import write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.recipe import DEFAULT, TextSlice, TextSource
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
 from pipeline.sources.overlap import LONG, shared_share
 from pipeline.sources.places import typed_path
 from pipeline.sources.reading import SUFFIXES, read_data_set, read_file
+from pipeline.sources.recipe import DEFAULT, TextSlice, TextSource
 
 Role = Literal["calibration", "evaluation"]
 SHARED_BAR = 0.01

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.subject import CONFIG, EXPORT
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
+from exporters.folder import CONFIG, EXPORT
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
 from tests.tiny import tiny_model
 
 
@@ -24,8 +24,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _export(root: Path, name: str, ffn: int) -> Path:
     from exporters.onnx.files import save_graph
-    from exporters.onnx.fused import lower_fused
-    from exporters.onnx.genai import write_genai_config
+    from exporters.onnx.lowering.fused import lower_fused
+    from exporters.onnx.running.genai import write_genai_config
 
     checkpoint, out = tiny_model("llama", root / f"{name} checkpoint", intermediate_size=ffn), root / name
     out.mkdir()

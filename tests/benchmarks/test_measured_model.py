@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.stage import MeasuredModel
-from pipeline.options import RunOptions
+from pipeline.common.options import RunOptions
 
 SUBJECT: Any = SimpleNamespace(folder=Path("model"), geometry=SimpleNamespace(vocab=8))
 

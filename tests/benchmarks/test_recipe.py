@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.environment import huge_pages, power_cap
+from benchmarks.machine.environment import huge_pages, power_cap
 from benchmarks.recipe import NAMED_WORKLOADS, BenchmarkSlice, Workload
-from pipeline.errors import TrimlineError
-from trimline.arguments import benchmark_slice
+from pipeline.common.errors import TrimlineError
+from trimline.cli.arguments import benchmark_slice
 
 
 def test_a_workload_is_given_by_its_name():

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.markdown import memory, render
-from benchmarks.realised_gain import BARS, _named, outcome, table
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.results.markdown import memory, render
 from benchmarks.stage import benchmark
-from benchmarks.subject import Subject
+from benchmarks.studies.realised_gain import BARS, _named, outcome, table
+from benchmarks.timing.subject import Subject
 from exporters.tensorrt.stage import SECONDS
-from pipeline.checkpoint import write_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Event, Events
-from pipeline.options import RunOptions
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
 
 RECIPE = BenchmarkSlice(
     workloads=(Workload(prompt=12), Workload(prompt=8, output=6, batch=2)), rounds=3, rounds_per_opening=2, minimum_seconds=0.0

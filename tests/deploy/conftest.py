@@ -9,8 +9,8 @@ import pytest
 from deploy.package import PackageParts
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.events import Events
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.common.events import Events
 from tests.deploy.parts import OPTIONS, made_parts
 from tests.exporters.models import uneven
 from tests.tiny import tiny_model

@@ -7,14 +7,16 @@ from pathlib import Path
 from deploy.package import PackageParts
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.artefact import RECORD
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plan import Plan, Selection, Step
+from pipeline.architecture.profile import Profile
+from pipeline.artefacts.artefact import RECORD
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.plan.plan import Plan, Step
+from pipeline.plan.selection import Selection
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, RebuildSlice
-from tests.trimline.sample_report import sample
+from tests.trimline.reporting.sample_report import sample
 from trimline.reporting import write_report
 
 RECIPE = "name: test\nmodel:\n  source: someone/some-model\n"

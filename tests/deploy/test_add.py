@@ -13,9 +13,9 @@ from deploy.add import add_targets, is_package
 from deploy.package import package, sums
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.sums import write_sums
+from pipeline.artefacts.sums import write_sums
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from tests.deploy.parts import OPTIONS
 
 

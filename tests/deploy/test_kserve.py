@@ -11,7 +11,7 @@ import yaml
 
 from deploy.package import package
 from deploy.recipe import PackageSlice
-from pipeline.events import Events
+from pipeline.common.events import Events
 
 NAME = "small-model"
 # Where a manifest keeps its containers, by kind.

@@ -15,10 +15,10 @@ from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from deploy.targets import Candidate, check_targets
 from exporters.gguf.child import llama_cpp_python
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from tests.exporters.models import uneven
 from tests.tiny import tiny_model
 

@@ -20,11 +20,11 @@ from deploy import placing
 from deploy.package import MEASURED, package
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
-from pipeline.artefact import RECORD
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.sums import write_sums
-from tests.trimline.sample_report import sample
+from pipeline.artefacts.artefact import RECORD
+from pipeline.artefacts.sums import write_sums
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from tests.trimline.reporting.sample_report import sample
 from trimline.inspect import inspect_folder
 from trimline.reporting import write_report
 

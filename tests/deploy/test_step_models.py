@@ -17,10 +17,10 @@ from deploy.recipe import PackageSlice
 from deploy.targets.triton.engine import Engine
 from deploy.targets.triton.step import StepGraph, write_step_models
 from deploy.verify import verify
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from tests.deploy.model_config import read_config
 from tests.deploy.parts import OPTIONS
 

@@ -14,10 +14,10 @@ from deploy.package import package
 from deploy.recipe import PackageSlice, TargetName
 from deploy.targets import TARGETS, Candidate, Obstacle, check_targets, wanted_targets, with_targets
 from deploy.verify import verify
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from tests.tiny import tiny_model
 
 

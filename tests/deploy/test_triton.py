@@ -29,12 +29,12 @@ from deploy.targets.triton.backend import decoder as backend_file
 from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
 from deploy.targets.triton.gate import gate_text_model
-from exporters.onnx.placement import SHAPE_OPERATORS
-from exporters.onnx.session import OnnxDecoder
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Events
-from pipeline.recipe import Profile
+from exporters.onnx.running.placement import SHAPE_OPERATORS
+from exporters.onnx.running.session import OnnxDecoder
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Events
 from tests.deploy.model_config import read_config
 from tests.deploy.parts import OPTIONS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -77,7 +77,7 @@ def test_a_gpu_is_asked_for_where_the_run_used_one(parts, tmp_path):
     on_gpu = dataclasses.replace(parts, options=dataclasses.replace(OPTIONS, device="cuda"))
     monkeypatched = pytest.MonkeyPatch()
     with monkeypatched.context() as patch:
-        patch.setattr("pipeline.options.RunOptions.as_record", lambda self: {})  # asks torch about a device that is not here
+        patch.setattr("pipeline.common.options.RunOptions.as_record", lambda self: {})  # asks torch about a device that is not here
         package(on_gpu, PackageSlice(targets=("triton",)), tmp_path, Events())
     folder = tmp_path / "serve/triton"
     assert "kind: KIND_GPU" in (folder / "models/model/config.pbtxt").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.stage
-import benchmarks.timing
+import benchmarks.timing.timing
 from tests.end_to_end.scenario import InProcess, tiny_inputs
 
 
@@ -22,5 +22,5 @@ def quick_measuring() -> object:
     """Models timed in this process, in as many rounds whatever else the machine does: results.json grows with each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmarks.stage, "Child", InProcess)
-        patch.setattr(benchmarks.timing, "agrees_with_itself", lambda samples, rounds_per_opening: True)
+        patch.setattr(benchmarks.timing.timing, "agrees_with_itself", lambda samples, rounds_per_opening: True)
         yield

@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks.ceilings import multiply_rates, read_rates
-from benchmarks.worker import Worker
-from pipeline.artefact import MEASURED, RECORD, file_digest
-from pipeline.options import RunOptions
+from benchmarks.machine.ceilings import multiply_rates, read_rates
+from benchmarks.timing.worker import Worker
+from pipeline.artefacts.artefact import MEASURED, RECORD, file_digest
+from pipeline.common.options import RunOptions
 from tests.tiny import tiny_model
-from trimline.cli import app
+from trimline.cli.app import app
 
 RECIPES = Path(__file__).parent / "recipes"
 OPTIONS = RunOptions(dtype="float32", threads=1)
@@ -111,7 +111,7 @@ def trimline(*arguments: object) -> Called:
 
 def command(*arguments: object) -> list[str]:
     """The command line as a process of its own."""
-    return [sys.executable, "-m", "trimline.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "trimline.cli.app", *map(str, arguments)]
 
 
 def assert_refused(called: Called, *words: str, code: int = 2) -> None:

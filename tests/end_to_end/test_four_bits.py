@@ -10,10 +10,10 @@ import pytest
 
 import trimline
 from deploy.verify import verify
-from exporters.onnx.session import OnnxDecoder
-from pipeline.checkpoint import read_json
+from exporters.onnx.running.session import OnnxDecoder
+from pipeline.common.files import read_json
 from tests.end_to_end.scenario import OPTIONS, recipe, tiny_inputs
-from trimline.graph import RunResult
+from trimline.stages.graph import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import trimline as api
-from pipeline.artefact import PARTIAL
+from pipeline.artefacts.artefact import PARTIAL
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
@@ -83,7 +83,7 @@ def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed
 def test_an_interrupted_command_waits_for_no_thread():
     """As when the interrupt came while a library held the lock that its worker threads wait for."""
     stuck = (
-        "import threading, sys; from trimline.session import ended_by_itself, session\n"
+        "import threading, sys; from trimline.cli.session import ended_by_itself, session\n"
         "threading.Thread(target=threading.Event().wait).start()\n"
         "def command():\n"
         "    import typer\n"
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_at_a_kind_of_file(inputs, tmp_path, monkeypatch, suff
 
     monkeypatch.setattr(Path, "write_text", write_text)
     if suffix == ".safetensors":
-        monkeypatch.setattr("pipeline.checkpoint.save_file", full)
+        monkeypatch.setattr("pipeline.checkpoints.checkpoint.save_file", full)
     if suffix == ".onnx":
         monkeypatch.setattr("exporters.onnx.files.ir.save", full)
     called = trimline("run", written(recipe("cfsp-least-squares", inputs), tmp_path), "-o", tmp_path / "out", *SETTINGS)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artefact import MEASURED, file_digest
-from pipeline.events import Events
-from pipeline.sums import SUMS
+from pipeline.artefacts.artefact import MEASURED, file_digest
+from pipeline.artefacts.sums import SUMS
+from pipeline.common.events import Events
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import OPTIONS, SETTINGS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
-from trimline.verifying import verify_folder
+from trimline.verify.folders import verify_folder
 
 STAGES = ("source", "text", "measure", "prune", "rebuild", "recover", "evaluate", "export", "benchmark", "report", "package")
 # What holds a time, a latency or a date, or the sum of a file that does.

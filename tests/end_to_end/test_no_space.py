@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-import pipeline.artefact
+import pipeline.artefacts.artefact
 import trimline as api
-from pipeline.artefact import PARTIAL, WORK
-from pipeline.events import Event, Events
+from pipeline.artefacts.artefact import PARTIAL, WORK
+from pipeline.common.errors import explain
+from pipeline.common.events import Event, Events
 from tests.end_to_end.disks import disk, largest_file, size_of
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
@@ -31,8 +32,7 @@ from tests.end_to_end.scenario import (
     trimline,
     written,
 )
-from trimline.session import explain
-from trimline.verifying import verify_folder
+from trimline.verify.folders import verify_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -183,7 +183,7 @@ def test_a_clock_that_was_set_back(inputs, tmp_path, monkeypatch):
     before = computed_files(output)
     for number, path in enumerate(sorted(output.rglob("*"))):
         os.utime(path, (4e9, 4e9) if number % 2 else (1, 1), follow_symlinks=False)
-    monkeypatch.setattr(pipeline.artefact, "datetime", Back)
+    monkeypatch.setattr(pipeline.artefacts.artefact, "datetime", Back)
     again = api.run(values, output, options=OPTIONS)
     assert all(artefact.skipped for artefact in again.artefacts.values())
     api.run(values, tmp_path / "other", options=OPTIONS)

@@ -15,9 +15,10 @@ import pytest
 
 import trimline as api
 from deploy.verify import verify
-from pipeline.artefact import WORK
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import TrimlineError
+from pipeline.artefacts.artefact import WORK
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 from pipeline.recover.resuming import SEAL
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
@@ -32,7 +33,7 @@ from tests.end_to_end.scenario import (
     trimline,
     written,
 )
-from trimline.graph import RunResult
+from trimline.stages.graph import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -202,7 +203,7 @@ def test_two_processes_train_as_one(done, values, tmp_path):
     rebuilt = done.artefacts["rebuild"].folder
     alone = api.recover(one, rebuilt, tmp_path / "alone", options=OPTIONS)
     arguments = ("recover", written(two, tmp_path), rebuilt, "-o", tmp_path / "shared", *SETTINGS, "--json")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trimline.cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trimline.cli.app"]
     called = subprocess.run(
         [*launcher, *map(str, arguments)], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import INDEX, read_json
+from pipeline.checkpoints.checkpoint import INDEX
+from pipeline.common.files import read_json
 from tests.end_to_end.scenario import (
     assert_nothing_half_written,
     assert_refused,
@@ -171,7 +172,7 @@ def test_every_verb_refuses_a_damaged_model(inputs, tmp_path, name, verb):
 
 
 def test_a_modelling_file_that_was_changed_is_named(inputs, tmp_path):
-    from pipeline.recipe import Profile
+    from pipeline.architecture.profile import Profile
     from tests.pipeline.rebuild.cases import anything, plan_for, rebuilt
 
     folder = rebuilt(tmp_path, inputs / "model", plan_for(inputs / "model", anything), Profile.FREE)

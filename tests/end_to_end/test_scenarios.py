@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trimline
 from deploy.verify import verify
-from exporters.onnx.session import OnnxDecoder
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.plan import Plan
+from exporters.onnx.running.session import OnnxDecoder
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.files import read_json
+from pipeline.plan.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, all_files, changed, computed_files, recipe, tiny_inputs
-from trimline.graph import RunResult
+from trimline.stages.graph import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 SCENARIOS = (

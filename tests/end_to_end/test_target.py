@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-import benchmarks.latency_stage
-import trimline.graph
-import trimline.rounds
-from benchmarks.target import Judgement
-from pipeline.allocation.latency import Entry, LatencyTable, Times, identity
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Event, Events
-from pipeline.plan import Plan
+import benchmarks.latency.stage
+import trimline.stages.graph
+import trimline.stages.rounds
+from benchmarks.results.target import Judgement
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.common.files import read_json
+from pipeline.plan.plan import Plan
+from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe
 from trimline.api import run
-from trimline.graph import Run
 from trimline.recipe import checked_recipe
+from trimline.stages.graph import Run
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 STEP = ("prune", "steps", 0)
@@ -25,7 +26,7 @@ DECODE = Times(0.004, (0.0, 0.002, 0.003), (0, 32, 64, 96), (0.0, 0.001, 0.003, 
 
 @pytest.fixture(autouse=True)
 def _quick_table(monkeypatch):
-    monkeypatch.setattr(benchmarks.latency_stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.latency.stage, "Child", InProcess)
 
 
 def test_a_target_of_time_and_size(inputs, tmp_path):
@@ -72,9 +73,9 @@ def given_speeds(monkeypatch):
             LatencyTable(identity(geometry), {}, (Entry("4/4", "decode", 3, DECODE),)).write(out)
 
         left = list(speeds)
-        monkeypatch.setattr(trimline.graph, "latency_table", table)
+        monkeypatch.setattr(trimline.stages.graph, "latency_table", table)
         monkeypatch.setattr(
-            trimline.rounds,
+            trimline.stages.rounds,
             "judge",
             lambda results, target, model: (Judgement("speedup", "decode", target.speedup, *[left.pop(0)] * 3, control_holds=True),),
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plan import Plan, Selection
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import Selection
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, RebuildSlice
 from tests.tiny import tiny_model
 
 FFN = (64, 96, 0, 32)  # units kept per block: the third has no FFN,

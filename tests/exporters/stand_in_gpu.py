@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnxruntime.capi.onnxruntime_inference_collection import IOBinding, OrtDevice, OrtValue
 
-from exporters.onnx import providers
-from exporters.onnx.placement import SHAPE_OPERATORS
+from exporters.onnx.running import providers
+from exporters.onnx.running.placement import SHAPE_OPERATORS
 from exporters.onnx.runtime import CPU, CUDA, TENSORRT
 
 

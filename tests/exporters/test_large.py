@@ -12,13 +12,13 @@ import onnx
 import pytest
 import torch
 
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.loading import load_model
-from pipeline.options import RunOptions
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_model
 from tests.tiny import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -13,12 +13,12 @@ from exporters.gguf.stage import export_gguf
 from exporters.held import is_mapped
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Events
-from pipeline.loading import load_model
-from pipeline.mapped import MappedTensors
-from pipeline.paging import open_mapped
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Events
+from pipeline.live.loading import load_model
+from pipeline.live.paging import open_mapped
+from pipeline.tensors.mapped import MappedTensors
 from tests.exporters.models import OPTIONS, stock, uneven
 
 SMALL = replace(OPTIONS, memory=1)

@@ -16,22 +16,22 @@ import yaml
 from rich.console import Console
 
 from deploy.add import add_targets
-from pipeline.calibrate.windows import tokenize
-from pipeline.checkpoint import INDEX, Checkpoint
-from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.options import RunOptions
-from pipeline.plan import Plan
-from pipeline.recipe import ModelSlice, TextSource
+from pipeline.artefacts.sums import SUMS, file_digest, write_sums
+from pipeline.checkpoints.checkpoint import INDEX, Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_model, load_tokenizer
+from pipeline.plan.plan import Plan
 from pipeline.sources import model as model_source
+from pipeline.sources.recipe import ModelSlice, TextSource
 from pipeline.sources.text import load_text
-from pipeline.sums import SUMS, file_digest, write_sums
+from pipeline.sources.windows import tokenize
 from tests.fuzz import mutate
 from tests.fuzz.material import Material
 from trimline import api
 from trimline.inspect import inspect_folder, inspect_sparsity, render_inspection, render_sparsity
 from trimline.recipe import parse_recipe
-from trimline.verifying import verify_folder
+from trimline.verify.folders import verify_folder
 
 OPTIONS = RunOptions(threads=1, dtype="float32")
 QUIET = Events()

@@ -16,15 +16,18 @@ from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from exporters.gguf.files import write_gguf
 from exporters.recipe import ExportSlice
-from pipeline.artefact import make_artefact
-from pipeline.checkpoint import INDEX, Checkpoint, save_tensors, write_json
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plan import Plan
+from pipeline.architecture.profile import Profile
+from pipeline.artefacts.artefact import make_artefact
+from pipeline.checkpoints.checkpoint import INDEX, Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.common.options import RunOptions
+from pipeline.plan.plan import Plan
 from pipeline.rebuild.gguf_form import gguf_form
-from pipeline.recipe import ModelSlice, Profile
 from pipeline.sources.model import identify
 from pipeline.sources.model import source as write_source
+from pipeline.sources.recipe import ModelSlice
+from pipeline.tensors.tensorfile import save_tensors
 from tests.deploy.parts import made_parts
 from tests.tiny import tiny_model
 

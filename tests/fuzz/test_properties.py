@@ -12,12 +12,12 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.geometry import Geometry
-from pipeline.plan import Plan
-from pipeline.recipe import ModelSlice
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.plan.plan import Plan
 from pipeline.sources.model import identify
+from pipeline.sources.recipe import ModelSlice
 from trimline.recipe import Recipe, checked_recipe, parse_recipe, recipe_text
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -71,7 +71,7 @@ def test_anything_in_a_config(key, value):
 @given(st.sampled_from(sorted(PLAN)), ANYTHING)
 def test_anything_in_a_plan(key, value):
     with tempfile.TemporaryDirectory() as folder:
-        from pipeline.checkpoint import save_tensors
+        from pipeline.tensors.tensorfile import save_tensors
 
         for name in ("updates", "scores"):
             save_tensors(Path(folder) / f"{name}.safetensors", {})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 from tests.fuzz import watch
 from tests.fuzz.kinds import EVIL, WITNESS
 from tests.fuzz.watch import judged

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.artefact import PARTIAL
-from pipeline.errors import TrimlineError
+from pipeline.artefacts.artefact import PARTIAL
+from pipeline.common.errors import TrimlineError
 
 SECONDS = 10
 MOST_BYTES = 2**30

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.families import Linear, Sublayer
-from pipeline.geometry import Geometry
-from pipeline.plan import Selection
-from pipeline.rebuild.surgery import select
+from pipeline.architecture.families import Linear, Sublayer
+from pipeline.architecture.geometry import Geometry
+from pipeline.plan.selection import Selection, select
 
 
 def parts_of_units(values: torch.Tensor, linear: Linear, geometry: Geometry, block: int = 0) -> list[torch.Tensor]:

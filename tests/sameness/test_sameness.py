@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.methods import METHODS
+from pipeline.prune.methods import METHODS
 from tests.sameness import baseline
 from tests.sameness.baseline import NoBaseline, kept, made_anew, write
 from tests.sameness.computing import tiny_cases

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from exporters.onnx.perplexity import calibration_windows
-from pipeline.checkpoint import Checkpoint
-from pipeline.loading import load_model
-from pipeline.recipe import Profile
+from exporters.onnx.gate.perplexity import calibration_windows
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.live.loading import load_model
 from tests.pipeline.rebuild.cases import Choice, Units, plan_for, rebuilt
 
 NARROW, WIDE = 1280, 1472  # of 1536 channels

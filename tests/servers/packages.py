@@ -17,9 +17,9 @@ import torch
 from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
 from exporters.recipe import ExportSlice
-from pipeline.events import Events
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.common.events import Events
+from pipeline.live.loading import load_model, load_tokenizer
 from tests.deploy.parts import OPTIONS, made_parts
 from tests.servers.places import free_ports, started
 from tests.tiny import tiny_model

@@ -17,12 +17,13 @@ from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import GateError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json
+from pipeline.common.options import RunOptions
 from pipeline.rebuild.gguf_form import DECI, gguf_form
-from pipeline.recipe import Profile
 from tests.exporters.gguf.test_tokenizer import sentencepiece
 from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
 from tests.pipeline.rebuild.cases import fewer_groups, rebuilt_tiny

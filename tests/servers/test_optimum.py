@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice, Precision
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
 from pipeline.rebuild.consumers import consumers
-from pipeline.recipe import Profile
 from tests.exporters.models import OPTIONS, smaller
 from tests.servers.places import environment
 

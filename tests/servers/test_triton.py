@@ -19,10 +19,10 @@ import pytest
 from deploy.recipe import PackageSlice
 from deploy.verify import verify
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint
-from pipeline.loading import load_tokenizer
-from pipeline.options import RunOptions
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_tokenizer
 from tests.deploy.parts import OPTIONS, made_parts
 from tests.servers.packages import greedy, started_from, written
 from tests.servers.places import ROOT, environment, free_ports
@@ -140,7 +140,7 @@ def test_the_benchmarks_own_client_measures_it(triton, tmp_path):
     (tmp_path / "text.txt").write_text(" ".join(word for word, _ in wanted))
     out = tmp_path / "served.json"
     asked = ["--protocol", "triton", "--requests", "6", "--concurrency", "2", "--words", "1", "--tokens", "9", "--warm-up", "2"]
-    command = [sys.executable, "-m", "benchmarks.served", f"http://127.0.0.1:{triton.ports[0]}", *asked]
+    command = [sys.executable, "-m", "benchmarks.studies.serving.load", f"http://127.0.0.1:{triton.ports[0]}", *asked]
     done = subprocess.run(
         [*command, "--text", str(tmp_path / "text.txt"), "--output", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from deploy.verify import verify
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.live.loading import load_model, load_tokenizer
 from tests.servers.models import pruned
 from tests.servers.packages import answering, packaged, says_what_the_checkpoint_says
 from tests.servers.places import environment

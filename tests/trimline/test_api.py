@@ -12,11 +12,11 @@ import benchmarks.stage
 import trimline.api as api
 from benchmarks.recipe import BenchmarkSlice, Workload
 from exporters.recipe import ExportSlice
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.events import Event, Events
-from pipeline.plan import Plan
-from pipeline.recipe import Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.plan.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, InProcess, recipe, tiny_inputs, written
 from trimline.recipe import checked_recipe
 

@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import TrimlineError
-from pipeline.recipe import Profile, Space
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.spaces import Space
+from pipeline.common.errors import TrimlineError
 from trimline.recipe import Recipe, checked_recipe, parse_recipe, recipe_text
 
 SHORT = "prune: {steps: [{budget: {ffn: {remove: 0.5}}}]}\n"

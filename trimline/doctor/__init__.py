@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.driver import cuda_devices
+from pipeline.common.driver import cuda_devices
 from trimline.doctor.finding import Finding, State
 from trimline.doctor.machine import examine_machine
 from trimline.doctor.packages import examine_packages

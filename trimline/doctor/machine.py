@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline.driver import cuda_devices
-from pipeline.memory import CGROUP, memory_limit
-from pipeline.options import processor_has_bf16
+from pipeline.common.driver import cuda_devices
+from pipeline.common.memory import CGROUP, memory_limit
+from pipeline.common.options import processor_has_bf16
 from trimline.doctor.finding import Finding
 from trimline.reporting import formats
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.geometry import BlockShape, Geometry
-from pipeline.plan import Plan
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.sparsity import two_four_fraction
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.modelling import profile_of
+from pipeline.common.errors import TrimlineError
+from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
-from pipeline.rebuild.modelling import profile_of
 from pipeline.rebuild.profiles import consumers
-from pipeline.recipe import Profile
-from pipeline.sparsity import two_four_fraction
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
 from trimline.inspect.graph import inspect_graph
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exporters.onnx.sparsity import WeightPattern, weight_patterns
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.sparsity import two_four_fraction
+from pipeline.architecture.sparsity import two_four_fraction
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from trimline.inspect.read import checkpoint_place, graph_file
 from trimline.reporting import formats
 

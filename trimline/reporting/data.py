@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 FILE = "report.json"
 STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")

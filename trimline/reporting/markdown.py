@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.markdown import escape, fence
+from pipeline.common.markdown import escape, fence
 from trimline.reporting.content import Code, Item, Note, Plot, Section, Table
 from trimline.reporting.data import ReportData
 from trimline.reporting.headline import headline

@@ -11,7 +11,7 @@ from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
 from trimline.reporting.tasks import task_items
 
-BAND = 0.03  # as benchmarks.target judges
+BAND = 0.03  # as benchmarks.results.target judges
 ROLES: tuple[Role, Role] = ("dense", "pruned")
 
 

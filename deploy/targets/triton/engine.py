@@ -10,8 +10,8 @@ from typing import Any
 from deploy.placing import link_or_copy
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.stage import ENGINE, RECORD
-from pipeline.checkpoint import read_json
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 
 PLAN = "model.plan"  # Triton's name for it
 Shapes = tuple[tuple[int, ...], ...]  # least, where it is fastest, most; batch first

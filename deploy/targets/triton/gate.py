@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 
 from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
-from exporters.onnx.session import OnnxDecoder
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from exporters.onnx.running.session import OnnxDecoder
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 
 TEXTS = ("The capital of France is", "a", "Naïve façades: 12 €, \n\ttabs — and “quotes”. 日本語 🙂", "  two  spaces  ")
 TOKENS = 16

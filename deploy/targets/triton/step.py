@@ -13,7 +13,7 @@ from deploy.placing import copy
 from deploy.targets.text import write_rendered, write_text
 from deploy.targets.triton.engine import PLAN, Engine
 from exporters.onnx.files import GRAPH, LOWERING_KEY, WEIGHTS
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",

@@ -15,8 +15,8 @@ import pytest
 
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ def tiny_onnx(tiny_checkpoint: Path) -> Path:
 @contextmanager
 def serving(folder: Path, *options: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """URL and process of ``trimline serve``; killed at the end where it still runs."""
-    command = [sys.executable, "-m", "trimline.cli", "serve", str(folder), "--port", "0", "--threads", "1", *options]
+    command = [sys.executable, "-m", "trimline.cli.app", "serve", str(folder), "--port", "0", "--threads", "1", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:

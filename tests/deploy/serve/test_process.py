@@ -27,9 +27,9 @@ from deploy.serve.answering import Done, Event, Failed, Job, Piece
 from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
-from pipeline.memory import usable_cores
+from pipeline.common.memory import usable_cores
 from tests.deploy.serve.conftest import CONTEXT, ROOT, Served, serving
-from trimline.cli import app
+from trimline.cli.app import app
 
 PATH = "/v1/completions"
 PATIENCE = 60
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_model_is_one_sentence(tiny_checkpoint: Path, tiny_o
 
 
 def test_a_missing_extra_is_one_sentence(tiny_onnx: Path) -> None:
-    code = "import sys; sys.modules['uvicorn'] = None; from trimline.cli import app; app(['serve', sys.argv[1]])"
+    code = "import sys; sys.modules['uvicorn'] = None; from trimline.cli.app import app; app(['serve', sys.argv[1]])"
     result = subprocess.run([sys.executable, "-c", code, str(tiny_onnx)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == "error: Serving needs uvicorn, which is not installed. pip install 'trimline[cpu,serve]'.\n"

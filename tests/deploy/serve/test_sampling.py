@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.serve.sampling import Sampling
 from deploy.serve.worker import Runtime
-from exporters.onnx.genai import GenaiDecoder
+from exporters.onnx.running.genai import GenaiDecoder
 
 DRAWS, VOCABULARY = 2000, 104
 PROMPT = [5, 6, 7, 50]

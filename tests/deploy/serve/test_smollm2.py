@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.events import Events
-from pipeline.options import RunOptions
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from tests.deploy.serve.conftest import serving
 
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "🎉 Party"]

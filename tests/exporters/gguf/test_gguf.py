@@ -18,11 +18,12 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors
 from exporters.gguf.stage import export_gguf
 from exporters.gguf.tensors import pair_neighbours, part_halves
-from pipeline.checkpoint import Checkpoint, read_json, write_json
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Event, Events
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.common.files import read_json, write_json
 from pipeline.rebuild.gguf_form import gguf_form
-from pipeline.recipe import Profile
 from tests.exporters.models import ATTENTION_FIRST_GONE, OPTIONS, stock, uneven
 from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_groups, rebuilt_tiny
 

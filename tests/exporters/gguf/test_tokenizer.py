@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from exporters.gguf.metadata import title
 from exporters.gguf.tokenizer import pre_tokenizer, strips_like_phi3, write_tokenizer
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from tests.exporters.models import stock
 
 TEXT = "In 1847 the ship's boy counted 12 gulls and 305 nets; the captain wasn't amused by the boy or by the nets. "

@@ -9,11 +9,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from exporters.onnx.files import copy_tokenizer, save_graph
-from exporters.onnx.portable import lower_portable
+from exporters.onnx.lowering.portable import lower_portable
 from exporters.recipe import Precision
-from pipeline.checkpoint import Checkpoint, write_json
-from pipeline.events import Events
-from pipeline.masks import n_m
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.files import write_json
+from pipeline.prune.model.masks import n_m
 from tests.exporters.models import uneven
 
 

@@ -17,7 +17,7 @@ import torch
 
 from exporters.tensorrt import session
 from exporters.tensorrt.session import EngineDecoder
-from pipeline.checkpoint import write_json
+from pipeline.common.files import write_json
 
 DataType = Enum("DataType", "FLOAT HALF BF16 INT64 INT32")
 TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")

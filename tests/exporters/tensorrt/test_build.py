@@ -19,13 +19,12 @@ from exporters.tensorrt.child import build_in_child, log_lines
 from exporters.tensorrt.session import EngineDecoder
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
-from pipeline.driver import cuda_devices
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Event, Events
+from pipeline.common.driver import cuda_devices
+from pipeline.common.errors import GateError, TrimlineError, explain
+from pipeline.common.events import Event, Events
 from tests.end_to_end.disks import disk, largest_file, size_of
 from tests.end_to_end.scenario import assert_refused, prose, trimline
 from tests.exporters.models import OPTIONS
-from trimline.session import explain
 
 RTX = BuildSlice(builder="tensorrt_rtx", compute_capabilities=("8.6",))
 REQUESTS = [Request(32, 4, 2)]

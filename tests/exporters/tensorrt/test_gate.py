@@ -14,14 +14,14 @@ from exporters.tensorrt import gate
 from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.shapes import Request
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Event, Events
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Event, Events
 from tests.exporters.models import OPTIONS
 
 # In place of an engine: the graph in ONNX Runtime, off by so much.
 STAND_IN = """
 import sys
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt import session, worker
 
 class Engine(OnnxDecoder):

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from exporters.onnx.session import OnnxDecoder
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.session import EngineDecoder
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.gates import gate_tokens
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.evaluate.gates import gate_tokens
 from tests.exporters.models import OPTIONS
 
 pytestmark = pytest.mark.gpu

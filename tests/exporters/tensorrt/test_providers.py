@@ -9,21 +9,22 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.onnx import providers, sparsity
-from exporters.onnx.device import CHAINS
+from exporters.onnx import sparsity
 from exporters.onnx.files import save_graph
-from exporters.onnx.fused import lower_fused
-from exporters.onnx.last_position import keep_last_position
-from exporters.onnx.placement import RECORD, SHAPE_OPERATORS, check_places, places
-from exporters.onnx.portable import lower_portable
-from exporters.onnx.providers import open_session, options_of
+from exporters.onnx.lowering.fused import lower_fused
+from exporters.onnx.lowering.last_position import keep_last_position
+from exporters.onnx.lowering.portable import lower_portable
+from exporters.onnx.running import providers
+from exporters.onnx.running.device import CHAINS
+from exporters.onnx.running.placement import RECORD, SHAPE_OPERATORS, check_places, places
+from exporters.onnx.running.providers import open_session, options_of
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.runtime import CPU, CUDA, TENSORRT, load_libraries
-from exporters.onnx.session import OnnxDecoder
-from pipeline.checkpoint import Checkpoint
-from pipeline.driver import cuda_devices
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.gates import gate_tokens
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.driver import cuda_devices
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.evaluate.gates import gate_tokens
 from tests.exporters.models import uneven
 
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.worker import Worker
-from exporters.onnx.session import OnnxDecoder
+from benchmarks.timing.worker import Worker
+from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt.decoder import along
 from exporters.tensorrt.session import EngineDecoder
-from pipeline.errors import TrimlineError
-from pipeline.gates import gate_tokens
+from pipeline.common.errors import TrimlineError
+from pipeline.evaluate.gates import gate_tokens
 from tests.exporters.tensorrt.stand_in import engine_folder, stand_in
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
-from pipeline.errors import TrimlineError
+from pipeline.common.errors import TrimlineError
 
 INPUTS = {
     "input_ids": ("batch", "sequence"),

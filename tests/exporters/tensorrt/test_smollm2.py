@@ -10,12 +10,14 @@ from exporters.onnx.sparsity import check_two_four, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.plan import Plan, Selection
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import Selection
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, RebuildSlice
 from tests.exporters.tensorrt.conftest import portable_folder, two_four
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.onnx.outliers import Channels, observe, products_of
+from exporters.onnx.lowering.outliers import Channels, observe, products_of
 from exporters.tensorrt.smooth import LARGEST_ERROR, smooth, too_rough
 
 CHANNELS, OUT = 32, 12

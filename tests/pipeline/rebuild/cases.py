@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.events import Event, Events
-from pipeline.geometry import Geometry
-from pipeline.options import RunOptions
-from pipeline.plan import Plan, Selection, Step
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Event, Events
+from pipeline.common.options import RunOptions
+from pipeline.plan.plan import Plan, Step
+from pipeline.plan.selection import Selection
+from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
-from pipeline.recipe import Profile, RebuildSlice
 from tests.tiny import tiny_model
 
 Units = list[tuple[int, ...]]

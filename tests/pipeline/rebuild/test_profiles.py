@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.families import FAMILIES
+from pipeline.architecture.families import FAMILIES
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.profiles import Verdict, check_profile, check_request, consumers
-from pipeline.recipe import Profile
 from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_groups, plan_for, rebuilt, same_width
 from tests.tiny import tiny_model
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint, write_checkpoint
-from pipeline.errors import GateError, TrimlineError
-from pipeline.events import Event, Events
-from pipeline.loading import load_model, load_tokenizer
-from pipeline.plan import Plan
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.live.loading import load_model, load_tokenizer
+from pipeline.plan.plan import Plan
 from pipeline.rebuild.masked import load_masked, masked_state
 from pipeline.rebuild.stage import gate
-from pipeline.recipe import Profile
 from tests.pipeline.rebuild.cases import (
     OPTIONS,
     Choice,

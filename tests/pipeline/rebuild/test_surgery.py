@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.families import Axis, Linear
-from pipeline.families.llama import LLAMA
-from pipeline.plan import Plan
+from pipeline.architecture.families import Axis, Linear
+from pipeline.architecture.families.llama import LLAMA
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.plan.places import Place
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import select
 from pipeline.rebuild.masked import masked_state
-from pipeline.rebuild.places import Place
-from pipeline.rebuild.surgery import Cut, select
+from pipeline.rebuild.surgery import Cut
 from tests.pipeline.rebuild.cases import Choice, absent_parts, plan_for
 from tests.tiny import tiny_model
 

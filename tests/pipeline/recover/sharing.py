@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.events import Events
-from pipeline.options import RunOptions
-from pipeline.recipe import RecoverSlice
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from pipeline.recover.processes import first_process
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import recover
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import GateError
-from pipeline.loading import load_model
-from pipeline.recipe import LoRASlice, Profile
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
+from pipeline.live.loading import load_model
 from pipeline.recover.adapters import MaskedLinear, adapted, merged
+from pipeline.recover.recipe import LoRASlice
 from pipeline.recover.zeros import projection_weights
 from tests.pipeline.rebuild.cases import absent_parts, anything, rebuilt_tiny
 from tests.tiny import TINY_FAMILIES, tiny_model

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.options import WEIGHTS_SHARE
-from pipeline.recipe import RecoverSlice
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.options import WEIGHTS_SHARE
 from pipeline.recover.budget import demand_memory, held_bytes
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import recover
 from tests.end_to_end.scenario import assert_refused, prose, trimline
 from tests.pipeline.recover.test_stage import FULL, LORA, OPTIONS

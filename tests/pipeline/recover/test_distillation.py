@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from pipeline.calibrate.sweep import blocks_of
-from pipeline.families import Sublayer, family_named
-from pipeline.loading import load_model
+from pipeline.architecture.families import Sublayer, family_named
+from pipeline.live.blocks import blocks_of
+from pipeline.live.loading import load_model
 from pipeline.recover.distillation import BlockOutputs, Lesson, prediction_divergence, state_distance
 from tests.tiny import TINY_FAMILIES, tiny_model
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import TrimlineError
-from pipeline.recipe import LoRASlice
+from pipeline.common.errors import TrimlineError
 from pipeline.recover.ranks import block_ranks, importance_ranks
+from pipeline.recover.recipe import LoRASlice
 
 DISTANCES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 

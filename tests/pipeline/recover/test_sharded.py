@@ -9,13 +9,14 @@ import sys
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint, read_json
-from pipeline.errors import TrimlineError
-from pipeline.events import Events
-from pipeline.recipe import RecoverSlice
+from pipeline.architecture.sparsity import two_four_fraction
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import recover
 from pipeline.recover.zeros import projection_weights
-from pipeline.sparsity import two_four_fraction
 from tests.end_to_end.scenario import prose
 from tests.pipeline.recover.test_stage import OPTIONS
 from tests.pipeline.recover.test_zeros_and_states import masked, two_four

@@ -11,20 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artefact import file_digest
-from pipeline.checkpoint import Checkpoint, read_json, save_tensors
-from pipeline.errors import TrimlineError
-from pipeline.events import Event, Events
-from pipeline.loading import load_model
-from pipeline.options import RunOptions
-from pipeline.prune import make_plan
-from pipeline.recipe import Profile, PruneSlice, RecoverSlice
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.sparsity import two_four_fraction
+from pipeline.artefacts.artefact import file_digest
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Event, Events
+from pipeline.common.files import read_json
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_model
+from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.stage import make_plan
 from pipeline.recover import resuming, stage
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.resuming import last_whole
 from pipeline.recover.stage import recover
 from pipeline.recover.zeros import projection_weights
-from pipeline.shrinking import ShrinkingModel
-from pipeline.sparsity import two_four_fraction
+from pipeline.tensors.tensorfile import save_tensors
 from tests.end_to_end.scenario import prose
 from tests.pipeline.rebuild.cases import absent_parts, anything, fewer_blocks, rebuilt, rebuilt_tiny, same_width
 from tests.tiny import tiny_model

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint import Checkpoint, save_tensors
-from pipeline.errors import GateError
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import GateError
 from pipeline.recover.resuming import SEAL, Sealer, last_whole, seal
 from pipeline.recover.zeros import ZeroKeeper, demand_zeros, projection_weights
+from pipeline.tensors.tensorfile import save_tensors
 from tests.tiny import tiny_model
 
 NAME = "model.layers.1.mlp.up_proj.weight"

@@ -1,0 +1,1 @@
+"""Arithmetic of measurements: intervals, and the roofline."""

@@ -1,0 +1,202 @@
+"""The least time that a machine allows a model's shapes: operator by operator, the longer of moving and multiplying.
+
+``time bound = Σ over operators of max(bytes / measured bandwidth, FLOPs / measured rate)``
+
+Everything is counted from the geometry. An operator reads its inputs and weights once and writes its output once; a
+weight that all tokens use is read once per call; attention is one fused operator that looks at no future position.
+FLOPs are those of multiplications by matrices (a multiply-add is two): softmax, norms and activations cost their bytes.
+Rates in bytes/s and FLOP/s, times in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from pipeline.architecture.families import Axis, Norm, Sublayer
+from pipeline.architecture.geometry import BlockShape, Geometry
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of the graph.
+
+    Attributes:
+        tokens: new tokens per sequence; past: cached ones.
+        logits_positions: per sequence, how many the graph computes logits for.
+    """
+
+    tokens: int
+    past: int = 0
+    batch: int = 1
+    logits_positions: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrices that all projections see."""
+        return self.tokens * self.batch
+
+    @property
+    def pairs(self) -> int:
+        """(query, key) pairs that causal attention looks at."""
+        return self.batch * (self.tokens * self.past + self.tokens * (self.tokens + 1) // 2)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What one operator must move (bytes) and multiply (FLOPs)."""
+
+    name: str
+    bytes: float
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine was measured to do: bytes/s read from memory, fp32 FLOP/s in a large matrix product."""
+
+    bandwidth: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bytes per number, of activations and of weights (fewer than 4 where weights are quantised).
+
+    Attributes:
+        special: of the weights of single operators, by their names.
+    """
+
+    activation: float = FP32
+    weight: float = FP32
+    special: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, operator: str) -> float:
+        """Bytes per weight of one operator."""
+        return self.special.get(operator, self.weight)
+
+    def in_block(self, number: int) -> Widths:
+        """The same, with the operators of one block under their names without its number."""
+        own = {name.removeprefix(f"{number}."): width for name, width in self.special.items() if name.startswith(f"{number}.")}
+        return replace(self, special=own)
+
+
+def operators(geometry: Geometry, call: Call, widths: Widths | None = None) -> list[Operator]:
+    """Every operator of one call, in order of execution."""
+    widths = widths or Widths()
+    found = list(_embedding(geometry, call, widths))
+    for number, block in enumerate(geometry.blocks):
+        found += [Operator(f"{number}.{op.name}", op.bytes, op.flops) for op in _block(geometry, block, call, widths.in_block(number))]
+    found += list(_head(geometry, call, widths))
+    return found
+
+
+def time_bound(work: list[Operator], ceilings: Ceilings) -> float:
+    """Seconds that the roofline allows at best."""
+    return sum(max(op.bytes / ceilings.bandwidth, op.flops / ceilings.rate) for op in work)
+
+
+def allowed_speedup(dense: list[Operator], pruned: list[Operator], ceilings: Ceilings) -> float:
+    """What removing the units can gain on this machine, if both models ran at the roofline."""
+    return time_bound(dense, ceilings) / time_bound(pruned, ceilings)
+
+
+def flops(work: list[Operator]) -> float:
+    """All of them."""
+    return sum(op.flops for op in work)
+
+
+def weight_bytes(geometry: Geometry, widths: Widths | None = None) -> float:
+    """Weights read by any call: all but looked-up tables. A tied table is read, as the output head."""
+    widths = widths or Widths()
+    looked_up = geometry.hidden * (geometry.positions + (0 if geometry.tied else geometry.vocab))
+    usual = (geometry.total_parameters() - looked_up) * widths.weight
+    return usual + sum(_weights(geometry, name) * (width - widths.weight) for name, width in widths.special.items())
+
+
+def _weights(geometry: Geometry, operator: str) -> int:
+    number, _, name = operator.partition(".")
+    if operator == geometry.family.head:
+        return geometry.vocab * geometry.hidden
+    return next(math.prod(shape) for linear, shape in geometry.linears(geometry.blocks[int(number)]) if linear.name == name)
+
+
+def cache_bytes(geometry: Geometry, call: Call, widths: Widths | None = None) -> float:
+    """Cached keys and values that a call reads."""
+    return call.batch * call.past * geometry.kv_bytes_per_token(1) * (widths or Widths()).activation
+
+
+def mbu(geometry: Geometry, call: Call, seconds: float, ceilings: Ceilings, widths: Widths | None = None) -> float:
+    """(weight bytes + KV bytes read per step) / step time / measured memory bandwidth."""
+    return (weight_bytes(geometry, widths) + cache_bytes(geometry, call, widths)) / seconds / ceilings.bandwidth
+
+
+def mfu(geometry: Geometry, call: Call, seconds: float, ceilings: Ceilings) -> float:
+    """FLOPs of the step / step time / measured matrix-multiply rate."""
+    return flops(operators(geometry, call)) / seconds / ceilings.rate
+
+
+def _embedding(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Operator]:
+    gathered = call.rows * geometry.hidden
+    yield Operator("embedding", gathered * (widths.weight + widths.activation))
+    if geometry.positions:
+        yield Operator("positions", gathered * (widths.weight + 2 * widths.activation))
+
+
+def _block(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
+    for norm in geometry.family.norms:
+        if block.units(norm.sublayer):
+            yield _norm(norm.name, _norm_width(geometry, block, norm), call.rows, widths)
+    for linear, (outputs, inputs) in geometry.linears(block):
+        yield _linear(linear.name, outputs, inputs, call.rows, widths, bias=geometry.has_bias(linear))
+    if block.units(Sublayer.ATTENTION):
+        yield from _attention(geometry, block, call, widths)
+        yield _elementwise("attention_residual", 3 * geometry.hidden, call, widths)
+    if block.units(Sublayer.FFN):
+        yield _elementwise("activation", (_ffn_inputs(geometry) + 1) * block.ffn, call, widths)
+        yield _elementwise("ffn_residual", 3 * geometry.hidden, call, widths)
+
+
+def _attention(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
+    queries, keys = geometry.axis_size(Axis.QUERY, block), geometry.axis_size(Axis.KV, block)
+    if not geometry.positions:
+        yield _elementwise("rotary", 2 * (queries + keys), call, widths)
+    yield _elementwise("cache_write", 2 * keys, call, widths)
+    seen = 2 * keys * call.batch * (call.past + call.tokens)
+    # q·k and p·v over the pairs that causality allows; queries in and result out, keys and values in once.
+    yield Operator("attention", (2 * queries * call.rows + seen) * widths.activation, 4 * call.pairs * queries)
+
+
+def _head(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Operator]:
+    for name in geometry.family.final_norms:
+        yield _norm(name, geometry.hidden, call.rows, widths)
+    yield _linear(geometry.family.head, geometry.vocab, geometry.hidden, call.batch * call.logits_positions, widths, bias=False)
+
+
+def _linear(name: str, outputs: int, inputs: int, rows: int, widths: Widths, *, bias: bool) -> Operator:
+    weights = outputs * inputs + (outputs if bias else 0)
+    return Operator(name, weights * widths.of(name) + rows * (outputs + inputs) * widths.activation, 2 * rows * outputs * inputs)
+
+
+def _norm(name: str, width: int, rows: int, widths: Widths) -> Operator:
+    return Operator(name, 2 * rows * width * widths.activation)
+
+
+def _elementwise(name: str, numbers: int, call: Call, widths: Widths) -> Operator:
+    """``numbers`` read or written per token."""
+    return Operator(name, numbers * call.rows * widths.activation)
+
+
+def _norm_width(geometry: Geometry, block: BlockShape, norm: Norm) -> int:
+    """Numbers that a norm touches per token: a norm over head_dim runs once per head of what it normalises."""
+    if norm.axis is not Axis.HEAD:
+        return geometry.axis_size(norm.axis, block)
+    return geometry.axis_size(Axis.KV if norm.name.endswith("k_norm") else Axis.QUERY, block)
+
+
+def _ffn_inputs(geometry: Geometry) -> int:
+    """Matrices whose outputs meet in the activation: two where it is gated."""
+    return sum(linear.rows.count(Axis.FFN) for linear in geometry.family.linears)

@@ -1,0 +1,1 @@
+"""Latency tables: how long blocks of every size take in a runtime."""

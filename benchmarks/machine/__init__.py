@@ -1,0 +1,1 @@
+"""What a figure was measured on: environment, memory, energy, pinned cores, ceilings."""

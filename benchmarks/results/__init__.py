@@ -1,0 +1,1 @@
+"""What a benchmark found: its document, its tables, whether it meets a target."""

@@ -1,0 +1,1 @@
+"""The runtimes that are timed, each opened in one way."""

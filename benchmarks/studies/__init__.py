@@ -1,0 +1,1 @@
+"""Studies: commands that make the tables of the docs. They are not in the wheel."""

@@ -1,0 +1,1 @@
+"""What CFSP costs, and its variants."""

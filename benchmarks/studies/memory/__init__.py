@@ -1,0 +1,1 @@
+"""What models larger than memory, LLM Surgeon and exports hold in memory."""

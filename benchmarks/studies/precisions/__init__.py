@@ -1,0 +1,1 @@
+"""Precisions and runtimes side by side."""

@@ -1,0 +1,1 @@
+"""Servers and independent clients under load."""

@@ -1,0 +1,1 @@
+"""Every system at the same sizes: README's large table."""

@@ -1,0 +1,1 @@
+"""Timing models side by side, each in a process of its own."""

@@ -1,0 +1,61 @@
+"""Perplexity of an exported graph on the evaluation text: what a report of fewer bits has to show instead of the checkpoint's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from exporters.onnx.gate.perplexity import graph_losses
+from exporters.onnx.running.session import OnnxDecoder
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.events import Events
+from pipeline.common.files import read_json, write_json
+from pipeline.common.options import RunOptions
+from pipeline.evaluate.perplexity import RESULT, perplexity_record
+from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.live.loading import as_trimline_error, load_tokenizer, quiet_transformers
+from pipeline.sources.windows import check_windows, consecutive_windows
+
+
+def evaluate_graph(
+    checkpoint: Path | None, folder: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events
+) -> None:
+    """Stage: writes perplexity.json, as ``pipeline.evaluate.perplexity`` does for a checkpoint.
+
+    Args:
+        checkpoint: what was exported; its tokenizer is read. None reads that which the export carries.
+        folder: the export.
+        texts: folder with evaluation.txt.
+        recipe: windows.
+        options: device and threads.
+        out: empty folder.
+        events: progress.
+
+    Raises:
+        TrimlineError: the text is shorter than the recipe asks for, or the graph does not run.
+    """
+    text = (texts / "evaluation.txt").read_text(encoding="utf-8")
+    if checkpoint is None:
+        tokenizer, geometry = carried_tokenizer(folder), Geometry.from_config(read_json(folder / "checkpoint_config.json"))
+    else:
+        tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
+    windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
+    check_windows(windows, geometry)
+    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
+    found = perplexity_record(graph_losses(decoder, windows, events))
+    precision = read_json(folder / "export.json")["precision"]
+    write_json(out / RESULT, found | {"text": "evaluation.txt", "window": recipe.window, "precision": precision})
+    events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")
+
+
+def carried_tokenizer(folder: Path) -> Any:
+    """The tokenizer in an exported folder.
+
+    Raises:
+        TrimlineError: there is none that transformers opens without code.
+    """
+    with quiet_transformers(), as_trimline_error(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -1,0 +1,100 @@
+"""Every way that a program may take through a graph: what went in, and the logits that came out.
+
+Nothing is compared here, so that a graph can be closed before what it is compared with is opened: one model in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from exporters.onnx.running.genai import GenaiDecoder
+from exporters.onnx.running.session import OnnxDecoder
+
+GREEDY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one length.
+
+    Attributes:
+        ids: all that was read, (rows, tokens).
+        positions: of the logits, counted from the start of the row.
+        logits: (rows, positions, vocabulary).
+    """
+
+    ids: torch.Tensor
+    positions: tuple[int, ...]
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One path. ``greedy``: the ids after the prompt are the graph's own choice."""
+
+    name: str
+    parts: tuple[Part, ...]
+    greedy: bool = False
+
+
+def at_once(decoder: OnnxDecoder, ids: torch.Tensor) -> Walk:
+    """No past, every position."""
+    return Walk("without cache", (_pieces(decoder, ids, [(0, ids.shape[1])]),))
+
+
+def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iterator[Walk]:
+    """The paths that need a cache; ``ids`` are two rows, ``prompt`` one."""
+    half, third = ids.shape[1] // 2, max(1, ids.shape[1] // 3)
+    steps = [(0, half), *((at, at + 1) for at in range(half, ids.shape[1]))]
+    yield Walk("with cache, token by token", (_pieces(decoder, ids, steps),))
+    chunks = [(at, min(at + third, ids.shape[1])) for at in range(0, ids.shape[1], third)]
+    yield Walk("with cache, in chunks", (_pieces(decoder, ids[:1], chunks),))
+    yield Walk("rows of unequal length", _ragged(decoder, ids))
+    yield Walk(f"{GREEDY_TOKENS} greedy tokens", (_greedy(decoder, prompt),), greedy=True)
+
+
+def through_genai(folder: Path, ids: torch.Tensor, mapped: bool = False) -> Walk:
+    """One row of ids in onnxruntime-genai: half of it as a prompt, the rest token by token."""
+    half = len(ids) // 2
+    found = GenaiDecoder(folder, mapped=mapped).forced(ids[:half].tolist(), ids[half:].tolist())
+    return Walk("onnxruntime-genai", (Part(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
+
+
+def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> Part:
+    """Feeds the pieces one after another; a graph of last logits tells of where each piece ends."""
+    past, found = decoder.empty(len(ids)), []
+    positions: list[int] = []
+    for start, end in pieces:
+        logits, past = decoder.step(ids[:, start:end].numpy(), past)
+        found.append(logits)
+        positions += range(end - logits.shape[1], end)
+    return Part(ids, tuple(positions), torch.from_numpy(np.concatenate(found, 1)))
+
+
+def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[Part, Part]:
+    """Two prompts of unequal length side by side: where each ends, and some steps on."""
+    short, full, extra = ids.shape[1] // 2, ids.shape[1] - 4, 4
+    mask = np.ones((2, full), np.int64)
+    mask[0, short:] = 0
+    logits, past = decoder.step(ids[:, :full].numpy(), decoder.empty(2), mask)
+    ends = [0, 0] if decoder.last_logits_only else [short - 1, full - 1]
+    steps = [logits[[0, 1], ends][:, None]]
+    tails = torch.stack([ids[0, short : short + extra], ids[1, full:]])
+    for at in range(extra):
+        logits, past = decoder.step(tails[:, at : at + 1].numpy(), past)
+        steps.append(logits)
+    found = torch.from_numpy(np.concatenate(steps, 1))
+    first = Part(ids[:1, : short + extra], tuple(range(short - 1, short + extra)), found[:1])
+    return first, Part(ids[1:], tuple(range(full - 1, full + extra)), found[1:])
+
+
+def _greedy(decoder: OnnxDecoder, prompt: torch.Tensor) -> Part:
+    """The graph's own greedy text. Judged as a whole: one pass over it does not lose its way after a close call."""
+    tokens, logits = decoder.greedy_with_logits(prompt.numpy(), GREEDY_TOKENS)
+    seen, start = torch.from_numpy(np.concatenate([prompt.numpy(), tokens], 1)), prompt.shape[1] - 1
+    return Part(seen[:, :-1], tuple(range(start, start + GREEDY_TOKENS)), torch.from_numpy(logits))

@@ -1,0 +1,165 @@
+"""A model architecture described as data: which axis of which tensor belongs to which space.
+
+Everything that removes units (surgery, masking, counting) walks these descriptions, so no other module knows
+what a Llama looks like. Tensors follow ``torch.nn.Linear``: weight (rows = outputs, columns = inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pipeline.common.errors import TrimlineError
+
+
+class Axis(StrEnum):
+    """What an axis of a tensor counts. The first is the same in all blocks; the others belong to a block's spaces."""
+
+    RESIDUAL = "residual"  # one index per channel of the residual stream: space residual
+    FFN = "ffn"  # one index per intermediate channel: space ffn.{i}
+    QUERY = "query"  # head_dim × queries-per-group indices per unit of kv_group.{i}
+    KV = "kv"  # head_dim indices per unit of kv_group.{i}
+    HEAD = "head"  # head_dim indices, shared by all heads (q/k norms); never cut
+
+
+class Point(StrEnum):
+    """Where projections read. Those of one point read the same values, so they share every statistic of them."""
+
+    ATTENTION_INPUT = "attention_input"  # q, k, v
+    HEADS = "heads"  # the output projection
+    FFN_INPUT = "ffn_input"  # gate and up
+    CHANNELS = "channels"  # down
+
+
+class Sublayer(StrEnum):
+    ATTENTION = "attention"
+    FFN = "ffn"
+
+    @property
+    def point(self) -> Point:
+        """What the sublayer's reader reads: the sublayer's units."""
+        return Point.HEADS if self is Sublayer.ATTENTION else Point.CHANNELS
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One projection of a block.
+
+    Attributes:
+        name: module path inside the block, such as ``self_attn.q_proj``.
+        rows: what its outputs count; several entries where projections are fused, in order.
+        columns: what its inputs count.
+        bias: True, False, or the name of the boolean config key that decides.
+    """
+
+    name: str
+    rows: tuple[Axis, ...]
+    columns: Axis
+    bias: bool | str = False
+
+    @property
+    def sublayer(self) -> Sublayer:
+        touched = {*self.rows, self.columns}
+        return Sublayer.FFN if Axis.FFN in touched else Sublayer.ATTENTION
+
+    @property
+    def point(self) -> Point:
+        """Where its inputs are."""
+        if self.columns is not Axis.RESIDUAL:
+            return self.sublayer.point
+        return Point.ATTENTION_INPUT if self.sublayer is Sublayer.ATTENTION else Point.FFN_INPUT
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One normalisation of a block; it goes when its sublayer goes."""
+
+    name: str
+    axis: Axis
+    sublayer: Sublayer
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A decoder-only architecture.
+
+    Attributes:
+        model_type: ``config.model_type`` of transformers.
+        class_prefix: transformers' class names are ``{prefix}Config`` and ``{prefix}ForCausalLM``.
+        linears, norms: what one block holds.
+        blocks, embeddings, final_norms: paths below the model's root. ``embeddings`` starts with the token table.
+        attention, ffn: module paths of the two sublayers inside a block; None where the block holds the
+            projections itself.
+        ffn_key, heads_key, kv_heads_key, layers_key: config keys. ``kv_heads_key`` None means one per query head.
+        position_offset: rows that a learned position table has beyond ``max_position_embeddings``; None without one.
+        defaults: values of config keys that config.json may leave out and that differ from "absent means false".
+        requires: config keys that must have this value; other variants of the architecture are refused.
+        decilm: what vLLM's DeciLM class can express of this family: ``llama`` (as it is), ``qkv_bias``
+            (Llama with biases on q, k and v only), or None.
+        onnx_builder: the class name in onnxruntime-genai's builder, or None where it knows no such family.
+        gguf_arch: llama.cpp's architecture name, or None.
+        gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
+        norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can
+            channels of the stream go. None otherwise.
+        square_attention: the stock attention insists on heads × head_dim = hidden.
+    """
+
+    model_type: str
+    class_prefix: str
+    linears: tuple[Linear, ...]
+    norms: tuple[Norm, ...]
+    blocks: str = "model.layers"
+    embeddings: tuple[str, ...] = ("model.embed_tokens",)
+    final_norms: tuple[str, ...] = ("model.norm",)
+    norm_bias: bool = False
+    head: str = "lm_head"
+    attention: str = "self_attn"
+    ffn: str | None = "mlp"
+    ffn_key: str = "intermediate_size"
+    heads_key: str = "num_attention_heads"
+    kv_heads_key: str | None = "num_key_value_heads"
+    layers_key: str = "num_hidden_layers"
+    position_offset: int | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    decilm: str | None = None
+    onnx_builder: str | None = None
+    gguf_arch: str | None = None
+    gguf_square: bool = False
+    norm_eps: str | None = None
+    square_attention: bool = False
+
+    def reader(self, sublayer: Sublayer) -> Linear:
+        """The projection whose *inputs* are the sublayer's units: ``down_proj``, ``o_proj``."""
+        unit = Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY
+        return next(linear for linear in self.linears if linear.columns is unit)
+
+    def reading(self, point: Point) -> tuple[Linear, ...]:
+        """The projections whose inputs are at ``point``."""
+        return tuple(linear for linear in self.linears if linear.point is point)
+
+    def writers(self, sublayer: Sublayer) -> tuple[Linear, ...]:
+        """The projections whose *outputs* are the sublayer's units: ``gate_proj``, ``up_proj``; ``q_proj`` …"""
+        return tuple(ln for ln in self.linears if ln.sublayer is sublayer and ln.columns is Axis.RESIDUAL)
+
+    def module(self, block: int, name: str) -> str:
+        """Full module path of ``name`` inside block ``block``."""
+        return f"{self.blocks}.{block}.{name}"
+
+
+def check_stream(family: Family) -> None:
+    """Whether the family's norms can be made to give over fewer channels what they give beside zeros.
+
+    Raises:
+        TrimlineError: they cannot.
+    """
+    if family.norm_eps is None:
+        shared = any(norm.axis is Axis.HEAD for norm in family.norms)
+        why = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
+        raise TrimlineError(
+            f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
+            "Remove FFN channels, KV groups or blocks instead.",
+        )

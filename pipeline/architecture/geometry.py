@@ -1,0 +1,232 @@
+"""The sizes of a model, per block, read from its config; parameters and FLOPs counted from them.
+
+A checkpoint written here with uneven blocks names its original architecture in ``base_model_type`` and its block
+sizes in ``block_configs`` (the schema that vLLM's DeciLM reads); every other checkpoint has one size for all blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.architecture.families import Axis, Family, Linear, Sublayer, family_named
+from pipeline.common.errors import TrimlineError, shown
+
+MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
+MOST_BLOCKS = 2**12  # counting tensors takes a hundred microseconds per block
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Units left in one block: intermediate channels and KV groups. 0 means that the sublayer is absent."""
+
+    ffn: int
+    kv_groups: int
+
+    def units(self, sublayer: Sublayer) -> int:
+        return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about sizes that surgery, export and counting need.
+
+    Attributes:
+        family: the architecture's description.
+        hidden: width of the residual stream.
+        head_dim: channels per head.
+        queries_per_group: query heads that read one KV head.
+        vocab: rows of the token table.
+        tied: the output head is the token table.
+        positions: rows of a learned position table, 0 without one.
+        blocks: one shape per block.
+        switches: the boolean config keys that decide about biases.
+        biases: projections, by their names inside a block, that have one whatever family and switches say.
+    """
+
+    family: Family
+    hidden: int
+    head_dim: int
+    queries_per_group: int
+    vocab: int
+    tied: bool
+    positions: int
+    blocks: tuple[BlockShape, ...]
+    switches: Mapping[str, bool]
+    biases: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Geometry:
+        """Reads a ``config.json``.
+
+        Raises:
+            TrimlineError: unsupported architecture, or a size that is missing, not an integer, not positive or absurd.
+        """
+        family = family_named(str(config.get("base_model_type") or config.get("model_type")))
+        config = {**family.defaults, **config}
+        for key, needed in family.requires.items():
+            if config[key] != needed:
+                raise _bad(key, f"only {needed!r} is supported for {family.model_type}, and it is {shown(config[key])}")
+        hidden = _size(config, "hidden_size")
+        # Sizes of the dense model: a decilm config states the heads that are left, which may be fewer.
+        heads = _size(config, family.heads_key)
+        groups = heads if family.kv_heads_key is None else _size(config, family.kv_heads_key, default=heads)
+        head_dim = _size(config, "head_dim", default=hidden // heads)
+        if heads % groups:
+            raise _bad("num_key_value_heads", f"{groups} does not divide the {heads} query heads")
+        return cls(
+            family=family,
+            hidden=hidden,
+            head_dim=head_dim,
+            queries_per_group=heads // groups,
+            vocab=_size(config, "vocab_size"),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            positions=0 if family.position_offset is None else _size(config, "max_position_embeddings") + family.position_offset,
+            blocks=_block_shapes(config, family, groups),
+            switches={ln.bias: bool(config.get(ln.bias, False)) for ln in family.linears if isinstance(ln.bias, str)},
+            biases=_biases(config, family),
+        )
+
+    def axis_size(self, axis: Axis, block: BlockShape) -> int:
+        """How many indices ``axis`` has in a block of this shape."""
+        return {
+            Axis.RESIDUAL: self.hidden,
+            Axis.FFN: block.ffn,
+            Axis.QUERY: block.kv_groups * self.unit_width(Axis.QUERY),
+            Axis.KV: block.kv_groups * self.head_dim,
+            Axis.HEAD: self.head_dim,
+        }[axis]
+
+    def unit_width(self, axis: Axis) -> int:
+        """Consecutive indices on ``axis`` that belong to one unit of its space."""
+        return {Axis.FFN: 1, Axis.QUERY: self.queries_per_group * self.head_dim, Axis.KV: self.head_dim}[axis]
+
+    def has_bias(self, linear: Linear) -> bool:
+        return linear.name in self.biases or (self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias)
+
+    def linear_shape(self, linear: Linear, block: BlockShape) -> tuple[int, int]:
+        """(rows, columns) of a projection in a block of this shape."""
+        return sum(self.axis_size(axis, block) for axis in linear.rows), self.axis_size(linear.columns, block)
+
+    def linears(self, block: BlockShape) -> Iterator[tuple[Linear, tuple[int, int]]]:
+        """The projections present in a block of this shape, with their (rows, columns)."""
+        for linear in self.family.linears:
+            if block.units(linear.sublayer):
+                yield linear, self.linear_shape(linear, block)
+
+    def decoder_parameters(self) -> int:
+        """Weights of all projections inside the blocks: the base of every 'fraction of parameters' here.
+
+        Biases, norms, embeddings and the output head are not counted.
+        """
+        return sum(self.block_parameters(block) for block in self.blocks)
+
+    def block_parameters(self, block: BlockShape) -> int:
+        return sum(rows * columns for _, (rows, columns) in self.linears(block))
+
+    def total_parameters(self) -> int:
+        """Every number in the checkpoint, a tied head counted once."""
+        return sum(math.prod(shape) for _, shape in self.tensors())
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that a checkpoint of this geometry holds; a tied head is none."""
+        family = self.family
+        for name, rows in zip(family.embeddings, (self.vocab, self.positions), strict=False):
+            yield f"{name}.weight", (rows, self.hidden)
+        for number, block in enumerate(self.blocks):
+            yield from self._block_tensors(number, block)
+        for name in family.final_norms:
+            yield from _with_bias(name, (self.hidden,), self.hidden if family.norm_bias else 0)
+        if not self.tied:
+            yield f"{family.head}.weight", (self.vocab, self.hidden)
+
+    def _block_tensors(self, number: int, block: BlockShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for linear, shape in self.linears(block):
+            yield from _with_bias(self.family.module(number, linear.name), shape, shape[0] if self.has_bias(linear) else 0)
+        for norm in self.family.norms:
+            if block.units(norm.sublayer):
+                size = self.axis_size(norm.axis, block)
+                yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
+
+    def decoder_flops(self, context: int) -> int:
+        """Floating-point operations of the blocks for one token that sees ``context`` tokens (a multiply-add is two)."""
+        return sum(self.block_flops(block, context) for block in self.blocks)
+
+    def block_flops(self, block: BlockShape, context: int) -> int:
+        attention = 4 * context * self.axis_size(Axis.QUERY, block)
+        return 2 * self.block_parameters(block) + attention
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        return sum(2 * self.axis_size(Axis.KV, block) * bytes_per_value for block in self.blocks)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a learned position table has room for; 0 without one."""
+        return self.positions - (self.family.position_offset or 0)
+
+    def with_blocks(self, blocks: tuple[BlockShape, ...]) -> Geometry:
+        return replace(self, blocks=blocks)
+
+    @property
+    def is_uniform(self) -> bool:
+        return len(set(self.blocks)) == 1
+
+
+def _with_bias(module: str, shape: tuple[int, ...], bias: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{module}.weight", shape
+    if bias:
+        yield f"{module}.bias", (bias,)
+
+
+def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tuple[BlockShape, ...]:
+    if "block_configs" not in config:
+        shape = BlockShape(_size(config, family.ffn_key), groups)
+        return (shape,) * _size(config, family.layers_key, most=MOST_BLOCKS)
+    heads = _size(config, family.heads_key)
+    try:
+        shapes = tuple(_block_shape(entry, heads) for entry in config["block_configs"])
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise _bad("block_configs", f"an entry cannot be read ({type(error).__name__}: {error})") from None
+    if not shapes or any(not 0 <= size <= MOST for shape in shapes for size in (shape.ffn, shape.kv_groups)):
+        raise _bad("block_configs", "it is empty or holds sizes that no model has")
+    return shapes
+
+
+def _biases(config: Mapping[str, Any], family: Family) -> frozenset[str]:
+    """Of a config written here; others may mean something else by that key."""
+    named = config.get("biases") if "block_configs" in config else None
+    if named is None:
+        return frozenset()
+    known = {linear.name for linear in family.linears}
+    if not isinstance(named, list) or not all(isinstance(name, str) and name in known for name in named):
+        raise _bad("biases", f"it is no list of projections of {family.model_type}")
+    return frozenset(named)
+
+
+def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:
+    attention, ffn = entry["attention"], entry["ffn"]
+    # `free` states its KV groups; `decilm` only says how many query heads share one.
+    groups = attention.get("num_key_value_heads")
+    if groups is None and not attention["no_op"]:
+        groups = heads // attention["n_heads_in_group"]
+    return BlockShape(
+        ffn=0 if ffn["no_op"] else int(ffn["intermediate_size"]),
+        kv_groups=0 if attention["no_op"] else int(groups),
+    )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = MOST) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise _bad(key, f"it is {shown(value)}, not a positive integer")
+    if value > most:
+        raise _bad(key, f"it is {shown(value)}, more than any model has")
+    return value
+
+
+def _bad(key: str, why: str) -> TrimlineError:
+    return TrimlineError(f"config.json has an unusable {key}: {why}.", "Fetch the checkpoint again or correct its config.")

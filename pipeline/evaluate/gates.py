@@ -1,0 +1,101 @@
+"""Gates: checks between two forms of the same model. A gate that fails names the first place that differs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipeline.common.errors import GateError
+
+RELATIVE_BAR = 1e-5
+ABSOLUTE_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two sets of logits lie apart.
+
+    Attributes:
+        difference: largest absolute difference.
+        bar: what it may be.
+        kl_divergence: mean over positions of KL(reference ‖ candidate), nats.
+        first_difference: (row, position, token) of the first logit beyond the bar, None where there is none.
+        tokens_agreed, tokens_compared: argmax agreement, close calls counted as agreement.
+    """
+
+    difference: float
+    bar: float
+    kl_divergence: float
+    first_difference: tuple[int, int, int] | None
+    tokens_agreed: int
+    tokens_compared: int
+
+    @property
+    def passed(self) -> bool:
+        return self.first_difference is None and self.tokens_agreed == self.tokens_compared
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": self.passed}
+
+
+def logit_bar(reference: torch.Tensor) -> float:
+    """1e-5 of the largest logit, floor 1e-4: what fp32 forms of the same model may differ by."""
+    return max(ABSOLUTE_FLOOR, RELATIVE_BAR * reference.abs().max().item())
+
+
+def compare_logits(reference: torch.Tensor, candidate: torch.Tensor, bar: float | None = None) -> Comparison:
+    """Compares logits of shape (batch, positions, vocabulary), in fp32.
+
+    Argmax must agree except where the reference's two best logits are closer than twice the bar.
+
+    Raises:
+        GateError: the shapes differ, or the candidate holds NaN.
+    """
+    if reference.shape != candidate.shape:
+        raise GateError(f"The logits have shape {tuple(candidate.shape)} instead of {tuple(reference.shape)}.")
+    reference, candidate = reference.float(), candidate.float()
+    if not torch.isfinite(candidate).all():
+        raise GateError("The logits of the new form hold NaN or Inf.")
+    bar = logit_bar(reference) if bar is None else bar
+    gap = (reference - candidate).abs()
+    beyond = (gap > bar).nonzero()
+    best = reference.topk(2, dim=-1).values
+    close = best[..., 0] - best[..., 1] < 2 * bar
+    agreed = (reference.argmax(-1) == candidate.argmax(-1)) | close
+    log_p, log_q = reference.log_softmax(-1), candidate.log_softmax(-1)
+    return Comparison(
+        difference=gap.max().item(),
+        bar=bar,
+        kl_divergence=(log_p.exp() * (log_p - log_q)).sum(-1).mean().item(),
+        first_difference=tuple(beyond[0].tolist()) if len(beyond) else None,  # type: ignore[arg-type]
+        tokens_agreed=int(agreed.sum()),
+        tokens_compared=agreed.numel(),
+    )
+
+
+def demand(comparison: Comparison, reference: str, candidate: str) -> None:
+    """Fails the stage where the comparison failed.
+
+    Raises:
+        GateError: says which position and token differ first and by how much.
+    """
+    if comparison.passed:
+        return
+    if comparison.first_difference is not None:
+        row, position, token = comparison.first_difference
+        where = f"first at row {row}, position {position}, token {token}"
+    else:
+        where = f"{comparison.tokens_compared - comparison.tokens_agreed} of {comparison.tokens_compared} greedy tokens differ"
+    raise GateError(
+        f"{candidate} does not compute what {reference} computes: logits differ by {comparison.difference:.3g} "
+        f"where {comparison.bar:.3g} is allowed ({where}).",
+        "This is a fault of the conversion, not of the recipe; please report it with the recipe.",
+    )
+
+
+def gate_tokens(vocabulary: int, rows: int = 2, length: int = 48, seed: int = 0) -> torch.Tensor:
+    """Token ids for a gate, shape (rows, length): spread over the whole vocabulary, the same on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocabulary, (rows, length), generator=generator)

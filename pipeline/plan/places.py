@@ -1,0 +1,144 @@
+"""Where a stored tensor stands in a family's description. Surgery and masking walk checkpoints through this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.architecture.families import Axis, Family, Linear, Norm
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.plan.plan import Plan
+from pipeline.plan.selection import Selection
+
+# Old Llama checkpoints store this buffer; every current loader computes it.
+STALE_BUFFER = "rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor inside a block.
+
+    Attributes:
+        block: number of its block in the checkpoint.
+        part: the projection or norm it belongs to.
+        kind: ``weight`` or ``bias``.
+    """
+
+    block: int
+    part: Linear | Norm
+    kind: str
+
+    def stays(self, selection: Selection) -> bool:
+        """Whether its block and its sublayer are both kept."""
+        return self.block in selection.blocks and bool(selection.units(self.part.sublayer)[self.block])
+
+    def name(self, family: Family, block: int) -> str:
+        """Its stored name in block ``block``."""
+        return f"{family.module(block, self.part.name)}.{self.kind}"
+
+    def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Kept indices along dimension 0 and along dimension 1; None where all stay."""
+        if isinstance(self.part, Norm):
+            if self.part.axis is Axis.RESIDUAL:
+                return selection.stream, None
+            return (None if self.part.axis is Axis.HEAD else selection.axis_indices(self.part.axis, self.block, geometry)), None
+        rows = selection.row_indices(self.part, self.block, geometry)
+        columns = selection.column_indices(self.part, self.block, geometry) if self.kind == "weight" else None
+        return rows, columns
+
+
+def indices_of(name: str, place: Place | None, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Kept indices along dimension 0 and along dimension 1 of any tensor; None where all stay."""
+    if place is not None:
+        return place.indices(selection, geometry)
+    is_norm = name.rpartition(".")[0] in geometry.family.final_norms
+    return (selection.stream, None) if is_norm else (None, selection.stream)  # the others are tables: token, position, head
+
+
+def over_stream(name: str, place: Place | None, family: Family) -> bool:
+    """Whether it is the weight of a norm over the residual stream, block's or final."""
+    if place is None:
+        return name in {f"{norm}.weight" for norm in family.final_norms}
+    return isinstance(place.part, Norm) and place.part.axis is Axis.RESIDUAL and place.kind == "weight"
+
+
+def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Place | None]]:
+    """Every tensor that a model consists of, in name order; None stands for "outside the blocks".
+
+    Raises:
+        TrimlineError: the plan is for another model, or a block holds a tensor that the family does not describe.
+    """
+    check_same_model(checkpoint, plan)
+    family = plan.family
+    tied_head = f"{family.head}.weight" if checkpoint.geometry.tied else ""
+    for name in sorted({*checkpoint.locations, *added_biases(checkpoint, plan)}):
+        if name.endswith(STALE_BUFFER) or name == tied_head:
+            continue
+        yield name, place_of(family, name)
+
+
+def added_biases(checkpoint: Checkpoint, plan: Plan) -> set[str]:
+    """Names of the tensors that the plan adds: biases, in every block that has their projection."""
+    blocks = range(len(checkpoint.geometry.blocks))
+    modules = (plan.family.module(block, linear) for block in blocks for linear in plan.biases)
+    return {f"{module}.bias" for module in modules if f"{module}.weight" in checkpoint.locations} - set(checkpoint.locations)
+
+
+def dense_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor of the dense model; zeros for a bias that only the plan gives it."""
+    if name in checkpoint.locations:
+        return checkpoint.tensor(name)
+    weight = checkpoint.tensor(name.removesuffix("bias") + "weight")
+    return weight.new_zeros(len(weight))
+
+
+def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Refuses a plan that was made for another model.
+
+    Raises:
+        TrimlineError: family or number of blocks differ, the plan keeps units that are not there, or it updates a
+            tensor that neither the checkpoint holds nor the plan adds.
+    """
+    geometry, selection = checkpoint.geometry, plan.selection
+    remedy = "Prune this checkpoint again, or give the one the plan was made for."
+    if plan.family is not geometry.family:
+        raise TrimlineError(f"The plan is for {plan.family.model_type}, and {checkpoint.folder} is {geometry.family.model_type}.", remedy)
+    if len(selection.ffn) != len(geometry.blocks) or len(selection.kv_groups) != len(geometry.blocks):
+        raise TrimlineError(f"The plan is for {len(selection.ffn)} blocks, and {checkpoint.folder} has {len(geometry.blocks)}.", remedy)
+    for number, block in enumerate(geometry.blocks):
+        for units, size in ((selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)):
+            if units and units[-1] >= size:
+                raise TrimlineError(f"The plan keeps unit {units[-1]} of block {number}, which has {size}.", remedy)
+    if selection.residual is not None and not selection.residual[-1:] < (geometry.hidden,):
+        raise TrimlineError(f"The plan keeps channel {selection.residual[-1]} of a residual stream of {geometry.hidden}.", remedy)
+    foreign = sorted(set(plan.biases) - {linear.name for linear in plan.family.linears})
+    if foreign:
+        raise TrimlineError(f"The plan gives {foreign[0]} a bias, and {plan.family.model_type} has no such projection.", remedy)
+    unknown = sorted(set(plan.updates) - set(checkpoint.locations) - added_biases(checkpoint, plan))
+    if unknown:
+        raise TrimlineError(f"The plan updates {unknown[0]}, which {checkpoint.folder} does not hold.", remedy)
+
+
+def place_of(family: Family, name: str) -> Place | None:
+    """Where a stored tensor stands; None outside the blocks.
+
+    Raises:
+        TrimlineError: a block holds it, and the family does not describe it.
+    """
+    prefix = family.blocks + "."
+    if not name.startswith(prefix):
+        return None
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    module, _, kind = rest.rpartition(".")
+    parts: tuple[Linear | Norm, ...] = (*family.linears, *family.norms)
+    for part in parts:
+        if part.name == module and number.isdigit() and kind in ("weight", "bias"):
+            return Place(int(number), part, kind)
+    raise TrimlineError(
+        f"The tensor {name} has no place in the description of {family.model_type}.",
+        "It would be lost without notice; describe it in the family's file (docs/add-an-architecture.md), or remove it.",
+    )

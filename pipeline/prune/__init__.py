@@ -1,0 +1,1 @@
+"""From statistics to a plan: the recipe's steps, their methods, allocations and compensations."""

@@ -1,0 +1,75 @@
+"""What makes up for units about to go, written into the projection that reads them."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.spaces import channels
+from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.prune.compensation.bias import bias_shift
+from pipeline.prune.compensation.least_squares import least_squares
+from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.recipe import PruneStep
+
+
+def compensate(
+    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, step: PruneStep
+) -> None:
+    """Updates the reader of a sublayer that keeps ``units`` of those left now, as the step's compensation says.
+
+    Args:
+        model: with all units still there.
+        sublayer, block: whose.
+        units: what stays, ascending original numbers; fewer than are left.
+        seen: the block's statistics.
+        step: which compensation.
+    """
+    if step.compensation == "bias":
+        compensate_by_bias(model, sublayer, block, units, seen)
+    elif step.compensation == "least_squares" and units:
+        compensate_by_weights(model, sublayer, block, units, seen, step.damping)
+
+
+def compensate_by_weights(
+    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
+) -> None:
+    """Least squares over the columns that are left now, of which ``units`` stay."""
+    reader = model.geometry.family.reader(sublayer)
+    width = model.geometry.unit_width(reader.columns)
+    left = channels(model.selection.units(sublayer)[block], width)
+    stay = channels(units, width)
+    statistics = seen.inputs[sublayer.point]
+    gram = statistics.gram()
+    device = gram.device
+    columns = left.to(device)
+    biased = model.has_bias(reader)
+    weight, shift = least_squares(
+        model.weight(block, reader.name)[:, left].to(device),
+        gram[columns][:, columns],
+        torch.isin(left, stay).nonzero().flatten().to(device),
+        damping,
+        total=statistics.total[columns] if biased else None,
+        tokens=seen.tokens,
+    )
+    model.update_reader(sublayer, block, stay, weight, shift)
+
+
+def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics) -> None:
+    """The reader's bias takes up what the units that go (all but ``units``, of those left now) gave on average.
+
+    A sublayer that loses all of them is taken out, bias and all: what it gave on average goes to the last sublayer
+    before it. That is the same, since nobody reads the residual stream in between. Before the first there is none,
+    and its part is lost.
+    """
+    family = model.geometry.family
+    reader = family.reader(sublayer)
+    width = model.geometry.unit_width(reader.columns)
+    left, stay = channels(model.selection.units(sublayer)[block], width), channels(units, width)
+    mean = seen.inputs[sublayer.point].total.cpu() / seen.tokens
+    shift = bias_shift(model.weight(block, reader.name), mean, left[~torch.isin(left, stay)])
+    if units:
+        model.add_bias(block, reader.name, shift)
+    elif (before := model.sublayer_before(block, sublayer)) is not None:
+        own = model.bias(block, reader.name)
+        model.add_bias(before[0], family.reader(before[1]).name, shift if own is None else shift + own)

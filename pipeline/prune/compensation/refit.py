@@ -1,0 +1,196 @@
+"""A sweep of the pruned and the dense model side by side, in which every block of the pruned one is cut and solved for anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.architecture.families import Axis, Sublayer
+from pipeline.architecture.spaces import channels
+from pipeline.common.events import Events
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
+from pipeline.prune.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
+from pipeline.prune.model.shrinking import ShrinkingModel
+
+Kept = Mapping[tuple[Sublayer, int], tuple[int, ...]]
+
+
+@torch.inference_mode()
+def refit(
+    model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: Kept, share: float, damping: float | None, events: Events
+) -> None:
+    """Removes what is not in ``kept`` and refits every reader, block by block, on what the refitted blocks before it give.
+
+    Each block runs once in the dense model. In the pruned one it runs as far as the attention's reader, to fit that, and
+    once whole, to fit the FFN's on what the new attention gives; what leaves the block follows from that.
+
+    Args:
+        model: the pruned model so far.
+        dense: the model it comes from, same dtype and device.
+        windows: calibration tokens, shape (N, S).
+        kept: per sublayer and original block, the units that stay.
+        share: how much of the lag behind the dense residual stream a reader makes up for.
+        damping: relative ridge; None chooses one per reader, by what half of the tokens says of a fit on the other half.
+        events: gets one progress step per block.
+    """
+    family, batches = model.geometry.family, batches_of(windows)
+    ours, arguments = enter(model.model, family, batches)
+    theirs, _ = enter(dense, family, batches)
+    pairs = zip(blocks_of(model.model, family), blocks_of(dense, family), strict=True)
+    with events.progress(f"refitting on {windows.numel():,} tokens", len(model.geometry.blocks)) as advance:
+        for number, (block, original) in enumerate(pairs):
+            given = [per_block[number] for per_block in arguments]
+            (ours, given), (theirs, _) = brought(block, ours, given), brought(original, theirs, given)
+            targets = _dense_streams(original, family.reader(Sublayer.ATTENTION).name, theirs, given)
+            theirs = [after for _, after in targets]
+            if number in model.selection.blocks:
+                middles, afters = zip(*targets, strict=True)
+                attention, ffn = kept[Sublayer.ATTENTION, number], kept[Sublayer.FFN, number]
+                reads = _reads_of_attention(block, model, ours, given) if attention else []
+                _fit(model, Sublayer.ATTENTION, number, attention, reads, middles, share, damping)
+                reads = _reads_of_ffn(block, model, ours, given) if ffn else []
+                _fit(model, Sublayer.FFN, number, ffn, reads, afters, share, damping)
+                ours = [read.stream() for read in reads] or _through(block, ours, given)
+            else:
+                ours = _through(block, ours, given)
+            advance(1)
+
+
+def _dense_streams(
+    block: nn.Module, reader: str, states: list[torch.Tensor], arguments: list[Arguments]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The residual stream of the dense block after its attention and after its FFN, per batch."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for hidden, given in zip(states, arguments, strict=True):
+        wrote: list[torch.Tensor] = []
+        with _hooked(block.get_submodule(reader), lambda _, __, output, wrote=wrote: wrote.append(output)):
+            after = block(hidden, **given)
+        found.append((hidden + wrote[0].view_as(hidden), after))
+    return found
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a reader read in one batch.
+
+    Attributes:
+        reader: the projection.
+        inputs: shape (tokens, columns).
+        without: the residual stream but for what the reader adds to it, shape (B, S, H), fp32.
+        dtype: of the stream.
+    """
+
+    reader: nn.Linear
+    inputs: torch.Tensor
+    without: torch.Tensor
+    dtype: torch.dtype
+
+    def stream(self) -> torch.Tensor:
+        """The residual stream behind the reader as it is now."""
+        return (self.without + self.reader(self.inputs).view_as(self.without)).to(self.dtype)
+
+
+class _Enough(Exception):
+    """Ends a block's forward pass where nothing behind is needed."""
+
+
+def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
+    found, reader = [], _reader(block, model, Sublayer.ATTENTION)
+
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Enough
+
+    for hidden, given in zip(states, arguments, strict=True):
+        seen: list[torch.Tensor] = []
+        with reader.register_forward_pre_hook(stop), suppress(_Enough):
+            block(hidden, **given)
+        found.append(_Read(reader, seen[0].flatten(0, -2), hidden.float(), hidden.dtype))
+    return found
+
+
+def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
+    found, reader = [], _reader(block, model, Sublayer.FFN)
+    for hidden, given in zip(states, arguments, strict=True):
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):
+            after = block(hidden, **given)
+        inputs, wrote = seen[0]
+        found.append(_Read(reader, inputs.flatten(0, -2), after.float() - wrote.view_as(after).float(), hidden.dtype))
+    return found
+
+
+def _reader(block: nn.Module, model: ShrinkingModel, sublayer: Sublayer) -> nn.Linear:
+    reader = block.get_submodule(model.geometry.family.reader(sublayer).name)
+    assert isinstance(reader, nn.Linear)
+    return reader
+
+
+def _through(block: nn.Module, states: list[torch.Tensor], arguments: list[Arguments]) -> list[torch.Tensor]:
+    return [block(hidden, **given) for hidden, given in zip(states, arguments, strict=True)]
+
+
+def _fit(
+    model: ShrinkingModel,
+    sublayer: Sublayer,
+    block: int,
+    units: tuple[int, ...],
+    reads: Sequence[_Read],
+    aims: Sequence[torch.Tensor],
+    share: float,
+    damping: float | None,
+) -> None:
+    """Solves for the reader of the units that stay, if any, and removes the others."""
+    if reads:
+        _solve(model, sublayer, block, units, _pulls(reads, aims), share, damping)
+    model.keep_units(sublayer, block, units)
+
+
+def _pulls(reads: Sequence[_Read], aims: Sequence[torch.Tensor]) -> tuple[Pull, Pull]:
+    """What a reader reads in the pruned block, and how far the stream behind it lags, on either half of every batch."""
+    reader = reads[0].reader
+    halves = [Pull.zeros(reader.out_features, reader.in_features, reader.weight.device) for _ in range(2)]
+    for read, aim in zip(reads, aims, strict=True):
+        lag = (aim.float() - read.stream().float()).flatten(0, -2)
+        weight = token_weights(aim.flatten(0, -2))
+        middle = len(weight) // 2
+        for half, part in zip(halves, (slice(None, middle), slice(middle, None)), strict=True):
+            half.add(read.inputs[part], lag[part], weight[part])
+    return halves[0], halves[1]
+
+
+def _solve(
+    model: ShrinkingModel,
+    sublayer: Sublayer,
+    block: int,
+    units: tuple[int, ...],
+    halves: tuple[Pull, Pull],
+    share: float,
+    damping: float | None,
+) -> None:
+    """Over the columns that are left now, of which ``units`` stay."""
+    geometry = model.geometry
+    linear = geometry.family.reader(sublayer)
+    width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
+    left, stay = (channels(some, width) for some in (model.selection.units(sublayer)[block], units))
+    first, second = (half.of(left) for half in halves)
+    weight = model.weight(block, linear.name)[:, left].to(first.upper.device)
+    kept = torch.isin(left, stay).nonzero().flatten().to(first.upper.device)
+    biased = model.has_bias(linear)
+    if damping is None:
+        damping = best_damping(weight, (first, second), kept, share, biased)
+    weight, shift = towards_dense(weight, first + second, kept, share, damping, biased)
+    model.update_reader(sublayer, block, stay, weight, shift)
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

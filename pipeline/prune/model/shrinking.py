@@ -1,0 +1,289 @@
+"""A model while it is being pruned: live weights for measuring, exact weights for updating, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from pipeline.architecture.families import Axis, Linear, Sublayer
+from pipeline.architecture.families.family import check_stream
+from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.live.blocks import blocks_of
+from pipeline.live.paging import Paging
+from pipeline.plan.places import place_of
+from pipeline.plan.selection import Selection, select
+from pipeline.prune.allocation.targets import Consumer
+from pipeline.tensors.changes import Changes, Selected
+
+WAITING_SHARE = 0.1  # of the memory: changed tensors, and as much again of what sweeps need later, of a model whose blocks are paged
+
+
+class ShrinkingModel:
+    """Removed units are zeros in the live model, so that numbering stays the original one in every step.
+
+    Where the live model's blocks are paged, a block gets what has changed when it is read.
+
+    Attributes:
+        model: the live model, in the dtype that measures.
+        paging: which of its blocks is in memory; None where all are.
+        checkpoint: the dense weights, in their own dtype.
+        geometry: sizes of the dense model.
+        selection: what is left.
+        sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
+        biases: projections, by their names inside a block, that were given a bias which the dense model has not.
+        consumer: what will run the result; targets are stated for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        paging: Paging | None = None,
+        consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+    ) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.paging = paging
+        self.consumer = consumer
+        self.geometry = checkpoint.geometry
+        self.selection = Selection.everything(self.geometry)
+        self.sparse: dict[str, str] = {}
+        self.biases: set[str] = set()
+        self._changed = Changes(self.waiting_bytes)
+        if paging is not None:
+            paging.overlay = self._restore
+
+    @property
+    def waiting_bytes(self) -> int | None:
+        """How much of what a sweep needs again later may wait in memory; None where the model itself is there."""
+        return None if self.paging is None else self.paging.options.share(WAITING_SHARE)
+
+    def twin(self) -> nn.Module:
+        """The live model as it is now, whatever happens to this one later."""
+        if self.paging is None:
+            return deepcopy(self.model)
+        model, paging = self.paging.again()
+        twin = ShrinkingModel(model, self.checkpoint, paging)
+        twin.selection, twin._changed = self.selection, self._changed.copy()
+        if self.selection.residual is not None:
+            twin.keep_residual(self.selection.residual)
+        return twin.model
+
+    @property
+    def current(self) -> Geometry:
+        """Sizes of what is left."""
+        return self.selection.geometry(self.geometry)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A dense-shaped tensor by its full name, fp32, with the updates so far; removed columns hold old values."""
+        return (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
+
+    def weight(self, block: int, linear: str) -> torch.Tensor:
+        """A projection's weight, fp32, shape (rows, columns) in the original numbering; zero for channels that left the stream."""
+        weight, stream = self.tensor(self.geometry.family.module(block, linear) + ".weight"), self.selection.stream
+        if stream is not None:
+            described = next(known for known in self.geometry.family.linears if known.name == linear)
+            axis = 1 if described.columns is Axis.RESIDUAL else 0
+            weight = weight.index_fill(axis, _others(stream, weight.shape[axis]).nonzero().flatten(), 0.0)
+        return weight
+
+    def bias(self, block: int, linear: str) -> torch.Tensor | None:
+        """A projection's bias, fp32, shape (rows,) in the original numbering; None where it has none."""
+        name = self.geometry.family.module(block, linear) + ".bias"
+        return self.tensor(name) if name in self._changed or name in self.checkpoint.locations else None
+
+    def keep_units(self, sublayer: Sublayer, block: int, kept: Sequence[int]) -> None:
+        """Removes all other units of a sublayer: their rows and columns become zeros in the live model."""
+        units = list(self.selection.units(sublayer))
+        units[block] = tuple(kept)
+        if sublayer is Sublayer.FFN:
+            self.selection = replace(self.selection, ffn=tuple(units))
+        else:
+            self.selection = replace(self.selection, kv_groups=tuple(units))
+        if self._is_live(block):
+            self._silence_sublayer(block, sublayer)
+
+    def keep_residual(self, kept: Sequence[int]) -> None:
+        """Removes all other channels of the residual stream: nothing writes them in the live model, so they stay zero.
+
+        Raises:
+            TrimlineError: the family's norms do not allow it.
+        """
+        family = self.geometry.family
+        check_stream(family)
+        self.selection = replace(self.selection, residual=tuple(kept))
+        for name in family.embeddings:
+            self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
+        for block in filter(self._is_live, range(len(self.geometry.blocks))):
+            for sublayer in Sublayer:
+                self._silence(block, family.reader(sublayer))
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
+        for block in filter(self._is_live, set(self.selection.blocks) - set(kept)):
+            self._silence_readers(block)
+        self.selection = replace(self.selection, blocks=tuple(kept))
+
+    def update_reader(
+        self, sublayer: Sublayer, block: int, columns: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None
+    ) -> None:
+        """Replaces the columns of a reader.
+
+        Args:
+            sublayer, block: whose reader.
+            columns: original indices, shape (K,).
+            weight: new values, shape (R, K), fp32.
+            shift: added to the bias, shape (R,), or None.
+        """
+        linear = self.geometry.family.reader(sublayer)
+        name = self.geometry.family.module(block, linear.name)
+        full = self.tensor(name + ".weight").clone()
+        full[:, columns] = weight.to(full.device)
+        self._store(name + ".weight", full)
+        if self._is_live(block):
+            self._copy(block, linear, "weight")
+        if shift is not None:
+            self.add_bias(block, linear.name, shift)
+
+    def add_bias(self, block: int, linear: str, shift: torch.Tensor) -> None:
+        """Adds to a projection's bias; where the dense model has none, the projection gets one in every block, zero elsewhere.
+
+        Args:
+            block, linear: whose; the name inside the block.
+            shift: shape (rows,), fp32.
+        """
+        described = next(known for known in self.geometry.family.linears if known.name == linear)
+        before = self.bias(block, linear)
+        bias = shift.cpu() if before is None else before + shift.cpu()
+        self._store(self.geometry.family.module(block, linear) + ".bias", bias)
+        if self._is_live(block):
+            self._copy(block, described, "bias")
+        if not self.geometry.has_bias(described):
+            self.biases.add(linear)
+
+    def has_bias(self, linear: Linear) -> bool:
+        """Whether a projection has a bias by now."""
+        return self.geometry.has_bias(linear) or linear.name in self.biases
+
+    def sublayer_before(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
+        """Block and kind of the last sublayer before this one that still adds to the residual stream; None without one."""
+        order = [(number, kind) for number in self.selection.blocks for kind in Sublayer]
+        earlier = order[: order.index((block, sublayer))]
+        return next(((number, kind) for number, kind in reversed(earlier) if self.selection.units(kind)[number]), None)
+
+    def replace(self, name: str, value: torch.Tensor) -> None:
+        """Gives any tensor of a block new values.
+
+        Args:
+            name: its full name.
+            value: dense shape, fp32; rows and columns of removed units are ignored.
+        """
+        place = place_of(self.geometry.family, name)
+        assert place is not None, "only tensors inside blocks are updated"
+        self._store(name, value)
+        if not self._is_live(place.block):
+            return
+        if isinstance(place.part, Linear):
+            self._copy(place.block, place.part, name.rpartition(".")[2])
+        else:
+            self.model.get_parameter(name).data.copy_(self._changed[name])
+
+    def silence(self, block: int) -> None:
+        """Zeros in the live block for everything that is gone of it."""
+        for sublayer in Sublayer:
+            self._silence_sublayer(block, sublayer)
+        if block not in self.selection.blocks:
+            self._silence_readers(block)
+
+    def updates(self) -> Mapping[str, torch.Tensor]:
+        """Every tensor whose values changed, in its final shape and the checkpoint's dtype, for what stays; each cut when asked for."""
+        kept: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        for name in sorted(self._changed):
+            place = place_of(self.geometry.family, name)
+            if place is not None and place.stays(self.selection):
+                rows, columns = place.indices(self.selection, self.geometry)
+                kept[name] = partial(select, rows=rows, columns=columns)
+        return Selected(self._changed.copy(), kept)
+
+    def close(self) -> None:
+        """Lets go of the file that changed tensors are in, where there is one."""
+        self._changed.close()
+
+    def _store(self, name: str, value: torch.Tensor) -> None:
+        stored = name if name in self.checkpoint.locations else name.removesuffix("bias") + "weight"
+        self._changed.put(name, value.to(self.checkpoint.tensor(stored).dtype))
+
+    def _silence(self, block: int, linear: Linear) -> None:
+        """Zeros in the live projection where its rows or columns are gone."""
+        live = self._live(block, linear)
+        if linear.columns is not Axis.RESIDUAL:
+            columns = self.selection.column_indices(linear, block, self.geometry)
+            live.weight.data[:, _others(columns, live.weight.shape[1])] = 0
+        rows = self.selection.row_indices(linear, block, self.geometry)
+        if rows is not None:
+            gone = _others(rows, live.weight.shape[0])
+            live.weight.data[gone] = 0
+            if live.bias is not None:
+                live.bias.data[gone] = 0
+
+    def _silence_sublayer(self, block: int, sublayer: Sublayer) -> None:
+        """Zeros for the units of a sublayer that are gone."""
+        for linear in self.geometry.family.linears:
+            if linear.sublayer is sublayer:
+                self._silence(block, linear)
+        if not self.selection.units(sublayer)[block]:
+            _zero_bias(self._live(block, self.geometry.family.reader(sublayer)))
+
+    def _silence_readers(self, block: int) -> None:
+        """Nothing of a block reaches the residual stream."""
+        for sublayer in Sublayer:
+            reader = self._live(block, self.geometry.family.reader(sublayer))
+            reader.weight.data.zero_()
+            _zero_bias(reader)
+
+    def _copy(self, block: int, linear: Linear, kind: str) -> None:
+        """Gives the live projection its changed weight or bias, rounded as the checkpoint will hold it."""
+        live, value = self._live(block, linear), self._changed[f"{self.geometry.family.module(block, linear.name)}.{kind}"]
+        if kind == "bias" and live.bias is None:
+            live.bias = nn.Parameter(live.weight.new_zeros(len(value)), requires_grad=live.weight.requires_grad)
+        getattr(live, kind).data.copy_(value)
+        self._silence(block, linear)
+
+    def _restore(self, block: int) -> None:
+        """Does to a block that was just read all that was done to the model so far."""
+        family = self.geometry.family
+        prefix = f"{family.blocks}.{block}."
+        for name in (name for name in self._changed if name.startswith(prefix)):
+            place = place_of(family, name)
+            assert place is not None
+            if isinstance(place.part, Linear):
+                self._copy(block, place.part, name.rpartition(".")[2])
+            else:
+                self.model.get_parameter(name).data.copy_(self._changed[name])
+        self.silence(block)
+
+    def _is_live(self, block: int) -> bool:
+        """Whether a block's tensors are in memory; those that are not will be as they should when they are read."""
+        return self.paging is None or self.paging.holds(block)
+
+    def _live(self, block: int, linear: Linear) -> nn.Linear:
+        found = blocks_of(self.model, self.geometry.family)[block].get_submodule(linear.name)
+        assert isinstance(found, nn.Linear)
+        return found
+
+
+def _zero_bias(linear: nn.Linear) -> None:
+    if linear.bias is not None:
+        linear.bias.data.zero_()
+
+
+def _others(kept: torch.Tensor | None, size: int) -> torch.Tensor:
+    gone = torch.ones(size, dtype=torch.bool)
+    gone[kept] = False
+    return gone

@@ -1,0 +1,112 @@
+"""Single weights, block by block: what is pruned in one block is what the blocks after it are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipeline.architecture.families import Linear
+from pipeline.architecture.spaces import Space
+from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
+from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.calibrate.sweep import sweep
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.plan.plan import Step
+from pipeline.prune.methods.method import LayerView, WeightMethod
+from pipeline.prune.model.masks import Pattern
+from pipeline.prune.model.remaining import check_widths, live_indices, live_linears, store
+from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.recipe import PruneStep
+from pipeline.tensors.saved_states import saved_states
+
+
+def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: WeightMethod, events: Events) -> Step:
+    """One round over all blocks: measure, prune every projection, run the block again.
+
+    Rows and columns that are gone already take no part: fractions and groups are of what is left.
+
+    Raises:
+        TrimlineError: a projection's inputs are no multiple of the pattern's group, the pattern comes in several shots,
+            or activations overflow.
+    """
+    pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
+    assert remove is not None
+    if pattern.fraction is not None and abs(remove - pattern.fraction) > 1e-9:
+        raise TrimlineError(f"The pattern {pattern} cannot come in several shots: each would be {pattern} already.", "Use one shot.")
+    check_widths(model, pattern)
+    needs = method.weight_needs(step)
+    zeros = total = 0
+    with weight_gradients(model, windows, needs.gradients, events) as gradients:
+        for block, seen in sweep(model.model, model.geometry.family, windows, needs, events, sequential=True):
+            if block not in model.selection.blocks:
+                continue
+            _demand_finite(seen, block, model.model)
+            seen.gradients = gradients(block)
+            for linear in live_linears(model, block):
+                pruned = method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
+                store(model, block, linear, pruned, step.pattern)
+                zeros, total = zeros + int((pruned == 0).sum()), total + pruned.numel()
+    facts = {"tokens": windows.numel(), "pattern": step.pattern, "zero fraction": zeros / max(total, 1)}
+    return Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts)
+
+
+@contextmanager
+def weight_gradients(
+    model: ShrinkingModel, windows: torch.Tensor, needs: GradientNeeds | None, events: Events
+) -> Iterator[Callable[[int], BlockGradients | None]]:
+    """Hands out, once per block and in any order, the weight gradients of the model as it is on entry; None without needs.
+
+    A sweep backwards ends where the sweep that reads them starts, and together they are twice as large as the weights
+    in fp32: beyond a limit they wait in files.
+    """
+    kept: dict[int, tuple[list[str], BlockGradients]] = {}
+    family, limit = model.geometry.family, model.waiting_bytes
+    with saved_states(limit) as saved:
+        for block, found in gradient_sweep(model.model, family, windows, needs, events, limit) if needs else ():
+            names = sorted(found.absolute)
+            for place, name in enumerate(names):
+                saved.put((block, 2 * place), found.absolute.pop(name))
+                saved.put((block, 2 * place + 1), found.squares.pop(name))
+            kept[block] = names, found
+
+        def take(block: int) -> BlockGradients | None:
+            if block not in kept:
+                return None
+            names, found = kept.pop(block)
+            for place, name in enumerate(names):
+                found.absolute[name], found.squares[name] = saved.take((block, 2 * place)), saved.take((block, 2 * place + 1))
+            return found
+
+        yield take
+
+
+def _demand_finite(seen: BlockStatistics, block: int, model: torch.nn.Module) -> None:
+    if not all(inputs.squares.isfinite().all() for inputs in seen.inputs.values()):
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise TrimlineError(
+            f"The inputs of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
+        )
+
+
+def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:
+    """A projection's rows and columns that are left, with the statistics of those inputs."""
+    rows, columns = live_indices(model, block, linear)
+    inputs, gradients = seen.inputs.get(linear.point), seen.gradients
+    # Blocks of a model on several devices are measured where they are.
+    device = inputs.squares.device if inputs else next(model.model.parameters()).device
+
+    def left(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[rows][:, columns].to(device)
+
+    return LayerView(
+        linear=linear,
+        block=block,
+        weight=model.weight(block, linear.name)[rows][:, columns].to(device),
+        statistics=seen,
+        inputs=inputs.restricted(columns) if inputs else None,
+        absolute=left(gradients.absolute.get(linear.name)) if gradients else None,
+        squares=left(gradients.squares.get(linear.name)) if gradients else None,
+    )

@@ -1,0 +1,60 @@
+"""One matrix through ONNX Runtime's quantisers: what the blocks say is what the weights were."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.onnx.lowering.quantise import BLOCK, quantised_matrix
+
+METHODS = [("k_quant", False), ("default", True)]
+
+
+def read_back(weight: torch.Tensor, bits: int, method: str, symmetric: bool) -> np.ndarray:
+    """The weights that ONNX Runtime computes with: the product with the identity."""
+    found = quantised_matrix(weight, bits, method=method, symmetric=symmetric)
+    outputs, inputs = weight.shape
+    stored = {"q": found.qweight, "s": found.scales} | ({"z": found.qzeros} if found.qzeros is not None else {})
+    node = helper.make_node(
+        "MatMulNBits", ["x", *stored], ["y"], domain="com.microsoft", bits=bits, block_size=BLOCK, K=inputs, N=outputs, accuracy_level=1
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [inputs, inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [inputs, outputs])],
+        [numpy_helper.from_array(value.numpy(), name) for name, value in stored.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.eye(inputs, dtype=np.float32)})[0].T
+
+
+@pytest.mark.parametrize(("method", "symmetric"), METHODS)
+@pytest.mark.parametrize("inputs", [32, 64, 96, 160, 72])
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.14), (8, 0.01)])
+def test_weights_come_back(method: str, symmetric: bool, inputs: int, bits: int, most: float) -> None:
+    weight = torch.rand(48, inputs) * 2 - 1
+    assert np.abs(read_back(weight, bits, method, symmetric) - weight.numpy()).max() < most
+
+
+@pytest.mark.parametrize(("method", "symmetric"), METHODS)
+def test_a_block_of_zeros_stays_zeros(method: str, symmetric: bool) -> None:
+    weight = torch.rand(8, 96) - 0.5
+    weight[:, 32:64] = 0
+    found = read_back(weight, 4, method, symmetric)
+    assert np.isfinite(found).all()
+    assert np.abs(found[:, 32:64]).max() == 0
+
+
+def test_what_the_builder_reads() -> None:
+    found = quantised_matrix(torch.rand(10, 96), 4, method="k_quant", symmetric=False)
+    assert (found.bits, found.group_size, found.in_features, found.out_features) == (4, BLOCK, 96, 10)
+    assert found.qweight.shape == (10, 3, BLOCK // 2)
+    assert found.scales.shape == (10, 3)
+    assert found.qzeros.shape == (10, 2)
+    assert found.bias is None

@@ -1,0 +1,49 @@
+"""``trimline serve``: reads the command line; ``deploy.serve`` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.common.errors import TrimlineError
+from pipeline.common.memory import usable_cores
+from trimline.cli.session import session
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="A package with an ONNX export, or a folder that `trimline export` wrote.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; default: the folder's name.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="Of the runtime; default: every core this process may use.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Requests that take turns, each with its own cache.")] = 4,
+    max_queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are refused with 429.")] = 128,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="TRIMLINE_API_KEY", help="Clients must send it. Others see a command line: better set the variable."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Answer OpenAI's completions and chat over HTTP."""
+    with session(debug=debug) as here:
+        from deploy.serve.model import needs_extra, onnx_folder
+
+        needs_extra()
+        onnx_folder(folder)
+        if api_key is not None and not api_key.strip():
+            raise TrimlineError("The API key is empty.", "Set one, or none.")
+        from deploy.serve.app import ServeOptions
+        from deploy.serve.server import serve as run
+
+        options = ServeOptions(name or folder.resolve().name, parallel, max_queue, api_key)
+        if host not in LOCAL and api_key is None:
+            here.events.note(f"anybody who reaches {host} may use this model; --api-key demands a key")
+        run(folder, host, port, threads or usable_cores(), options, lambda url: _announce(url, options.name))
+
+
+def _announce(url: str, name: str) -> None:
+    typer.echo(f"Serving {name} at {url}/v1; Ctrl-C ends it.")

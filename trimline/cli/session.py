@@ -1,0 +1,76 @@
+"""What every verb of the command line shares: events on the terminal, the JSON answer, and errors as sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.common.errors import INTERRUPTED, explain
+from pipeline.common.events import Events
+
+# Libraries draw bars of their own with tqdm, which reads this when it is imported; the events here say the same.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+class Session:
+    """One call of the command line.
+
+    Attributes:
+        out: where results go: stdout, or stderr with ``--json``, so that stdout ends with one JSON document.
+        events: shown on stderr.
+    """
+
+    def __init__(self, as_json: bool, events: Events) -> None:
+        self.out = Console(stderr=as_json)
+        self.events = events
+        self._as_json = as_json
+
+    def answer(self, document: dict[str, Any]) -> None:
+        """Prints the JSON document as the last line of stdout, where it was asked for."""
+        if self._as_json:
+            typer.echo(json.dumps(document, default=str, allow_nan=False))
+
+
+@contextmanager
+def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
+    """Runs a verb; turns what goes wrong into one sentence on stderr and an exit code."""
+    from trimline.cli.console import TerminalEvents
+
+    console = Console(stderr=True)
+    try:
+        with TerminalEvents(console) as shown:
+            yield Session(as_json, Events(shown))
+    except (typer.Exit, SystemExit):  # the second is what rich makes of a reader that went away, such as `| head`
+        raise
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = explain(error)
+        console.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
+        raise typer.Exit(code) from None
+
+
+def ended_by_itself(command: Callable[[], object]) -> None:
+    """Runs the command line; an interrupted one ends here and now.
+
+    An interrupt may come while a library holds a lock that its threads wait for, and Python waits for those threads before
+    it ends. By now every stage has cleaned up behind itself.
+    """
+    try:
+        command()
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a reader that went away
+                stream.flush()
+        os._exit(INTERRUPTED)

@@ -1,0 +1,288 @@
+"""What the stages wrote, put together into what a report says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine.energy import lines as energy_lines
+from benchmarks.recipe import BenchmarkSlice
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.spaces import Space
+from pipeline.artefacts.artefact import Artefact
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.files import read_json
+from pipeline.evaluate.perplexity import RESULT
+from pipeline.plan.plan import Plan
+from pipeline.prune.allocation.budget import removed_in_every_definition
+from pipeline.prune.allocation.targets import Consumer
+from pipeline.rebuild.profiles import consumers
+from pipeline.recover.recipe import RecoverSlice
+from pipeline.recover.stage import RESULT as RECOVERED
+from pipeline.sources.model import describe
+from pipeline.sources.text import SHARED_BAR
+from trimline.recipe import Recipe, recipe_text
+from trimline.reporting import (
+    BlockRow,
+    ConsumerRow,
+    Measure,
+    ModelRow,
+    Recovery,
+    Removed,
+    ReportData,
+    SpeedPoint,
+    StageTime,
+    TextRow,
+    Workload,
+)
+from trimline.reporting.data import Phase, Role
+from trimline.stages.gate_rows import gate_rows
+from trimline.stages.rounds import Round
+from trimline.stages.target_rows import round_rows, target_rows
+from trimline.stages.task_rows import task_rows
+
+FLOPS_CONTEXT = 512
+MISSED = 0.01  # of a budget; a smaller difference is not worth a warning
+NORMAL = 1.96  # standard errors in half of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The folders of one model: its checkpoint, its ONNX, its perplexity."""
+
+    checkpoint: Path
+    onnx: Path
+    evaluation: Path
+
+
+def collect(
+    recipe: Recipe,
+    command: str,
+    texts: Path,
+    plan: Path,
+    lanes: Mapping[Role, Lane],
+    timings: Path,
+    done: Mapping[str, Artefact],
+    rounds: tuple[Round, ...],
+    consumer: Consumer,
+) -> ReportData:
+    """Everything that the report of a run shows.
+
+    Args:
+        recipe: what was asked for.
+        command: what was typed.
+        texts, plan, timings: artefacts of the text, prune and benchmark stages.
+        lanes: folders of the dense and the pruned model.
+        done: every artefact, for the times.
+        rounds: what was gone through towards a target.
+        consumer: what targets are stated for.
+    """
+    decision = Plan.read(plan)
+    results = read_json(timings / "results.json")
+    original, result = (Checkpoint(lanes[role].checkpoint).geometry for role in ("dense", "pruned"))
+    text = read_json(texts / "text.json")
+    models = tuple(_model_row(role, lane, results["models"].get(role, {})) for role, lane in lanes.items())
+    return ReportData(
+        title=f"{recipe.name}: {describe(recipe.model)}",
+        command=command,
+        model_source=describe(recipe.model),
+        recipe=recipe_text(recipe),
+        models=models,
+        removed=Removed(**removed_in_every_definition(original, result, FLOPS_CONTEXT)),
+        blocks=tuple(block_rows(decision, original.blocks)),
+        importance_name="mean angular distance between a block's input and output",
+        flops_context=FLOPS_CONTEXT,
+        evaluation=_evaluation(recipe, text, lanes),
+        workloads=tuple(_workloads(results)),
+        decode_points=tuple(_points(models, results)),
+        gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items()}, done)),
+        consumers=tuple(_consumers(recipe, lanes["pruned"].checkpoint)),
+        texts=tuple(_texts(text, decision)),
+        overlap=text["overlap"],
+        warnings=tuple(_warnings(recipe, text, original, result)),
+        environment=environment_rows(results) | energy_lines(results),
+        stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
+        recovery=_recovery(recipe.recover, done) if recipe.recover else None,
+        targets=tuple(target_rows(recipe.prune, original, result, consumer, rounds)),
+        rounds=tuple(round_rows(rounds, original, consumer)),
+        tasks=tuple(task_rows(done)),
+    )
+
+
+def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, Lane]) -> str:
+    windows = recipe.evaluate
+    precision = read_json(lanes["dense"].evaluation / RESULT).get("precision")  # a graph's; a checkpoint's record has a dtype
+    reader = f", read by the {precision} graphs in ONNX Runtime" if precision else ""
+    return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
+
+
+def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
+    checkpoint = Checkpoint(lane.checkpoint)
+    geometry = checkpoint.geometry
+    found = read_json(lane.evaluation / RESULT)
+    cold = measured.get("cold_start")
+    return ModelRow(
+        role=role,
+        name=role,
+        parameters=geometry.total_parameters(),
+        decoder_parameters=geometry.decoder_parameters(),
+        decoder_flops=geometry.decoder_flops(FLOPS_CONTEXT),
+        checkpoint_bytes=_bytes(lane.checkpoint, "*.safetensors"),
+        onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
+        perplexity=_perplexity(found),
+        peak_memory_bytes=(measured.get("memory") or {}).get("peak"),
+        cold_start_seconds=sum(cold.values()) if cold else None,
+        window_losses=tuple(found["window_losses"]),
+    )
+
+
+def _perplexity(found: Mapping[str, Any]) -> Measure:
+    value, error = found["perplexity"], found["standard_error"]
+    if error is None:
+        return Measure(value)
+    return Measure(value, low=value - NORMAL * error, high=value + NORMAL * error, error=error)
+
+
+def block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
+    """Units of every original block, before and after."""
+    importance = plan.steps[0].facts.get("block importance", {})
+    selection = plan.selection
+    for number, block in enumerate(original):
+        stays = number in selection.blocks
+        yield BlockRow(
+            number=number,
+            dense_ffn=block.ffn,
+            dense_kv_groups=block.kv_groups,
+            ffn=len(selection.ffn[number]) if stays else 0,
+            kv_groups=len(selection.kv_groups[number]) if stays else 0,
+            importance=importance.get(str(number)),
+        )
+
+
+def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
+    timings = {(row["model"], row["workload"], row["metric"]): row for row in results["timings"]}
+    for row in results["comparisons"]:
+        if row["model"] != "pruned":
+            continue
+        name, phase = row["workload"], row["metric"]
+        wanted = next(w for w in BenchmarkSlice.model_validate(results["recipe"]).workloads if w.name == name)
+        prompt = wanted.prompt
+        samples = results["samples"][name]
+        yield Workload(
+            name=f"{prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {prompt} cached",
+            phase=phase,
+            tokens=prompt if phase == "prefill" else 1,
+            past=0 if phase == "prefill" else prompt,
+            batch=wanted.batch,
+            dense=Measure(timings["dense", name, phase]["seconds"]["p50"]),
+            pruned=Measure(timings["pruned", name, phase]["seconds"]["p50"]),
+            dense_samples=_samples(samples["dense"], phase),
+            pruned_samples=_samples(samples["pruned"], phase),
+            speedup=_ratio(row["speed_up"]),
+            control=_ratio(row["control"]),
+            allowed=row["allowed"],
+            realised=_ratio(row["realised_gain"]),
+            verdict=row["verdict"],
+            dense_parts=_parts(timings["dense", name, phase]),
+            pruned_parts=_parts(timings["pruned", name, phase]),
+        )
+
+
+def _parts(timing: Mapping[str, Any]) -> dict[str, float]:
+    return {name: found["p50"] for name, found in timing.get("parts", {}).items()}
+
+
+def _samples(raw: Mapping[str, Any], phase: Phase) -> tuple[float, ...]:
+    """One number per round: the prompt pass, or the mean step after it."""
+    if phase == "prefill":
+        return tuple(raw["prefill"])
+    return tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
+
+
+def _ratio(record: Mapping[str, float]) -> Measure:
+    return Measure(record["value"], low=record["low"], high=record["high"])
+
+
+def _points(models: tuple[ModelRow, ...], results: Mapping[str, Any]) -> Iterator[SpeedPoint]:
+    for model in models:
+        rows = [row for row in results["timings"] if row["model"] == model.name and row["metric"] == "decode"]
+        if rows and model.perplexity is not None:
+            yield SpeedPoint(model.name, model.perplexity.value, rows[0]["tokens_per_second"])
+
+
+def _recovery(recipe: RecoverSlice, done: Mapping[str, Artefact]) -> Recovery:
+    found = read_json(done["recover"].folder / RECOVERED)
+    by = "" if recipe.lora.rank_by == "uniform" else f" on average, more to {recipe.lora.more_to} blocks"
+    trained = "every weight" if recipe.kind == "full" else f"LoRA of rank {recipe.lora.rank}{by}"
+    towards = "the text" if recipe.loss == "text" else "the dense model's predictions"
+    states = " and hidden states" if recipe.hidden_states else ""
+    return Recovery(
+        what=f"{trained}, towards {towards}{states}, {recipe.steps} steps of {recipe.batch} windows of {recipe.window} tokens",
+        tokens=found["tokens"],
+        before=_perplexity(read_json(done["evaluate rebuilt"].folder / RESULT)),
+        losses=tuple((point["step"], point["loss"]) for point in found["losses"]),
+    )
+
+
+def _consumers(recipe: Recipe, pruned: Path) -> Iterator[ConsumerRow]:
+    checkpoint = Checkpoint(pruned)
+    for verdict in consumers(checkpoint.geometry, recipe.rebuild.profile, checkpoint.config):
+        yield ConsumerRow(verdict.consumer, verdict.loads, verdict.why, verdict.change, verdict.checked)
+
+
+def _texts(text: Mapping[str, Any], plan: Plan) -> Iterator[TextRow]:
+    tokens = {"calibration": plan.steps[0].facts["tokens"], "evaluation": None}
+    for role in ("calibration", "evaluation"):
+        found = text[role]
+        yield TextRow(role, found["name"], found["characters"], found["sha256"], tokens[role])
+
+
+def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Geometry, result: Geometry) -> Iterator[str]:
+    if text["overlap"] > SHARED_BAR:
+        yield (
+            f"{text['overlap']:.0%} of the evaluation text also stands in the calibration text; this was allowed by the recipe, "
+            "and the perplexity of the pruned model is flattered by it."
+        )
+    yield from _missed_budget(recipe, original, result)
+
+
+def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iterator[str]:
+    """Where one budget was asked for and rounding left something else; several budgets cannot be told apart here."""
+    budgets = [(space, budget) for step in recipe.prune.steps for space, budget in step.budget.items()]
+    if len(budgets) != 1 or budgets[0][1].remove is None:
+        return
+    space, budget = budgets[0]
+    of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks", Space.RESIDUAL: "residual_channels"}
+    if space not in of_units:
+        return
+    definition = of_units[space] if budget.of == "units" else f"decoder_{budget.of}"
+    got, asked = removed_in_every_definition(original, result, budget.context)[definition], budgets[0][1].remove
+    if asked is not None and abs(got - asked) > MISSED:
+        yield f"The recipe asks for {asked:.1%} of {definition.replace('_', ' ')}; whole units and rounding made it {got:.1%}."
+
+
+def environment_rows(results: Mapping[str, Any]) -> dict[str, str]:
+    """Where a benchmark ran, and the hash of what was asked of it, as lines of a table."""
+    block = results["environment"]
+    gpus = [line.split(", ") for line in block["gpu"] or []]  # name, driver; what changes from minute to minute
+    flat = {
+        "processor": f"{block['processor']} ({', '.join(block['flags'])})",
+        "threads": block["threads"],
+        "memory": f"{block['memory_bytes'] / 2**30:.1f} GiB",
+        "load average before and after": f"{block['load_average']['before']:.2f} and {block['load_average']['after']:.2f}",
+        "GPU": "; ".join(", ".join(gpu[:2]) for gpu in gpus) or "none",
+        "GPU clock and power cap": "; ".join(", ".join(gpu[2:]) for gpu in gpus) or None,
+        "clock after the timing": f"{mhz:.0f} MHz" if (mhz := block.get("frequency_mhz")) else None,
+        "power cap": f"{cap:g} W" if (cap := block.get("power_cap_watts")) else None,
+        "system": block["system"],
+        "python": block["python"],
+        "commit": block["commit"],
+        "hash of what was asked for": results.get("recipe_hash"),
+    }
+    return {name: str(value) for name, value in (flat | block["versions"]).items() if value is not None}
+
+
+def _bytes(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))

@@ -1,0 +1,85 @@
+"""What every gate of a run found, as the report shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts.artefact import Artefact
+from pipeline.common.files import read_json
+from trimline.reporting import GateRow
+from trimline.reporting.data import Role
+
+
+def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Iterator[GateRow]:
+    """One row per comparison.
+
+    Args:
+        exports: ONNX folders of the dense and the pruned model.
+        done: every artefact, by stage and lane.
+    """
+    rebuilt = read_json(done["rebuild"].folder / "gate.json")["attempts"][-1]
+    yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
+    yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
+    if "recover" in done:
+        yield from _recovery_gates(read_json(done["recover"].folder / "gate.json"))
+    for role, folder in exports.items():
+        yield from _onnx_gates(role, read_json(folder / "gate.json"))
+        if f"build {role}" in done:
+            yield from engine_gates(role, done[f"build {role}"].folder)
+
+
+def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
+    cost, genai = record["perplexity"], record["genai"]
+    name = f"{role} checkpoint → ONNX in {record['precision']}, perplexity"
+    if cost["run"]:
+        yield GateRow(
+            name, cost["passed"], cost["ratio"], cost["bar"], f"{cost['graph']:.2f} over {cost['checkpoint']:.2f}; {cost['evaluation']}"
+        )
+    else:
+        yield GateRow(name, None, detail=cost["why"])
+    exact = record["precision"] == "fp32"
+    source, detail = (
+        (f"{role} checkpoint", "against torch in fp32") if exact else (f"{role} graph read at once", "KL divergence in nats, mean")
+    )
+    for check, comparison in record["checks"].items():
+        yield _gate(f"{source} → ONNX, {check}", comparison, f"ONNX Runtime, {detail}")
+    if genai["run"]:
+        yield _gate(f"{source} → onnxruntime-genai", genai, f"teacher-forced, {detail}")
+    else:
+        yield GateRow(f"{source} → onnxruntime-genai", None, detail=genai["why"])
+
+
+def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
+    """Rows on one lane's engine folder; an engine that was not run says so."""
+    record = read_json(folder / "build.json")
+    name, pattern, proof = f"{role} ONNX → {record['builder']} engine", record["two_four"], record["sparse_kernels"]
+    if int8 := record["int8"]:
+        figures = int8["perplexity"]
+        detail = f"perplexity {figures['before']:.2f} → {figures['after']:.2f} in ONNX Runtime, {int8['tokens']:,} tokens"
+        yield GateRow(f"{role} ONNX → int8", True, int8["ratio"], int8["bar"], detail)
+    if pattern["two_four"]:
+        share = pattern["two_four"] / pattern["weights"]
+        yield GateRow(
+            f"{role} ONNX: weights that are 2:4", pattern["complies"], share, 1.0, f"sparse kernels: {proof['verdict']}, {proof['why']}"
+        )
+    if record["run"]["run"]:
+        for check, comparison in read_json(folder / "gate.json")["checks"].items():
+            yield _gate(f"{name}, {check}", comparison, "on the GPU against ONNX Runtime")
+    else:
+        yield GateRow(name, None, detail=f"{record['run']['why']}: {record['run']['proves']}")
+
+
+def _recovery_gates(record: Mapping[str, Any]) -> Iterator[GateRow]:
+    last, merge, zeros = record["attempts"][-1], record["merged"], record["zeros"]
+    if merge:
+        detail = f"{merge['projections']} projections, fp32, relative to their largest output"
+        yield GateRow("adapters → merged weights", merge["passed"], merge["difference"], merge["bar"], detail)
+    yield GateRow("zeros before recovery → zeros after it", True, 0.0, 0.0, f"{zeros['zeros']:,} kept; {zeros['two_four']} tensors are 2:4")
+    yield _gate("trained model → recovered checkpoint", last["reopened"], last["dtype"])
+    yield _gate("recovered checkpoint → the same with its cache", last["cache"], last["dtype"])
+
+
+def _gate(name: str, comparison: Mapping[str, Any], detail: str) -> GateRow:
+    return GateRow(name, comparison["passed"], comparison["difference"], comparison["bar"], detail)

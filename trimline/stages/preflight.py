@@ -1,0 +1,119 @@
+"""What a recipe and the dense model's config rule out already, said before hours of pruning."""
+
+from __future__ import annotations
+
+from benchmarks.runtimes.names import FORMS
+from benchmarks.runtimes.opening import demand
+from deploy.targets import Candidate, check_targets
+from exporters.onnx.lowering.precision import check_precision
+from exporters.tensorrt.builders import demand_buildable, demand_builder
+from pipeline.architecture.families.family import check_stream
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.options import RunOptions
+from pipeline.prune.methods import ScoringMethod, method_named
+from pipeline.prune.methods.method import PoolingMethod
+from pipeline.prune.scoring import needs_of
+from pipeline.prune.stage import check_targets as check_bounds
+from pipeline.prune.steps import as_budget, rule_of
+from pipeline.rebuild.biases import biases_added
+from pipeline.rebuild.profiles import check_request
+from pipeline.recover.ranks import no_importance
+from pipeline.recover.stage import check_recovery, narrower_stream
+from trimline.recipe import Recipe
+from trimline.stages.rounds import consumer_of, demand_timed
+
+
+def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
+    """Whether the shape profile can hold what the steps may produce, and what follows can be run.
+
+    Raises:
+        TrimlineError: they cannot; says what to change.
+    """
+    check_precision(recipe.export.precision, options.device)
+    check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(recipe), dense.config)
+    if any(Space.RESIDUAL in step.spaces for step in recipe.prune.steps):
+        check_stream(dense.geometry.family)
+        if recipe.recover and recipe.recover.hidden_states:
+            raise narrower_stream()
+    biases_added(dense.geometry, _readers_with_new_bias(recipe, dense), recipe.rebuild.profile)
+    if recipe.recover:
+        check_recovery(recipe.recover, options)
+        _demand_importance(recipe)
+    if recipe.build:
+        if recipe.export.lowering != "portable":
+            raise TrimlineError(
+                f"TensorRT knows standard operators only, and the recipe exports with lowering: {recipe.export.lowering}.",
+                "Set export.lowering to portable, or leave build out.",
+            )
+        demand_buildable(recipe.export.precision, "The recipe exports")
+        demand_builder(recipe.build.builder)
+    _demand_runtime(recipe)
+    demand_timed(recipe)
+    _demand_counted(recipe, dense)
+    check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
+
+
+def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
+    """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
+    uneven = {Space.FFN: False, Space.KV_GROUP: False}
+    fewer_heads = False
+    for step in map(as_budget, recipe.prune.steps):
+        if step.pooled:
+            method = method_named(step.method)
+            even = isinstance(method, PoolingMethod) and method.is_even(step) and step.allocation != "optimal"
+            uneven = {space: uneven[space] or (space in step.spaces and not even) for space in uneven}
+            fewer_heads |= Space.KV_GROUP in step.spaces
+        for space, budget in step.budget.items():
+            if space not in uneven:
+                continue
+            fewer_heads |= space is Space.KV_GROUP
+            rule = rule_of(step)
+            if budget.keep is None:
+                uneven[space] |= rule in ("global", "raw") or (rule == "cfsp" and space is Space.FFN)
+            elif isinstance(budget.keep, tuple):
+                uneven[space] |= _differ(budget.keep, recipe.rebuild.profile)
+    return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
+
+
+def _readers_with_new_bias(recipe: Recipe, dense: Checkpoint) -> set[str]:
+    """Projections that bias compensation may give a bias; where they have one already it only changes."""
+    steps = [step for step in recipe.prune.steps if step.compensation == "bias"]
+    sublayers = {SUBLAYERS[space] for step in steps for space in step.spaces if space in SUBLAYERS}
+    readers = [dense.geometry.family.reader(sublayer) for sublayer in sublayers]
+    return {reader.name for reader in readers if not dense.geometry.has_bias(reader)}
+
+
+def _differ(sizes: tuple[int, ...], profile: Profile) -> bool:
+    """Whether kept sizes differ in a way that matters to the profile: decilm knows absent sublayers (0)."""
+    return len(set(sizes) - ({0} if profile is Profile.DECILM else set())) > 1
+
+
+def _demand_importance(recipe: Recipe) -> None:
+    """Ranks that follow block importance need a step that measures it; said before hours of pruning."""
+    wanted = recipe.recover and recipe.recover.kind == "lora" and recipe.recover.lora.rank_by == "importance"
+    methods = [(step, method_named(step.method)) for step in recipe.prune.steps]
+    if wanted and not any(isinstance(method, ScoringMethod) and needs_of(step).distance for step, method in methods):
+        raise no_importance()
+
+
+def _demand_counted(recipe: Recipe, dense: Checkpoint) -> None:
+    """What a target bounds can be counted and met; times are known when they were measured."""
+    counted = tuple(
+        step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})
+        for step in recipe.prune.steps
+    )
+    check_bounds(recipe.prune.model_copy(update={"steps": counted}), dense.geometry, consumer_of(recipe, None))
+
+
+def _demand_runtime(recipe: Recipe) -> None:
+    """What the benchmark runs in is there; said before hours of pruning."""
+    runtime = recipe.benchmark.runtime
+    if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
+        raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
+    if FORMS[runtime] == "gguf":
+        raise TrimlineError(f"benchmark.runtime {runtime} opens GGUF files, which a run does not write.",
+                            f"Write them with trimline export --format gguf and time them with trimline bench --runtime {runtime}.")  # fmt: skip
+    demand(runtime)
