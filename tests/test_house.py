@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,16 @@ LONGEST_FUNCTION = 80
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNPICKLING_CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle", "yaml.unsafe_load", "yaml.full_load"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/\w")
+CROWD = 16  # modules beside each other; more only in collections of one kind
+COLLECTIONS = {"methods", "families", "targets", "cli"}
+ROOM_ROW = re.compile(r"^\| `([\w/.]+)` \|.*\| ([^|]*) \|$")
 
 
 def sources(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -40,6 +46,68 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import hides its room"
             yield node.lineno, node.module or ""
+
+
+@cache
+def arrows() -> dict[str, dict[str, int]]:
+    """Module of ours to modules of ours that it imports, with a line: at the top, inside functions and for type checkers alike.
+
+    A package's face that one of its own modules names is left out: it is that module's own house.
+    """
+    paths = {dotted(path): path for path in sources(*MAY_IMPORT)}
+    found: dict[str, dict[str, int]] = {name: {} for name in paths}
+    for name, path in paths.items():
+        for line, module in taken_from(tree_of(path)):
+            known = next((one for one in (module, module.rpartition(".")[0]) if one in paths), None)
+            if known and known != name and not (paths[known].name == "__init__.py" and name.startswith(f"{known}.")):
+                found[name].setdefault(known, line)
+    return found
+
+
+def dotted(path: Path) -> str:
+    """Name of a module of the tree."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def taken_from(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, module or name in a module) of every import: ``from a import b`` is ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    reach: dict[str, set[str]] = {}
+    for name in graph:
+        seen, waiting = set[str](), list(graph[name])
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                waiting += graph.get(one, ())
+        reach[name] = seen
+    groups = {frozenset(other for other in reach[name] if name in reach.get(other, ())) for name in graph if name in reach[name]}
+    return sorted((sorted(group) for group in groups), key=len, reverse=True)
+
+
+def rooms() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Folder to its rooms, from the ground up, with the modules that each may not know: the tables of docs/architecture.md."""
+    tables: dict[str, dict[str, tuple[str, ...]]] = {}
+    folder = None
+    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            folder = heading[1] if (heading := re.fullmatch(r"### `([\w/]+)/`", line)) else None
+        elif folder and (row := ROOM_ROW.match(line)):
+            tables.setdefault(folder, {})[row[1].strip("/")] = tuple(re.findall(r"`([\w.]+)`", row[2]))
+    return tables
+
+
+def room_of(path: Path, folder: str) -> str:
+    """The room of a folder that a file lies in."""
+    return path.relative_to(ROOT / folder).parts[0]
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -60,6 +128,56 @@ def test_imports_run_one_way(room: str) -> None:
         if (top := module.split(".")[0]) in {*MAY_IMPORT, "tests"} and top not in MAY_IMPORT[room]
     ]
     assert wrong == []
+
+
+def test_there_are_no_circles() -> None:
+    assert circles(arrows()) == []
+
+
+def test_the_circle_finder_sees_circles() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    beside = Counter(path.parent.relative_to(ROOT) for path in sources(*MAY_IMPORT) if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in beside.items() if count > CROWD and folder.name not in COLLECTIONS} == {}
+
+
+@pytest.mark.parametrize("folder", rooms())
+def test_every_module_has_a_room(folder: str) -> None:
+    there = {room_of(path, folder) for path in sources(folder)} - {"__init__.py", "__main__.py"}
+    assert there == set(rooms()[folder])
+
+
+@pytest.mark.parametrize("folder", rooms())
+def test_rooms_stand_on_those_below(folder: str) -> None:
+    floor = {room: place for place, room in enumerate(rooms()[folder])}
+    modules = {dotted(path): room_of(path, folder) for path in sources(folder) if room_of(path, folder) in floor}
+    up = [
+        f"{name}:{line} imports {other}"
+        for name, room in modules.items()
+        for other, line in arrows()[name].items()
+        if other in modules and floor[modules[other]] > floor[room]
+    ]
+    assert up == []
+
+
+@pytest.mark.parametrize("folder", rooms())
+def test_rooms_do_not_know_what_they_may_not(folder: str) -> None:
+    known = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for room, strangers in rooms()[folder].items()
+        for path in sources(folder)
+        if room_of(path, folder) == room
+        for line, module in taken_from(tree_of(path))
+        if any(f"{module}.".startswith(f"{stranger}.") for stranger in strangers)
+    ]
+    assert known == []
+
+
+def test_every_room_says_what_it_may_not_know() -> None:
+    assert [f"{folder}/{room}" for folder, table in rooms().items() for room, strangers in table.items() if not strangers] == []
 
 
 @pytest.mark.parametrize("room", [*MAY_IMPORT, "tests"])
