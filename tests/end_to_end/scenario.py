@@ -111,7 +111,7 @@ def trimline(*arguments: object) -> Called:
 
 def command(*arguments: object) -> list[str]:
     """The command line as a process of its own."""
-    return [sys.executable, "-m", "trimline.cli.app", *map(str, arguments)]
+    return [sys.executable, "-m", "trimline.cli", *map(str, arguments)]
 
 
 def assert_refused(called: Called, *words: str, code: int = 2) -> None:

@@ -203,7 +203,7 @@ def test_two_processes_train_as_one(done, values, tmp_path):
     rebuilt = done.artefacts["rebuild"].folder
     alone = api.recover(one, rebuilt, tmp_path / "alone", options=OPTIONS)
     arguments = ("recover", written(two, tmp_path), rebuilt, "-o", tmp_path / "shared", *SETTINGS, "--json")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trimline.cli.app"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trimline.cli"]
     called = subprocess.run(
         [*launcher, *map(str, arguments)], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

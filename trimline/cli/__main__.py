@@ -2,4 +2,5 @@
 
 from trimline.cli.app import main
 
-main()
+if __name__ == "__main__":  # a process that multiprocessing spawns imports this file under another name
+    main()

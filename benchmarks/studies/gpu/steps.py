@@ -70,7 +70,7 @@ def steps(
     if not here:
         found += _installing(python, inside, tensorrt)
     found += [
-        Step("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli.app", "doctor")),
+        Step("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli", "doctor")),
         Step("tests", "Every test that is marked gpu.", (inside, "-m", "pytest", "-m", "gpu", *GPU_TESTS)),
     ]
     return found + [
@@ -143,5 +143,5 @@ def _run(name: str, wanted: dict[str, Any], output: Path, inside: str) -> Step:
         recipe=wanted,
         keep={"report.html": f"report-{variant}-{runtime}.html"},
     )
-    command = (inside, "-m", "trimline.cli.app", "run", str(recipe_file(output, step)), "--device", "cuda", "--output", str(output))
+    command = (inside, "-m", "trimline.cli", "run", str(recipe_file(output, step)), "--device", "cuda", "--output", str(output))
     return replace(step, command=command)

@@ -59,7 +59,7 @@ def tiny_onnx(tiny_checkpoint: Path) -> Path:
 @contextmanager
 def serving(folder: Path, *options: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """URL and process of ``trimline serve``; killed at the end where it still runs."""
-    command = [sys.executable, "-m", "trimline.cli.app", "serve", str(folder), "--port", "0", "--threads", "1", *options]
+    command = [sys.executable, "-m", "trimline.cli", "serve", str(folder), "--port", "0", "--threads", "1", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:

@@ -125,7 +125,7 @@ def test_dry_finds_what_is_wrong(tmp_path):
     todo = [
         Step("packages", "why", ("python3", "-m", "pip", "install", ".[gpu,nothing]", "not a requirement!")),
         Step("module", "why", ("python3", "-m", "trimline.no_such_module")),
-        Step("run", "why", ("python3", "-m", "trimline.cli.app"), recipe=bad),
+        Step("run", "why", ("python3", "-m", "trimline.cli"), recipe=bad),
     ]
     assert program.dry(todo, tmp_path, said.append) == 1
     wrong = [line.strip() for line in said if line.strip().startswith("wrong")]
