@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_the_place_of_the_work_is_in_no_digest(tmp_path: Path, monkeypatch: pyte
         Path("source.json").write_text(f'{{"folder": "{tmp_path}/{name}/model"}}')
         found.append(folder_digests(Path(), "case"))
     assert found[0] == found[1]
+
+
+def test_measured_figures_are_in_no_digest_but_their_names_are(tmp_path: Path) -> None:
+    documents = ({"rounds": [{"seconds": 1.5}]}, {"rounds": [{"seconds": 2.0}, {"seconds": None}]}, {"rounds": [{"time": 1.5}]})
+    found = []
+    for document in documents:
+        (tmp_path / "results.json").write_text(json.dumps(document))
+        found.append(folder_digests(tmp_path, "case"))
+    assert found[0] == found[1] != found[2]
 
 
 def test_settings_are_kept_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
