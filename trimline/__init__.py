@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trimline.own_packages import demand_ours
+
 if TYPE_CHECKING:
     from benchmarks.recipe import BenchmarkSlice
     from exporters.gguf.recipe import GgufSlice
@@ -62,13 +64,14 @@ _PLACES = {
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.common.options": ("RunOptions",),
     "pipeline.plan.plan": ("Plan",),
-    "pipeline.prune.recipe": ("LmEvalSlice",),
+    "pipeline.evaluate.recipe": ("LmEvalSlice",),
     "exporters.recipe": ("BuildSlice", "ExportSlice"),
     "exporters.gguf.recipe": ("GgufSlice",),
     "benchmarks.recipe": ("BenchmarkSlice",),
     "pipeline.common.events": ("Event", "Events"),
     "pipeline.common.errors": ("GateError", "TrimlineError"),
 }
+demand_ours()
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
@@ -108,5 +111,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Imported on first use: `trimline --help` should not wait for torch.
     if name in _HOME:
+        demand_ours()  # once more: Python's path may have grown
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'trimline' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""llama.cpp's 4-bit form of the built-in model, as one more decoder that the benchmark times.
+"""GGUF files in llama.cpp, through llama-cpp-python, as one more decoder that the benchmark times: one row at a time.
 
 Optional: llama-cpp-python is no dependency, since its build takes a quarter of an hour.
 """

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.runtimes.names import FORMS, ON_EITHER, Form, Runtime
@@ -14,6 +15,7 @@ from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import TrimlineError
 
 OPENS: dict[Form, str] = {"onnx": "exported folders", "engine": "engines", "checkpoint": "checkpoints", "gguf": "exported folders, as GGUF"}
+STUDIES = Path(__file__).parents[1] / "studies"  # left out of the wheel
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,8 @@ def runs_here() -> Iterator[Runnable]:
     for runtime in get_args(Runtime):
         how = f"trimline bench --runtime {runtime}" if FORMS[runtime] == "gguf" else f"benchmark: {{runtime: {runtime}}}"
         yield Runnable(runtime, OPENS[FORMS[runtime]], how, _lack(runtime), _either() if runtime in ON_EITHER else "")
-    client = "" if importlib.util.find_spec("httpx2") else "httpx2 is not installed."
-    yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.studies.serving.load", client)
-    yield Runnable("a Triton server", "a URL", "python -m benchmarks.studies.serving.load --protocol triton", client)
+    yield Runnable("a server of OpenAI's protocol", "a URL", "python -m benchmarks.studies.serving.load", _clients_lack())
+    yield Runnable("a Triton server", "a URL", "python -m benchmarks.studies.serving.load --protocol triton", _clients_lack())
 
 
 def _lack(runtime: Runtime) -> str:
@@ -51,6 +52,12 @@ def _lack(runtime: Runtime) -> str:
     except TrimlineError as error:
         return error.problem
     return ""
+
+
+def _clients_lack() -> str:
+    if not STUDIES.is_dir():
+        return "The client is in a checkout of Trimline only."
+    return "" if importlib.util.find_spec("httpx2") else "httpx2 is not installed."
 
 
 def _either() -> str:

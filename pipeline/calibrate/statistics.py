@@ -99,13 +99,8 @@ def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
     return (squares / sequences).sqrt()
 
 
-def angular_distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """arccos(cos(before, after)) / π per token, in fp32; inputs (..., H), result (...)."""
-    return angles(cosines(before, after))
-
-
 def angles(cosine: torch.Tensor) -> torch.Tensor:
-    """arccos(cosine) / π."""
+    """arccos(cosine) / π, in [0, 1]: 1/2 is a right angle."""
     return cosine.arccos() / math.pi
 
 

@@ -18,13 +18,10 @@ from pipeline.rebuild.surgery import finished, norm_scale
 Wanted = Callable[[Place | None], bool]  # of a tensor's place; None is outside the blocks
 
 
-def masked_state(checkpoint: Checkpoint, plan: Plan) -> dict[str, torch.Tensor]:
-    """Dense-shaped tensors that compute what the smaller model must compute, in the checkpoint's dtype (but for norms)."""
-    return dict(masked_tensors(checkpoint, plan))
-
-
 def masked_tensors(checkpoint: Checkpoint, plan: Plan, wanted: Wanted = lambda place: True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same one tensor at a time, of the places that are wanted.
+    """Dense-shaped tensors that compute what the smaller model must compute, one at a time, of the places that are wanted.
+
+    They are in the checkpoint's dtype, but for norms.
 
     Rows and columns of removed units are zero, updates stand where their units stood. A sublayer or block that goes
     has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Norms

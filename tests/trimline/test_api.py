@@ -9,6 +9,7 @@ import typing
 import pytest
 
 import benchmarks.stage
+import trimline
 import trimline.api as api
 from benchmarks.recipe import BenchmarkSlice, Workload
 from exporters.recipe import ExportSlice
@@ -43,6 +44,10 @@ def test_every_public_function_is_typed_and_says_what_it_does():
         if inspect.isfunction(function):
             hints = typing.get_type_hints(function, vars(api))
             assert set(inspect.signature(function).parameters) | {"return"} == set(hints), name
+
+
+def test_every_name_of_the_package_is_where_it_is_looked_for():
+    assert [name for name in trimline.__all__ if getattr(trimline, name).__name__ != name] == []
 
 
 def test_a_recipe_can_be_a_file_a_recipe_or_plain_values(values, tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.common.options import RunOptions
 from trimline.cli.session import Session
+
+if TYPE_CHECKING:  # it imports torch
+    from pipeline.common.options import RunOptions
 
 
 class Device(StrEnum):

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimline.cli.options import (
     Debug,
@@ -23,7 +23,9 @@ from trimline.cli.options import (
     run_options,
 )
 from trimline.cli.session import session
-from trimline.stages.graph import RunResult
+
+if TYPE_CHECKING:  # it imports everything
+    from trimline.stages.graph import RunResult
 
 
 def run(

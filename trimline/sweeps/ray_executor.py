@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
+from trimline.own_packages import HOME, same
 from trimline.sweeps.remote import LOCK, Reply, problem_of, stage_task, timing_task
 from trimline.sweeps.schedule import Outcome
 from trimline.sweeps.tasks import Task
@@ -38,7 +40,7 @@ class RayExecutor:
         self._running: dict[Any, tuple[int, str]] = {}
         self._demand_room()
         self._gpus = {"num_gpus": 1} if options.device == "cuda" else {}
-        self._stage = self._ray.remote(num_cpus=options.threads, max_retries=RETRIES, **self._gpus)(stage_task)
+        self._stage = self._ray.remote(num_cpus=options.threads, max_retries=RETRIES, **self._gpus)(begun_by_ours(stage_task))
 
     def free(self) -> bool:
         """Ray keeps the queue."""
@@ -84,7 +86,7 @@ class RayExecutor:
             self._events.note(f"timing on {node['NodeManagerHostname']}, alone")
             whole = self._ray.remote(num_cpus=node["Resources"]["CPU"], scheduling_strategy=place, max_retries=0, **self._gpus)
             try:
-                return dict(self._ray.get(whole(work).remote(*given)))
+                return dict(self._ray.get(whole(begun_by_ours(work)).remote(*given)))
             except (NodeDiedError, OutOfMemoryError, TaskUnschedulableError, WorkerCrashedError):
                 self._events.note(f"{node['NodeManagerHostname']} died while it timed")
             except RayError as error:
@@ -121,6 +123,29 @@ class RayExecutor:
             raise TrimlineError(
                 f"No node of the Ray cluster is alive with {self._options.threads} processors.", "Give fewer --threads, or start a node."
             )
+
+
+def begun_by_ours(work: Callable[..., Reply]) -> Callable[..., Reply]:
+    """A task that does ``work``, a function of this package, with our own packages.
+
+    Ray puts the folder that the driver stands in first on its workers' path, and a ``benchmarks`` that lies there would be taken for ours.
+    The task takes it off before it imports anything, which it can: Ray sends functions that are made in functions as they are, and
+    not by the name of their module.
+    """
+    module, name = work.__module__, work.__name__
+    drivers = (os.path.abspath(os.curdir), os.path.dirname(os.path.realpath(sys.argv[0])))
+    folders = {folder for folder in drivers if not same(folder, HOME)}
+
+    def task(*given: Any) -> Reply:
+        import importlib
+        import sys
+
+        sys.path[:] = [folder for folder in sys.path if folder not in folders]
+        reply: Reply = getattr(importlib.import_module(module), name)(*given)
+        return reply
+
+    task.__name__ = task.__qualname__ = name  # what Ray shows
+    return task
 
 
 def timing_node(nodes: list[Node], own: str) -> Node:

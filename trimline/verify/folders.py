@@ -24,7 +24,6 @@ from trimline.verify.findings import Sides, Verification
 
 STORE = "store"
 LOCK = ".lock"
-GATE = "gate.json"
 CONFIG, EXPORT = "config.json", "export.json"
 
 

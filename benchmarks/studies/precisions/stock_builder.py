@@ -30,6 +30,7 @@ def stock_graph(checkpoint: Path, precision: Precision, out: Path) -> None:
     options = [f"{name}={str(value).lower()}" for name, value in NUMBERS[precision].options.items()]
     command = [
         sys.executable,
+        "-P",
         "-m",
         "onnxruntime_genai.models.builder",
         "-i",

@@ -163,13 +163,6 @@ class OnnxDecoder:
             logits, past = self.run(said.argmax(-1)[:, None], past)
             ends = np.zeros_like(lengths)
 
-    def greedy_without_cache(self, ids: Ids, tokens: int) -> Ids:
-        """As ``greedy``, reading the whole text anew for each token: slow, and a check on the cache."""
-        text = np.asarray(ids, np.int64)
-        for _ in range(tokens):
-            text = np.concatenate([text, self.logits(text)[:, -1:].argmax(-1)], axis=1)
-        return text[:, -tokens:]
-
 
 def _pad(prompts: Ids | Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
     """(ids, mask), both (prompts, longest), padded with zeros on the right."""

@@ -27,7 +27,6 @@ from pipeline.evaluate.recipe import LmEvalSlice
 from pipeline.live.loading import first_words
 
 SHOTS_SEED = 1234  # the harness's own
-HUB_SECONDS = 10.0
 
 Tasks = dict[str, Any]  # what the harness's task manager hands out: tasks by name, groups by name
 

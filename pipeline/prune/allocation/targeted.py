@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,7 +20,6 @@ from pipeline.prune.recipe import Budget, Pool, PruneStep, Target
 BISECTIONS = 30  # halvings of the fraction that goes; a unit of the largest models is a larger part
 Sizes = dict[tuple[Sublayer, int], int]  # by sublayer and by block, in the model as it is
 Found = tuple[Counts, dict[str, Any]]
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)

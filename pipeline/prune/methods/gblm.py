@@ -31,20 +31,6 @@ SEQUENCES = 128  # that α was chosen with
 Norm = Literal["l1", "l2"]
 
 
-def published_aggregate(gradients: Iterable[torch.Tensor], norm: Norm) -> torch.Tensor:
-    """Γ as the authors' code adds it up from gradients in fp16, shape (R, C), fp16; ``l1`` in a running sum of fp16, which loses small terms.
-
-    Args:
-        gradients: of each sequence's loss, shape (R, C) each.
-        norm: Σ |100 g| or √(Σ (100 g)²).
-    """
-    total = torch.zeros(())
-    for gradient in gradients:
-        scaled = gradient.half().float() * SCALE
-        total = total + scaled.square() if norm == "l2" else total.half() + scaled.abs().half()
-    return total.sqrt().half() if norm == "l2" else total
-
-
 def normalised_aggregate(sums: torch.Tensor, sequences: int, norm: Norm) -> torch.Tensor:
     """Γ in fp32, as if there had been 128 sequences, shape (R, C).
 

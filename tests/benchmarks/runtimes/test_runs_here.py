@@ -44,6 +44,12 @@ def test_a_missing_runtime_is_said(monkeypatch):
     assert "llama-cpp-python is not installed" in found["llama_cpp"]
 
 
+def test_an_installed_wheel_has_no_client_of_servers(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks.runtimes.runs_here, "STUDIES", tmp_path / "studies")
+    found = {line.runtime: line.lacks for line in runs_here()}
+    assert found["a Triton server"] == found["a server of OpenAI's protocol"] == "The client is in a checkout of Trimline only."
+
+
 def test_a_processor_build_lacks_the_provider_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(benchmarks.runtimes.opening, "cuda_devices", lambda: ["a GPU"])
     found = {line.runtime: line.lacks for line in runs_here()}

@@ -15,7 +15,7 @@ from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.plan.plan import Plan
-from pipeline.rebuild.masked import load_masked, masked_state
+from pipeline.rebuild.masked import load_masked, masked_tensors
 from pipeline.rebuild.stage import gate
 from tests.pipeline.rebuild.cases import (
     OPTIONS,
@@ -83,7 +83,7 @@ def test_updates_take_the_place_of_cut_tensors(tmp_path: Path) -> None:
     plan = plan_for(source, lambda choice: choice.ffn.__setitem__(0, tuple(range(0, 96, 2))), updates)
     out = rebuilt(tmp_path, source, plan, Profile.DECILM)
     assert torch.equal(Checkpoint(out).tensor(f"{name}.weight"), updates[f"{name}.weight"])
-    masked = masked_state(Checkpoint(source), plan)[f"{name}.weight"]
+    masked = dict(masked_tensors(Checkpoint(source), plan))[f"{name}.weight"]
     assert torch.equal(masked[:, ::2], updates[f"{name}.weight"])
     assert not masked[:, 1::2].any()
 
