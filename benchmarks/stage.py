@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.machine.environment import environment, load_average
 from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.results.document import document
+from benchmarks.results.document import PAGE, RESULTS, Results
+from benchmarks.results.from_samples import results_of
 from benchmarks.results.markdown import render
 from benchmarks.runtimes.names import FORMS, Multiplied, computes_on
 from benchmarks.timing.child import Child
@@ -19,7 +20,6 @@ from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Sample, time_workloads
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
 
 
@@ -42,14 +42,12 @@ def benchmark(
     Raises:
         TrimlineError: a folder is no export, a candidate has a reserved name, or a measuring process fails.
     """
-    results = measure(dense, candidates, recipe, options, events)
-    for name, model in results["models"].items():
-        model["perplexity"] = accuracy.get(name)
-    write_json(out / "results.json", results)
-    (out / "results.md").write_text(render(results), encoding="utf-8")
+    results = measure(dense, candidates, recipe, options, events).with_perplexities(accuracy)
+    results.write(out / RESULTS)
+    (out / PAGE).write_text(render(results), encoding="utf-8")
 
 
-def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOptions, events: Events) -> dict[str, Any]:
+def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOptions, events: Events) -> Results:
     """Everything that ``results.json`` holds but the perplexities."""
     if reserved := {DENSE, CONTROL} & set(candidates):
         raise TrimlineError(f"No candidate may be called {min(reserved)!r}.", "Give it another name.")
@@ -67,7 +65,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
         facts = {name: model.facts() for name, model in models.items()}
     ceilings.append(_ceilings(options, recipe, precision))
     surroundings = environment(options.threads) | {"load_average": {"before": before, "after": load_average()}}
-    return document(subjects, timed, recipe, ceilings, facts, precision) | {"environment": surroundings}
+    return results_of(subjects, timed, recipe, ceilings, facts, precision, surroundings)
 
 
 class MeasuredModel:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.results.document import Results, read
 from benchmarks.stage import benchmark
 from deploy.add import add_targets, is_package
 from deploy.targets import with_targets
@@ -290,7 +291,7 @@ def bench(
     folders = {name: Path(folder) for name, folder in candidates.items()}
     with whole_folder(Path(output)) as out:
         benchmark(Path(dense), folders, recipe or BenchmarkSlice(), options, out, events, accuracy or {})
-    return read_json(Path(output) / "results.json")
+    return read(Path(output)).as_record()
 
 
 def report(folder: Path | str, output: Path | str) -> Path:
@@ -360,7 +361,7 @@ def compare(
         events: progress.
     """
     found = read_results([Path(result) for result in results])
-    documents: list[Mapping[str, Any]] = []
+    documents: list[Results] = []
     with whole_folder(Path(output)) if output is not None else nullcontext() as out:
         if measure:
             found, documents = measured(found, recipe or BenchmarkSlice(), options, events, together)

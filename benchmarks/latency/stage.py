@@ -140,7 +140,7 @@ def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOpti
     found: dict[Key, dict[str, list[float]]] = {}
     for workload, by_model in timed.items():
         for name, samples in by_model.items():
-            for phase, seconds in samples.metrics().items():
+            for phase, seconds in samples.by_phase().items():
                 found.setdefault((workload, phase), {})[name] = seconds
     return found
 

@@ -174,22 +174,3 @@ def _card(library: Any, visible: str) -> Any:
     if count != 1:
         raise NoCounter(f"there are {count} GPUs, and which one computes is not known: set CUDA_VISIBLE_DEVICES to its UUID")
     return library.nvmlDeviceGetHandleByIndex(0)
-
-
-def answers(models: Mapping[str, Any]) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
-    """Parts of every counter that answered for a model, and why the others did not."""
-    told = [model["energy"] for model in models.values() if "energy" in model]
-    counters = {name: parts for found in told for name, parts in found["counters"].items()}
-    return counters, {name: why for found in told for name, why in found["refused"].items() if name not in counters}
-
-
-def lines(results: Mapping[str, Any]) -> dict[str, str]:
-    """What a benchmark's document says of energy, as name and value: joules per token, or why there are none."""
-    counters, refused = answers(results["models"])
-    found = {f"energy, {name}": f"no counter answered ({why})" for name, why in refused.items()}
-    for row in results["timings"]:
-        for name, summary in row.get("joules_per_token", {}).items():
-            parts = " + ".join(counters.get(name, ()))
-            key = f"energy, {name} ({parts}), {row['workload']} {row['metric']}"
-            found[key] = "; ".join([*([found[key]] if key in found else []), f"{row['model']} {summary['p50']:.3g} J/token"])
-    return found

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 EVERY = 0.01  # seconds between two looks
 
@@ -66,16 +62,3 @@ def _status() -> dict[str, int]:
         return {}
     fields = (line.split() for line in lines if line.endswith(" kB"))
     return {name.rstrip(":"): int(size) * 1024 for name, size, _ in fields}
-
-
-def last_line_of(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON that ``python -m module`` prints last: a measurement in a process that never held anything else.
-
-    Raises:
-        SystemExit: it failed; with what it said.
-    """
-    done = subprocess.run([sys.executable, "-P", "-m", module, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return reply

@@ -1,174 +1,214 @@
-"""From samples to the document that ``results.json`` holds; units are seconds, bytes and FLOPs throughout."""
+"""What a benchmark found, as ``results.json`` holds it: one document, one reader, one word for each thing.
+
+The file is older than these names: it says ``metric`` for a phase and ``speed_up`` for a speedup, and stays so. Records of older
+versions lack some fields, and have others; what is read is written again byte for byte.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
 
-from benchmarks.formulas import roofline
-from benchmarks.formulas.roofline import Ceilings
-from benchmarks.formulas.statistics import Ratio, control_holds, paired_ratio, summarise, verdict
-from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.timing.subject import Subject
-from benchmarks.timing.timing import CONTROL, DENSE, Samples, Timed
-from pipeline.artefacts.artefact import digest
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StrictFloat, StrictInt, ValidationError
 
-FORMULAS = {
-    "prefill": "seconds of one pass over the prompt, cache empty; no tokenising, no queue",
-    "decode": "seconds per step after the prompt: (time of the request − prefill) / (output tokens − 1)",
-    "gaps": "every time between two tokens, pooled over the rounds",
-    "request": "seconds of the whole request: prompt and every step",
-    "tokens_per_second (request)": "batch × output tokens / median request",
-    "tokens_per_second (prefill)": "batch × prompt tokens / median prefill",
-    "tokens_per_second (decode)": "batch / median decode",
-    "speed_up": "of every opening the median over its rounds of (time of dense / time of the other in that round), of these the geometric "
-    "mean; 95 % interval by Student's t over the openings' logarithms",
-    "of_medians": "the same from (median time of dense / median time of the other) in every opening",
-    "control": "the speed-up of dense over itself in a second process; timings count if it is within 1 ± 0.02 over at least 25 rounds of at "
-    "least two openings",
-    "time_bound": "Σ over operators of max(bytes / measured bandwidth, FLOPs / measured rate)",
-    "allowed": "time bound of dense / time bound of the other",
-    "realised_gain": "speed-up / allowed",
-    "mbu": "(weight bytes + KV bytes read per step) / median time / measured memory bandwidth",
-    "mfu": "FLOPs of the step / median time / measured matrix-multiply rate",
-    "joules_per_token (prefill)": "energy of the prompt pass / (batch × prompt tokens)",
-    "joules_per_token (decode)": "energy of all steps / (batch × steps); whole package or card, idle power and other programs included",
-    "load": "seconds to open the model; median over openings",
-    "first_request": "seconds of the first prompt pass after an opening, of the first workload; median over openings",
-    "first_requests": "Σ over workloads of the whole first request after an opening, compilation included; median over openings",
-    "engine_build": "seconds to parse the graph and to build its engine, once and before all openings; no part of load",
-    "others": "cores that other processes kept busy while the sample was taken",
-}
-# Of TensorRT only, under trtexec's names; the parts are those of a prompt pass, or the mean over a request's steps.
-PARTS = {
-    "enqueue": "seconds that the processor takes to hand one call to the GPU",
-    "h2d": "seconds of copying token ids to the GPU, between two CUDA events",
-    "compute": "seconds of the engine itself on the GPU, between two CUDA events",
-    "d2h": "seconds of copying the logits of the last position to main memory, between two CUDA events",
-    "host_latency": "h2d + compute + d2h",
-    "queries_per_second": "calls of the engine / Σ of their seconds",
-}
+from benchmarks.formulas.statistics import Ratio, Summary
+from benchmarks.recipe import BenchmarkSlice, Phase
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json, write_json
+
+RESULTS, PAGE = "results.json", "results.md"
+Number = StrictInt | StrictFloat
 
 
-def document(
-    subjects: Mapping[str, Subject],
-    timed: Timed,
-    recipe: BenchmarkSlice,
-    ceilings: Sequence[Mapping[str, list[float]]],
-    children: Mapping[str, Any],
-    multiplied: str,
-) -> dict[str, Any]:
-    """Everything that was measured and what follows from it, JSON-compatible.
+def _ratio_record(ratio: Ratio) -> dict[str, Any]:
+    """Without openings where they were not written down."""
+    return {name: value for name, value in ratio.as_record().items() if name != "openings" or value}
 
-    Args:
-        subjects: by name, ``dense`` among them.
-        timed: samples of every subject and of ``dense again``.
-        ceilings: rates of every repeat, measured before and after the timing so that a busy moment does not lower them.
-        children: cold start and memory by model name, ``dense again`` included.
-        multiplied: the precision that the rate was measured in.
+
+WrittenRatio = Annotated[Ratio, PlainSerializer(_ratio_record)]
+
+
+class Part(BaseModel):
+    """Base of all parts of the document."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    def as_record(self) -> dict[str, Any]:
+        """As it stands in the file: what was not written down is left out."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Gain(Part):
+    """A share with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Request(Part):
+    """Whole requests: seconds of each, and tokens per second of the median one."""
+
+    seconds: Summary
+    tokens_per_second: float
+
+
+class Timing(Part):
+    """One model on one workload in one phase. ``benchmarks.results.from_samples.FORMULAS`` says what every figure is.
+
+    Attributes:
+        seconds: per pass over the prompt, or per step.
+        mbu, mfu: shares of the measured ceilings.
+        others: cores that other processes kept busy.
+        joules_per_token: by counter.
+        parts, queries_per_second: of a TensorRT engine's calls.
+        gaps, request: of decoding.
     """
-    rates = {kind: [rate for measured in ceilings for rate in measured[kind]] for kind in ("bandwidth", "rate")}
-    limit = Ceilings(max(rates["bandwidth"]), max(rates["rate"]))
-    told = any(sample.parts for of_models in timed.values() for samples in of_models.values() for sample in samples.rounds)
-    return {
-        "formulas": FORMULAS | (PARTS if told else {}),
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_hash": digest(recipe.model_dump(mode="json")),
-        "ceilings": {"bandwidth": limit.bandwidth, "rate": limit.rate, "multiplied": multiplied, "samples": rates},
-        "models": {name: subject.as_record() | dict(children[name]) for name, subject in subjects.items()},
-        "control_process": dict(children[CONTROL]),
-        "timings": [
-            timing(subjects[name], workload, metric, timed[workload.name][name], limit)
-            for workload in recipe.workloads
-            for name in subjects
-            for metric in timed[workload.name][name].metrics()
-        ],
-        "comparisons": [
-            comparison(subjects[DENSE], subjects[name], workload, metric, timed[workload.name], limit, recipe.rounds_per_opening)
-            for workload in recipe.workloads
-            for name in subjects
-            if name != DENSE
-            for metric in timed[workload.name][name].metrics()
-        ],
-        "samples": {
-            workload.name: {name: _raw(samples) for name, samples in timed[workload.name].items()} for workload in recipe.workloads
-        },
-    }
+
+    workload: str
+    phase: Phase = Field(alias="metric")
+    model: str
+    seconds: Summary
+    tokens_per_second: float
+    time_bound: float | None = None
+    mbu: float | None = None
+    mfu: float | None = None
+    others: Summary | None = None
+    joules_per_token: dict[str, Summary] = Field(default_factory=dict)
+    parts: dict[str, Summary] = Field(default_factory=dict)
+    queries_per_second: float | None = None
+    gaps: Summary | None = None
+    request: Request | None = None
 
 
-def timing(subject: Subject, workload: Workload, metric: str, samples: Samples, limit: Ceilings) -> dict[str, Any]:
-    """One model on one workload: statistics, throughput, and how near to the ceilings it ran."""
-    times = summarise(samples.metrics()[metric])
-    call = subject.call(workload, metric)
-    record = {
-        "workload": workload.name,
-        "metric": metric,
-        "model": subject.name,
-        "seconds": times.as_record(),
-        "tokens_per_second": call.rows / times.p50,
-        "time_bound": roofline.time_bound(_work(subject, workload, metric), limit),
-        "mbu": roofline.mbu(subject.geometry, call, times.p50, limit, subject.widths),
-        "mfu": roofline.mfu(subject.geometry, call, times.p50, limit),
-        "others": summarise([sample.others for sample in samples.rounds]).as_record(),
-    }
-    tokens = call.rows * (workload.steps if metric == "decode" else 1)
-    energy = {counter: summarise([joules / tokens for joules in rounds]).as_record() for counter, rounds in samples.joules(metric).items()}
-    record |= {"joules_per_token": energy} | _parts(samples, metric)
-    if metric == "decode":
-        whole = summarise([sample.seconds for sample in samples.rounds])
-        record |= {"gaps": summarise(samples.gaps()).as_record()}
-        record |= {"request": {"seconds": whole.as_record(), "tokens_per_second": workload.batch * workload.output / whole.p50}}
-    return record
+class Comparison(Part):
+    """Dense against another model on one workload in one phase.
 
-
-def comparison(
-    dense: Subject, other: Subject, workload: Workload, metric: str, timed: Mapping[str, Samples], limit: Ceilings, each: int
-) -> dict[str, Any]:
-    """Dense against another model on one workload: speed-up, control, verdict, and the share of what is allowed.
-
-    Args:
-        each: rounds between two openings.
+    Attributes:
+        speedup: time of dense over the other's.
+        control: the same of dense again.
+        allowed: speedup that the roofline allows.
+        realised_gain: speedup over ``allowed``.
     """
-    times = {name: timed[name].metrics()[metric] for name in (DENSE, CONTROL, other.name)}
-    speed_up = paired_ratio(times[DENSE], times[other.name], each=each)
-    control = paired_ratio(times[DENSE], times[CONTROL], each=each)
-    allowed = roofline.allowed_speedup(_work(dense, workload, metric), _work(other, workload, metric), limit)
-    return {
-        "workload": workload.name,
-        "metric": metric,
-        "model": other.name,
-        "speed_up": speed_up.as_record(),
-        "control": control.as_record(),
-        "control_holds": control_holds(control),
-        "verdict": verdict(speed_up, control).value,
-        "allowed": allowed,
-        "realised_gain": _share(speed_up, allowed),
-    }
+
+    workload: str
+    phase: Phase = Field(alias="metric")
+    model: str
+    speedup: WrittenRatio = Field(alias="speed_up")
+    control: WrittenRatio
+    control_holds: bool
+    verdict: str
+    allowed: float
+    realised_gain: Gain
 
 
-def _parts(samples: Samples, metric: str) -> dict[str, Any]:
-    """What an engine's calls were made of; nothing of other runtimes."""
-    parts = samples.parts(metric)
-    if not parts:
-        return {}
-    latency = [sum(of_round) for of_round in zip(*(parts[name] for name in ("h2d", "compute", "d2h")), strict=True)]
-    found = {name: summarise(seconds).as_record() for name, seconds in (parts | {"host_latency": latency}).items()}
-    times = samples.metrics()[metric]
-    return {"parts": found, "queries_per_second": len(times) / sum(times)}
+class Ceilings(Part):
+    """What the machine can do: bytes and FLOPs per second, and the precision of these."""
+
+    bandwidth: float
+    rate: float
+    multiplied: str = "fp32"
+    samples: dict[str, list[float]] = Field(default_factory=dict)
 
 
-def _share(speed_up: Ratio, allowed: float) -> dict[str, float]:
-    return {"value": speed_up.value / allowed, "low": speed_up.low / allowed, "high": speed_up.high / allowed}
+class Energy(Part):
+    """Parts of every counter that answered, and why the others did not."""
+
+    counters: dict[str, list[str]]
+    refused: dict[str, str]
 
 
-def _work(subject: Subject, workload: Workload, metric: str) -> list[roofline.Operator]:
-    return roofline.operators(subject.geometry, subject.call(workload, metric), subject.widths)
+class ModelRecord(Part):
+    """A model's form, what a process of it took and held, and its perplexity where that is known."""
+
+    precision: str
+    lowering: str
+    logits: str
+    parameters: int
+    weight_file_bytes: int
+    engine_build: dict[str, float] | None = None
+    engine_settings: dict[str, Any] | None = None
+    kv_bytes_per_token: Number
+    cold_start: dict[str, float]
+    cold_start_samples: dict[str, list[float]] = Field(default_factory=dict)
+    first_requests: dict[str, Any] = Field(default_factory=dict)
+    energy: Energy | None = None
+    memory: dict[str, int | None]
+    perplexity: Number | None = None
 
 
-def _raw(samples: Samples) -> dict[str, Any]:
-    return {
-        "prefill": [sample.prefill for sample in samples.rounds],
-        "gaps": [list(sample.gaps) for sample in samples.rounds],
-        "others": [sample.others for sample in samples.rounds],
-        "joules": [dict(sample.joules) for sample in samples.rounds],
-    } | ({"parts": parts} if any(parts := [dict(sample.parts) for sample in samples.rounds]) else {})
+class RawSamples(Part):
+    """Seconds of one model on one workload, round by round: of the prompt pass, and of every step after it."""
+
+    prefill: list[float]
+    gaps: list[list[float]]
+    others: list[float] = Field(default_factory=list)
+    joules: list[Any] = Field(default_factory=list)
+    parts: list[Any] = Field(default_factory=list)
+
+    def seconds(self, phase: Phase) -> list[float]:
+        """One number per round: the prompt pass, or the mean step after it."""
+        return list(self.prefill) if phase == "prefill" else [sum(gaps) / len(gaps) for gaps in self.gaps]
+
+    def whole_seconds(self) -> list[float]:
+        """Of every request."""
+        return [prefill + sum(gaps) for prefill, gaps in zip(self.prefill, self.gaps, strict=True)]
+
+
+class Results(Part):
+    """Everything that was measured and what follows from it; units are seconds, bytes and FLOPs throughout.
+
+    Attributes:
+        recipe: what was asked for, as that version wrote it.
+        control_process: as of a model, of dense again.
+        samples: by workload and model, ``dense again`` included.
+    """
+
+    formulas: dict[str, str] = Field(default_factory=dict)
+    recipe: dict[str, Any]
+    recipe_hash: str | None = None
+    ceilings: Ceilings
+    models: dict[str, ModelRecord]
+    control_process: dict[str, Any] = Field(default_factory=dict)
+    timings: list[Timing]
+    comparisons: list[Comparison]
+    samples: dict[str, dict[str, RawSamples]]
+    environment: dict[str, Any]
+
+    @property
+    def asked(self) -> BenchmarkSlice:
+        """The recipe, as this version reads it."""
+        return BenchmarkSlice.model_validate(self.recipe)
+
+    def with_perplexities(self, accuracy: Mapping[str, float]) -> Self:
+        """The same with every model's perplexity, None where it is not known."""
+        models = {name: model.model_copy(update={"perplexity": accuracy.get(name)}) for name, model in self.models.items()}
+        return self.model_copy(update={"models": models})
+
+    def write(self, path: Path) -> None:
+        """Writes the file that ``read_file`` reads."""
+        write_json(path, self.as_record())
+
+
+Document = TypeVar("Document", bound=Results)
+
+
+def read(folder: Path) -> Results:
+    """What the benchmark stage wrote into its folder.
+
+    Raises:
+        TrimlineError: there is no such file, or it holds something else; the first wrong field is named.
+    """
+    return read_file(folder / RESULTS, Results)
+
+
+def read_file(path: Path, kind: type[Document]) -> Document:
+    """The same of a file that a study named, and may have added to."""
+    record = read_json(path)
+    try:
+        return kind.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise TrimlineError(f"{path} holds no results of a benchmark: {place}: {first['msg']}.", "Measure again.") from None

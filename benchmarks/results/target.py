@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks.formulas.statistics import by_opening, control_holds, paired_ratio, typical
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
+from benchmarks.results.document import Results
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.latency import PHASES
@@ -68,15 +68,14 @@ class Judgement:
         return f"not resolved: {why}"
 
 
-def judge(results: Mapping[str, Any], target: Target, model: str) -> tuple[Judgement, ...]:
-    """What a benchmark's ``results.json`` says of the speeds that a target asks for; empty where it asks for none.
+def judge(results: Results, target: Target, model: str) -> tuple[Judgement, ...]:
+    """What a benchmark's results say of the speeds that a target asks for; empty where it asks for none.
 
     Raises:
         TrimlineError: the workload was not timed.
     """
-    recipe = BenchmarkSlice.model_validate(results["recipe"])
-    each = recipe.rounds_per_opening
-    seconds = {name: series(results, recipe, target.workload, name) for name in (DENSE, CONTROL, model)} if target.is_timed else {}
+    each = results.asked.rounds_per_opening
+    seconds = {name: series(results, target.workload, name) for name in (DENSE, CONTROL, model)} if target.is_timed else {}
     holds = bool(seconds) and control_holds(paired_ratio(seconds[DENSE], seconds[CONTROL], each=each))
     found = []
     if target.speedup is not None:
@@ -104,11 +103,9 @@ def timed_workload(recipe: BenchmarkSlice, name: str) -> Workload:
                         f"Say one of {', '.join(known)}, or add it to benchmark.workloads (decode needs an output of two or more).")  # fmt: skip
 
 
-def series(results: Mapping[str, Any], recipe: BenchmarkSlice, name: str, model: str) -> list[float]:
+def series(results: Results, name: str, model: str) -> list[float]:
     """Seconds of every round: of a prefill, of a decoding step, or of a whole request."""
-    samples = results["samples"][timed_workload(recipe, name).name][model]
-    if name == "prefill":
-        return list(samples["prefill"])
-    if name == "decode":
-        return [sum(gaps) / len(gaps) for gaps in samples["gaps"]]
-    return [prefill + sum(gaps) for prefill, gaps in zip(samples["prefill"], samples["gaps"], strict=True)]
+    samples = results.samples[timed_workload(results.asked, name).name][model]
+    if name == "prefill" or name == "decode":
+        return samples.seconds(name)
+    return samples.whole_seconds()

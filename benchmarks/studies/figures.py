@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.results.document import Comparison, Results, read_file
 from benchmarks.results.markdown import machine
 from benchmarks.stage import measure
 from benchmarks.studies.cfsp import cost as cfsp_cost
@@ -26,7 +27,6 @@ from pipeline.architecture.spaces import Space
 from pipeline.artefacts.artefact import whole_folder
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
 from pipeline.prune.recipe import Budget, PruneSlice, PruneStep
 from pipeline.prune.stage import prune
@@ -36,7 +36,7 @@ from pipeline.sources.model import checkpoint_folder, source
 from pipeline.sources.recipe import CalibrationWindows, ModelSlice, TextSlice
 from pipeline.sources.text import texts
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
 REMOVE = {"30 % of the FFN": 0.3, "50 % of the FFN": 0.5}
 QUIET = Events()
@@ -71,14 +71,15 @@ def _smaller(folder: Path, model: Path, text: Path, remove: float, options: RunO
 def gains(folders: dict[str, Path], options: RunOptions, output: Path, rounds: int, most_seconds: float) -> None:
     """Realised gain of prefill and decode at each budget, into docs/results.md; a run for each workload."""
     smaller = {name: folder for name, folder in folders.items() if name != "dense"}
-    tables, surroundings = [], ""
+    tables: list[Comparison] = []
+    surroundings = ""
     for workload in BenchmarkSlice().workloads:
         raw = output / f"gain-{workload.prompt}-{workload.output}.json"
         if not raw.exists():
             recipe = BenchmarkSlice(workloads=(workload,), rounds=rounds, most_seconds=most_seconds)
-            write_json(raw, measure(folders["dense"], smaller, recipe, options, QUIET))
-        found = read_json(raw)
-        tables += [row for row in found["comparisons"] if (row["workload"], row["metric"]) in BARS and row["workload"] == workload.name]
+            measure(folders["dense"], smaller, recipe, options, QUIET).write(raw)
+        found = read_file(raw, Results)
+        tables += [row for row in found.comparisons if (row.workload, row.phase) in BARS and row.workload == workload.name]
         surroundings = machine(found)
     fill(DOCS / "results.md", "realised-gain", markdown_rows(tables) + "\n\n" + surroundings)
 

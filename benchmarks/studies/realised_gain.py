@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.formulas.statistics import Ratio
-from benchmarks.recipe import BenchmarkSlice
+from benchmarks.recipe import BenchmarkSlice, Phase
+from benchmarks.results.document import Comparison
 from benchmarks.results.markdown import interval, rounds_of
 from benchmarks.stage import measure
 from benchmarks.studies.pages import demand_folder, markdown_table
@@ -23,7 +23,7 @@ from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 
 TITLES = ("model", "workload", "metric", "rounds", "speed-up", "dense again", "allowed", "realised gain", "bar", "outcome")
-BARS = {("512/1", "prefill"): 0.90, ("128/17", "decode"): 0.95}
+BARS: dict[tuple[str, Phase], float] = {("512/1", "prefill"): 0.90, ("128/17", "decode"): 0.95}
 
 
 def realised_gain(
@@ -45,21 +45,20 @@ def realised_gain(
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None
     if out:
-        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    rows = [row for row in results["comparisons"] if (row["workload"], row["metric"]) in BARS]
+        out.write_text(json.dumps(results.as_record(), indent=2) + "\n", encoding="utf-8")
+    rows = [row for row in results.comparisons if (row.workload, row.phase) in BARS]
     Console(width=None if Console().is_terminal else 160).print(table(rows))
 
 
-def outcome(row: dict[str, Any]) -> str:
+def outcome(row: Comparison) -> str:
     """Whether the realised gain reaches its bar; a bar is reached when the confidence interval reaches it."""
-    if not row["control_holds"]:
+    if not row.control_holds:
         return "not resolved"
-    allowed, speed_up = row["allowed"], Ratio(**row["speed_up"])
-    return "reached" if speed_up.reaches(BARS[row["workload"], row["metric"]] * allowed) else "missed"
+    return "reached" if row.speedup.reaches(BARS[row.workload, row.phase] * row.allowed) else "missed"
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """One row per model and metric."""
+def table(rows: list[Comparison]) -> Table:
+    """One row per model and phase."""
     found = Table(title="Realised gain = measured speed-up / speed-up that the roofline allows")
     for title in TITLES:
         found.add_column(title)
@@ -68,15 +67,15 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return found
 
 
-def markdown_rows(rows: list[dict[str, Any]]) -> str:
+def markdown_rows(rows: list[Comparison]) -> str:
     """The same as ``table``, in Markdown."""
     return markdown_table(list(TITLES), [_cells(row) for row in rows])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    figures = (interval(row["speed_up"]), interval(row["control"]), f"{row['allowed']:.3f}", interval(row["realised_gain"]))
-    bar = BARS[row["workload"], row["metric"]]
-    return [row["model"], row["workload"], row["metric"], rounds_of(row["speed_up"]), *figures, f"{bar:.2f}", outcome(row)]
+def _cells(row: Comparison) -> list[str]:
+    figures = (interval(row.speedup), interval(row.control), f"{row.allowed:.3f}", interval(row.realised_gain))
+    bar = BARS[row.workload, row.phase]
+    return [row.model, row.workload, row.phase, rounds_of(row.speedup), *figures, f"{bar:.2f}", outcome(row)]
 
 
 def _named(folders: list[Path]) -> dict[str, Path]:

@@ -91,9 +91,9 @@ class Subject:
             return "fp32"
         return "bf16" if self.precision == "bf16" else "fp16"
 
-    def call(self, workload: Workload, metric: str) -> Call:
-        """The call that a metric times: the whole prompt pass, or the decode step in the middle of the request."""
-        if metric == "decode":
+    def call(self, workload: Workload, phase: str) -> Call:
+        """The call that is timed: the whole prompt pass, or the decode step in the middle of the request."""
+        if phase == "decode":
             return Call(1, workload.prompt + (workload.steps - 1) // 2, workload.batch, 1)
         return Call(workload.prompt, 0, workload.batch, workload.prompt if self.logits == "all" else 1)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.formulas.statistics import control_holds, paired_ratio
-from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
+from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Phase, Workload
 from pipeline.common.errors import TrimlineError
 
 DENSE = "dense"
@@ -63,9 +63,9 @@ class Samples:
 
     rounds: list[Sample] = field(default_factory=list)
 
-    def metrics(self) -> dict[str, list[float]]:
+    def by_phase(self) -> dict[Phase, list[float]]:
         """Seconds per round: of the ``prefill``, and of one ``decode`` step (the mean over the request's steps)."""
-        found = {"prefill": [sample.prefill for sample in self.rounds]}
+        found: dict[Phase, list[float]] = {"prefill": [sample.prefill for sample in self.rounds]}
         if self.rounds and self.rounds[0].gaps:
             found["decode"] = [sum(sample.gaps) / len(sample.gaps) for sample in self.rounds]
         return found
@@ -74,14 +74,14 @@ class Samples:
         """Every gap between tokens, pooled."""
         return [gap for sample in self.rounds for gap in sample.gaps]
 
-    def joules(self, metric: str) -> dict[str, list[float]]:
+    def joules(self, phase: str) -> dict[str, list[float]]:
         """Per counter the joules of every round."""
-        of_rounds = [sample.joules.get(metric, {}) for sample in self.rounds]
+        of_rounds = [sample.joules.get(phase, {}) for sample in self.rounds]
         return {counter: [found[counter] for found in of_rounds] for counter in (of_rounds[0] if of_rounds else ())}
 
-    def parts(self, metric: str) -> dict[str, list[float]]:
+    def parts(self, phase: str) -> dict[str, list[float]]:
         """Per part the seconds of every round: of the prompt pass, or the mean over the request's steps."""
-        of_rounds = [sample.parts.get(metric, {}) for sample in self.rounds]
+        of_rounds = [sample.parts.get(phase, {}) for sample in self.rounds]
         return {name: [statistics.fmean(found[name]) for found in of_rounds] for name in (of_rounds[0] if of_rounds else ())}
 
 
@@ -164,14 +164,14 @@ def shortest(samples: Mapping[str, Samples]) -> float:
 
 
 def agrees_with_itself(samples: Mapping[str, Samples], each: int) -> bool:
-    """Whether dense against dense again, opened every so many rounds, holds as a control on every metric.
+    """Whether dense against dense again, opened every so many rounds, holds as a control in every phase.
 
     Fewer rounds than a control needs are never enough, and are not added to here: who asks for few gets few.
     """
     if len(samples[DENSE].rounds) < LEAST_ROUNDS:
         return True
-    dense, again = samples[DENSE].metrics(), samples[CONTROL].metrics()
-    return all(control_holds(paired_ratio(dense[metric], again[metric], each=each)) for metric in dense)
+    dense, again = samples[DENSE].by_phase(), samples[CONTROL].by_phase()
+    return all(control_holds(paired_ratio(dense[phase], again[phase], each=each)) for phase in dense)
 
 
 def _one_round(models: Mapping[str, Model], workload: Workload, chance: random.Random) -> dict[str, Sample]:

@@ -1,19 +1,17 @@
-"""The process that a measurement runs in: one model, fresh memory, told what to do by JSON lines.
+"""The process that a measurement runs in: one model, fresh memory, told what to do line by line.
 
-``python -m benchmarks.timing.worker`` reads one request per line from stdin and writes one reply per line to stdout. A fresh
-process per model keeps peak memory apart and lets no model inherit another's warm allocator or thread pool.
+``python -m benchmarks.timing.worker`` answers as ``pipeline.common.children`` says. A fresh process per model keeps peak memory
+apart and lets no model inherit another's warm allocator or thread pool.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -25,6 +23,7 @@ from benchmarks.runtimes.names import FORMS, Device, Multiplied, Runtime, comput
 from benchmarks.runtimes.opening import Opener
 from benchmarks.runtimes.opening import opener as opener_of
 from exporters.onnx.runtime import needs_runtime
+from pipeline.common.children import answer_parent, answered
 from pipeline.common.errors import TrimlineError
 
 SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed
@@ -95,7 +94,7 @@ class Worker:
         others = (self._busy_elsewhere() - busy) / (prefill + sum(gaps))
         joules = {"prefill": of_prompt} | ({"decode": of_steps} if gaps else {})
         found = {"prefill": prefill, "gaps": gaps, "others": max(0.0, others), "compiled": self._graphs() - graphs, "joules": joules}
-        return found | {"parts": {metric: of_metric for metric, of_metric in parts.items() if of_metric}}
+        return found | {"parts": {phase: of_phase for phase, of_phase in parts.items() if of_phase}}
 
     def _passes(self, pieces: Sequence[Any], past: Any) -> tuple[list[float], Any, dict[str, float]]:
         """Seconds of every pass, the cache after them, and joules of all together: counters are read outside what is timed."""
@@ -131,10 +130,7 @@ class Worker:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Reply to one request; a user's error becomes a reply, a fault of ours ends the process."""
         arguments = {key: value for key, value in request.items() if key != "do"}
-        try:
-            return self._requests[request["do"]](**arguments)
-        except TrimlineError as error:
-            return {"problem": error.problem, "remedy": error.remedy}
+        return answered(self._requests[request["do"]], **arguments)
 
     def _graphs(self) -> int:
         """Compiled so far, by a decoder that compiles."""
@@ -153,34 +149,18 @@ class Worker:
         return busy - own.user - own.system
 
 
-class Answers(Protocol):
-    """What serves a parent."""
+def main() -> None:
+    """Serves the parent; replies once the process has settled, so that what is timed next is timed alone."""
+    gc.disable()
+    worker = Worker()
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Reply to one request."""
-
-
-def serve(worker: Answers, requests: TextIO, replies: TextIO) -> None:
-    """Answers until the requests end, so that a parent that dies takes its workers with it."""
-    for line in requests:
-        reply = worker.answer(json.loads(line))
+    def settled(request: dict[str, Any]) -> dict[str, Any]:
+        reply = worker.answer(request)
         gc.collect()
         time.sleep(SETTLE)
-        print(json.dumps(reply), file=replies, flush=True)
+        return reply
 
-
-def replies_alone() -> TextIO:
-    """Stdout for replies; what libraries print to descriptor 1 goes to stderr from here on."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return replies
-
-
-def main() -> None:
-    """Serves stdin to stdout."""
-    replies = replies_alone()
-    gc.disable()
-    serve(Worker(), sys.stdin, replies)
+    answer_parent(settled)
 
 
 if __name__ == "__main__":

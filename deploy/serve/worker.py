@@ -2,6 +2,9 @@
 
 onnxruntime-genai 0.18 holds Python's lock while it computes: in the server's own process, reading a long prompt would
 stop every answer, new requests and health checks for as long as it takes.
+
+It does not speak the protocol of ``pipeline.common.children``: there one request has one reply, and here many answers come
+token by token while further commands arrive; and it ends in order, with what runs, where other children are killed.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
+from pipeline.common.children import Child, Died, Words, ask_once, script_command
 from pipeline.common.errors import TrimlineError
 
 VARIABLE = "TRIMLINE_LLAMA_CPP"
@@ -43,8 +43,8 @@ def quantise(python: Path, model: Path, out: Path, kind: str, threads: int) -> N
         TrimlineError: it does not.
     """
     file_type = gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"]
-    job = {"task": "quantise", "model": str(model), "out": str(out), "file_type": int(file_type), "threads": threads}
-    answer = run(python, job)
+    job = {"model": str(model), "out": str(out), "file_type": int(file_type), "threads": threads}
+    answer = run(python, "quantise", job)
     if answer["status"] or not out.is_file():
         raise TrimlineError(f"llama.cpp could not quantise {model} as {kind} (status {answer['status']}).", "Use another kind.")
 
@@ -59,29 +59,24 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="trimline-llama-") as scratch:
         saved = Path(scratch) / "logits.f32"
-        job = {"task": "measure", "model": str(model.resolve()), "logits": str(saved), "threads": threads}
-        answer = run(python, job | {"rows": rows, "windows": windows, "text": text, "prompt": prompt, "greedy": greedy})
+        job = {"model": str(model.resolve()), "logits": str(saved), "threads": threads}
+        answer = run(python, "measure", job | {"rows": rows, "windows": windows, "text": text, "prompt": prompt, "greedy": greedy})
         return answer | {"logits": np.fromfile(saved, np.float32).reshape(answer["shape"])}
 
 
-def run(python: Path, job: dict[str, Any]) -> dict[str, Any]:
+def run(python: Path, task: str, job: dict[str, Any]) -> dict[str, Any]:
     """One job of ``runner.py``.
 
     Raises:
         TrimlineError: the child failed; its last words are in the message.
     """
-    with tempfile.TemporaryDirectory(prefix="trimline-llama-") as scratch:
-        answer = Path(scratch) / "answer.json"
-        told = json.dumps(job | {"answer": str(answer)})
-        # -I: nothing of this environment or of the working directory is imported there.
-        done = subprocess.run([str(python), "-I", str(RUNNER)], input=told, capture_output=True, text=True, errors="replace")
-        if done.returncode or not answer.is_file():
-            raise TrimlineError(f"llama.cpp failed on {job['model']} (exit {done.returncode}): {_reason(done.stderr)}", HOW)
-        return json.loads(answer.read_text(encoding="utf-8"))
+    try:
+        return ask_once(Child(script_command(python, RUNNER), Words("runs llama.cpp")), task, **job)
+    except Died as died:
+        raise TrimlineError(f"llama.cpp failed on {job['model']} (exit {died.code}): {_reason(died.said)}", HOW) from None
 
 
-def _reason(said: str) -> str:
+def _reason(said: Sequence[str]) -> str:
     """The lines of a dead child that name an error, else its last words."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return " / ".join((errors or lines)[-2:])[-400:] or "it said nothing"
+    errors = [line for line in said if "error" in line.lower()]
+    return " / ".join((errors or said)[-2:])[-400:] or "it said nothing"

@@ -1,13 +1,15 @@
-"""Runs inside an environment that has llama-cpp-python: reads one job (JSON) on stdin, writes its answer (JSON) to the file it names.
+"""Runs inside an environment that has llama-cpp-python: one job (a line of JSON) on stdin, its answer (another) on stdout.
 
-It imports nothing of Trimline, since that environment need not have it.
+It imports nothing of Trimline, since that environment need not have it, and so says here what ``pipeline.common.children`` says
+for other children: replies alone on stdout, and no work for a parent that has ended.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
+import threading
 from typing import Any
 
 import llama_cpp
@@ -15,12 +17,25 @@ import numpy as np
 
 F32 = 0  # ggml's number for it: an fp16 cache would add its own rounding to the comparison
 
+DONE = threading.Event()
+
 
 def main() -> None:
     """Does the job on stdin."""
-    job = json.load(sys.stdin)
-    answer = {"version": llama_cpp.__version__} | {"quantise": quantise, "measure": measure}[job["task"]](job)
-    Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what llama.cpp prints is no answer
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    answer = {"version": llama_cpp.__version__} | {"quantise": quantise, "measure": measure}[job["do"]](job)
+    DONE.set()
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent has: nothing more comes on stdin."""
+    os.read(0, 1)
+    if not DONE.is_set():
+        os._exit(1)
 
 
 def quantise(job: dict[str, Any]) -> dict[str, Any]:

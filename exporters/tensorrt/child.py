@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from pipeline.common.children import Child, Words, ask_once, module_command
 from pipeline.common.errors import TrimlineError
-from pipeline.common.files import write_json
 
 MODULE = "exporters.tensorrt.worker"
 CHATTER = "[X]"  # polygraphy's mark of the lines that tell of every kernel that was timed: gigabytes for a large model
 SPARSITY = "(Sparsity"
 ERROR_MARKS = ("[E]", "[!]")
+REMEDIES = {
+    -signal.SIGKILL: "It may have run out of memory: take a smaller model, or build with a smaller batch.",
+    -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
+}
 LOG = "build.log"
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -39,7 +41,7 @@ def build_in_child(request: dict[str, Any], log: Path, module: str = MODULE) -> 
         TrimlineError: the builder refused the graph, or its process died.
         OSError: the disk is full, or the like.
     """
-    found, errors = _answer({"do": "build"} | request, log, module)
+    found, errors = _answer("build", request, log, module)
     if found.get("errno"):
         raise OSError(found["errno"], os.strerror(found["errno"]), request["engine"])
     if "problem" in found:
@@ -69,8 +71,8 @@ def run_in_child(folder: Path, ids: Ids, paths: Mapping[str, Pieces], module: st
     """
     with tempfile.TemporaryDirectory(prefix="trimline-run-") as scratch:
         place = Path(scratch) / "logits.safetensors"
-        request = {"do": "run", "folder": str(folder.resolve()), "ids": ids.tolist(), "paths": dict(paths), "logits": str(place)}
-        found, _ = _answer(request, Path(scratch) / LOG, module)
+        request = {"folder": str(folder.resolve()), "ids": ids.tolist(), "paths": dict(paths), "logits": str(place)}
+        found, _ = _answer("run", request, Path(scratch) / LOG, module)
         if found.get("errno"):
             raise OSError(found["errno"], os.strerror(found["errno"]), found.get("file") or str(place))
         if "problem" in found:
@@ -82,23 +84,12 @@ def run_in_child(folder: Path, ids: Ids, paths: Mapping[str, Pieces], module: st
         return str(found["precision"]), load_file(place)
 
 
-def _answer(request: dict[str, Any], log: Path, module: str) -> tuple[dict[str, Any], list[str]]:
+def _answer(do: str, request: Mapping[str, Any], log: Path, module: str) -> tuple[dict[str, Any], list[str]]:
     """What a process of its own answers, and the errors that it logged on the way."""
-    with tempfile.TemporaryDirectory(prefix="trimline-engine-") as scratch:
-        asked, answered = Path(scratch) / "request.json", Path(scratch) / "reply.json"
-        write_json(asked, request)
-        # -P: a folder called "exporters" where the user happens to stand must not be taken for ours.
-        command = [sys.executable, "-P", "-m", module, str(asked), str(answered)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-            assert process.stdout is not None
-            try:
-                errors = _keep(process.stdout, log)
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode != 0 or not answered.is_file():
-            raise _died(f"{request['do']}s", process.returncode, errors)
-        return dict(json.loads(answered.read_text(encoding="utf-8"))), errors
+    words = Words(f"{do}s the engine", REMEDIES, "`trimline doctor` shows driver and versions.")
+    with log.open("w", encoding="utf-8") as file:
+        child = Child(module_command(module), words, hear=partial(_heard, file))
+        return ask_once(child, do, **request), child.said
 
 
 def log_lines(log: Path) -> Iterator[str]:
@@ -113,26 +104,12 @@ def warnings_of(log: Path, most: int = 20) -> list[str]:
     return list(dict.fromkeys(found))[:most]
 
 
-def _keep(stream: IO[str], log: Path) -> list[str]:
-    """Copies a log but for its chatter; returns its errors."""
-    errors = []
-    with log.open("w", encoding="utf-8") as file:
-        for line in stream:
-            if CHATTER in line[:16] and SPARSITY not in line:
-                continue
-            file.write(line)
-            if line.startswith(ERROR_MARKS):
-                errors.append(" ".join(line[3:].split())[:300])
-    return errors
-
-
-def _died(does: str, code: int, errors: list[str]) -> TrimlineError:
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-    remedy = {
-        -signal.SIGKILL: "It may have run out of memory: take a smaller model, or build with a smaller batch.",
-        -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
-    }.get(code, "`trimline doctor` shows driver and versions.")
-    return TrimlineError(f"The process that {does} the engine {how}{': ' + errors[-1] if errors else ''}.", remedy)
+def _heard(log: IO[str], line: str) -> str | None:
+    """Copies a line into the log, but for chatter; what it says if it is an error."""
+    if CHATTER in line[:16] and SPARSITY not in line:
+        return None
+    log.write(line)
+    return " ".join(line[3:].split())[:300] if line.startswith(ERROR_MARKS) else None
 
 
 __all__ = ["LOG", "build_in_child", "log_lines", "run_in_child", "warnings_of"]

@@ -1,20 +1,19 @@
-"""The process that an engine is built or run in: ``python -m exporters.tensorrt.worker REQUEST REPLY``, both JSON files.
+"""The process that an engine is built or run in: ``python -m exporters.tensorrt.worker``.
 
-Apart, because TensorRT can end the process it runs in, and because it holds gigabytes. Everything that it and polygraphy log
-goes to stdout, verbose: lines of INFO and VERBOSE are what a proof of sparse kernels reads. TensorRT 10 and 11 and
+It answers as ``pipeline.common.children`` says. Apart, because TensorRT can end the process it runs in, and because it holds
+gigabytes. Everything that it and polygraphy log goes to the parent's log, verbose: lines of INFO and VERBOSE are what a proof of sparse kernels reads. TensorRT 10 and 11 and
 TensorRT-RTX are used through what they share; polygraphy knows where they differ.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.children import answer_parent
 from pipeline.common.errors import TrimlineError
 
 WORD = {"tensorrt": "0", "tensorrt_rtx": "1"}
@@ -144,19 +143,22 @@ def _inspect(engine: Any, request: dict[str, Any]) -> bool:
     return True
 
 
-def main(request: str, reply: str) -> None:
-    """Answers one request; what goes wrong is the reply, in one line."""
-    asked = json.loads(Path(request).read_text(encoding="utf-8"))
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Reply to one request; what goes wrong is the reply, in one line."""
     try:
-        found = run(asked) if asked.get("do") == "run" else build(asked)
+        return run(request) if request["do"] == "run" else build(request)
     except TrimlineError as error:
-        found = {"problem": error.problem, "remedy": error.remedy}
+        return {"problem": error.problem, "remedy": error.remedy}
     except OSError as error:
-        found = {"problem": str(error), "errno": error.errno, "file": error.filename}
+        return {"problem": str(error), "errno": error.errno, "file": error.filename}
     except Exception as error:  # noqa: BLE001 - polygraphy's and TensorRT's errors share no class; the parent makes a sentence of it
-        found = {"problem": " ".join(str(error).split()) or type(error).__name__}
-    Path(reply).write_text(json.dumps(found), encoding="utf-8")
+        return {"problem": " ".join(str(error).split()) or type(error).__name__}
+
+
+def main() -> None:
+    """Serves the parent."""
+    answer_parent(answer)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

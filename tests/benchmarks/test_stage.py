@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.results.document import Comparison, Results
 from benchmarks.results.markdown import memory, render
 from benchmarks.stage import benchmark
 from benchmarks.studies.realised_gain import BARS, _named, outcome, table
@@ -17,6 +18,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
+from tests.benchmarks.results.sample_results import comparison_record
 
 RECIPE = BenchmarkSlice(
     workloads=(Workload(prompt=12), Workload(prompt=8, output=6, batch=2)), rounds=3, rounds_per_opening=2, minimum_seconds=0.0
@@ -89,7 +91,8 @@ def test_what_building_an_engine_took_stands_beside_the_cold_start(exported: dic
     write_json(folder / SECONDS, {"parse": 1.5, "build": 60.25})
     built = Subject.read("pruned", folder, "tensorrt").as_record()
     assert built["engine_build"] == {"parse": 1.5, "build": 60.25}
-    found = memory({name: model | (built if name == "pruned" else {}) for name, model in results[0]["models"].items()})
+    models = {name: model | (built if name == "pruned" else {}) for name, model in results[0]["models"].items()}
+    found = memory(Results.model_validate(results[0] | {"models": models}).models)
     assert [line.split(" | ")[-1].strip(" |") for line in found.splitlines()[2:]] == ["n/a", "61.8"]
 
 
@@ -97,7 +100,7 @@ def test_a_model_without_perplexity_is_named_and_not_printed(results: tuple[dict
     document, page, _ = results
     assert "| pruned | 12.50 |" in page
     models = document["models"] | {"pruned": document["models"]["pruned"] | {"perplexity": None}}
-    page = render(document | {"models": models})
+    page = render(Results.model_validate(document | {"models": models}))
     assert "Not printed, for want of a perplexity: pruned." in page
     assert "| pruned |" not in page
     assert "| dense | 10.00 |" in page
@@ -130,18 +133,10 @@ def test_an_unknown_precision_is_refused(exported: dict[str, Path], tmp_path: Pa
         benchmark(tmp_path, {}, RECIPE, RunOptions(threads=1), tmp_path, Events(), ACCURACY)
 
 
-def _comparison(low: float, high: float, *, holds: bool = True) -> dict[str, Any]:
+def _comparison(low: float, high: float, *, holds: bool = True) -> Comparison:
     ratio = {"value": low, "low": low, "high": high, "rounds": 25, "of_medians": low, "of_medians_low": low, "of_medians_high": high}
-    return {
-        "model": "pruned",
-        "workload": "512/1",
-        "metric": "prefill",
-        "allowed": 1.4,
-        "speed_up": ratio,
-        "control": ratio,
-        "control_holds": holds,
-        "realised_gain": {"value": low / 1.4, "low": low / 1.4, "high": high / 1.4},
-    }
+    record = comparison_record("pruned", "512/1", "prefill", speed_up=ratio, control=ratio, control_holds=holds, allowed=1.4)
+    return Comparison.model_validate(record)
 
 
 def test_a_realised_gain_is_reached_missed_or_not_resolved():

@@ -62,7 +62,7 @@ def _run_answer(result: RunResult) -> dict[str, Any]:
             f"{w.phase}: {w.name}": {
                 "speedup": _plain(w.speedup),
                 "allowed": w.allowed,
-                "realised": _plain(w.realised),
+                "realised": _plain(w.realised_gain),
                 "verdict": w.verdict,
             }
             for w in data.workloads

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.formulas.statistics import by_opening, control_holds, pooled_ratio
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.results.document import Results
 from benchmarks.runtimes.names import FORMS
 from benchmarks.stage import measure
 from benchmarks.timing.timing import CONTROL, DENSE
@@ -23,12 +23,12 @@ from trimline.stages.collect import environment_rows
 from trimline.sweeps.timing import longer
 
 RUNTIME = "onnxruntime"
-Documents = Mapping[str, Mapping[str, Any]]  # of the benchmark, by run
+Documents = Mapping[str, Results]  # of the benchmark, by run
 
 
 def measured(
     results: Sequence[Result], recipe: BenchmarkSlice, options: RunOptions, events: Events, together: int
-) -> tuple[list[Result], list[Mapping[str, Any]]]:
+) -> tuple[list[Result], list[Results]]:
     """The same results with speeds of here and now, over the first of them, and the benchmark's document of every run.
 
     The first stands where the dense model usually does: it is timed in every run, twice, as its own control.
@@ -45,7 +45,7 @@ def measured(
     """
     folders = {result.name: _folder(result) for result in results}
     first, *others = results
-    runs: dict[str, Mapping[str, Any]] = {}
+    runs: dict[str, Results] = {}
     found: list[Result] = []
     for start in range(0, len(others), together):
         group = others[start : start + together]
@@ -59,7 +59,7 @@ def measured(
 def _again(result: Result, name: str, runs: Documents, first: Result) -> Result:
     """A result by the runs that it was timed in, in which it has a name."""
     documents = list(runs.values())
-    axes: list[Axis] = [(row["workload"], row["metric"]) for row in documents[0]["timings"] if row["model"] == name]
+    axes: list[Axis] = [(row.workload, row.phase) for row in documents[0].timings if row.model == name]
     machine = machine_of(environment_rows(documents[0]), first.recipe)
     return replace(result, speeds={axis: _timed(runs, name, axis) for axis in axes}, machine=machine, dense=first.name)
 
@@ -79,7 +79,7 @@ def _folder(result: Result) -> Path:
 
 def _timed(runs: Documents, name: str, axis: Axis) -> Timed:
     """Speed-up over the first; of the first itself 1, with the control's interval."""
-    each = next(int(document["recipe"]["rounds_per_opening"]) for document in runs.values())
+    each = next(document.asked.rounds_per_opening for document in runs.values())
     own, first, again = ({run: _times(document, model, axis) for run, document in runs.items()} for model in (name, DENSE, CONTROL))
     openings = [[opening for times in of_runs.values() for opening in by_opening(times, each)] for of_runs in (first, own, again)]
     ratio = pooled_ratio(openings[0], openings[2 if name == DENSE else 1])
@@ -89,6 +89,6 @@ def _timed(runs: Documents, name: str, axis: Axis) -> Timed:
     return Timed(latency, speedup, holds, own, each)
 
 
-def _times(document: Mapping[str, Any], model: str, axis: Axis) -> tuple[float, ...]:
-    raw = document["samples"][axis[0]][model]
-    return tuple(raw["prefill"]) if axis[1] == "prefill" else tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
+def _times(document: Results, model: str, axis: Axis) -> tuple[float, ...]:
+    workload, phase = axis
+    return tuple(document.samples[workload][model].seconds(phase))

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results.document import RESULTS, Results, read_file
 from pipeline.artefacts.artefact import RECORD
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -174,7 +175,7 @@ def _of_row(folder: Path, data: SweepData, row: PointRow, series: str = "") -> R
 def _row_speeds(folder: Path, row: PointRow, each: int) -> Iterator[tuple[Axis, Timed]]:
     for speed in row.speeds:
         assert speed.speedup is not None
-        samples = _samples(folder / speed.run / "results.json", row.name, speed.workload, speed.phase)
+        samples = _samples(folder / speed.run / RESULTS, row.name, speed.workload, speed.phase)
         resolved, run = not speed.verdict.startswith(UNRESOLVED), str((folder / speed.run).resolve())
         yield speed.axis, Timed(speed.latency, speed.speedup, resolved, {run: samples}, each)
 
@@ -183,10 +184,8 @@ def _samples(path: Path, name: str, workload: str, phase: Phase) -> tuple[float,
     """Seconds per round; none where the run is gone, or timed the same file under another point's name."""
     if not path.is_file():
         return ()
-    raw = read_json(path)["samples"][workload].get(name)
-    if raw is None:
-        return ()
-    return tuple(raw["prefill"]) if phase == "prefill" else tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
+    raw = read_file(path, Results).samples[workload].get(name)
+    return tuple(raw.seconds(phase)) if raw else ()
 
 
 def _recipe(text: str, path: Path) -> Recipe:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.results.document import Results
 from pipeline.common.files import write_json
 from trimline.comparisons.comparison import MOST_PAIRS, Comparison
 from trimline.comparisons.pairs import EQUAL, AtSpeed, Pair
@@ -55,7 +55,7 @@ def _timed_together(comparison: Comparison) -> list[list[str]]:
     return [groups[run] for run in sorted(groups, key=lambda run: int(run.removeprefix(HERE)))]
 
 
-def write_comparison(compared: Sequence[Comparison], documents: Sequence[Mapping[str, Any]], out: Path) -> None:
+def write_comparison(compared: Sequence[Comparison], documents: Sequence[Results], out: Path) -> None:
     """Writes compare.json, compare.md and, of every run that was made for it, the benchmark's results-1.json and so on into ``out``."""
     write_json(out / "compare.json", {"comparisons": [comparison.as_record() for comparison in compared]})
     lines = ["# Results side by side", ""]
@@ -66,7 +66,7 @@ def write_comparison(compared: Sequence[Comparison], documents: Sequence[Mapping
             lines += [f"## {title}", "", *table_lines(table)]
     (out / "compare.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8", newline="\n")
     for number, document in enumerate(documents, start=1):
-        write_json(out / f"results-{number}.json", document)
+        document.write(out / f"results-{number}.json")
 
 
 def _results(comparison: Comparison) -> Table:

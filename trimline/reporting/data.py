@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from benchmarks.recipe import Phase
 from pipeline.common.errors import TrimlineError
 
 FILE = "report.json"
 STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 Role = Literal["dense", "pruned"]
-Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Workload:
         speedup: dense over pruned latency, round by round and opening by opening; its interval is of that, the latencies' own are not known.
         control: dense against itself in the same run (A/A), a ratio.
         allowed: speed-up that the roofline allows for these shapes.
-        realised: speed-up over ``allowed``.
+        realised_gain: speedup over ``allowed``.
         verdict: what the comparison shows, as the benchmark words it; starts with ``not resolved`` where its control
             did not hold.
         dense_parts, pruned_parts: median seconds of what a call of a TensorRT engine is made of, by the benchmark's names; else empty.
@@ -97,7 +97,7 @@ class Workload:
     speedup: Measure | None = None
     control: Measure | None = None
     allowed: float | None = None
-    realised: Measure | None = None
+    realised_gain: Annotated[Measure | None, Field(alias="realised")] = None  # the file's word
     verdict: str = ""
     dense_parts: dict[str, float] = field(default_factory=dict)
     pruned_parts: dict[str, float] = field(default_factory=dict)
@@ -306,7 +306,7 @@ class ReportData:
 
     def write(self, path: Path) -> None:
         """Writes ``report.json``; the same data gives the same bytes."""
-        path.write_bytes(_adapter().dump_json(self, indent=2) + b"\n")
+        path.write_bytes(_adapter().dump_json(self, indent=2, by_alias=True) + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> ReportData:

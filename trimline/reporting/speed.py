@@ -100,7 +100,7 @@ def _gain_row(workload: Workload) -> tuple[Cell, ...]:
         Cell(_name(workload)),
         Cell(formats.ratio(workload.speedup.value), detail=formats.interval(workload.speedup)) if workload.speedup else Cell(formats.NONE),
         Cell(formats.ratio(workload.allowed)),
-        _with_interval(workload.realised, 2),
+        _with_interval(workload.realised_gain, 2),
         _with_interval(workload.control, 3),
         Cell(str(len(workload.pruned_samples)) if workload.pruned_samples else formats.NONE),
         Cell(workload.verdict or formats.NONE, "quiet" if unresolved(workload) else "plain"),

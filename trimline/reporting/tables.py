@@ -95,10 +95,10 @@ def _speed_rows(workload: Workload) -> list[Row]:
 
 
 def _gain_row(phase: str, workload: Workload) -> Iterator[Row]:
-    if workload.realised is not None:
+    if workload.realised_gain is not None:
         yield (
             Cell(f"{phase} realised gain", formula=metrics.REALISED),
             Cell(""),
-            Cell(formats.plain(workload.realised.value), detail=formats.interval(workload.realised)),
+            Cell(formats.plain(workload.realised_gain.value), detail=formats.interval(workload.realised_gain)),
             Cell(formats.ratio(workload.allowed), detail="allowed" if workload.allowed else ""),
         )

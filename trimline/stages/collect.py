@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine.energy import lines as energy_lines
-from benchmarks.recipe import BenchmarkSlice
+from benchmarks.formulas.statistics import Ratio
+from benchmarks.results.document import Gain, ModelRecord, Results, read
+from benchmarks.results.energy import lines as energy_lines
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.spaces import Space
 from pipeline.artefacts.artefact import Artefact
@@ -37,7 +38,7 @@ from trimline.reporting import (
     TextRow,
     Workload,
 )
-from trimline.reporting.data import Phase, Role
+from trimline.reporting.data import Role
 from trimline.stages.gate_rows import gate_rows
 from trimline.stages.rounds import Round
 from trimline.stages.target_rows import round_rows, target_rows
@@ -80,10 +81,10 @@ def collect(
         consumer: what targets are stated for.
     """
     decision = Plan.read(plan)
-    results = read_json(timings / "results.json")
+    results = read(timings)
     original, result = (Checkpoint(lanes[role].checkpoint).geometry for role in ("dense", "pruned"))
     text = read_json(texts / "text.json")
-    models = tuple(_model_row(role, lane, results["models"].get(role, {})) for role, lane in lanes.items())
+    models = tuple(_model_row(role, lane, results.models.get(role)) for role, lane in lanes.items())
     return ReportData(
         title=f"{recipe.name}: {describe(recipe.model)}",
         command=command,
@@ -118,11 +119,10 @@ def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, La
     return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
 
 
-def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
+def _model_row(role: Role, lane: Lane, measured: ModelRecord | None) -> ModelRow:
     checkpoint = Checkpoint(lane.checkpoint)
     geometry = checkpoint.geometry
     found = read_json(lane.evaluation / RESULT)
-    cold = measured.get("cold_start")
     return ModelRow(
         role=role,
         name=role,
@@ -132,8 +132,8 @@ def _model_row(role: Role, lane: Lane, measured: Mapping[str, Any]) -> ModelRow:
         checkpoint_bytes=_bytes(lane.checkpoint, "*.safetensors"),
         onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
         perplexity=_perplexity(found),
-        peak_memory_bytes=(measured.get("memory") or {}).get("peak"),
-        cold_start_seconds=sum(cold.values()) if cold else None,
+        peak_memory_bytes=measured and measured.memory.get("peak"),
+        cold_start_seconds=sum(measured.cold_start.values()) if measured else None,
         window_losses=tuple(found["window_losses"]),
     )
 
@@ -161,55 +161,44 @@ def block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
         )
 
 
-def _workloads(results: Mapping[str, Any]) -> Iterator[Workload]:
-    timings = {(row["model"], row["workload"], row["metric"]): row for row in results["timings"]}
-    for row in results["comparisons"]:
-        if row["model"] != "pruned":
+def _workloads(results: Results) -> Iterator[Workload]:
+    timings = {(row.model, row.workload, row.phase): row for row in results.timings}
+    workloads = {workload.name: workload for workload in results.asked.workloads}
+    for row in results.comparisons:
+        if row.model != "pruned":
             continue
-        name, phase = row["workload"], row["metric"]
-        wanted = next(w for w in BenchmarkSlice.model_validate(results["recipe"]).workloads if w.name == name)
-        prompt = wanted.prompt
-        samples = results["samples"][name]
+        phase, asked, samples = row.phase, workloads[row.workload], results.samples[row.workload]
+        dense, pruned = (timings[role, row.workload, phase] for role in ("dense", "pruned"))
         yield Workload(
-            name=f"{prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {prompt} cached",
+            name=f"{asked.prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {asked.prompt} cached",
             phase=phase,
-            tokens=prompt if phase == "prefill" else 1,
-            past=0 if phase == "prefill" else prompt,
-            batch=wanted.batch,
-            dense=Measure(timings["dense", name, phase]["seconds"]["p50"]),
-            pruned=Measure(timings["pruned", name, phase]["seconds"]["p50"]),
-            dense_samples=_samples(samples["dense"], phase),
-            pruned_samples=_samples(samples["pruned"], phase),
-            speedup=_ratio(row["speed_up"]),
-            control=_ratio(row["control"]),
-            allowed=row["allowed"],
-            realised=_ratio(row["realised_gain"]),
-            verdict=row["verdict"],
-            dense_parts=_parts(timings["dense", name, phase]),
-            pruned_parts=_parts(timings["pruned", name, phase]),
+            tokens=asked.prompt if phase == "prefill" else 1,
+            past=0 if phase == "prefill" else asked.prompt,
+            batch=asked.batch,
+            dense=Measure(dense.seconds.p50),
+            pruned=Measure(pruned.seconds.p50),
+            dense_samples=tuple(samples["dense"].seconds(phase)),
+            pruned_samples=tuple(samples["pruned"].seconds(phase)),
+            speedup=interval(row.speedup),
+            control=interval(row.control),
+            allowed=row.allowed,
+            realised_gain=interval(row.realised_gain),
+            verdict=row.verdict,
+            dense_parts={name: part.p50 for name, part in dense.parts.items()},
+            pruned_parts={name: part.p50 for name, part in pruned.parts.items()},
         )
 
 
-def _parts(timing: Mapping[str, Any]) -> dict[str, float]:
-    return {name: found["p50"] for name, found in timing.get("parts", {}).items()}
+def interval(found: Ratio | Gain) -> Measure:
+    """A measured ratio as a report shows it."""
+    return Measure(found.value, low=found.low, high=found.high)
 
 
-def _samples(raw: Mapping[str, Any], phase: Phase) -> tuple[float, ...]:
-    """One number per round: the prompt pass, or the mean step after it."""
-    if phase == "prefill":
-        return tuple(raw["prefill"])
-    return tuple(sum(gaps) / len(gaps) for gaps in raw["gaps"])
-
-
-def _ratio(record: Mapping[str, float]) -> Measure:
-    return Measure(record["value"], low=record["low"], high=record["high"])
-
-
-def _points(models: tuple[ModelRow, ...], results: Mapping[str, Any]) -> Iterator[SpeedPoint]:
+def _points(models: tuple[ModelRow, ...], results: Results) -> Iterator[SpeedPoint]:
     for model in models:
-        rows = [row for row in results["timings"] if row["model"] == model.name and row["metric"] == "decode"]
+        rows = [row for row in results.timings if row.model == model.name and row.phase == "decode"]
         if rows and model.perplexity is not None:
-            yield SpeedPoint(model.name, model.perplexity.value, rows[0]["tokens_per_second"])
+            yield SpeedPoint(model.name, model.perplexity.value, rows[0].tokens_per_second)
 
 
 def _recovery(recipe: RecoverSlice, done: Mapping[str, Artefact]) -> Recovery:
@@ -263,9 +252,9 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
         yield f"The recipe asks for {asked:.1%} of {definition.replace('_', ' ')}; whole units and rounding made it {got:.1%}."
 
 
-def environment_rows(results: Mapping[str, Any]) -> dict[str, str]:
+def environment_rows(results: Results) -> dict[str, str]:
     """Where a benchmark ran, and the hash of what was asked of it, as lines of a table."""
-    block = results["environment"]
+    block = results.environment
     gpus = [line.split(", ") for line in block["gpu"] or []]  # name, driver; what changes from minute to minute
     flat = {
         "processor": f"{block['processor']} ({', '.join(block['flags'])})",
@@ -279,7 +268,7 @@ def environment_rows(results: Mapping[str, Any]) -> dict[str, str]:
         "system": block["system"],
         "python": block["python"],
         "commit": block["commit"],
-        "hash of what was asked for": results.get("recipe_hash"),
+        "hash of what was asked for": results.recipe_hash,
     }
     return {name: str(value) for name, value in (flat | block["versions"]).items() if value is not None}
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.results.document import read
 from benchmarks.results.target import Judgement, judge, timed_workload
 from benchmarks.timing.subject import BYTES
 from exporters.recipe import ExportSlice
 from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import read_json
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.latency import LatencyTable
@@ -27,7 +27,6 @@ from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from trimline.recipe import Recipe
 
 AGAIN = 2  # rounds after the first, at most
-RESULTS = "results.json"
 PRUNED = "pruned"
 FULL = {"fp32", "fp16", "bf16"}  # precisions whose numbers are all of one width
 
@@ -151,7 +150,7 @@ def _round(run: Rounding, wanted: PruneSlice, place: int) -> Round:
     asked, given = run.recipe.prune.steps[place].target, wanted.steps[place].target
     assert asked is not None
     assert given is not None
-    found = judge(read_json(run.done["benchmark"].folder / RESULTS), asked, PRUNED)
+    found = judge(read(run.done["benchmark"].folder), asked, PRUNED)
     return Round(given, found, _selection(run), dict(run.done))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from benchmarks.results.document import Results
 from benchmarks.results.target import Judgement, judge
 from pipeline.architecture.geometry import Geometry
 from pipeline.prune.allocation.targets import TIME, Consumer, bounds, measures
@@ -25,8 +25,8 @@ def target_rows(recipe: PruneSlice, dense: Geometry, result: Geometry, consumer:
         yield from map(_judged, best.judgements)
 
 
-def speed_rows(recipe: PruneSlice, results: Mapping[str, Any], model: str) -> Iterator[TargetRow]:
-    """What the last target of time became of, by a benchmark's ``results.json``; nothing where no target speaks of time."""
+def speed_rows(recipe: PruneSlice, results: Results, model: str) -> Iterator[TargetRow]:
+    """What the last target of time became of, by a benchmark's results; nothing where no target speaks of time."""
     place = timed_step(recipe)
     target = recipe.steps[place].target if place is not None else None
     yield from map(_judged, judge(results, target, model) if target else ())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.formulas.statistics import paired_difference
+from benchmarks.results.document import Results, read
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
@@ -16,7 +17,7 @@ from pipeline.plan.plan import Plan
 from pipeline.sources.model import describe
 from trimline.recipe import recipe_text
 from trimline.reporting.data import BlockRow, Measure
-from trimline.stages.collect import block_rows, environment_rows
+from trimline.stages.collect import block_rows, environment_rows, interval
 from trimline.stages.graph import DENSE, PRUNED
 from trimline.stages.target_rows import speed_rows
 from trimline.stages.task_rows import task_rows
@@ -42,7 +43,7 @@ def collect_sweep(
         points: every point with what was done of it.
         timings: what ``time_points`` returned.
     """
-    results = {entry["folder"]: read_json(Path(entry["folder"]) / "results.json") for entry in timings["timed"].values()}
+    results = {entry["folder"]: read(Path(entry["folder"])) for entry in timings["timed"].values()}
     dense = _dense_row(base, results)
     rows = tuple(_row(point, lanes, base, dense, timings, results) for point, lanes in points)
     text, windows = read_json(base.texts_folder / "text.json")["evaluation"], base.recipe.evaluate
@@ -83,7 +84,7 @@ def _relative(speed: Speed) -> float:
     return speed.speedup.value if speed.speedup else 1.0
 
 
-def _dense_row(base: LaneRun, results: Mapping[str, Any]) -> PointRow:
+def _dense_row(base: LaneRun, results: Mapping[str, Results]) -> PointRow:
     checkpoint = Checkpoint(base.checkpoint(DENSE))
     found = base.perplexity(DENSE)
     blocks = tuple(
@@ -100,7 +101,7 @@ def _dense_row(base: LaneRun, results: Mapping[str, Any]) -> PointRow:
     )
 
 
-def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Timings, results: Mapping[str, Any]) -> PointRow:
+def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Timings, results: Mapping[str, Results]) -> PointRow:
     if lanes.failure:
         return PointRow(point.name, point.settings, failure=_sentence(lanes.failure))
     run = lanes.as_run(base.options, base.output)
@@ -135,27 +136,23 @@ def paired_perplexity(found: Mapping[str, Any], dense: PointRow) -> Measure:
     return Measure(value, low=before * math.exp(more.low), high=before * math.exp(more.high), error=found["standard_error"])
 
 
-def _speeds(name: str, folder: str, results: Mapping[str, Any], output: Path) -> Iterator[Speed]:
+def _speeds(name: str, folder: str, results: Mapping[str, Results], output: Path) -> Iterator[Speed]:
     """Of one model in one interleaved run; dense has no speed-up."""
     document = results[folder]
-    compared = {(row["workload"], row["metric"]): row for row in document["comparisons"] if row["model"] == name}
-    for timing in document["timings"]:
-        if timing["model"] != name:
+    compared = {(row.workload, row.phase): row for row in document.comparisons if row.model == name}
+    for timing in document.timings:
+        if timing.model != name:
             continue
-        row = compared.get((timing["workload"], timing["metric"]))
+        row = compared.get((timing.workload, timing.phase))
         yield Speed(
-            workload=timing["workload"],
-            phase=timing["metric"],
-            latency=timing["seconds"]["p50"],
-            speedup=_interval(row["speed_up"]) if row else None,
-            control=_interval(row["control"]) if row else None,
-            verdict=row["verdict"] if row else "",
+            workload=timing.workload,
+            phase=timing.phase,
+            latency=timing.seconds.p50,
+            speedup=interval(row.speedup) if row else None,
+            control=interval(row.control) if row else None,
+            verdict=row.verdict if row else "",
             run=os.path.relpath(folder, output),
         )
-
-
-def _interval(ratio: Mapping[str, float]) -> Measure:
-    return Measure(ratio["value"], low=ratio["low"], high=ratio["high"])
 
 
 def _sizes(geometry: Geometry, folder: Path) -> dict[str, Any]:

@@ -140,9 +140,9 @@ def lines(records: Sequence[Record], found: Timed) -> list[list[str]]:
         row = [
             f"{record['asked']:g}",
             record["title"],
-            interval(found.over_dense(name).as_record()),
+            interval(found.over_dense(name)),
             judged.outcome,
-            interval(found.over_dense(name, "prefill").as_record()) + ("" if found.holds("prefill") else f" ({NOT_RESOLVED})"),
+            interval(found.over_dense(name, "prefill")) + ("" if found.holds("prefill") else f" ({NOT_RESOLVED})"),
             f"{record['parameters'] / 1e6:.1f} M",
             with_error(record["perplexity"]),
         ]
@@ -161,14 +161,14 @@ def against(published: Record, ours: Sequence[Record], found: Timed) -> list[str
         return ["none is as fast", "–", "–", NOT_RESOLVED]
     mine, speed = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     loss = loss_difference(published, mine)
-    cells = [f"{mine['asked']:g}", f"{loss.mean:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]", interval(speed.as_record())]
+    cells = [f"{mine['asked']:g}", f"{loss.mean:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]", interval(speed)]
     return [*cells, outcome(loss, found.holds())]
 
 
 def note(setting: Setting, dense: Record, groups: Sequence[Timed]) -> str:
     """What a reader needs to know beside the table."""
     last = groups[-1].surroundings
-    controls = ", ".join(interval(group.over_dense(CONTROL).as_record()) for group in groups)
+    controls = ", ".join(interval(group.over_dense(CONTROL)) for group in groups)
     calibration, evaluation = setting.calibration, setting.evaluation
     texts = read_json(setting.texts / "text.json")
     return (

@@ -27,7 +27,7 @@ from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.sources.model import glance
 from pipeline.sources.recipe import DEFAULT, ModelSlice
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARTS: dict[str, type[Slice]] = {
     "model": ModelSlice,
     "prune": PruneSlice,

@@ -20,7 +20,7 @@ from benchmarks.formulas.roofline import Ceilings
 from benchmarks.machine.ceilings import measure_gpu_ceilings
 from benchmarks.machine.environment import environment
 from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.results.document import comparison
+from benchmarks.results.from_samples import comparison
 from benchmarks.runtimes.names import Runtime
 from benchmarks.runtimes.opening import demand
 from benchmarks.studies.memory.random_model import LLAMA_2_7B, RandomTensors
@@ -115,16 +115,16 @@ def graph(checkpoint: Path, out: Path) -> Path:
 def timed(
     runtime: Runtime, folders: Mapping[str, Path], recipe: BenchmarkSlice, limit: Ceilings, options: RunOptions
 ) -> list[dict[str, Any]]:
-    """Dense against each of the others, per workload and metric."""
+    """Dense against each of the others, per workload and phase."""
     subjects = {name: Subject.read(name, folder, runtime, options.device) for name, folder in folders.items()}
     vocab = subjects[DENSE].geometry.vocab
     models = {name: Here(folder, runtime, options, vocab) for name, folder in folders.items()}
     times = time_workloads(models | {CONTROL: Here(folders[DENSE], runtime, options, vocab)}, recipe)
     return [
-        {"runtime": runtime, "seconds": times[workload.name][DENSE].metrics()[metric]}
-        | comparison(subjects[DENSE], subjects[name], workload, metric, times[workload.name], limit, recipe.rounds_per_opening)
+        {"runtime": runtime, "seconds": times[workload.name][DENSE].by_phase()[phase]}
+        | comparison(subjects[DENSE], subjects[name], workload, phase, times[workload.name], limit, recipe.rounds_per_opening).as_record()
         for workload in recipe.workloads
-        for metric in times[workload.name][DENSE].metrics()
+        for phase in times[workload.name][DENSE].by_phase()
         for name in folders
         if name != DENSE
     ]

@@ -7,8 +7,6 @@ what paging costs.
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +18,9 @@ import torch
 import typer
 
 from benchmarks.machine.environment import processor
-from benchmarks.machine.memory import AnonymousPeak, last_line_of
+from benchmarks.machine.memory import AnonymousPeak
 from benchmarks.results.markdown import mebibytes
+from benchmarks.studies.memory.apart import apart, start
 from benchmarks.studies.memory.random_model import LLAMA_2_7B, random_model
 from benchmarks.studies.pages import fill, markdown_table
 from pipeline.architecture.families import Point
@@ -29,7 +28,6 @@ from pipeline.architecture.profile import Profile
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.memory import parse_bytes
 from pipeline.common.options import RunOptions
@@ -41,6 +39,7 @@ from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
 
 QUIET = Events()
+MODULE = "benchmarks.studies.memory.big_model"
 BAR = 0.8  # of the tokens per second of blocks that are held in memory
 PLAN, SMALLER = "plan", "smaller"
 STEPS: dict[str, tuple[dict[str, Any], float]] = {  # and the anonymous memory that each may take, in GB
@@ -111,15 +110,15 @@ def main(
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(dir=work) as folder:
         few = random_model(Path(folder) / "few", LLAMA_2_7B | {"num_hidden_layers": 2})
-        cost = last_line_of(
-            "benchmarks.studies.memory.big_model", ["cost", str(few), str(windows), str(window), memory, str(threads), str(rounds)]
-        )
+        how = {"memory": memory, "threads": threads}
+        tokens = {"windows": windows, "window": window}
+        cost = apart(MODULE, "cost", folder=str(few), rounds=rounds, **tokens, **how)
         typer.echo(f"paged over held: {cost['ratio']:.3f}", err=True)
         model = random_model(Path(folder) / "model", LLAMA_2_7B | {"num_hidden_layers": blocks})
         for name in method or STEPS:
             place = Path(folder) / name
             place.mkdir()
-            rows += _stages(name, model, place, [str(windows), str(window), memory, str(threads)])
+            rows += _stages(name, model, place, tokens, how)
     rows.append(["tokens/s of calibration, paged over held", "", f"{cost['ratio']:.3f}", f"{BAR}"])
     table = markdown_table(["stage", "seconds", "peak anonymous MiB", "bar"], rows)
     asked = f"{windows} windows of {window} tokens, a budget of {memory}, {RunOptions(threads=threads).as_record()['dtype']}"
@@ -129,38 +128,37 @@ def main(
         fill(page, "big-model", table)
 
 
-def _stages(name: str, model: Path, place: Path, asked: list[str]) -> list[list[str]]:
+def _stages(name: str, model: Path, place: Path, tokens: dict[str, int], how: dict[str, Any]) -> list[list[str]]:
     bar = f"{mebibytes(int(STEPS[name][1] * 1e9))}"
-    tasks = {"calibrate and prune": ["plan", str(model), name, str(place / PLAN), *asked]}
+    tasks: dict[str, tuple[str, dict[str, Any]]] = {"calibrate and prune": ("plan", {"method": name, "out": str(place / PLAN), **tokens})}
     if name == "cfsp":
-        tasks["rebuild and gate"] = ["rebuild", str(model), str(place / SMALLER), *asked[2:]]
+        tasks["rebuild and gate"] = "rebuild", {"out": str(place / SMALLER)}
     rows = []
-    for what, task in tasks.items():
-        found = last_line_of("benchmarks.studies.memory.big_model", task)
-        rows.append([f"{name}: {what}", f"{found['seconds']:.0f}", mebibytes(found["peak"]), bar])
+    for title, (do, what) in tasks.items():
+        found = apart(MODULE, do, folder=str(model), **what, **how)
+        rows.append([f"{name}: {title}", f"{found['seconds']:.0f}", mebibytes(found["peak"]), bar])
         typer.echo(", ".join(rows[-1]), err=True)  # an hour may pass before the table
     return rows
 
 
-def child(task: str, arguments: list[str]) -> dict[str, Any]:
-    """One measurement in a process of its own, which never held anything else."""
-    if task == "cost":
-        folder, windows, window, memory, threads, rounds = arguments
-        options = RunOptions(threads=int(threads), memory=parse_bytes(memory))
-        return paging_cost(Path(folder), int(windows), int(window), options, int(rounds))
-    if task == "plan":
-        folder, method, out, windows, window, memory, threads = arguments
-        options = RunOptions(threads=int(threads), memory=parse_bytes(memory))
-        return measured(lambda: planned(Path(folder), method, int(windows), int(window), options, Path(out)))
-    folder, out, memory, threads = arguments
-    return measured(lambda: rebuilt(Path(folder), RunOptions(threads=int(threads), memory=parse_bytes(memory)), Path(out)))
+def plan_apart(folder: str, method: str, out: str, windows: int, window: int, memory: str, threads: int) -> dict[str, Any]:
+    """What calibrating and pruning take in this process."""
+    return measured(lambda: planned(Path(folder), method, windows, window, _options(memory, threads), Path(out)))
+
+
+def rebuild_apart(folder: str, out: str, memory: str, threads: int) -> dict[str, Any]:
+    """What rebuilding takes in this process."""
+    return measured(lambda: rebuilt(Path(folder), _options(memory, threads), Path(out)))
+
+
+def cost_apart(folder: str, windows: int, window: int, memory: str, threads: int, rounds: int) -> dict[str, Any]:
+    """What paging costs in this process."""
+    return paging_cost(Path(folder), windows, window, _options(memory, threads), rounds)
+
+
+def _options(memory: str, threads: int) -> RunOptions:
+    return RunOptions(threads=threads, memory=parse_bytes(memory))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in ("cost", "plan", "rebuild"):
-        try:
-            print(json.dumps(child(sys.argv[1], sys.argv[2:])))
-        except TrimlineError as error:
-            raise SystemExit(str(error)) from None
-    else:
-        typer.run(main)
+    start(main, {"plan": plan_apart, "rebuild": rebuild_apart, "cost": cost_apart})

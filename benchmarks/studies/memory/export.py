@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,8 +17,9 @@ import torch
 import typer
 
 from benchmarks.formulas.roofline import FP32
-from benchmarks.machine.memory import AnonymousPeak, last_line_of, process_memory
+from benchmarks.machine.memory import AnonymousPeak, process_memory
 from benchmarks.results.markdown import mebibytes
+from benchmarks.studies.memory.apart import apart, start
 from benchmarks.studies.pages import fill, markdown_table
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
@@ -81,8 +81,8 @@ def load_libraries() -> None:
 
 def in_a_child(checkpoint: Path, lowering: str, precision: str, threads: int, memory: int | None = None) -> dict[str, Any]:
     """The same in a process of its own, which never held anything else."""
-    asked = [str(checkpoint), lowering, precision, str(threads), *([] if memory is None else [str(memory)])]
-    return last_line_of("benchmarks.studies.memory.export", asked)
+    asked = {"checkpoint": str(checkpoint), "lowering": lowering, "precision": precision, "threads": threads, "memory": memory}
+    return apart("benchmarks.studies.memory.export", "peak", **asked)
 
 
 def forms(lowerings: list[str], precisions: list[str]) -> list[tuple[str, str]]:
@@ -137,13 +137,10 @@ def main(
         raise typer.Exit(error.exit_code) from None
 
 
-def child(checkpoint: Path, lowering: str, precision: str, threads: int, memory: int | None) -> None:
-    """One measurement as a line of JSON."""
-    print(json.dumps(measured(checkpoint, lowering, precision, threads, memory)))
+def child(checkpoint: str, **asked: Any) -> dict[str, Any]:
+    """One measurement."""
+    return measured(Path(checkpoint), **asked)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) in (5, 6) and not any(argument.startswith("-") for argument in sys.argv):
-        child(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]) if len(sys.argv) == 6 else None)
-    else:
-        typer.run(main)
+    start(main, {"peak": child})

@@ -7,7 +7,6 @@ one block. The model is random, with few blocks and few tokens: neither changes 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,8 @@ import torch
 import typer
 
 from benchmarks.machine.environment import environment
-from benchmarks.machine.memory import AnonymousPeak, last_line_of, process_memory
+from benchmarks.machine.memory import AnonymousPeak, process_memory
+from benchmarks.studies.memory.apart import apart, start
 from benchmarks.studies.memory.random_model import LLAMA_2_7B, random_model
 from benchmarks.studies.pages import fill, markdown_table
 from pipeline.architecture.families import Linear, Point
@@ -59,8 +59,7 @@ def measured(folder: Path, windows: int, window: int) -> dict[str, Any]:
 
 def in_a_child(folder: Path, windows: int, window: int, threads: int) -> dict[str, Any]:
     """The same in a process of its own, which never held anything else."""
-    asked = [str(folder), str(windows), str(window), str(threads)]
-    return last_line_of("benchmarks.studies.memory.surgeon", asked)
+    return apart("benchmarks.studies.memory.surgeon", "peak", folder=str(folder), windows=windows, window=window, threads=threads)
 
 
 def main(
@@ -100,14 +99,11 @@ def main(
         output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def child(folder: Path, windows: int, window: int, threads: int) -> None:
-    """One measurement as a line of JSON."""
+def child(folder: str, windows: int, window: int, threads: int) -> dict[str, Any]:
+    """One measurement."""
     RunOptions(threads=threads).apply()
-    print(json.dumps(measured(folder, windows, window)))
+    return measured(Path(folder), windows, window)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5 and not sys.argv[1].startswith("-"):
-        child(Path(sys.argv[1]), *(int(argument) for argument in sys.argv[2:]))
-    else:
-        typer.run(main)
+    start(main, {"peak": child})

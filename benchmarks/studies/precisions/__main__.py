@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice
+from benchmarks.results.document import read_file
 from benchmarks.runtimes.llama_cpp import LlamaDecoder, has_llama_cpp
 from benchmarks.runtimes.names import Runtime
 from benchmarks.stage import measure
@@ -23,7 +24,7 @@ from benchmarks.studies.pages import fill
 from benchmarks.studies.precisions.llama_folder import llama_folder
 from benchmarks.studies.precisions.profiled import allowed_by_time, prompt_profile, shares
 from benchmarks.studies.precisions.stock_builder import stock_graph
-from benchmarks.studies.precisions.tables import ALL, BUILDER, LLAMA, OURS, PROMPT, WORKLOADS, document
+from benchmarks.studies.precisions.tables import ALL, BUILDER, LLAMA, OURS, PROMPT, WORKLOADS, PrecisionResults, document
 from exporters.onnx.gate.perplexity import fixed_windows, graph_losses
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.stage import export
@@ -31,7 +32,7 @@ from exporters.recipe import ExportSlice, Precision
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.perplexity import perplexity_record
 from pipeline.sources.model import default_gguf
@@ -82,13 +83,17 @@ def perplexities(found: Mapping[str, Path], dense: Path, options: RunOptions) ->
     return values
 
 
-def measured(models: Mapping[str, Path], precision: Precision, folder: Path, recipe: BenchmarkSlice, options: RunOptions) -> dict[str, Any]:
-    """One precision: what ``results.json`` of the benchmark stage holds, ``dense`` being the builder's graph."""
+def measured(
+    models: Mapping[str, Path], precision: Precision, folder: Path, recipe: BenchmarkSlice, options: RunOptions
+) -> PrecisionResults:
+    """One precision, ``dense`` being the builder's graph."""
     found = forms(models, precision, folder, options)
     values = perplexities(found, models["dense"], options)
     results = measure(found[BUILDER], {name: path for name, path in found.items() if name != BUILDER}, recipe, options, QUIET)
-    profile = {"profile": profiled(models, found[BUILDER], options)} if precision == "int4" and PROMPT in recipe.workloads else {}
-    return results | {"precision": precision, "perplexities": values} | profile
+    record = results.as_record() | {"precision": precision, "perplexities": values}
+    if precision == "int4" and PROMPT in recipe.workloads:
+        record |= {"profile": profiled(models, found[BUILDER], options)}
+    return PrecisionResults.model_validate(record)
 
 
 def profiled(models: Mapping[str, Path], builder: Path, options: RunOptions) -> dict[str, Any]:
@@ -135,8 +140,8 @@ def main(
         for name in [wanted for wanted in PRECISIONS if precision is None or wanted in precision]:
             raw = output / raw_name(name, runtime, metric)
             if not raw.exists():
-                write_json(raw, measured(models, name, output, recipe, options))
-            results.append(read_json(raw))
+                measured(models, name, output, recipe, options).write(raw)
+            results.append(read_file(raw, PrecisionResults))
         text = document(results)
         if page is not None and fill_page and metric is None:
             fill(page, PLACES[runtime], text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from exporters.onnx.lowering.precision import NUMBERS, bits_by_operator
 from exporters.recipe import Precision
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.children import module_command
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import write_json
 
@@ -28,20 +28,7 @@ def stock_graph(checkpoint: Path, precision: Precision, out: Path) -> None:
         TrimlineError: the builder cannot, and in which words.
     """
     options = [f"{name}={str(value).lower()}" for name, value in NUMBERS[precision].options.items()]
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-i",
-        str(checkpoint),
-        "-o",
-        str(out),
-        "-p",
-        precision,
-        "-e",
-        "cpu",
-    ]
+    command = module_command("onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out), "-p", precision, "-e", "cpu")
     with tempfile.TemporaryDirectory() as cache:
         asked = [*command, "-c", cache, *(["--extra_options", *options] if options else [])]
         done = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})

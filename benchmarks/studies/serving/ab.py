@@ -100,7 +100,7 @@ def rows(seconds: Seconds) -> list[list[str]]:
 
 
 def _shown(ratio: Ratio) -> str:
-    return interval(ratio.as_record())
+    return interval(ratio)
 
 
 def main(

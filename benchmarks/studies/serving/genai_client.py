@@ -122,7 +122,7 @@ def rows(found: Sequence[Seen], asked: Sequence[float]) -> list[list[str]]:
         outcome = "" if holds else "not resolved"
         if target is not None:
             outcome = Judgement("speedup", one.phase, target, one.ratio.value, one.ratio.low, one.ratio.high, holds).outcome
-        figures = (rounds_of(one.ratio.as_record()), interval(one.ratio.as_record()), interval(one.control.as_record()))
+        figures = (rounds_of(one.ratio), interval(one.ratio), interval(one.control))
         lines.append([one.name, one.phase, *figures, f"{target:g}" if target else "–", outcome])
     return lines
 

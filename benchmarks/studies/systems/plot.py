@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from benchmarks.studies.systems.systems import ALL_OURS, OURS, SYSTEMS
-from benchmarks.studies.systems.tables import named
+from benchmarks.studies.systems.tables import Speed, named
 
 WIDTH, HEIGHT = 880, 520
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 20, 52
@@ -62,7 +62,7 @@ class Axes:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def plot(records: Sequence[Mapping[str, Any]], speed: Mapping[str, Mapping[str, Any]]) -> str | None:
+def plot(records: Sequence[Mapping[str, Any]], speed: Speed) -> str | None:
     """The SVG document; None where nothing was timed."""
     dense = next((record["perplexity"]["perplexity"] for record in records if record["system"] == "dense" and "perplexity" in record), None)
     lines = lines_of(records, speed)
@@ -75,12 +75,12 @@ def plot(records: Sequence[Mapping[str, Any]], speed: Mapping[str, Mapping[str, 
     return "\n".join(_document(axes, dense, lines)) + "\n"
 
 
-def lines_of(records: Sequence[Mapping[str, Any]], speed: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Point]]:
+def lines_of(records: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str, list[Point]]:
     """Every system's timed rows, in the order of what they remove."""
     lines: dict[str, list[Point]] = {}
     for record in records:
         if record["name"] in speed and not record.get("failure"):
-            x, y = speed[record["name"]]["decode"]["speed_up"]["value"], record["perplexity"]["perplexity"]
+            x, y = speed[record["name"]]["decode"].speedup.value, record["perplexity"]["perplexity"]
             lines.setdefault(record["title"], []).append(Point(x, y, f"{named(record)}: {y:.4g} at {x:.2f} ×"))
     return lines
 

@@ -6,9 +6,6 @@ the row's alone. A plan that is there already is not made again; what is measure
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,13 +17,13 @@ from typing import Any
 from benchmarks.latency.cut_models import shape_of
 from benchmarks.machine.memory import AnonymousPeak
 from benchmarks.studies.systems.systems import TWO_FOUR
-from benchmarks.timing.worker import replies_alone, serve
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.artefacts.artefact import digest, file_digest, whole_folder
 from pipeline.artefacts.reach import code_of
 from pipeline.calibrate.measurements import Kept
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.children import answer_parent, answered
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
@@ -212,29 +209,10 @@ def made(folder: Path, work: Callable[[Path], None]) -> Path:
     return folder
 
 
-class RowWorker:
-    """Answers one kind of request: a whole row."""
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The row, or a user's error; a fault of ours ends the process."""
-        try:
-            return {"row": run_row(**{key: value for key, value in request.items() if key != "do"})}
-        except TrimlineError as error:
-            return {"problem": error.problem, "remedy": error.remedy}
-
-
-def end_with_parent(parent: int) -> None:
-    """Ends this process when its parent has: a row may take hours, and nobody would read it."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def main() -> None:
-    """Serves stdin to stdout."""
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    serve(RowWorker(), sys.stdin, replies_alone())
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """A whole row, the one thing that is asked for, or a user's error; a fault of ours ends the process."""
+    return answered(lambda **what: {"row": run_row(**what)}, **{key: value for key, value in request.items() if key != "do"})
 
 
 if __name__ == "__main__":
-    main()
+    answer_parent(answer)

@@ -14,22 +14,23 @@ from typing import Any
 from benchmarks.formulas.statistics import Ratio, by_opening, pooled_ratio
 from benchmarks.latency.cut_models import EXPORT, Shape, export_shape, shape_of
 from benchmarks.machine.environment import fingerprint
-from benchmarks.recipe import BenchmarkSlice
+from benchmarks.recipe import BenchmarkSlice, Phase
+from benchmarks.results.document import Results, read_file
 from benchmarks.results.target import series
 from benchmarks.stage import measure
 from benchmarks.studies.realised_gain import BARS
 from benchmarks.studies.systems.measure import Record, Setting, without_paths
 from benchmarks.studies.systems.row import made
 from benchmarks.studies.systems.systems import ALL_OURS
+from benchmarks.studies.systems.tables import AgainstDense, ByPhase
 from benchmarks.timing.timing import DENSE
 from pipeline.artefacts.artefact import digest
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import read_json, write_json
 
 QUIET = Events()
-WORKLOADS = {metric: workload for workload, metric in BARS}  # that the table shows
+WORKLOADS = {phase: workload for workload, phase in BARS}  # that the table shows
 RUNS = 2
 TOGETHER = 9  # the shapes of one size, and further ones of ours beside it
 ROUNDS = 50  # shapes of as many weights differ by 3 % in half of that
@@ -41,14 +42,14 @@ class Speeds:
     """What was timed.
 
     Attributes:
-        rows: row name, then ``prefill`` or ``decode``, to ``speed_up`` over dense and ``control_holds``.
+        rows: by row name, then phase, against dense.
         runs: everything that was measured, run by run.
         failures: row name to the sentence that says why it has no speed.
         models: row name to the name that its shape has in the runs.
     """
 
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[str, ByPhase] = field(default_factory=dict)
+    runs: list[Results] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
 
@@ -60,22 +61,21 @@ class Speeds:
         """How many times faster one row decodes than another, from the runs that both were timed in; None where there are none."""
         return self.ratio("decode", *(self.models.get(row, row) for row in (first, second)))
 
-    def ratio(self, metric: str, first: str, second: str) -> Ratio | None:
+    def ratio(self, phase: Phase, first: str, second: str) -> Ratio | None:
         """The same of two models of the runs, from all runs whose control holds."""
-        both = [run for run in self.runs if {first, second} <= set(run["samples"][WORKLOADS[metric]]) and _holds(run, metric)]
-        pairs = [[rounds for run in both for rounds in openings(run, metric, name)] for name in (first, second)]
+        both = [run for run in self.runs if {first, second} <= set(run.samples[WORKLOADS[phase]]) and _holds(run, phase)]
+        pairs = [[rounds for run in both for rounds in openings(run, phase, name)] for name in (first, second)]
         return pooled_ratio(*pairs) if both else None
 
 
-def openings(run: Mapping[str, Any], metric: str, name: str) -> list[Sequence[float]]:
+def openings(run: Results, phase: Phase, name: str) -> list[Sequence[float]]:
     """Seconds of a model, round by round and by opening."""
-    recipe = BenchmarkSlice.model_validate(run["recipe"])
-    return by_opening(series(run, recipe, metric, name), recipe.rounds_per_opening)
+    return by_opening(series(run, phase, name), run.asked.rounds_per_opening)
 
 
-def _holds(run: Mapping[str, Any], metric: str) -> bool:
+def _holds(run: Results, phase: Phase) -> bool:
     """Whether dense agreed with itself."""
-    return all(row["control_holds"] for row in run["comparisons"] if (row["workload"], row["metric"]) == (WORKLOADS[metric], metric))
+    return all(row.control_holds for row in run.comparisons if (row.workload, row.phase) == (WORKLOADS[phase], phase))
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
     folder.mkdir(exist_ok=True)
     found = Speeds()
     shown = {name for group in groups for name in group}
-    kept = (read_json(place) for place in sorted(folder.glob(f"{start}-*.json")))
-    found.runs += [run for run in kept if shown & set(run["samples"][WORKLOADS["decode"]])]
+    kept = (read_file(place, Results) for place in sorted(folder.glob(f"{start}-*.json")))
+    found.runs += [run for run in kept if shown & set(run.samples[WORKLOADS["decode"]])]
     for number in range(1, timing.runs + 1 if timing.new else 0):
         for batch in _batches(groups, found, number, timing):
             try:
@@ -148,7 +148,7 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
                 found.failures |= dict.fromkeys(batch, without_paths(error.problem, setting))
                 continue
             stem = f"{start}-{digest(batch)[:12]}"
-            write_json(folder / f"{stem}-{1 + len(list(folder.glob(f'{stem}-*.json')))}.json", run)
+            run.write(folder / f"{stem}-{1 + len(list(folder.glob(f'{stem}-*.json')))}.json")
             found.runs.append(run)
     found.failures = {name: why for name, why in found.failures.items() if not _times_timed(found, name, resolved=False)}
     found.rows = {name: row for name in shown if (row := _row(found, name))}
@@ -173,25 +173,23 @@ def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, 
 def _times_timed(found: Speeds, name: str, resolved: bool) -> int:
     """In how many runs; only of those that say something, where that is asked."""
     return sum(
-        name in run["samples"][WORKLOADS["decode"]] and (not resolved or all(_holds(run, m) for m in WORKLOADS)) for run in found.runs
+        name in run.samples[WORKLOADS["decode"]] and (not resolved or all(_holds(run, phase) for phase in WORKLOADS)) for run in found.runs
     )
 
 
-def _row(found: Speeds, name: str) -> dict[str, Any]:
-    """Against dense, by metric: of all runs whose control holds, or of the last run of all, which then does not count."""
-    row = {}
-    for metric, workload in WORKLOADS.items():
-        if ratio := found.ratio(metric, DENSE, name):
-            row[metric] = {"speed_up": ratio.as_record(), "control_holds": True}
-        elif last := [run for run in found.runs if name in run["samples"][workload]]:
-            row[metric] = {
-                "speed_up": pooled_ratio(*(openings(last[-1], metric, n) for n in (DENSE, name))).as_record(),
-                "control_holds": False,
-            }
+def _row(found: Speeds, name: str) -> ByPhase:
+    """Against dense, by phase: of all runs whose control holds, or of the last run of all, which then does not count."""
+    row: dict[Phase, AgainstDense] = {}
+    for phase, workload in WORKLOADS.items():
+        if ratio := found.ratio(phase, DENSE, name):
+            row[phase] = AgainstDense(ratio, control_holds=True)
+        elif last := [run for run in found.runs if name in run.samples[workload]]:
+            pair = (openings(last[-1], phase, model) for model in (DENSE, name))
+            row[phase] = AgainstDense(pooled_ratio(*pair), control_holds=False)
     return row
 
 
-def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice) -> dict[str, Any]:
+def _measured(batch: Mapping[str, Shape], setting: Setting, recipe: BenchmarkSlice) -> Results:
     dense = shape_of(Checkpoint(setting.source).geometry)
     folders = {name: exported(shape, setting) for name, shape in batch.items()}
     return measure(exported(dense, setting), folders, recipe, setting.options, QUIET)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.formulas.statistics import Difference, paired_difference
+from benchmarks.formulas.statistics import Difference, Ratio, paired_difference
+from benchmarks.recipe import Phase
 from benchmarks.results.markdown import interval, mebibytes, ratio
 from benchmarks.studies.pages import markdown_table
 from benchmarks.studies.systems.systems import percent
 
 Record = Mapping[str, Any]
-Speed = Mapping[str, Mapping[str, Any]]  # row name, then metric
+
+
+@dataclass(frozen=True)
+class AgainstDense:
+    """How many times as fast as dense a row is in one phase, and whether dense agreed with itself."""
+
+    speedup: Ratio
+    control_holds: bool
+
+
+ByPhase = Mapping[Phase, AgainstDense]
+Speed = Mapping[str, ByPhase]  # by row name
+PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 COLUMNS = (
     "asked",
     "system",
@@ -49,7 +63,7 @@ def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:
         f"{record['parameters'] / 1e6:.1f} M",
         with_error(record["perplexity"]),
         against_dense(record, dense),
-        *(speed_cell(record, speed, metric) for metric in ("prefill", "decode")),
+        *(speed_cell(record, speed, phase) for phase in PHASES),
         f"{cost['processor']:.0f} ({cost['wall']:.0f})" if cost else "–",
         mebibytes(cost["peak_anonymous"]) if cost else "–",
     ]
@@ -85,7 +99,7 @@ def loss_difference(first: Record, second: Record) -> Difference:
     return paired_difference(*(record["perplexity"]["window_losses"] for record in (first, second)))
 
 
-def speed_cell(record: Record, speed: Speed, metric: str) -> str:
+def speed_cell(record: Record, speed: Speed, phase: Phase) -> str:
     """A speed-up with its interval, or why there is none."""
     if record["system"] == "dense":
         return "1"
@@ -93,7 +107,7 @@ def speed_cell(record: Record, speed: Speed, metric: str) -> str:
         return "same shapes"
     if record.get("untimed"):
         return "failed, see below"
-    found = speed.get(record["name"], {}).get(metric)
+    found = speed.get(record["name"], {}).get(phase)
     if found is None:
         return "not timed"
-    return interval(found["speed_up"]) + ("" if found["control_holds"] else f" ({NOT_RESOLVED})")
+    return interval(found.speedup) + ("" if found.control_holds else f" ({NOT_RESOLVED})")

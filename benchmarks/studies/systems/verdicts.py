@@ -65,7 +65,7 @@ def _told_apart(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def _quotient(ratio: Ratio | None) -> str:
-    return "not in one run" if ratio is None else interval(ratio.as_record())
+    return "not in one run" if ratio is None else interval(ratio)
 
 
 def _margin(found: Difference) -> str:
@@ -78,11 +78,11 @@ def _verdict(published: Record, ours: Sequence[Record], speeds: Speeds) -> list[
     side_by_side = [(record, speeds.decode_ratio(published["name"], record["name"])) for record in ours]
     fast_enough = [(record, ratio) for record, ratio in side_by_side if _is_as_fast(record, published, ratio, speeds)]
     if not fast_enough:
-        return [name, interval(theirs["speed_up"]), "none is as fast", *["–"] * 3, NOT_RESOLVED]
+        return [name, interval(theirs.speedup), "none is as fast", *["–"] * 3, NOT_RESOLVED]
     chosen, ratio = max(fast_enough, key=lambda pair: pair[0]["parameters"])
     mine, found = speeds.rows[chosen["name"]]["decode"], loss_difference(published, chosen)
-    resolved = mine["control_holds"] and theirs["control_holds"]
-    speeds_of_both = [interval(theirs["speed_up"]), named(chosen), interval(mine["speed_up"]), _quotient(ratio)]
+    resolved = mine.control_holds and theirs.control_holds
+    speeds_of_both = [interval(theirs.speedup), named(chosen), interval(mine.speedup), _quotient(ratio)]
     return [name, *speeds_of_both, _margin(found), outcome(found, resolved)]
 
 
@@ -104,4 +104,4 @@ def outcome(found: Difference, resolved: bool) -> str:
 
 
 def _decode(record: Record, speeds: Speeds) -> float:
-    return float(speeds.rows[record["name"]]["decode"]["speed_up"]["value"])
+    return speeds.rows[record["name"]]["decode"].speedup.value

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from benchmarks.formulas.roofline import Ceilings
-from benchmarks.machine.energy import Meter, NoCounter, Nvml, Rapl, lines
-from benchmarks.recipe import Workload
-from benchmarks.results.document import timing
+from benchmarks.machine.energy import Meter, NoCounter, Nvml, Rapl
+from benchmarks.recipe import Phase, Workload
+from benchmarks.results.document import ModelRecord, Timing
+from benchmarks.results.energy import lines
+from benchmarks.results.from_samples import timing
 from benchmarks.results.markdown import energy
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import Sample, Samples
 from benchmarks.timing.worker import Worker
+from tests.benchmarks.results.sample_results import MODEL, results
 from tests.tiny import tiny_model
 
 RANGE = 262_143_328_850
+PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 def zone(root: Path, name: str, label: str, energy: int, size: int = RANGE) -> Path:
@@ -168,24 +172,26 @@ def test_the_worker_counts_the_prompt_apart_from_the_steps(powercap):
     assert set(worker.run(prompt=8, output=1, batch=1, vocab=9, seed=0)["joules"]) == {"prefill"}
 
 
-def rows(folder: Path, samples: Samples) -> list[dict[str, object]]:
+def rows(folder: Path, samples: Samples) -> list[Timing]:
     subject, workload = Subject.read("dense", folder, "torch"), Workload(prompt=8, output=4, batch=2)
-    return [timing(subject, workload, metric, samples, Ceilings(1e9, 1e9)) for metric in ("prefill", "decode")]
+    return [timing(subject, workload, phase, samples, Ceilings(1e9, 1e9)) for phase in PHASES]
 
 
 def test_joules_per_token_are_printed_where_they_were_counted_only(tmp_path):
     folder = tiny_model("llama", tmp_path / "model")
     joules = {"prefill": {"processor": 4.0}, "decode": {"processor": 3.0}}
     counted = rows(folder, Samples([Sample(1.0, [1.0] * 3, 0.0, joules=joules)] * 2))
-    told = {"dense": {"perplexity": 10.0, "energy": {"counters": {"processor": ["package-0"]}, "refused": {"GPU": "no driver"}}}}
+    told = {
+        "dense": ModelRecord.model_validate(MODEL | {"energy": {"counters": {"processor": ["package-0"]}, "refused": {"GPU": "no driver"}}})
+    }
     page = energy(counted, told)
     assert "| 8/4 ×2 | prefill | dense | 10.00 | 2 | 0.25 (0.25 to 0.25) |" in page  # 4 J for 2 × 8 tokens
     assert "| 8/4 ×2 | decode | dense | 10.00 | 2 | 0.5 (0.5 to 0.5) |" in page  # 3 J for 2 × 3 tokens
     assert "No counter answered for the GPU: no driver." in page
-    found = lines({"models": told, "timings": counted})
+    found = lines(results(models=told, timings=counted))
     assert found["energy, GPU"] == "no counter answered (no driver)"
     assert found["energy, processor (package-0), 8/4 ×2 decode"] == "dense 0.5 J/token"
     silent = rows(folder, Samples([Sample(1.0, [1.0] * 3, 0.0)] * 2))
-    none = {"dense": {"perplexity": 10.0, "energy": {"counters": {}, "refused": {"processor": "no zone"}}}}
+    none = {"dense": ModelRecord.model_validate(MODEL)}
     assert energy(silent, none) == "No counter answered for the processor: no zone."
-    assert lines({"models": none, "timings": silent}) == {"energy, processor": "no counter answered (no zone)"}
+    assert lines(results(models=none, timings=silent)) == {"energy, processor": "no counter answered (no zone)"}

@@ -16,6 +16,7 @@ from benchmarks.machine.environment import environment, fingerprint, versions
 from benchmarks.machine.memory import process_memory
 from benchmarks.machine.pinning import by_physical_core
 from benchmarks.results.markdown import machine
+from tests.benchmarks.results.sample_results import results
 
 
 def test_the_environment_block_says_what_a_reader_needs():
@@ -29,7 +30,7 @@ def test_the_environment_block_says_what_a_reader_needs():
 
 def test_clock_and_versions_are_printed_with_the_results():
     block = environment(threads=2) | {"frequency_mhz": 2445.4, "load_average": {"before": 0.1, "after": 0.2}}
-    said = machine({"environment": block, "ceilings": {"bandwidth": 1e9, "rate": 1e9}, "recipe_hash": "abc"})
+    said = machine(results(environment=block))
     assert "- clock after the timing: 2445 MHz" in said
     assert f"- versions: python {block['python']}, " in said
     assert f"numpy {numpy.__version__}" in said

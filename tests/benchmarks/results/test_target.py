@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.results.document import Results
 from benchmarks.results.target import Judgement, judge, series, timed_workload
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.recipe import Target
+from tests.benchmarks.results import sample_results
 
 RECIPE = BenchmarkSlice(workloads=(Workload(prompt=8), Workload(prompt=4, output=3)))
 
 
-def results(speed_up: float, spread: float = 0.0, again: float = 1.0, rounds: int = 30) -> dict[str, Any]:
+def results(speed_up: float, spread: float = 0.0, again: float = 1.0, rounds: int = 30) -> Results:
     """A benchmark whose pruned model is so many times as fast, in every round within ± spread."""
 
     def samples(base: float, noisy: bool) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def results(speed_up: float, spread: float = 0.0, again: float = 1.0, rounds: in
 
     by_model = {"dense": samples(1.0, False), "dense again": samples(1.0 / again, False), "pruned": samples(1.0 / speed_up, True)}
     prefill_only = {name: found | {"gaps": [[] for _ in found["gaps"]]} for name, found in by_model.items()}
-    return {"recipe": RECIPE.model_dump(mode="json"), "samples": {"8/1": prefill_only, "4/3": by_model}}
+    return sample_results.results(RECIPE, {"8/1": prefill_only, "4/3": by_model})
 
 
 @pytest.mark.parametrize(
@@ -70,9 +72,9 @@ def test_only_a_measurement_that_counts_is_reason_to_try_again() -> None:
 
 def test_phases_and_whole_requests_are_told_apart() -> None:
     measured = results(2.0)
-    assert series(measured, RECIPE, "decode", "pruned")[0] == pytest.approx(0.05)
-    assert series(measured, RECIPE, "prefill", "pruned")[0] == pytest.approx(0.5)
-    assert series(measured, RECIPE, "4/3", "pruned")[0] == pytest.approx(0.6)
+    assert series(measured, "decode", "pruned")[0] == pytest.approx(0.05)
+    assert series(measured, "prefill", "pruned")[0] == pytest.approx(0.5)
+    assert series(measured, "4/3", "pruned")[0] == pytest.approx(0.6)
     assert timed_workload(RECIPE, "prefill").name == "8/1"
     assert timed_workload(RECIPE, "decode").name == "4/3"
     with pytest.raises(TrimlineError, match="does not time"):

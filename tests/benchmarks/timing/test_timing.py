@@ -126,6 +126,6 @@ def test_agreement_is_asked_of_decode_too():
 
 def test_metrics_are_the_prompt_pass_and_the_mean_step():
     samples = Samples([Sample(3.0, [1.0, 3.0], 0.0), Sample(4.0, [2.0, 2.0], 0.0)])
-    assert samples.metrics() == {"prefill": [3.0, 4.0], "decode": [2.0, 2.0]}
+    assert samples.by_phase() == {"prefill": [3.0, 4.0], "decode": [2.0, 2.0]}
     assert samples.gaps() == [1.0, 3.0, 2.0, 2.0]
-    assert Samples([Sample(3.0, [], 0.0)]).metrics() == {"prefill": [3.0]}
+    assert Samples([Sample(3.0, [], 0.0)]).by_phase() == {"prefill": [3.0]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,7 +236,35 @@ def test_a_child_that_dies_is_an_error(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho 'no such architecture' >&2\nexit 3\n")
     broken.chmod(0o755)
     with pytest.raises(TrimlineError, match=r"exit 3\): no such architecture"):
-        child.run(broken, {"task": "measure", "model": "model.gguf"})
+        child.run(broken, "measure", {"model": "model.gguf"})
+
+
+LLAMA_CPP = """
+import os
+from types import SimpleNamespace
+
+__version__ = "1.2"
+
+def llama_model_quantize_default_params():
+    return SimpleNamespace()
+
+def llama_model_quantize(model, out, settings):
+    os.write(1, b"llama.cpp talks about itself\\n")
+    with open(out, "wb") as file:
+        file.write(f"{settings.ftype} {settings.nthread}".encode())
+    return 0
+"""
+
+
+def test_the_runner_answers_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    """Of that environment there is a stand-in for llama.cpp; what it prints is no answer."""
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    python = tmp_path / "python"
+    start = f"import runpy, sys; sys.path.append({str(tmp_path)!r}); runpy.run_path(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\ntest "$1" = -I && exec {sys.executable} -I -c "{start}" "$2"\n')
+    python.chmod(0o755)
+    child.quantise(python, tmp_path / "model.gguf", tmp_path / "smaller.gguf", "q8_0", threads=3)
+    assert (tmp_path / "smaller.gguf").read_text() == f"{int(gguf.LlamaFileType.MOSTLY_Q8_0)} 3"
 
 
 def test_what_the_folder_says(tmp_path: Path) -> None:

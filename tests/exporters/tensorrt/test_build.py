@@ -183,7 +183,9 @@ def test_an_engine_on_a_full_disk(sparse_onnx, tmp_path, rtx):
 
 def test_a_process_that_dies_is_a_sentence(tmp_path, monkeypatch):
     """As TensorRT's runtime does without a driver: the child is ended by a segmentation fault."""
-    (tmp_path / "dies.py").write_text("import os, signal\nprint('[E] last words', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    (tmp_path / "dies.py").write_text(
+        "import os, signal, sys\nprint('[E] last words', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TrimlineError, match=r"was ended by SIGSEGV: last words.*doctor"):
         build_in_child({"builder": "tensorrt", "onnx": "x"}, tmp_path / "log", module="dies")
@@ -191,9 +193,9 @@ def test_a_process_that_dies_is_a_sentence(tmp_path, monkeypatch):
 
 def test_a_disk_that_the_engine_fills_is_no_fault_of_the_graph(tmp_path, monkeypatch):
     (tmp_path / "fills.py").write_text(
-        "import sys\nfrom exporters.tensorrt import worker\n"
+        "from exporters.tensorrt import worker\n"
         "def build(request): raise OSError(28, 'No space left on device', request['engine'])\n"
-        "worker.build = build\nworker.main(*sys.argv[1:])\n"
+        "worker.build = build\nworker.main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(OSError, match="No space left") as caught:
@@ -203,8 +205,12 @@ def test_a_disk_that_the_engine_fills_is_no_fault_of_the_graph(tmp_path, monkeyp
 
 def test_chatter_is_dropped_but_for_sparsity(tmp_path, monkeypatch):
     lines = ["[X] Tactic: 0x1 Time: 1", "[X] (Sparsity) Found 3 layer(s) eligible to use sparse tactics: a", "[V] kept"]
-    (tmp_path / "talks.py").write_text(f"import sys\nprint({chr(10).join(lines)!r})\nopen(sys.argv[2], 'w').write('{{}}')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "talks.py").write_text(
+        "from exporters.tensorrt import worker\n"
+        f"def build(request): print({chr(10).join(lines)!r}); return {{}}\n"
+        "worker.build = build\nworker.main()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert build_in_child({"builder": "tensorrt", "onnx": "x"}, tmp_path / "log", module="talks") == {}
     assert [line.strip() for line in log_lines(tmp_path / "log")] == lines[1:]
 

@@ -20,7 +20,6 @@ from tests.exporters.models import OPTIONS
 
 # In place of an engine: the graph in ONNX Runtime, off by so much.
 STAND_IN = """
-import sys
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt import session, worker
 
@@ -33,9 +32,9 @@ class Engine(OnnxDecoder):
         return logits + {off}, past
 
 session.EngineDecoder = Engine
-worker.main(*sys.argv[1:])
+worker.main()
 """
-DIES = "import os, signal\nprint('[E] CUDA is gone', flush=True)\nos.kill(os.getpid(), signal.SIGABRT)\n"
+DIES = "import os, signal, sys\nprint('[E] CUDA is gone', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.SIGABRT)\n"
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_an_engine_that_ends_its_process_is_a_sentence(gated):
 def test_what_the_engine_says_of_itself_comes_through(gated):
     """As on a machine without a GPU: the real decoder refuses, in its own two sentences."""
     with pytest.raises(TrimlineError) as caught:
-        gated("import sys\nfrom exporters.tensorrt import worker\nworker.main(*sys.argv[1:])\n")
+        gated("from exporters.tensorrt import worker\nworker.main()\n")
     assert caught.value.problem.startswith("There is no build.json in")
     assert caught.value.remedy == "Give a folder that `trimline build` wrote."
 

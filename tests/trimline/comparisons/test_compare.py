@@ -14,6 +14,7 @@ import benchmarks.stage
 from benchmarks.machine.environment import environment
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
+from tests.benchmarks.results.sample_results import results
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, changed, recipe, tiny_inputs
 from tests.end_to_end.scenario import trimline as command
 from trimline.api import compare, run, sweep
@@ -265,10 +266,10 @@ def test_the_command_answers_in_json(made):
 def test_a_clock_that_moves_is_no_other_machine():
     block = environment(2) | {"load_average": {"before": 0.1, "after": 0.2}}
     clocks = [{"frequency_mhz": clock + 0.4, "gpu": [f"NVIDIA H100, 580.1, {clock} MHz, 700 W"]} for clock in (1980, 345)]
-    shown = [environment_rows({"environment": block | clock, "recipe_hash": "abc"}) for clock in clocks]
+    shown = [environment_rows(results(environment=block | clock)) for clock in clocks]
     assert [rows["clock after the timing"] for rows in shown] == ["1980 MHz", "345 MHz"]
     assert shown[0]["hash of what was asked for"] == "abc"
     machines = [machine_of(rows, RECIPE) for rows in shown]
     assert machines[0] == machines[1]
     assert machines[0]["GPU"] == "NVIDIA H100, 580.1"
-    assert machine_of(environment_rows({"environment": block | {"gpu": None}}), RECIPE) != machines[0]
+    assert machine_of(environment_rows(results(environment=block | {"gpu": None})), RECIPE) != machines[0]

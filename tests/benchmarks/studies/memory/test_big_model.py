@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.machine.memory import last_line_of
-from benchmarks.studies.memory.big_model import PLAN, SMALLER, STEPS, child, paging_cost
+from benchmarks.studies.memory.apart import apart
+from benchmarks.studies.memory.big_model import MODULE, PLAN, SMALLER, STEPS, paging_cost, rebuild_apart
 from benchmarks.studies.memory.random_model import LLAMA_2_7B, RandomTensors, random_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.options import RunOptions
@@ -29,9 +29,10 @@ def test_random_weights_are_the_same_whenever_they_are_made(model):
 
 @pytest.mark.parametrize("method", STEPS)
 def test_a_stage_in_a_process_of_its_own(model, method, tmp_path):
-    found = last_line_of("benchmarks.studies.memory.big_model", ["plan", str(model), method, str(tmp_path / PLAN), "2", "64", "1MB", "1"])
+    how = {"memory": "1MB", "threads": 1}
+    found = apart(MODULE, "plan", folder=str(model), method=method, out=str(tmp_path / PLAN), windows=2, window=64, **how)
     assert found["seconds"] > 0 < found["peak"]
-    again = child("rebuild", [str(model), str(tmp_path / SMALLER), "1MB", "1"])
+    again = rebuild_apart(str(model), str(tmp_path / SMALLER), **how)
     assert again["seconds"] > 0
     kept = [block.ffn for block in Checkpoint(tmp_path / SMALLER).geometry.blocks]
     assert sum(kept) == pytest.approx(0.7 * 3 * 192, abs=3 * 32)

@@ -23,7 +23,7 @@ from benchmarks.runtimes.names import Runtime
 from benchmarks.studies.precisions.__main__ import PLACES, main, measured, raw_name
 from benchmarks.studies.precisions.llama_folder import llama_folder
 from benchmarks.studies.precisions.stock_builder import stock_graph
-from benchmarks.studies.precisions.tables import ALL, BUILDER, LLAMA, OURS, TIMED_IN, document
+from benchmarks.studies.precisions.tables import ALL, BUILDER, LLAMA, OURS, TIMED_IN, PrecisionResults, document
 from benchmarks.timing.subject import Subject
 from exporters.onnx.lowering.precision import bytes_per_weight
 from exporters.onnx.running.genai import GenaiDecoder
@@ -59,13 +59,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def timed(models: dict[str, Path], folder: Path, recipe: BenchmarkSlice) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "Child", InProcess)
-        patch.setattr("benchmarks.studies.precisions.has_llama_cpp", lambda: False)
-        return json.loads(json.dumps(measured(models, "int4", folder, recipe, OPTIONS)))
+        patch.setattr("benchmarks.studies.precisions.__main__.has_llama_cpp", lambda: False)
+        return json.loads(json.dumps(measured(models, "int4", folder, recipe, OPTIONS).as_record()))
 
 
 @pytest.fixture(scope="module")
 def results(models: dict[str, Path], folder: Path) -> dict[str, Any]:
     return timed(models, folder, RECIPE)
+
+
+def page_of(found: dict[str, Any]) -> str:
+    return document([PrecisionResults.model_validate(found)])
 
 
 def test_every_form_is_timed_and_has_a_perplexity(results: dict[str, Any]) -> None:
@@ -79,7 +83,7 @@ def test_every_form_is_timed_and_has_a_perplexity(results: dict[str, Any]) -> No
 
 
 def test_the_tables(results: dict[str, Any]) -> None:
-    text = document([results])
+    text = page_of(results)
     assert text.count("| int4 |") == 5  # two graphs, two metrics; and the last position
     assert f"| {SMALLER} | decode |" in text
     assert f"| {LLAMA} | not run | {NO_LLAMA_CPP} |" in text
@@ -94,11 +98,11 @@ def test_a_prompt_pass_is_judged_by_the_time_that_was_removed(results: dict[str,
         row["control_holds"] = True
         row["allowed"] = 2.0
         row["speed_up"] |= {"value": 1.4, "low": 1.36, "high": 1.44}
-    lines = document([found]).splitlines()
+    lines = page_of(found).splitlines()
     by_metric = {metric: next(line for line in lines if f"| {SMALLER} | {metric}" in line) for metric in ("prefill", "decode")}
     assert by_metric["prefill"].endswith("| 1.500 | 0.933 [0.907, 0.960] | 0.9 | reached |")
     assert by_metric["decode"].endswith("| – | – | 0.9 | missed |")
-    assert "FFNs 46%, attention with its projections 34%, the output head 16%, the rest 4%." in document([found])
+    assert "FFNs 46%, attention with its projections 34%, the output head 16%, the rest 4%." in page_of(found)
 
 
 def test_what_the_smaller_model_can_save_is_measured(results: dict[str, Any]) -> None:
@@ -121,8 +125,8 @@ def test_the_same_folders_are_timed_in_genais_own_generator(
     assert {"int4-builder", "int4-dense", "int4-half-of-the-FFN"} <= set(opened)
     assert {row["model"] for row in found["comparisons"]} == {OURS, ALL, SMALLER}
     assert found["perplexities"] == results["perplexities"]
-    assert document([found]).startswith("Timed in onnxruntime-genai's own generator")
-    assert document([results]).startswith("Timed in ONNX Runtime's own session; perplexities")
+    assert page_of(found).startswith("Timed in onnxruntime-genai's own generator")
+    assert page_of(results).startswith("Timed in ONNX Runtime's own session; perplexities")
 
 
 @pytest.mark.parametrize(("runtime", "place"), [("onnxruntime", "precisions"), ("onnxruntime_genai", "precisions-genai")])
@@ -130,13 +134,13 @@ def test_each_runtime_has_its_own_raw_file_and_its_own_place(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime, place: str
 ) -> None:
     asked = []
-    monkeypatch.setattr("benchmarks.studies.precisions.checkpoints", lambda *_: {})
+    monkeypatch.setattr("benchmarks.studies.precisions.__main__.checkpoints", lambda *_: {})
 
-    def measured_here(_models: Any, precision: str, _folder: Path, recipe: BenchmarkSlice, _options: RunOptions) -> dict[str, Any]:
+    def measured_here(_models: Any, precision: str, _folder: Path, recipe: BenchmarkSlice, _options: RunOptions) -> PrecisionResults:
         asked.append((precision, recipe.runtime))
-        return results | {"recipe": results["recipe"] | {"runtime": recipe.runtime}}
+        return PrecisionResults.model_validate(results | {"recipe": results["recipe"] | {"runtime": recipe.runtime}})
 
-    monkeypatch.setattr("benchmarks.studies.precisions.measured", measured_here)
+    monkeypatch.setattr("benchmarks.studies.precisions.__main__.measured", measured_here)
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name}:begin -->\nempty\n<!-- {name}:end -->\n" for name in PLACES.values()), encoding="utf-8")
     app = typer.Typer()
@@ -156,8 +160,11 @@ def test_one_metric_is_printed_and_leaves_the_page(results: dict[str, Any], tmp_
     del decoding["profile"], decoding["samples"]["512/1"]
     decoding["comparisons"] = [row for row in results["comparisons"] if row["workload"] != "512/1"]
     asked = []
-    monkeypatch.setattr("benchmarks.studies.precisions.checkpoints", lambda *_: {})
-    monkeypatch.setattr("benchmarks.studies.precisions.measured", lambda *given: asked.append(given[3].workloads) or decoding)
+    monkeypatch.setattr("benchmarks.studies.precisions.__main__.checkpoints", lambda *_: {})
+    monkeypatch.setattr(
+        "benchmarks.studies.precisions.__main__.measured",
+        lambda *given: asked.append(given[3].workloads) or PrecisionResults.model_validate(decoding),
+    )
     page = tmp_path / "page.md"
     page.write_text("as it was", encoding="utf-8")
     app = typer.Typer()
@@ -176,7 +183,7 @@ def test_a_control_that_holds_gives_an_outcome(results: dict[str, Any]) -> None:
     for row in found["comparisons"]:
         row["control_holds"] = True
         row["speed_up"] |= {"value": 0.8, "low": 0.7, "high": 0.99 if row["model"] == OURS else 1.01}
-    lines = document([found]).splitlines()
+    lines = page_of(found).splitlines()
     assert next(line for line in lines if f"| {OURS} | decode" in line).endswith("missed |")
     assert next(line for line in lines if f"| {ALL} | decode" in line).endswith("reached |")
 
@@ -191,7 +198,7 @@ def test_pruned_models_are_also_put_over_llama_cpp(results: dict[str, Any]) -> N
         }
     for row in found["comparisons"]:
         row["control_holds"] = True
-    lines = [line for line in document([found]).splitlines() if "over llama.cpp" in line]
+    lines = [line for line in page_of(found).splitlines() if "over llama.cpp" in line]
     assert [line.split(" | ")[1] for line in lines] == ["prefill", "decode"]
     assert "4.000 [4.000, 4.000], over llama.cpp" in lines[0]
     assert lines[0].endswith("reached |")

@@ -16,6 +16,7 @@ from benchmarks.latency.cut_models import export_shape, plan_of, shape_of
 from benchmarks.machine.environment import processor_flags
 from benchmarks.machine.memory import AnonymousPeak, process_memory
 from benchmarks.recipe import BenchmarkSlice
+from benchmarks.results.document import Results
 from benchmarks.studies.systems import __main__ as systems
 from benchmarks.studies.systems import speed as systems_speed
 from benchmarks.studies.systems import systems as systems_list
@@ -49,6 +50,7 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.steps import check_steps
 from pipeline.sources.recipe import CalibrationWindows
+from tests.benchmarks.results.sample_results import comparison_record, results
 from tests.benchmarks.studies.systems.test_tables import compared
 from tests.tiny import tiny_model
 
@@ -318,7 +320,7 @@ def test_the_last_units_are_cut_where_the_first_make_a_model_that_no_gate_passes
 def test_rows_of_one_shape_are_timed_once() -> None:
     shape = {"blocks": [[16, 1]], "biases": []}
     rows = [{"name": name, "system": name, "shape": shape} for name in ("laco", "shortgpt")]
-    found = of_rows(Speeds({digest(shape)[:12]: compared(1.2)}, [{}]), rows)
+    found = of_rows(Speeds({digest(shape)[:12]: compared(1.2)}), rows)
     assert found.rows == {"laco": compared(1.2), "shortgpt": compared(1.2)}
     broken = of_rows(Speeds(failures={digest(shape)[:12]: "a sentence"}), rows)
     assert broken.why("laco") == {"untimed": "a sentence"}
@@ -337,17 +339,13 @@ def test_shapes_are_timed_again_for_one_that_waits(tmp_path: Path, monkeypatch: 
     shapes = {name: {"blocks": [[number, 1]], "biases": []} for number, name in enumerate("abc")}
     asked: list[list[str]] = []
 
-    def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+    def measured(batch: dict[str, Any], *_: Any) -> Results:
         asked.append(sorted(batch))
         holds = len(asked) != 2
-        judged = [{"workload": load, "metric": metric, "control_holds": holds} for metric, load in systems_speed.WORKLOADS.items()]
+        judged = [comparison_record("a", load, phase, control_holds=holds) for phase, load in systems_speed.WORKLOADS.items()]
         samples = {name: {"prefill": [1.0, 1.0], "gaps": [[1.0], [1.0]]} for name in ("dense", *batch)}
-        return {
-            "recipe": recipe.model_dump(mode="json"),
-            "comparisons": judged,
-            "samples": dict.fromkeys(systems_speed.WORKLOADS.values(), samples),
-            "number": len(asked),
-        }
+        by_workload = dict.fromkeys(systems_speed.WORKLOADS.values(), samples)
+        return results(recipe, by_workload, comparisons=judged, recipe_hash=str(len(asked)))
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
     recipe = BenchmarkSlice()
@@ -356,15 +354,15 @@ def test_shapes_are_timed_again_for_one_that_waits(tmp_path: Path, monkeypatch: 
     both = time_shapes([shapes], setting, once)
     assert asked == [["a"], ["a", "b", "c"]]
     assert both.rows["a"] == first.rows["a"]  # the other run does not hold
-    assert [run["number"] for run in both.runs] == [1, 2]
-    assert not both.rows["b"]["decode"]["control_holds"]
+    assert [run.recipe_hash for run in both.runs] == ["1", "2"]
+    assert not both.rows["b"]["decode"].control_holds
     assert time_shapes([shapes], setting, once).rows == both.rows
     better = time_shapes([shapes], setting, replace(once, again=True))
     assert asked[2:] == [["a", "b", "c"]]
-    assert better.rows["b"]["decode"]["control_holds"]
+    assert better.rows["b"]["decode"].control_holds
     assert set(time_shapes([shapes], setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
     assert len(asked) == 3
-    assert better.rows["a"]["decode"]["speed_up"]["rounds"] == 4
+    assert better.rows["a"]["decode"].speedup.rounds == 4
     assert time_shapes([shapes], setting, Timing(recipe)).rows == better.rows
     assert len(asked) == 3  # all are in two runs already
     assert set(time_shapes([shapes | {"d": {"blocks": [[9, 1]], "biases": []}}], setting, once).rows) == set("abcd")
@@ -380,7 +378,7 @@ def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: 
     )
     asked: list[list[int]] = []
 
-    def measured(batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+    def measured(batch: dict[str, Any], *_: Any) -> Results:
         asked.append([shape["blocks"][0][0] for shape in batch.values()])
         raise TrimlineError("No room.", "Make some.")
 

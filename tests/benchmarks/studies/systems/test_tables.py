@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from benchmarks.formulas.statistics import paired_difference, paired_ratio
+from benchmarks.formulas.statistics import Ratio, paired_difference, paired_ratio
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.results.document import Results
 from benchmarks.results.markdown import interval
 from benchmarks.studies.systems.plot import plot
 from benchmarks.studies.systems.speed import WORKLOADS, Speeds, openings
 from benchmarks.studies.systems.systems import OURS, OURS_FFN
-from benchmarks.studies.systems.tables import NOT_RESOLVED, line, number, results_table
+from benchmarks.studies.systems.tables import NOT_RESOLVED, PHASES, AgainstDense, ByPhase, line, number, results_table
 from benchmarks.studies.systems.verdicts import MISSED, REACHED, at_the_same_size, verdicts
+from tests.benchmarks.results.sample_results import comparison_record, results
 
 
 def test_a_paired_difference_is_the_paired_t_test() -> None:
@@ -46,9 +48,9 @@ def record(system: str, size: str, losses: list[float], **more: Any) -> dict[str
     } | more
 
 
-def compared(value: float, holds: bool = True) -> dict[str, Any]:
-    ratio = {"value": value, "low": value - 0.02, "high": value + 0.02}
-    return {metric: {"speed_up": ratio, "control_holds": holds} for metric in ("prefill", "decode")}
+def compared(value: float, holds: bool = True) -> ByPhase:
+    ratio = Ratio(value, value - 0.02, value + 0.02, 30, value, value - 0.02, value + 0.02, 6)
+    return dict.fromkeys(PHASES, AgainstDense(ratio, holds))
 
 
 DENSE_ROW = record("dense", "–", [3.0, 3.2, 3.4], cost=None, own="")
@@ -96,16 +98,13 @@ def test_rows_of_one_size_are_set_against_ours() -> None:
     assert [cells[1] for cells in both if cells[0] == "Cfsp, 20 %"] == [name.title() for name in (OURS, OURS_FFN)]
 
 
-def run_of(seconds: dict[str, list[float]], holds: bool = True, each: int = 1) -> dict[str, Any]:
-    """An interleaved run as its file has it: seconds of a decode step by model and round, in two steps of unlike length."""
+def run_of(seconds: dict[str, list[float]], holds: bool = True, each: int = 1) -> Results:
+    """An interleaved run: seconds of a decode step by model and round, in two steps of unlike length."""
     gaps = {name: [[0.5 * step, 1.5 * step] for step in steps] for name, steps in seconds.items()}
-    judged = [{"workload": WORKLOADS["decode"], "metric": "decode", "control_holds": holds}]
-    recipe = BenchmarkSlice(workloads=(Workload(prompt=128, output=17),), rounds_per_opening=each).model_dump(mode="json")
-    return {
-        "recipe": recipe,
-        "comparisons": judged,
-        "samples": {WORKLOADS["decode"]: {name: {"gaps": found} for name, found in gaps.items()}},
-    }
+    judged = [comparison_record("a", WORKLOADS["decode"], "decode", control_holds=holds)]
+    recipe = BenchmarkSlice(workloads=(Workload(prompt=128, output=17),), rounds_per_opening=each)
+    samples = {name: {"prefill": [1.0] * len(found), "gaps": found} for name, found in gaps.items()}
+    return results(recipe, {WORKLOADS["decode"]: samples}, comparisons=judged)
 
 
 OURS_THERE, LACO = f"{OURS}-20 %", "laco-20 %"  # laco is faster than ours by its speed-up over dense, 1.25 against 1.2
@@ -135,7 +134,7 @@ def test_rows_of_one_run_are_compared_round_by_round(ours: list[float], holds: b
     assert (ratio is None) is not holds
     if ratio is not None:
         assert ratio == paired_ratio(WOBBLE[: len(ours)], ours)
-    assert cells[4] == (interval(ratio.as_record()) if ratio and chosen == OURS_20 else "not in one run")
+    assert cells[4] == (interval(ratio) if ratio and chosen == OURS_20 else "not in one run")
 
 
 def test_runs_that_hold_are_pooled() -> None:
