@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
-    from trimline.stages.graph import RunResult
+    from trimline.stages.run import RunResult
 
 _PLACES = {
     "trimline.api": (
@@ -59,7 +59,7 @@ _PLACES = {
         "run",
         "sweep",
     ),  # fmt: skip
-    "trimline.stages.graph": ("RunResult",),
+    "trimline.stages.run": ("RunResult",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.common.options": ("RunOptions",),

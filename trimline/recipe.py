@@ -43,6 +43,13 @@ class Recipe(Slice):
     package: PackageSlice = PackageSlice()
 
 
+def as_recipe(recipe: Path | str | Recipe | Mapping[str, Any]) -> Recipe:
+    """A recipe from a file, from plain values, or as it is."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return checked_recipe(dict(recipe)) if isinstance(recipe, Mapping) else read_recipe(Path(recipe))
+
+
 def read_recipe(path: Path) -> Recipe:
     """Reads a YAML recipe.
 

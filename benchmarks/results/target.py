@@ -106,6 +106,5 @@ def timed_workload(recipe: BenchmarkSlice, name: str) -> Workload:
 def series(results: Results, name: str, model: str) -> list[float]:
     """Seconds of every round: of a prefill, of a decoding step, or of a whole request."""
     samples = results.samples[timed_workload(results.asked, name).name][model]
-    if name == "prefill" or name == "decode":
-        return samples.seconds(name)
-    return samples.whole_seconds()
+    phase = next((phase for phase in PHASES if phase == name), None)
+    return samples.seconds(phase) if phase else samples.whole_seconds()

@@ -13,7 +13,7 @@ from deploy.verify import verify
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.common.files import read_json
 from tests.end_to_end.scenario import OPTIONS, recipe, tiny_inputs
-from trimline.stages.graph import RunResult
+from trimline.stages.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")

@@ -33,7 +33,7 @@ from tests.end_to_end.scenario import (
     trimline,
     written,
 )
-from trimline.stages.graph import RunResult
+from trimline.stages.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 

@@ -19,7 +19,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.plan.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, all_files, changed, computed_files, recipe, tiny_inputs
-from trimline.stages.graph import RunResult
+from trimline.stages.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 SCENARIOS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import benchmarks.latency.stage
-import trimline.stages.graph
 import trimline.stages.rounds
+import trimline.stages.works
 from benchmarks.results.target import Judgement
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -17,7 +17,8 @@ from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identi
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe
 from trimline.api import run
 from trimline.recipe import checked_recipe
-from trimline.stages.graph import Run
+from trimline.stages.names import LATENCY, PREFLIGHT, SOURCE, TEXT
+from trimline.stages.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 STEP = ("prune", "steps", 0)
@@ -58,9 +59,9 @@ def test_a_target_of_time_and_size(inputs, tmp_path):
     assert not [event for event in again if event.kind == "stage_started"]
     taken = changed(values, "benchmark", "latency_table", to=str(result.artefacts["latency"].folder))
     other = Run(checked_recipe(taken), OPTIONS, tmp_path / "other", Events(), "trimline run")
-    for stage in ("source", "texts", "preflight", "latency"):
-        getattr(other, stage)()
-    assert LatencyTable.read(other.done["latency"].folder) == table
+    for job in (SOURCE, TEXT, PREFLIGHT, LATENCY):
+        other.do(job)
+    assert LatencyTable.read(other.done[LATENCY].folder) == table
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def given_speeds(monkeypatch):
             LatencyTable(identity(geometry), {}, (Entry("4/4", "decode", 3, DECODE),)).write(out)
 
         left = list(speeds)
-        monkeypatch.setattr(trimline.stages.graph, "latency_table", table)
+        monkeypatch.setattr(trimline.stages.works, "latency_table", table)
         monkeypatch.setattr(
             trimline.stages.rounds,
             "judge",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 import benchmarks.stage
-import trimline.stages.graph
+import trimline.stages.works
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Event, Events
 from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.recipe import PruneStep
 from tests.end_to_end.scenario import OPTIONS, InProcess, recipe, tiny_inputs
 from trimline.api import run, sweep
-from trimline.stages.graph import TIMED
+from trimline.stages.table import TIMED
 
 if "target" not in PruneStep.model_fields:
     pytest.skip("this recipe knows no targets", allow_module_level=True)
@@ -63,7 +63,7 @@ def test_points_share_the_latency_table_and_are_compared_with_one_dense_model(tm
 
 
 def test_the_short_name_takes_the_place_of_the_recipes_budget(tmp_path, monkeypatch):
-    monkeypatch.setattr(trimline.stages.graph, "latency_table", given_table)  # a measured one of so few rounds may allow no 1.01
+    monkeypatch.setattr(trimline.stages.works, "latency_table", given_table)  # a measured one of so few rounds may allow no 1.01
     values = recipe("cfsp-least-squares", tiny_inputs(tmp_path / "inputs"))
     found = sweep(values, {"speedup": [1.01]}, tmp_path / "out", options=OPTIONS)
     assert [point.failure for point in found.points] == [""]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import pkgutil
 import typing
+from importlib import import_module
 
 import pytest
 
@@ -42,12 +44,26 @@ def test_every_public_function_is_typed_and_says_what_it_does():
         function = getattr(api, name)
         assert inspect.getdoc(function), name
         if inspect.isfunction(function):
-            hints = typing.get_type_hints(function, vars(api))
+            hints = typing.get_type_hints(function)
             assert set(inspect.signature(function).parameters) | {"return"} == set(hints), name
 
 
 def test_every_name_of_the_package_is_where_it_is_looked_for():
     assert [name for name in trimline.__all__ if getattr(trimline, name).__name__ != name] == []
+
+
+def test_no_public_name_is_hidden_by_a_package():
+    """Importing ``trimline.X`` puts a module into the place of a public X; Python does that on first import, for good."""
+    modules = {module.name for module in pkgutil.iter_modules(trimline.__path__)}
+    assert modules & set(trimline.__all__) == set()
+    assert all(getattr(trimline, name) is getattr(import_module(trimline._HOME[name]), name) for name in trimline.__all__)
+
+
+def test_a_public_function_stays_callable(values, tmp_path):
+    for _ in range(2):
+        with pytest.raises(trimline.TrimlineError, match="no key of the recipe"):
+            trimline.sweep(values, {"nothing": [1]}, tmp_path / "out")
+        assert inspect.isfunction(trimline.sweep)
 
 
 def test_a_recipe_can_be_a_file_a_recipe_or_plain_values(values, tmp_path):

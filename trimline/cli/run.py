@@ -25,7 +25,7 @@ from trimline.cli.options import (
 from trimline.cli.session import session
 
 if TYPE_CHECKING:  # it imports everything
-    from trimline.stages.graph import RunResult
+    from trimline.stages.run import RunResult
 
 
 def run(

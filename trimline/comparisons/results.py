@@ -16,7 +16,7 @@ from trimline.recipe import Recipe, parse_recipe
 from trimline.reporting.data import FILE as REPORT
 from trimline.reporting.data import Measure, Phase, ReportData
 from trimline.reporting.headline import UNRESOLVED
-from trimline.stages.graph import SHIPPED
+from trimline.stages.names import SHIPPED
 from trimline.sweeps.data import FILE as SWEEP
 from trimline.sweeps.data import POINTS, PointRow, SweepData
 from trimline.sweeps.tables import label

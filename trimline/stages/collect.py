@@ -21,7 +21,7 @@ from pipeline.prune.allocation.budget import removed_in_every_definition
 from pipeline.prune.allocation.targets import Consumer
 from pipeline.rebuild.profiles import consumers
 from pipeline.recover.recipe import RecoverSlice
-from pipeline.recover.stage import RESULT as RECOVERED
+from pipeline.recover.stage import RESULT as RECORD_OF_RECOVERY
 from pipeline.sources.model import describe
 from pipeline.sources.text import SHARED_BAR
 from trimline.recipe import Recipe, recipe_text
@@ -40,6 +40,7 @@ from trimline.reporting import (
 )
 from trimline.reporting.data import Role
 from trimline.stages.gate_rows import gate_rows
+from trimline.stages.names import REBUILT, RECOVERED, Name, evaluation_of
 from trimline.stages.rounds import Round
 from trimline.stages.target_rows import round_rows, target_rows
 from trimline.stages.task_rows import task_rows
@@ -50,7 +51,7 @@ NORMAL = 1.96  # standard errors in half of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Lane:
+class Folders:
     """The folders of one model: its checkpoint, its ONNX, its perplexity."""
 
     checkpoint: Path
@@ -63,9 +64,9 @@ def collect(
     command: str,
     texts: Path,
     plan: Path,
-    lanes: Mapping[Role, Lane],
+    lanes: Mapping[Role, Folders],
     timings: Path,
-    done: Mapping[str, Artefact],
+    done: Mapping[Name, Artefact],
     rounds: tuple[Round, ...],
     consumer: Consumer,
 ) -> ReportData:
@@ -76,7 +77,7 @@ def collect(
         command: what was typed.
         texts, plan, timings: artefacts of the text, prune and benchmark stages.
         lanes: folders of the dense and the pruned model.
-        done: every artefact, for the times.
+        done: every artefact by its name, for the times.
         rounds: what was gone through towards a target.
         consumer: what targets are stated for.
     """
@@ -104,7 +105,7 @@ def collect(
         overlap=text["overlap"],
         warnings=tuple(_warnings(recipe, text, original, result)),
         environment=environment_rows(results) | energy_lines(results),
-        stages=tuple(StageTime(name, artefact.seconds) for name, artefact in done.items()),
+        stages=tuple(StageTime(str(name), artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,
         targets=tuple(target_rows(recipe.prune, original, result, consumer, rounds)),
         rounds=tuple(round_rows(rounds, original, consumer)),
@@ -112,14 +113,14 @@ def collect(
     )
 
 
-def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, Lane]) -> str:
+def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, Folders]) -> str:
     windows = recipe.evaluate
     precision = read_json(lanes["dense"].evaluation / RESULT).get("precision")  # a graph's; a checkpoint's record has a dtype
     reader = f", read by the {precision} graphs in ONNX Runtime" if precision else ""
     return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
 
 
-def _model_row(role: Role, lane: Lane, measured: ModelRecord | None) -> ModelRow:
+def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> ModelRow:
     checkpoint = Checkpoint(lane.checkpoint)
     geometry = checkpoint.geometry
     found = read_json(lane.evaluation / RESULT)
@@ -132,7 +133,7 @@ def _model_row(role: Role, lane: Lane, measured: ModelRecord | None) -> ModelRow
         checkpoint_bytes=_bytes(lane.checkpoint, "*.safetensors"),
         onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
         perplexity=_perplexity(found),
-        peak_memory_bytes=measured and measured.memory.get("peak"),
+        peak_memory_bytes=measured.memory.get("peak") if measured else None,
         cold_start_seconds=sum(measured.cold_start.values()) if measured else None,
         window_losses=tuple(found["window_losses"]),
     )
@@ -201,8 +202,8 @@ def _points(models: tuple[ModelRow, ...], results: Results) -> Iterator[SpeedPoi
             yield SpeedPoint(model.name, model.perplexity.value, rows[0].tokens_per_second)
 
 
-def _recovery(recipe: RecoverSlice, done: Mapping[str, Artefact]) -> Recovery:
-    found = read_json(done["recover"].folder / RECOVERED)
+def _recovery(recipe: RecoverSlice, done: Mapping[Name, Artefact]) -> Recovery:
+    found = read_json(done[RECOVERED].folder / RECORD_OF_RECOVERY)
     by = "" if recipe.lora.rank_by == "uniform" else f" on average, more to {recipe.lora.more_to} blocks"
     trained = "every weight" if recipe.kind == "full" else f"LoRA of rank {recipe.lora.rank}{by}"
     towards = "the text" if recipe.loss == "text" else "the dense model's predictions"
@@ -210,7 +211,7 @@ def _recovery(recipe: RecoverSlice, done: Mapping[str, Artefact]) -> Recovery:
     return Recovery(
         what=f"{trained}, towards {towards}{states}, {recipe.steps} steps of {recipe.batch} windows of {recipe.window} tokens",
         tokens=found["tokens"],
-        before=_perplexity(read_json(done["evaluate rebuilt"].folder / RESULT)),
+        before=_perplexity(read_json(done[evaluation_of(REBUILT)].folder / RESULT)),
         losses=tuple((point["step"], point["loss"]) for point in found["losses"]),
     )
 

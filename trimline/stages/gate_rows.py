@@ -10,24 +10,25 @@ from pipeline.artefacts.artefact import Artefact
 from pipeline.common.files import read_json
 from trimline.reporting import GateRow
 from trimline.reporting.data import Role
+from trimline.stages.names import RECOVERED, SMALLER, Lane, Name, engine_of
 
 
-def gate_rows(exports: Mapping[Role, Path], done: Mapping[str, Artefact]) -> Iterator[GateRow]:
+def gate_rows(exports: Mapping[Role, Path], done: Mapping[Name, Artefact]) -> Iterator[GateRow]:
     """One row per comparison.
 
     Args:
         exports: ONNX folders of the dense and the pruned model.
-        done: every artefact, by stage and lane.
+        done: every artefact, by its name.
     """
-    rebuilt = read_json(done["rebuild"].folder / "gate.json")["attempts"][-1]
+    rebuilt = read_json(done[SMALLER].folder / "gate.json")["attempts"][-1]
     yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
     yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
-    if "recover" in done:
-        yield from _recovery_gates(read_json(done["recover"].folder / "gate.json"))
+    if RECOVERED in done:
+        yield from _recovery_gates(read_json(done[RECOVERED].folder / "gate.json"))
     for role, folder in exports.items():
         yield from _onnx_gates(role, read_json(folder / "gate.json"))
-        if f"build {role}" in done:
-            yield from engine_gates(role, done[f"build {role}"].folder)
+        if (engine := engine_of(Lane(role))) in done:
+            yield from engine_gates(role, done[engine].folder)
 
 
 def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:

@@ -25,9 +25,9 @@ from pipeline.prune.allocation.latency import LatencyTable
 from pipeline.prune.allocation.targets import Consumer
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from trimline.recipe import Recipe
+from trimline.stages.names import PLAN, PRUNED, TIMINGS, Name
 
 AGAIN = 2  # rounds after the first, at most
-PRUNED = "pruned"
 FULL = {"fp32", "fp16", "bf16"}  # precisions whose numbers are all of one width
 
 
@@ -36,9 +36,9 @@ class Rounding(Protocol):
 
     recipe: Recipe
     events: Events
-    done: dict[str, Artefact]
+    done: dict[Name, Artefact]
 
-    def prune(self, wanted: PruneSlice | None = None) -> None: ...
+    def prune(self, steps: PruneSlice) -> None: ...
 
     def after_prune(self) -> None: ...
 
@@ -57,7 +57,7 @@ class Round:
     given: Target
     judgements: tuple[Judgement, ...]
     selection: Selection
-    done: dict[str, Artefact]
+    done: dict[Name, Artefact]
 
     @property
     def distance(self) -> tuple[bool, float]:
@@ -93,7 +93,7 @@ def until_met(run: Rounding) -> tuple[Round, ...]:
     run.done.update(best.done)
     for number, one in enumerate(rounds, start=1):
         others = {name: made for name, made in one.done.items() if one is not best and made.key != best.done[name].key}
-        run.done.update({f"{name}, round {number}": made for name, made in others.items()})
+        run.done.update({name.of_round(number): made for name, made in others.items()})
     _say(run.events, rounds, best)
     return tuple(rounds)
 
@@ -150,7 +150,7 @@ def _round(run: Rounding, wanted: PruneSlice, place: int) -> Round:
     asked, given = run.recipe.prune.steps[place].target, wanted.steps[place].target
     assert asked is not None
     assert given is not None
-    found = judge(read(run.done["benchmark"].folder), asked, PRUNED)
+    found = judge(read(run.done[TIMINGS].folder), asked, str(PRUNED))
     return Round(given, found, _selection(run), dict(run.done))
 
 
@@ -168,7 +168,7 @@ def _pruned_differently(run: Rounding, wanted: PruneSlice, rounds: list[Round]) 
 
 
 def _selection(run: Rounding) -> Selection:
-    return Plan.read(run.done["prune"].folder).selection
+    return Plan.read(run.done[PLAN].folder).selection
 
 
 def _say(events: Events, rounds: list[Round], best: Round) -> None:

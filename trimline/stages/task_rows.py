@@ -10,14 +10,15 @@ from pipeline.common.files import read_json
 from pipeline.evaluate.harness.paired import difference_error
 from pipeline.evaluate.harness.scores import RESULT
 from trimline.reporting.data import Measure, TaskRow
+from trimline.stages.names import DENSE, PRUNED, Name, tasks_of
 
-LANES = ("dense", "pruned", "pruned graph")
+SUBJECTS = (DENSE, PRUNED, PRUNED.graph)
 
 
-def task_rows(done: Mapping[str, Artefact]) -> Iterator[TaskRow]:
+def task_rows(done: Mapping[Name, Artefact]) -> Iterator[TaskRow]:
     """One row per task and metric, groups last; none where no task was run."""
-    folders = [done[name].folder for lane in LANES if (name := f"lm_eval {lane}") in done]
-    if len(folders) == len(LANES):
+    folders = [done[name].folder for lane in SUBJECTS if (name := tasks_of(lane)) in done]
+    if len(folders) == len(SUBJECTS):
         yield from rows_of(*(read_json(folder / RESULT) for folder in folders))
 
 

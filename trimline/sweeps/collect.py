@@ -18,7 +18,7 @@ from pipeline.sources.model import describe
 from trimline.recipe import recipe_text
 from trimline.reporting.data import BlockRow, Measure
 from trimline.stages.collect import block_rows, environment_rows, interval
-from trimline.stages.graph import DENSE, PRUNED
+from trimline.stages.names import DENSE, PLAN, PRUNED, TEXT, Lane
 from trimline.stages.target_rows import speed_rows
 from trimline.stages.task_rows import task_rows
 from trimline.sweeps.data import Front, PointRow, Speed, SweepData
@@ -46,7 +46,7 @@ def collect_sweep(
     results = {entry["folder"]: read(Path(entry["folder"])) for entry in timings["timed"].values()}
     dense = _dense_row(base, results)
     rows = tuple(_row(point, lanes, base, dense, timings, results) for point, lanes in points)
-    text, windows = read_json(base.texts_folder / "text.json")["evaluation"], base.recipe.evaluate
+    text, windows = read_json(base.folder(TEXT) / "text.json")["evaluation"], base.recipe.evaluate
     environment = environment_rows(next(iter(results.values()))) if results else {}
     return SweepData(
         title=title,
@@ -91,10 +91,10 @@ def _dense_row(base: LaneRun, results: Mapping[str, Results]) -> PointRow:
         BlockRow(n, block.ffn, block.kv_groups, block.ffn, block.kv_groups) for n, block in enumerate(checkpoint.geometry.blocks)
     )
     return PointRow(
-        name=DENSE,
+        name=str(DENSE),
         perplexity=Measure(found["perplexity"], error=found["standard_error"]),
         window_losses=tuple(found["window_losses"]),
-        speeds=tuple(_speeds(DENSE, next(iter(results)), results, base.output)) if results else (),
+        speeds=tuple(_speeds(str(DENSE), next(iter(results)), results, base.output)) if results else (),
         blocks=blocks,
         **_sizes(checkpoint.geometry, base.checkpoint(DENSE)),
         **_places(base, DENSE),
@@ -113,7 +113,7 @@ def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Ti
         perplexity=paired_perplexity(found, dense),
         window_losses=tuple(found["window_losses"]),
         speeds=tuple(_speeds(timed["name"], timed["folder"], results, base.output)) if timed else (),
-        blocks=tuple(block_rows(Plan.read(run.plan), blocks)),
+        blocks=tuple(block_rows(Plan.read(run.folder(PLAN)), blocks)),
         tasks=tuple(task_rows(base.done | run.done)) if run.recipe.lm_eval == base.recipe.lm_eval else (),
         targets=tuple(speed_rows(run.recipe.prune, results[timed["folder"]], timed["name"])) if timed else (),
         untimed=timings["failed"].get(point.name, ""),
@@ -163,7 +163,7 @@ def _sizes(geometry: Geometry, folder: Path) -> dict[str, Any]:
     }
 
 
-def _places(run: LaneRun, lane: Any) -> dict[str, Any]:
+def _places(run: LaneRun, lane: Lane) -> dict[str, Any]:
     """Folders in the sweep's own; a dense checkpoint of the user's may lie elsewhere, and keeps its whole path."""
     found = {"checkpoint": run.checkpoint(lane), "timed": run.timed(lane)[1]}
     inside = {name: path.is_relative_to(run.output) for name, path in found.items()}

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from trimline.own_packages import HOME, same
 from trimline.sweeps.remote import LOCK, Reply, problem_of, stage_task, timing_task
 from trimline.sweeps.schedule import Outcome
-from trimline.sweeps.tasks import Task
+from trimline.sweeps.tasks import Done, Task, done_of
 
 RETRIES = 5  # of a stage whose worker or node died
 LOOK = 20.0  # seconds after which it is looked whether the cluster still has nodes
@@ -46,8 +45,8 @@ class RayExecutor:
         """Ray keeps the queue."""
         return True
 
-    def start(self, number: int, task: Task, expects: Mapping[str, Artefact]) -> None:
-        reference = self._stage.remote(task.as_record(), {name: artefact.key for name, artefact in expects.items()})
+    def start(self, number: int, task: Task, expects: Done) -> None:
+        reference = self._stage.remote(task.as_record(), {str(name): artefact.key for name, artefact in expects.items()})
         self._running[reference] = number, task.title
 
     def wait(self) -> tuple[int, Outcome]:
@@ -113,7 +112,7 @@ class RayExecutor:
         wrong = problem_of(reply)
         if wrong is not None:
             return wrong
-        return {name: Artefact(**fields | {"folder": Path(fields["folder"])}) for name, fields in reply["done"].items()}
+        return done_of(reply["done"])
 
     def _nodes(self) -> list[Node]:
         return [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= self._options.threads]

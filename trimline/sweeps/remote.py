@@ -6,14 +6,13 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
 from typing import Any
 
 from filelock import FileLock
 
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
-from trimline.sweeps.tasks import Done, Task, foresee, perform
+from trimline.sweeps.tasks import Done, Task, foresee, perform, record_of
 from trimline.sweeps.timing import time_points
 
 LOCK = ".lock-"
@@ -26,10 +25,10 @@ def stage_task(record: Mapping[str, Any], keys: Mapping[str, str] | None) -> Rep
 
     Args:
         record: ``Task.as_record()``.
-        keys: of the artefacts that the driver foresees, by stage and lane; None for what it cannot, since it is timed.
+        keys: of the artefacts that the driver foresees, by name; None for what it cannot, since it is timed.
 
     Returns:
-        ``done``: artefacts by stage and lane; or what went wrong, for ``problem_of``.
+        ``done``: as ``record_of`` gives it; or what went wrong, for ``problem_of``.
     """
     task = Task.from_record(record)
     try:
@@ -37,7 +36,7 @@ def stage_task(record: Mapping[str, Any], keys: Mapping[str, str] | None) -> Rep
             done = perform(task, Events(), keys, PATIENCE)
     except Exception as error:
         return _problem(error)
-    return {"done": {name: asdict(artefact) | {"folder": str(artefact.folder)} for name, artefact in done.items()}}
+    return {"done": record_of(done)}
 
 
 def timing_task(spec: Mapping[str, Any]) -> Reply:

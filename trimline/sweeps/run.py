@@ -17,7 +17,9 @@ from pipeline.common.options import RunOptions
 from pipeline.prune.sharding import why_whole
 from pipeline.prune.steps import check_steps
 from trimline.recipe import Recipe, recipe_text
-from trimline.stages.graph import DENSE, PRUNED, SHARED
+from trimline.stages.lanes import family_of
+from trimline.stages.names import DENSE, PRUNED, Lane
+from trimline.stages.order import SHARED, jobs
 from trimline.sweeps.collect import collect_sweep
 from trimline.sweeps.data import FILE, POINTS, SweepData
 from trimline.sweeps.grid import Point, axes_of
@@ -62,12 +64,12 @@ def sweep(
     output, options = output.resolve(), RunOptions(**options.as_record())
     with exclusive(output / "store", events):
         shared = LaneRun(base, options, output, events, command)
-        for stage in SHARED:
-            shared.do(stage)
-        dense = Lanes(DENSE, base, dict(shared.done), deque(shared.stages(DENSE)), essential=True)
+        for job in SHARED:
+            shared.do(job)
+        dense = Lanes(str(DENSE), base, dict(shared.done), deque(jobs(base, DENSE)), essential=True)
         lanes = [_lanes(point, shared, shards) for point in points]
         able = [one for one in lanes if not one.failure]
-        Schedule(executor, options, output, events, shards).run([dense, *_ahead(able), *able])
+        Schedule(executor, options, output, events).run([dense, *_ahead(able), *able])
         timings = executor.time(_to_time(dense, lanes, options, output, together))
         grid = axes_of(points)
         found = collect_sweep(_title(base), command, grid, dense.as_run(options, output), list(zip(points, lanes, strict=True)), timings)
@@ -104,30 +106,27 @@ def _lanes(point: Point, shared: LaneRun, shards: int) -> Lanes:
     except TrimlineError as error:
         shared.events.note(f"{point.name} cannot be done: {error}")
         return replace(lanes, failure=error)
-    run = LaneRun(point.recipe, shared.options, shared.output, shared.events, shared.command)
-    run.shards = shards
     if shards > 1 and (why := why_whole(point.recipe.prune)):
         shared.events.note(f"{point.name} is calibrated in one part: {why}")
-    return replace(lanes, left=deque(run.stages(PRUNED)))
+    return replace(lanes, left=deque(jobs(point.recipe, PRUNED, shards=shards)))
 
 
 def _ahead(lanes: Sequence[Lanes]) -> Iterator[Lanes]:
     """Parts of calibrations as tasks of their own, so that they are measured at once; the points then find them done."""
     for one in lanes:
-        for stage in one.left:
-            if stage[0] == "statistics":
-                yield Lanes(f"{one.name}, part {stage[1]} of the calibration", one.recipe, dict(one.done), deque([stage]))
+        for job in one.left:
+            if job.part:
+                yield Lanes(f"{one.name}, part {job.part.number} of the calibration", one.recipe, dict(one.done), deque([job]))
 
 
 def _to_time(dense: Lanes, lanes: Sequence[Lanes], options: RunOptions, output: Path, together: int) -> dict[str, Any]:
-    def subject(one: Lanes, lane: Any) -> dict[str, Any]:
+    def subject(one: Lanes, lane: Lane) -> dict[str, Any]:
         run = one.as_run(options, output)
         key, folder = run.timed(lane)
         return {"key": key, "folder": str(folder), "perplexity": run.perplexity(lane)["perplexity"]}
 
     points = {one.name: subject(one, PRUNED) for one in lanes if not one.failure}
-    family = dense.as_run(options, output).family
-    return spec_of(output / "store", dense.recipe.benchmark, options, together, family, subject(dense, DENSE), points)
+    return spec_of(output / "store", dense.recipe.benchmark, options, together, family_of(dense.done), subject(dense, DENSE), points)
 
 
 def _title(base: Recipe) -> str:

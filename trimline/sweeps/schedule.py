@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from trimline.recipe import Recipe
-from trimline.stages.graph import TIMED, Stage
+from trimline.stages.names import Name
+from trimline.stages.table import TIMED, row_of
 from trimline.sweeps.tasks import Done, LaneRun, Task, foresee, perform
 
 Outcome = Done | Exception
@@ -25,7 +26,7 @@ class Executor(Protocol):
     def free(self) -> bool:
         """Whether another task can be taken on."""
 
-    def start(self, number: int, task: Task, expects: Mapping[str, Artefact]) -> None:
+    def start(self, number: int, task: Task, expects: Done) -> None:
         """Takes a task on; ``number`` names it."""
 
     def wait(self) -> tuple[int, Outcome]:
@@ -48,7 +49,7 @@ class LocalExecutor:
     def free(self) -> bool:
         return not self._ended
 
-    def start(self, number: int, task: Task, expects: Mapping[str, Artefact]) -> None:
+    def start(self, number: int, task: Task, expects: Done) -> None:
         self._ended.append((number, _outcome(task, self._events)))
 
     def wait(self) -> tuple[int, Outcome]:
@@ -70,8 +71,8 @@ class Lanes:
     Attributes:
         name: of the point.
         recipe: the whole recipe.
-        done: by stage and lane.
-        left: stages still to do.
+        done: by name.
+        left: names of what is still to be made.
         failure: why the rest of them cannot be done.
         essential: nothing goes on without it.
     """
@@ -79,7 +80,7 @@ class Lanes:
     name: str
     recipe: Recipe
     done: Done
-    left: deque[Stage] = field(default_factory=deque)
+    left: deque[Name] = field(default_factory=deque)
     failure: Exception | None = None
     essential: bool = False
 
@@ -101,8 +102,8 @@ class _Running:
 class Schedule:
     """Brings lanes to their ends. Two that need the same artefact get it from one task."""
 
-    def __init__(self, executor: Executor, options: RunOptions, output: Path, events: Events, shards: int = 1) -> None:
-        self._executor, self._options, self._output, self._events, self._shards = executor, options, output, events, shards
+    def __init__(self, executor: Executor, options: RunOptions, output: Path, events: Events) -> None:
+        self._executor, self._options, self._output, self._events = executor, options, output, events
         self._running: dict[int, _Running] = {}
         self._timing: deque[tuple[Lanes, Task]] = deque()
         self._numbers = 0
@@ -129,8 +130,8 @@ class Schedule:
         """The next stage of one point: known, waited for, begun, or put off until nothing else runs."""
         if not lanes.left:
             return
-        task = Task.of(lanes.recipe, self._options, self._output, lanes.left[0], lanes.done, self._shards)
-        if task.stage[0] in TIMED:
+        task = Task.of(lanes.recipe, self._options, self._output, lanes.left[0], lanes.done)
+        if task.job.stage in TIMED:
             self._timing.append((lanes, task))
             return
         try:
@@ -168,7 +169,7 @@ class Schedule:
         lanes.failure = error
         if lanes.essential:
             raise error
-        self._events.note(f"{lanes.name} failed at {' '.join(lanes.left[0])}: {error}")
+        self._events.note(f"{lanes.name} failed at {row_of(lanes.left[0]).title(lanes.left[0])}: {error}")
 
 
 def _outcome(task: Task, events: Events) -> Outcome:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine.environment import versions
 from pipeline.artefacts.artefact import WORK, Artefact, expected, is_whole
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -18,51 +17,42 @@ from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.perplexity import RESULT
 from trimline.recipe import Recipe, checked_recipe
-from trimline.reporting.data import Role
-from trimline.stages.graph import DENSE, Run, Stage
-
-Done = dict[str, Artefact]
+from trimline.stages import lanes
+from trimline.stages.lanes import Done, opened
+from trimline.stages.names import RECOVERED, Lane, Name
+from trimline.stages.run import Run
+from trimline.stages.table import row_of
 
 
 class LaneRun(Run):
     """A run that others share the store with, and what a sweep asks of its lanes."""
 
     def _forget_states(self) -> None:
-        shutil.rmtree(self.store / f"{WORK}{self.done['recover'].folder.name}", ignore_errors=True)
+        shutil.rmtree(self.store / f"{WORK}{self.done[RECOVERED].folder.name}", ignore_errors=True)
 
-    def timed(self, lane: Role) -> tuple[str, Path]:
+    def timed(self, lane: Lane) -> tuple[str, Path]:
         """Key and folder of what the benchmark opens."""
-        return self.done[self._timed_stage(lane)].key, self._timed(lane)
+        name = lanes.timed(self.recipe, lane)
+        return self.done[name].key, opened(self.done, name)
 
-    def perplexity(self, lane: Role) -> dict[str, Any]:
+    def perplexity(self, lane: Lane) -> dict[str, Any]:
         """What was evaluated, in the form that is timed."""
-        return dict(read_json(self._evaluation(lane) / RESULT))
+        return dict(read_json(self.folder(lanes.evaluated(self.recipe, lane)) / RESULT))
 
-    def checkpoint(self, lane: Role) -> Path:
+    def checkpoint(self, lane: Lane) -> Path:
         """The folder with the lane's weights."""
-        return self._checkpoint(lane)
+        return opened(self.done, lanes.origin(self.recipe, lane))
 
-    def onnx(self, lane: Role) -> Path:
-        """The exported folder."""
-        return self._folder("export", lane)
-
-    @property
-    def plan(self) -> Path:
-        """Folder of the plan."""
-        return self._folder("prune")
-
-    @property
-    def texts_folder(self) -> Path:
-        """Folder of the two texts."""
-        return self._folder("text")
+    def folder(self, name: Name) -> Path:
+        """Of what was made."""
+        return self.done[name].folder
 
 
 class _Foreseen(LaneRun):
     """Finds out what a stage would make, and makes nothing."""
 
-    def _make(self, stage: str, depends: dict[str, Any], code: str, work: Any, lane: str = "") -> None:
-        found = expected(self.store, stage, depends | {"code": code, "libraries": versions()})
-        self.done[f"{stage} {lane}".strip()] = found
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None]) -> Artefact:
+        return expected(self.store, name.stage, depends)
 
     def _forget_states(self) -> None:
         """Nothing was made, so nothing is over."""
@@ -76,37 +66,46 @@ class Task:
         recipe: plain values of the whole recipe.
         options: of ``RunOptions``, every setting given, so that a key is the same on every machine.
         output: the sweep's folder.
-        stage: what to do.
-        done: what was made before, by stage and lane.
-        shards: parts that calibration windows are measured in.
+        job: the name of what to make.
+        done: what was made before.
     """
 
     recipe: dict[str, Any]
     options: dict[str, Any]
     output: str
-    stage: Stage
+    job: Name
     done: Done
-    shards: int = 1
 
     @classmethod
-    def of(cls, recipe: Recipe, options: RunOptions, output: Path, stage: Stage, done: Mapping[str, Artefact], shards: int) -> Task:
-        return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), stage, dict(done), shards)
+    def of(cls, recipe: Recipe, options: RunOptions, output: Path, job: Name, done: Mapping[Name, Artefact]) -> Task:
+        return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), job, dict(done))
 
     @property
     def title(self) -> str:
         """For people."""
-        return " ".join(self.stage)
+        return row_of(self.job).title(self.job)
 
     def as_record(self) -> dict[str, Any]:
         """JSON-compatible."""
-        done = {name: asdict(artefact) | {"folder": str(artefact.folder)} for name, artefact in self.done.items()}
-        return {**vars(self), "stage": list(self.stage), "done": done}
+        return {**vars(self), "job": asdict(self.job), "done": record_of(self.done)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Task:
         """What ``as_record`` gave."""
-        done = {name: Artefact(**fields | {"folder": Path(fields["folder"])}) for name, fields in record["done"].items()}
-        return cls(**{**record, "stage": tuple(record["stage"]), "done": done})
+        return cls(**{**record, "job": Name.from_record(record["job"]), "done": done_of(record["done"])})
+
+
+def record_of(done: Done) -> list[dict[str, Any]]:
+    """What was made, JSON-compatible."""
+    return [asdict(artefact) | {"folder": str(artefact.folder), "name": asdict(name)} for name, artefact in done.items()]
+
+
+def done_of(record: Iterable[Mapping[str, Any]]) -> Done:
+    """What ``record_of`` gave."""
+    return {
+        Name.from_record(name): Artefact(**fields | {"folder": Path(fields["folder"])})
+        for name, fields in ((entry["name"], {key: value for key, value in entry.items() if key != "name"}) for entry in record)
+    }
 
 
 def foresee(task: Task) -> Done:
@@ -116,7 +115,7 @@ def foresee(task: Task) -> Done:
         TrimlineError: a check fails.
     """
     run = _run(_Foreseen, task, Events())
-    run.do(task.stage)
+    run.do(task.job)
     return _new(run, task)
 
 
@@ -126,20 +125,20 @@ def perform(task: Task, events: Events, keys: Mapping[str, str] | None = None, p
     Args:
         task: the stage.
         events: progress.
-        keys: of what whoever asked foresees, by stage and lane.
+        keys: of what whoever asked foresees, by name.
         patience: seconds to wait for what was made before to be seen from here.
 
     Raises:
         TrimlineError: the stage failed, the folder is not to be seen from here, or this machine would make something else.
     """
     _demand_seen(task, time.monotonic() + patience)
-    if keys is not None and (own := {name: artefact.key for name, artefact in foresee(task).items()}) != keys:
+    if keys is not None and (own := {str(name): artefact.key for name, artefact in foresee(task).items()}) != keys:
         raise TrimlineError(
             f"{socket.gethostname()} would make another {', '.join(own)} than the machine that asked: its code or libraries differ.",
             "Install the same Trimline and the same versions of its libraries on all nodes.",
         )
     run = _run(LaneRun, task, events)
-    run.do(task.stage)
+    run.do(task.job)
     return _new(run, task)
 
 
@@ -154,7 +153,7 @@ def _demand_seen(task: Task, deadline: float) -> None:
 
 def _run(kind: type[LaneRun], task: Task, events: Events) -> LaneRun:
     run = kind(checked_recipe(task.recipe), RunOptions(**task.options), Path(task.output), events, "trimline sweep")
-    run.done, run.shards = dict(task.done), task.shards
+    run.done = dict(task.done)
     return run
 
 
@@ -163,4 +162,4 @@ def _new(run: LaneRun, task: Task) -> Done:
     return {name: made for name, made in run.done.items() if name not in task.done or task.done[name].key != made.key}
 
 
-__all__ = ["DENSE", "Done", "LaneRun", "Task", "foresee", "perform"]
+__all__ = ["Done", "LaneRun", "Task", "done_of", "foresee", "perform", "record_of"]

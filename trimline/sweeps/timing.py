@@ -19,11 +19,11 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
-from trimline.stages.keys import stage_code
+from trimline.stages.names import TIMINGS
+from trimline.stages.table import stage_of
 
 TOGETHER = 4
 MODELS = 3  # dense, pruned, dense again: what a recipe's time limit is meant for
-STAGE = "benchmark"
 
 Spec = dict[str, Any]
 
@@ -91,14 +91,14 @@ def _depends(spec: Spec) -> dict[str, Any]:
         "machine": fingerprint(spec["options"]["threads"]),
         "dense": spec["dense"]["key"],
         "together": spec["together"],
-        "code": stage_code("benchmarks.stage", model_types=(spec["family"],)),
+        "code": stage_of(TIMINGS).code(None, spec["family"]),
         "libraries": versions(),
     }
 
 
 def _known(store: Path, base: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """Key of every point that was timed under the same circumstances, and where."""
-    for record in sorted(store.glob(f"{STAGE}-*/{RECORD}")):
+    for record in sorted(store.glob(f"{TIMINGS.stage}-*/{RECORD}")):
         depends = read_json(record)["depends"]
         if {key: depends.get(key) for key in base} == base:
             for name, key in depends["points"].items():
@@ -124,7 +124,7 @@ def _timed_together(spec: Spec, base: Mapping[str, Any], batch: Mapping[str, Any
     dense, options = Path(spec["dense"]["folder"]), RunOptions(**spec["options"])
     made = make_artefact(
         Path(spec["store"]),
-        STAGE,
+        TIMINGS.stage,
         depends,
         lambda out: benchmark(dense, folders, recipe, options, out, events, accuracy),
         events,

@@ -19,7 +19,7 @@ from pipeline.common.options import RunOptions
 from pipeline.sources.model import check_checkpoint, checkpoint_folder, identify
 from pipeline.sources.recipe import ModelSlice
 from trimline.inspect.read import graph_file
-from trimline.stages.graph import SHIPPED, TIMINGS
+from trimline.stages.names import KERNEL_TIMINGS, SHIPPED
 from trimline.verify.findings import Sides, Verification
 
 STORE = "store"
@@ -84,7 +84,7 @@ def _verify_run(folder: Path, found: Verification, quick: bool, options: RunOpti
         elif (path / SUMS).exists() or (path / RECORD).exists():
             artefacts.append(path)
             found.problems += [Problem(f"{name}/{problem.path}", problem.what) for problem in check_sums(path)]
-        elif path.name not in (LOCK, TIMINGS):
+        elif path.name not in (LOCK, KERNEL_TIMINGS):
             found.problems.append(Problem(name, "no stage left it there"))
     found.problems += _strange_beside(folder)
     _after_sums(found, folder.name, quick, lambda: _examine_store(store, artefacts, found, options, events))

@@ -17,7 +17,9 @@ from tests.exporters.tensorrt.conftest import rtx, sparse_checkpoint, sparse_onn
 from trimline.cli.arguments import parse_request
 from trimline.recipe import checked_recipe
 from trimline.stages.gate_rows import engine_gates
-from trimline.stages.graph import TIMINGS, Run
+from trimline.stages.lanes import timed
+from trimline.stages.names import DENSE, KERNEL_TIMINGS, PREFLIGHT, PRUNED, SOURCE, TEXT, engine_of, export_of
+from trimline.stages.run import Run
 
 RTX = {"builder": "tensorrt_rtx", "sparsity": "require", "compute_capabilities": ["8.6"]}
 NO_GPU = pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
@@ -34,8 +36,8 @@ def begun(values, output) -> Run:
 
 def prepared(values, output) -> Run:
     run = begun(values, output)
-    run.source()
-    run.texts()
+    run.do(SOURCE)
+    run.do(TEXT)
     return run
 
 
@@ -54,14 +56,14 @@ def prepared(values, output) -> Run:
 )
 def test_refused_before_anything_is_measured(values, tmp_path, rtx, change, words):  # noqa: F811
     with pytest.raises(TrimlineError, match=words):
-        prepared(values | change, tmp_path).preflight()
+        prepared(values | change, tmp_path).do(PREFLIGHT)
 
 
 def test_bf16_is_no_engine_even_where_a_gpu_runs_it(values, tmp_path, rtx):  # noqa: F811
     run = prepared(values | {"export": {"lowering": "portable", "precision": "bf16"}}, tmp_path)
     run.options = dataclasses.replace(OPTIONS, device="cuda")
     with pytest.raises(TrimlineError, match="exports in bf16, and TensorRT engines"):
-        run.preflight()
+        run.do(PREFLIGHT)
 
 
 def test_wrong_values_are_sentences(values):
@@ -73,28 +75,28 @@ def test_wrong_values_are_sentences(values):
 
 def test_the_stage_its_key_and_its_rows(values, tmp_path, sparse_onnx, rtx):  # noqa: F811
     run = prepared(values, tmp_path)
-    run.done["export pruned"] = Artefact("export", "some key", sparse_onnx, 0.0)
-    run.build("pruned")
-    made = run.done["build pruned"]
+    run.done[export_of(PRUNED)] = Artefact("export", "some key", sparse_onnx, 0.0)
+    run.do(engine_of(PRUNED))
+    made = run.done[engine_of(PRUNED)]
     record = read_json(made.folder / "build.json")
     assert record["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [1, 8], [1, 8]]  # from the benchmark's workloads
-    assert (tmp_path / "store" / TIMINGS).is_file()
+    assert (tmp_path / "store" / KERNEL_TIMINGS).is_file()
     rows = {row.name: row for row in engine_gates("pruned", made.folder)}
     assert (rows["pruned ONNX: weights that are 2:4"].passed, rows["pruned ONNX: weights that are 2:4"].figure) == (True, 1.0)
     assert rows["pruned ONNX → tensorrt_rtx engine"].passed is None
     assert rows["pruned ONNX → tensorrt_rtx engine"].detail.startswith("built, not run: ")
-    run.build("pruned")
-    assert run.done["build pruned"].skipped
+    run.do(engine_of(PRUNED))
+    assert run.done[engine_of(PRUNED)].skipped
     other = prepared(changed(values, "benchmark", "workloads", to=[{"prompt": 9}]), tmp_path)
-    other.done["export pruned"] = run.done["export pruned"]
-    other.build("pruned")
-    assert other.done["build pruned"].key != made.key
+    other.done[export_of(PRUNED)] = run.done[export_of(PRUNED)]
+    other.do(engine_of(PRUNED))
+    assert other.done[engine_of(PRUNED)].key != made.key
 
 
-def test_the_benchmark_opens_what_its_runtime_runs(values, tmp_path):
+def test_the_benchmark_opens_what_its_runtime_runs(values):
     folders = {"onnxruntime": "export dense", "onnxruntime_cuda": "export dense", "tensorrt": "build dense", "torch": "source"}
     for runtime, stage in folders.items():
-        assert begun(changed(values, "benchmark", "runtime", to=runtime), tmp_path)._timed_stage("dense") == stage
+        assert str(timed(checked_recipe(changed(values, "benchmark", "runtime", to=runtime)), DENSE)) == stage
 
 
 def test_int8_is_a_row(tmp_path):

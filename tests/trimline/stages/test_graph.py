@@ -1,4 +1,4 @@
-"""Keys, lanes and preflight of the graph of stages."""
+"""Keys, lanes and preflight of the table of stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import benchmarks.stage
-import trimline.stages.graph
+import trimline.stages.works
 from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Event, Events
@@ -18,8 +18,26 @@ from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_wr
 from tests.exporters.tensorrt.conftest import rtx  # noqa: F401 - a fixture
 from trimline.api import run
 from trimline.recipe import checked_recipe
-from trimline.stages.graph import Run
+from trimline.stages.lanes import evaluated
+from trimline.stages.names import (
+    DENSE,
+    MEASURED,
+    PACKAGE,
+    PLAN,
+    PREFLIGHT,
+    PRUNED,
+    REPORT,
+    SMALLER,
+    SOURCE,
+    TEXT,
+    TIMINGS,
+    Lane,
+    engine_of,
+    evaluation_of,
+    export_of,
+)  # fmt: skip
 from trimline.stages.preflight import shapes_asked_for
+from trimline.stages.run import Run
 
 STEP = ("prune", "steps", 0)
 
@@ -34,11 +52,11 @@ def _quick_measuring(monkeypatch):
     monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
 
 
-def until(values, output, *stages, options=OPTIONS):
+def until(values, output, *jobs, options=OPTIONS):
     """A run that stops after some stages; its artefacts."""
     begun = Run(checked_recipe(values), options, output, Events(), "trimline run")
-    for stage in stages:
-        getattr(begun, stage)()
+    for job in jobs:
+        begun.do(job)
     return begun.done
 
 
@@ -66,28 +84,26 @@ def test_shapes_that_a_recipe_may_produce(inputs, change, profile, expected):
 
 def test_absent_attention_is_given_by_a_list_and_kept_by_decilm(inputs, tmp_path):
     step = {"method": "cfsp_extended", "budget": {"kv_group": {"keep": [2, 0, 2, 2]}}}
-    done = until(
-        changed(recipe("cfsp-least-squares", inputs), *STEP, to=step), tmp_path, "source", "texts", "preflight", "prune", "rebuild"
-    )
-    assert (done["rebuild"].folder / "model.safetensors").exists()
+    done = until(changed(recipe("cfsp-least-squares", inputs), *STEP, to=step), tmp_path, SOURCE, TEXT, PREFLIGHT, PLAN, SMALLER)
+    assert (done[SMALLER].folder / "model.safetensors").exists()
 
 
 def test_the_key_of_the_plan_depends_on_all_that_decides(inputs, tmp_path):
     values = recipe("cfsp-least-squares", inputs)
-    stages = ("source", "texts", "prune")
-    keys = {"as it is": until(values, tmp_path, *stages)["prune"].key}
-    keys["budget"] = until(changed(values, *STEP, "budget", "ffn", "remove", to=0.4), tmp_path, *stages)["prune"].key
-    keys["windows"] = until(changed(values, "prune", "calibration", "seed", to=1), tmp_path, *stages)["prune"].key
-    keys["dtype"] = until(values, tmp_path, *stages, options=replace(OPTIONS, dtype="bfloat16"))["prune"].key
-    keys["threads"] = until(values, tmp_path, *stages, options=replace(OPTIONS, threads=2))["prune"].key
+    stages = (SOURCE, TEXT, PLAN)
+    keys = {"as it is": until(values, tmp_path, *stages)[PLAN].key}
+    keys["budget"] = until(changed(values, *STEP, "budget", "ffn", "remove", to=0.4), tmp_path, *stages)[PLAN].key
+    keys["windows"] = until(changed(values, "prune", "calibration", "seed", to=1), tmp_path, *stages)[PLAN].key
+    keys["dtype"] = until(values, tmp_path, *stages, options=replace(OPTIONS, dtype="bfloat16"))[PLAN].key
+    keys["threads"] = until(values, tmp_path, *stages, options=replace(OPTIONS, threads=2))[PLAN].key
     other = tiny_inputs(tmp_path / "other", seed=1)
-    keys["weights"] = until(changed(values, "model", to=str(other / "model")), tmp_path, *stages)["prune"].key
+    keys["weights"] = until(changed(values, "model", to=str(other / "model")), tmp_path, *stages)[PLAN].key
     text = tmp_path / "text.txt"
     text.write_text((inputs / "calibration.txt").read_text() + "more words\n")
-    keys["text"] = until(changed(values, "text", "calibration", to=str(text)), tmp_path, *stages)["prune"].key
+    keys["text"] = until(changed(values, "text", "calibration", to=str(text)), tmp_path, *stages)[PLAN].key
     assert len(set(keys.values())) == len(keys), keys
-    assert until(changed(values, "name", to="other"), tmp_path, *stages)["prune"].key == keys["as it is"]
-    assert until(changed(values, "evaluate", "windows", to=2), tmp_path, *stages)["prune"].key == keys["as it is"]
+    assert until(changed(values, "name", to="other"), tmp_path, *stages)[PLAN].key == keys["as it is"]
+    assert until(changed(values, "evaluate", "windows", to=2), tmp_path, *stages)[PLAN].key == keys["as it is"]
 
 
 @pytest.mark.parametrize(
@@ -103,29 +119,31 @@ def test_the_key_of_the_plan_depends_on_all_that_decides(inputs, tmp_path):
         ("tensorrt", "fp16", "int8", "evaluate pruned engine"),
     ],
 )
-def test_the_perplexity_beside_a_speed_is_of_what_is_timed(inputs, tmp_path, runtime, exported, built, read):
+def test_the_perplexity_beside_a_speed_is_of_what_is_timed(inputs, tmp_path, monkeypatch, runtime, exported, built, read):
     values = recipe("cfsp-least-squares", inputs) | {
         "export": {"precision": exported, "lowering": "portable"},
         "build": {"precision": built},
     }
     begun = Run(checked_recipe(changed(values, "benchmark", "runtime", to=runtime)), OPTIONS, tmp_path, Events(), "trimline run")
-    assert begun._evaluated("pruned") == read
+    assert str(evaluated(begun.recipe, PRUNED)) == read
     made = []
-    begun._read_by_graph = lambda lane, made_by, folder, name: made.append((made_by, folder.name, name))
-    begun.done = {f"{stage} pruned": Artefact(stage, stage, tmp_path / stage, 0.0) for stage in ("export", "build")}
-    begun.evaluate_graph("pruned")
-    begun.evaluate_engine("pruned")
-    sources = {
-        "evaluate pruned graph": ("export pruned", "export", "pruned graph"),
-        "evaluate pruned engine": ("build pruned", "qdq", "pruned engine"),
+    monkeypatch.setattr(
+        trimline.stages.works, "evaluate_graph", lambda checkpoint, folder, *rest: made.append((checkpoint.name, folder.name))
+    )
+    begun.done = {
+        name: Artefact(name.stage, name.stage, tmp_path / name.stage, 0.0) for name in (TEXT, SMALLER, export_of(PRUNED), engine_of(PRUNED))
     }
+    begun.do(evaluation_of(PRUNED.graph))
+    begun.do(evaluation_of(PRUNED.engine))
+    sources = {"evaluate pruned graph": ("rebuild", "export"), "evaluate pruned engine": ("rebuild", "qdq")}
+    assert [str(name) for name in begun.done if name.stage == "evaluate"] == [name for name in (read,) if name in sources]
     assert made == [sources[name] for name in (read,) if name in sources]
 
 
 def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_path, monkeypatch, rtx):  # noqa: F811
     """Its accuracy comes from the quantised graph, and the benchmark's key follows that evaluation."""
     shown = []
-    monkeypatch.setattr(trimline.stages.graph, "benchmark", lambda *given: shown.append(given[-1]))
+    monkeypatch.setattr(trimline.stages.works, "benchmark", lambda *given: shown.append(given[-1]))
     for name, seed in (("calibration", 3), ("evaluation", 4)):
         (tmp_path / f"{name}.txt").write_text(prose(seed, 60), encoding="utf-8")
     texts = {name: str(tmp_path / f"{name}.txt") for name in ("calibration", "evaluation")}
@@ -135,18 +153,14 @@ def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_
     keys = {}
     for windows in (2, 3):
         run = Run(checked_recipe(changed(values, "evaluate", "windows", to=windows)), OPTIONS, tmp_path / "out", Events(), "trimline run")
-        for stage in ("source", "texts"):
-            getattr(run, stage)()
-        run.evaluate("dense")
-        run.export("dense")
-        run.build("dense")
-        run.evaluate_engine("dense")
-        run.done |= {name.replace("dense", "pruned"): found for name, found in run.done.items() if "dense" in name}
-        run.benchmark()
-        keys[windows] = run.done["benchmark"].key
-    read, exact = (read_json(run.done[name].folder / "perplexity.json") for name in ("evaluate dense engine", "evaluate dense"))
+        for job in (SOURCE, TEXT, evaluation_of(DENSE), export_of(DENSE), engine_of(DENSE), evaluation_of(DENSE.engine)):
+            run.do(job)
+        run.done |= {replace(name, lane=Lane("pruned", name.lane.form)): found for name, found in run.done.items() if name.lane}
+        run.do(TIMINGS)
+        keys[windows] = run.done[TIMINGS].key
+    read, exact = (read_json(run.done[name].folder / "perplexity.json") for name in (evaluation_of(DENSE.engine), evaluation_of(DENSE)))
     assert read["precision"] == "int8"
-    assert read_json(run.done["build dense"].folder / "qdq" / "export.json")["precision"] == "int8"
+    assert read_json(run.done[engine_of(DENSE)].folder / "qdq" / "export.json")["precision"] == "int8"
     assert shown[-1] == {"dense": read["perplexity"], "pruned": read["perplexity"]}
     assert read["perplexity"] != exact["perplexity"]
     assert keys[2] != keys[3]
@@ -154,15 +168,15 @@ def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_
 
 def test_a_package_gets_the_engine_of_the_pruned_model(inputs, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(trimline.stages.graph, "package", lambda parts, *rest: given.append(parts))
+    monkeypatch.setattr(trimline.stages.works, "package", lambda parts, *rest: given.append(parts))
     values = recipe("cfsp-least-squares", inputs) | {"export": {"lowering": "portable"}}
     keys = set()
     for more in ({"build": {}}, {}):
         begun = Run(checked_recipe(values | more), OPTIONS, tmp_path, Events(), "trimline run")
-        stages = ("prune", "rebuild", "export pruned", "build pruned", "benchmark", "report")
-        begun.done = {name: Artefact(name, name, tmp_path / name, 0.0) for name in stages}
-        begun.package()
-        keys.add(begun.done["package"].key)
+        names = (PLAN, SMALLER, export_of(PRUNED), engine_of(PRUNED), TIMINGS, REPORT)
+        begun.done = {name: Artefact(str(name), str(name), tmp_path / str(name), 0.0) for name in names}
+        begun.do(PACKAGE)
+        keys.add(begun.done[PACKAGE].key)
     assert [parts.engine for parts in given] == [tmp_path / "build pruned", None]
     assert len(keys) == 2
 
@@ -172,9 +186,9 @@ def test_a_relative_model_is_the_same_model_from_elsewhere(inputs, tmp_path, mon
     (tmp_path / "elsewhere").mkdir()
     values = changed(recipe("cfsp-least-squares", inputs), "model", to="here/model")
     monkeypatch.chdir(tmp_path)
-    relative = until(values, tmp_path / "out", "source")["source"]
+    relative = until(values, tmp_path / "out", SOURCE)[SOURCE]
     monkeypatch.chdir(tmp_path / "elsewhere")
-    absolute = until(changed(values, "model", to=str(tmp_path / "here" / "model")), tmp_path / "out", "source")["source"]
+    absolute = until(changed(values, "model", to=str(tmp_path / "here" / "model")), tmp_path / "out", SOURCE)[SOURCE]
     assert absolute.key == relative.key
     assert absolute.skipped
 
@@ -182,8 +196,8 @@ def test_a_relative_model_is_the_same_model_from_elsewhere(inputs, tmp_path, mon
 def test_a_foreign_source_json_leads_nowhere(inputs, tmp_path):
     model = shutil.copytree(inputs / "model", tmp_path / "model")
     (model / "source.json").write_text('{"folder": "/etc"}')
-    done = until(changed(recipe("cfsp-least-squares", inputs), "model", to=str(model)), tmp_path / "out", "source", "texts", "prune")
-    assert (done["prune"].folder / "plan.json").exists()
+    done = until(changed(recipe("cfsp-least-squares", inputs), "model", to=str(model)), tmp_path / "out", SOURCE, TEXT, PLAN)
+    assert (done[PLAN].folder / "plan.json").exists()
 
 
 def test_a_failed_gate_fails_the_run_and_keeps_what_is_whole(inputs, tmp_path, monkeypatch):
@@ -233,12 +247,12 @@ def test_bf16_on_a_processor_is_refused_before_anything_is_pruned(inputs, tmp_pa
 
 
 def test_another_budget_measures_nothing_again(inputs, tmp_path):
-    values, stages = recipe("cfsp-least-squares", inputs), ("source", "texts", "measure", "prune")
+    values, stages = recipe("cfsp-least-squares", inputs), (SOURCE, TEXT, MEASURED, PLAN)
     first = until(values, tmp_path, *stages)
     other = until(changed(values, *STEP, "budget", "ffn", "remove", to=0.4), tmp_path, *stages)
-    assert (other["measure"].skipped, other["prune"].skipped) == (True, False)
-    assert other["measure"].key == first["measure"].key
-    assert not until(changed(values, *STEP, "method", to="wanda_sp"), tmp_path, *stages)["measure"].skipped
+    assert (other[MEASURED].skipped, other[PLAN].skipped) == (True, False)
+    assert other[MEASURED].key == first[MEASURED].key
+    assert not until(changed(values, *STEP, "method", to="wanda_sp"), tmp_path, *stages)[MEASURED].skipped
 
 
 def test_an_unknown_method_is_refused_before_the_model_is_opened(inputs, tmp_path):

@@ -11,17 +11,36 @@ import pytest
 
 import benchmarks.stage
 import trimline.stages.keys
+import trimline.stages.table
 from deploy import targets
 from deploy.recipe import PackageSlice
 from pipeline.architecture import families
+from pipeline.artefacts.artefact import Artefact
 from pipeline.artefacts.reach import ROOMS, ROOT, code_of, forget, reached
 from pipeline.common.events import Events
 from pipeline.prune import methods
 from pipeline.prune.recipe import PruneSlice
 from tests.end_to_end.scenario import OPTIONS, InProcess, changed, recipe, tiny_inputs
 from trimline.recipe import checked_recipe
-from trimline.stages.graph import Run
 from trimline.stages.keys import members_of
+from trimline.stages.names import (
+    DENSE,
+    MEASURED,
+    PACKAGE,
+    PLAN,
+    RECOVERED,
+    REPORT,
+    SMALLER,
+    SOURCE,
+    TEXT,
+    TIMINGS,
+    Name,
+    Part,
+    evaluation_of,
+    export_of,
+    tasks_of,
+)  # fmt: skip
+from trimline.stages.run import Run
 
 STEP = ("prune", "steps", 0)
 MEASURING = {"statistics", "measure", "prune"}
@@ -34,28 +53,31 @@ class Codes(Run):
 
     codes: dict[str, str]
 
-    def _make(self, stage: str, depends: dict[str, Any], code: str, work: Any, lane: str = "") -> None:
-        self.codes[stage] = code
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Any) -> Artefact:
+        self.codes[name.stage] = depends["code"]
+        return self.done.get(name) or Artefact(name.stage, "", self.store, 0.0)
 
     def _forget_states(self) -> None: ...
 
     def all_codes(self) -> dict[str, str]:
         """By stage."""
         self.codes = {}
-        stages = [("source",), ("texts",), ("statistics", "0"), ("measure",), ("prune",), ("rebuild",), ("recover",), ("evaluate", "dense")]
-        for stage in (*stages, ("export", "dense"), ("examine", "dense"), ("benchmark",), ("report",), ("package",)):
-            self.do(stage)
+        statistics, judged = Name("statistics", part=Part(0, 1)), (evaluation_of(DENSE), export_of(DENSE), tasks_of(DENSE))
+        for job in (SOURCE, TEXT, statistics, MEASURED, PLAN, SMALLER, RECOVERED, *judged, TIMINGS, REPORT, PACKAGE):
+            self.do(job)
         return self.codes
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A recipe and its run."""
+    """A recipe and its run, done."""
     folder = tmp_path_factory.mktemp("made")
     values = recipe("cfsp-least-squares", tiny_inputs(folder / "inputs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmarks.stage, "Child", InProcess)
-        return values, trimline.run(values, folder / "out", options=OPTIONS)
+        run = Run(checked_recipe(values), OPTIONS, folder / "out", Events(), "trimline run")
+        run.all()
+        return values, run
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +93,15 @@ def tree(tmp_path_factory):
 def codes(made, tree, monkeypatch):
     """Codes of all stages, for a method in the place of the recipe's, over the copied packages as they are."""
     monkeypatch.setattr(trimline.stages.keys, "code_of", partial(code_of, root=tree))
-    monkeypatch.setattr(trimline.stages.graph, "depends_on", lambda _: {})  # asks lm-eval, which need not be here
-    values, result = made
+    monkeypatch.setattr(trimline.stages.table, "depends_on", lambda _: {})  # asks lm-eval, which need not be here
+    values, whole = made
 
     def codes(method: str = "cfsp") -> dict[str, str]:
         full = changed(values, *STEP, "method", to=method) | {"recover": {"kind": "full"}, "lm_eval": {"tasks": ["one"]}}
         full |= {"package": {"targets": ["vllm"]}}
-        run = Codes(checked_recipe(full), OPTIONS, result.folder, Events(), "trimline run")
-        run.done = dict(result.artefacts)
-        run.done["recover"] = run.done["rebuild"]
+        run = Codes(checked_recipe(full), OPTIONS, whole.output, Events(), "trimline run")
+        run.done = dict(whole.done)
+        run.done[RECOVERED] = run.done[SMALLER]
         return run.all_codes()
 
     return codes

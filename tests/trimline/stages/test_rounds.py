@@ -12,6 +12,7 @@ from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from trimline.recipe import checked_recipe
+from trimline.stages.names import DENSE, PLAN, TIMINGS, Name, export_of
 from trimline.stages.rounds import corrected, stated, timed_step, until_met
 
 STEP = {"method": "trimline", "target": {"speedup": 1.3}}
@@ -24,7 +25,7 @@ class FakeRun:
         self.recipe = checked_recipe({"prune": {"steps": list(steps or (STEP,))}, "rebuild": {"profile": "free"}})
         self.said: list[Event] = []
         self.events = Events(self.said.append)
-        self.done: dict[str, Artefact] = {}
+        self.done: dict[Name, Artefact] = {}
         self.given: list[float | None] = []
         self.most = 2.0
 
@@ -34,14 +35,14 @@ class FakeRun:
         if asked and asked > self.most:
             raise TrimlineError("The target cannot be met.", "Ask for less.")
         self.given.append(asked)
-        self._made("prune", str(asked and round(asked, 1)))
+        self._made(PLAN, str(asked and round(asked, 1)))
 
     def after_prune(self) -> None:
-        self._made("benchmark", str(len(self.given)))
-        self._made("export dense", "dense")
+        self._made(TIMINGS, str(len(self.given)))
+        self._made(export_of(DENSE), "dense")
 
-    def _made(self, name: str, key: str) -> None:
-        self.done[name] = Artefact(name, key, Path(name), 1.0)
+    def _made(self, name: Name, key: str) -> None:
+        self.done[name] = Artefact(name.stage, key, Path(name.stage), 1.0)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def given(monkeypatch):
     def speeds(*values: float, holds: bool = True) -> None:
         left = list(values)
         monkeypatch.setattr(trimline.stages.rounds, "read_json", lambda path: {})
-        monkeypatch.setattr(trimline.stages.rounds, "_selection", lambda run: run.done["prune"].key)
+        monkeypatch.setattr(trimline.stages.rounds, "_selection", lambda run: run.done[PLAN].key)
         monkeypatch.setattr(
             trimline.stages.rounds,
             "judge",
@@ -78,11 +79,12 @@ def test_it_goes_on_as_long_as_that_helps(given, speeds, asked, best) -> None:
     run = FakeRun()
     rounds = until_met(run)
     assert [one.given.speedup for one in rounds] == pytest.approx(asked, abs=1e-3)
-    assert run.done["benchmark"] == rounds[best].done["benchmark"]
-    assert run.done["prune"] == rounds[best].done["prune"]
+    assert run.done[TIMINGS] == rounds[best].done[TIMINGS]
+    assert run.done[PLAN] == rounds[best].done[PLAN]
     others = {f"benchmark, round {number + 1}" for number in range(len(rounds)) if number != best}
-    assert others <= set(run.done)
-    assert not any(name.startswith("export dense,") for name in run.done)
+    names = set(map(str, run.done))
+    assert others <= names
+    assert not any(name.startswith("export dense,") for name in names)
     assert run.said[-1].text.startswith("target decode 1.3 times as fast: measured")
 
 

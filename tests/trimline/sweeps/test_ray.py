@@ -133,22 +133,23 @@ def test_what_goes_wrong_in_a_worker_keeps_its_kind_and_its_words(error, kind):
 
 def test_a_worker_with_other_code_or_without_the_storage_refuses(values, tmp_path):
     from trimline.recipe import checked_recipe
-    from trimline.stages.graph import SHARED
+    from trimline.stages.names import DENSE, TEXT, evaluation_of
+    from trimline.stages.order import SHARED
     from trimline.sweeps.remote import problem_of, stage_task
     from trimline.sweeps.tasks import LaneRun, Task, foresee
 
     run = LaneRun(checked_recipe(values), OPTIONS, tmp_path / "out", Events(), "")
-    for stage in SHARED:
-        run.do(stage)
-    task = Task.of(run.recipe, OPTIONS, tmp_path / "out", ("evaluate", "dense"), run.done, 1)
+    for job in SHARED:
+        run.do(job)
+    task = Task.of(run.recipe, OPTIONS, tmp_path / "out", evaluation_of(DENSE), run.done)
     assert Task.from_record(json.loads(json.dumps(task.as_record()))) == task
-    keys = {name: artefact.key for name, artefact in foresee(task).items()}
+    keys = {str(name): artefact.key for name, artefact in foresee(task).items()}
     other = problem_of(stage_task(task.as_record(), dict.fromkeys(keys, "another")))
     assert "would make another evaluate dense" in str(other)
     assert not list((tmp_path / "out" / "store").glob("evaluate-*"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trimline.sweeps.remote.PATIENCE", 0.0)
-        shutil.move(run.done["text"].folder, tmp_path / "elsewhere")
+        shutil.move(run.done[TEXT].folder, tmp_path / "elsewhere")
         assert "storage that all nodes share" in str(problem_of(stage_task(task.as_record(), keys)))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import benchmarks.stage
-import trimline.stages.graph
+import trimline.stages.table
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import read_json
@@ -167,14 +167,14 @@ def test_a_points_recipe_gives_its_package_without_pruning_again(swept):
 
 
 def test_a_point_that_fails_says_why_and_the_others_go_on(values, tmp_path, monkeypatch):
-    broken = trimline.stages.graph.rebuild
+    broken = trimline.stages.table.rebuild
 
     def failing(source, plan, *rest):
         if Plan.read(plan).steps[0].recipe["method"] == "flap":
             raise TrimlineError("No room for flap.", "Make some.")
         broken(source, plan, *rest)
 
-    monkeypatch.setattr(trimline.stages.graph, "rebuild", failing)
+    monkeypatch.setattr(trimline.stages.table, "rebuild", failing)
     grid = {"method": ["flap", "cfsp", "laco"], "remove": [0.5]}
     found = sweep(values, grid, tmp_path / "out", options=OPTIONS)
     failures = {point.settings["method"]: point.failure for point in found.points}
@@ -183,7 +183,7 @@ def test_a_point_that_fails_says_why_and_the_others_go_on(values, tmp_path, monk
     assert failures["cfsp"] == ""
     assert found.point("method=cfsp,remove=0.5").speeds
     assert "No room for flap." in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(trimline.stages.graph, "rebuild", broken)
+    monkeypatch.setattr(trimline.stages.table, "rebuild", broken)
     told = []
     mended = sweep(values, grid, tmp_path / "out", options=OPTIONS, events=Events(told.append))
     assert started(told) == ["rebuild", "evaluate (pruned)", "export (pruned)", "benchmark (1 points)"]

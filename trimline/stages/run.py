@@ -1,0 +1,131 @@
+"""One recipe in one output folder: every stage of the table runs, or is skipped where its artefact is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, make_artefact
+from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
+from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.steps import check_steps
+from trimline.recipe import Recipe
+from trimline.reporting.data import ReportData
+from trimline.stages.lanes import Done
+from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, TIMINGS, Name, export_of
+from trimline.stages.order import SHARED, deciding, examining, judging, rebuilding
+from trimline.stages.rounds import Round
+from trimline.stages.stage import Case, Check, Inputs, Loop, Row, Stage
+from trimline.stages.table import row_of
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: the output folder.
+        artefacts: stage (and lane) to artefact, in the order they were needed.
+        report: everything the report shows.
+    """
+
+    folder: Path
+    artefacts: dict[str, Artefact]
+    report: ReportData
+
+    @property
+    def package(self) -> Path:
+        """The folder to ship."""
+        return self.folder / SHIPPED
+
+    @property
+    def page(self) -> Path:
+        """The report to look at."""
+        return self.folder / "report.html"
+
+
+class Run:
+    """What was made of a recipe, and how more of it is made."""
+
+    def __init__(self, recipe: Recipe, options: RunOptions, output: Path, events: Events, command: str) -> None:
+        self.recipe, self.options, self.output, self.events, self.command = recipe, options, output, events, command
+        self.store = output / "store"
+        self.done: Done = {}
+        self.rounds: tuple[Round, ...] = ()
+
+    def all(self) -> RunResult:
+        """Every stage, in order.
+
+        Raises:
+            TrimlineError: a stage failed; the stages before it are kept.
+        """
+        check_steps(self.recipe.prune)
+        with exclusive(self.store, self.events):
+            for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
+                self.do(job)
+            report = ReportData.read(self.done[REPORT].folder / "report.json")
+            self._show()
+        return RunResult(self.output, {str(name): artefact for name, artefact in self.done.items()}, report)
+
+    def do(self, job: Name, recipe: Recipe | None = None) -> None:
+        """Makes what has this name, or skips it; checks, or loops, where the name is that of a check or a loop.
+
+        Args:
+            job: as ``trimline.stages.order`` gives them; what it needs was made before.
+            recipe: in the place of the run's.
+        """
+        row, case = row_of(job), Case(recipe or self.recipe, job, self.done)
+        if isinstance(row, Loop):
+            self.rounds = row.work(self)
+        elif isinstance(row, Check):
+            row.work(self._inputs(row, case))
+        elif isinstance(row, Stage) and row.wanted(case):
+            self._make(row, case)
+
+    def prune(self, steps: PruneSlice) -> None:
+        """The plan, of these steps in the place of the recipe's."""
+        self.do(PLAN, self.recipe.model_copy(update={"prune": steps}))
+
+    def after_prune(self) -> None:
+        """From the plan to the measured model, and the dense one beside it."""
+        lanes = [lane for lane in LANES if lane != DENSE or export_of(DENSE) not in self.done]  # by an earlier round
+        for job in (*rebuilding(self.recipe), *(job for lane in lanes for job in judging(self.recipe, lane)), TIMINGS):
+            self.do(job)
+
+    def _make(self, row: Stage[Any], case: Case) -> None:
+        inputs = self._inputs(row, case)
+        self.done[case.name] = self._artefact(case.name, row.depends(case, inputs), lambda out: row.work(inputs, out))
+        if row.resumes:
+            self._forget_states()
+
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None]) -> Artefact:
+        return make_artefact(self.store, name.stage, depends, work, self.events, lane=name.about)
+
+    def _inputs(self, row: Row[Any], case: Case) -> Inputs[Any]:
+        return Inputs(
+            slice=row.reads(case.recipe),
+            artefacts=row.needs(case),
+            options=self.options,
+            events=self.events,
+            name=case.name,
+            command=self.command,
+            rounds=self.rounds,
+            timing_cache=self.store / KERNEL_TIMINGS,
+        )
+
+    def _forget_states(self) -> None:
+        """Removes what killed recoveries left, of other recipes too: nobody else works in this store."""
+        for left in self.store.glob(f"{WORK}recover-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _show(self) -> None:
+        """Links with stable names to what people look for."""
+        for name, target in ((SHIPPED, self.done[PACKAGE].folder / SHIPPED), ("report.html", self.done[REPORT].folder / "report.html")):
+            link, beside = self.output / name, self.output / f".{name}-{digest(str(target))[:8]}"
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(target.relative_to(self.output))
+            beside.replace(link)

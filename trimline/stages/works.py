@@ -1,0 +1,208 @@
+"""The work of stages that takes more than one call, and what of it their keys cover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.latency.shapes import Form
+from benchmarks.latency.stage import adopt, latency_table, setting_of
+from benchmarks.stage import benchmark
+from deploy.package import PackageParts, package
+from exporters.onnx.gate.evaluate import evaluate_graph
+from exporters.recipe import BuildSlice
+from exporters.tensorrt.shapes import Request
+from exporters.tensorrt.stage import build
+from pipeline.artefacts.artefact import folder_digest, work_beside
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.files import read_json
+from pipeline.evaluate.harness.tasks import check_tasks
+from pipeline.evaluate.perplexity import RESULT
+from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.prune.measure import measure, measured_part
+from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.sharding import measure_part, statistics_part
+from pipeline.prune.stage import prune
+from pipeline.recover.recipe import RecoverSlice
+from pipeline.recover.stage import recover
+from trimline.recipe import Recipe, recipe_text
+from trimline.reporting import write_report
+from trimline.reporting.data import Role
+from trimline.stages.collect import Folders, collect
+from trimline.stages.lanes import evaluated, origin, timed
+from trimline.stages.names import (
+    DENSE,
+    LANES,
+    LATENCY,
+    MEASURED,
+    PLAN,
+    PRUNED,
+    RECOVERED,
+    REPORT,
+    SHIPPED,
+    SMALLER,
+    SOURCE,
+    TEXT,
+    TIMINGS,
+    Lane,
+    engine_of,
+    export_of,
+)  # fmt: skip
+from trimline.stages.preflight import preflight
+from trimline.stages.rounds import consumer_of, tile_of
+from trimline.stages.stage import Case, Inputs, present
+
+
+class Engine(NamedTuple):
+    """What a build reads of the recipe: its slice, and the requests that the benchmark will make."""
+
+    recipe: BuildSlice
+    requests: tuple[Request, ...]
+
+
+def check(inputs: Inputs[Recipe]) -> None:
+    """Whether the shape profile can hold what the steps may produce, before anything is measured."""
+    preflight(inputs.slice, inputs.options, Checkpoint(inputs.folder(SOURCE)))
+    if inputs.slice.lm_eval:
+        check_tasks(inputs.slice.lm_eval, inputs.events)
+
+
+def latency_key(inputs: Inputs[Recipe]) -> dict[str, Any]:
+    """Sizes of the model, how it is written and run, and the machine; or the table that is taken over."""
+    depends = setting_of(Checkpoint(inputs.folder(SOURCE)).geometry, _form(inputs), tile_of(inputs.slice.prune))
+    known = inputs.slice.benchmark.latency_table
+    return depends | ({"table": folder_digest(Path(known)) if Path(known).is_dir() else None} if known else {})
+
+
+def time_blocks(inputs: Inputs[Recipe], out: Path) -> None:
+    """How long blocks of every size take, measured or taken over."""
+    known, tile = inputs.slice.benchmark.latency_table, tile_of(inputs.slice.prune)
+    if known:
+        adopt(Path(known), inputs.folder(SOURCE), _form(inputs), tile, out, inputs.events)
+    else:
+        latency_table(inputs.folder(SOURCE), _form(inputs), tile, out, inputs.events)
+
+
+def _form(inputs: Inputs[Recipe]) -> Form:
+    recipe = inputs.slice
+    return Form(recipe.export, recipe.build, recipe.benchmark, inputs.options)
+
+
+def first_shot(recipe: PruneSlice, source: Path) -> dict[str, Any] | None:
+    """What of the steps decides what is measured once for all budgets; None where nothing is."""
+    return measured_part(recipe, Checkpoint(source).geometry)
+
+
+def part_key(inputs: Inputs[PruneSlice]) -> dict[str, Any]:
+    """What is collected, and of which windows."""
+    return {"recipe": statistics_part(inputs.slice), "part": list(_part(inputs))}
+
+
+def measure_shard(inputs: Inputs[PruneSlice], out: Path) -> None:
+    """What one part of the calibration windows gives; ``measure_once`` merges the parts."""
+    source, texts = inputs.folder(SOURCE), inputs.folder(TEXT)
+    measure_part(source, texts, inputs.slice, _part(inputs), inputs.options, out, inputs.events)
+
+
+def _part(inputs: Inputs[PruneSlice]) -> tuple[int, int]:
+    part = present(inputs.name.part)
+    return part.number, part.count
+
+
+def measure_once(inputs: Inputs[PruneSlice], out: Path) -> None:
+    """What the first shot measures, where it can be kept apart from the budget: another budget finds it there."""
+    parts = [made.folder for name, made in inputs.artefacts.items() if name.part]
+    measure(inputs.folder(SOURCE), inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events, parts)
+
+
+def plan_key(inputs: Inputs[Recipe]) -> dict[str, Any]:
+    """The steps; and for a target the precision, since it bounds bytes."""
+    recipe = inputs.slice
+    targets = any(step.target for step in recipe.prune.steps)
+    return {"recipe": recipe.prune.model_dump(mode="json")} | ({"precision": recipe.export.precision} if targets else {})
+
+
+def decide(inputs: Inputs[Recipe], out: Path) -> None:
+    """The plan."""
+    recipe, consumer = inputs.slice, consumer_of(inputs.slice, inputs.maybe(LATENCY))
+    measured = inputs.maybe(MEASURED)
+    prune(inputs.folder(SOURCE), inputs.folder(TEXT), recipe.prune, inputs.options, out, inputs.events, measured, consumer)
+
+
+def train(inputs: Inputs[RecoverSlice], out: Path) -> None:
+    """The smaller checkpoint, trained. The dense one is read where the recipe says so."""
+    dense, states = inputs.maybe(SOURCE) or Path(), inputs.states or work_beside(out)
+    recover(dense, inputs.folder(SMALLER), inputs.folder(TEXT), inputs.slice, inputs.options, out, states, inputs.events)
+
+
+def is_timed(case: Case) -> bool:
+    """Whether this form is what the benchmark times, and not the checkpoint's to within a thousandth."""
+    return evaluated(case.recipe, case.lane.checkpoint) == case.name
+
+
+def read_by_graph(inputs: Inputs[EvaluateSlice], graph: Path, out: Path) -> None:
+    """The evaluation text, read in ONNX Runtime by the graph in a folder; its own tokenizer where no checkpoint is given."""
+    checkpoint = inputs.maybe(SOURCE, SMALLER, RECOVERED)
+    evaluate_graph(checkpoint, graph, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events)
+
+
+def engine_recipe(recipe: Recipe) -> Engine:
+    """What a build reads."""
+    return Engine(present(recipe.build), tuple(Request(one.prompt, one.output, one.batch) for one in recipe.benchmark.workloads))
+
+
+def engine_key(inputs: Inputs[Engine]) -> dict[str, Any]:
+    """How it is built, and for which requests."""
+    return {"recipe": inputs.slice.recipe.model_dump(mode="json"), "requests": [list(request) for request in inputs.slice.requests]}
+
+
+def compile_engine(inputs: Inputs[Engine], out: Path) -> None:
+    """The engine of one model."""
+    onnx, (recipe, requests) = inputs.folder(export_of(inputs.lane)), inputs.slice
+    texts, cache = inputs.maybe(TEXT), inputs.timing_cache
+    build(onnx, recipe, requests, inputs.options, out, inputs.events, texts=texts, timing_cache=cache)
+
+
+def benchmark_key(inputs: Inputs[Recipe]) -> dict[str, Any]:
+    """What is timed how, and what is printed beside it."""
+    return {"recipe": inputs.slice.benchmark.model_dump(mode="json"), "accuracy": _accuracy(inputs)}
+
+
+def time_both(inputs: Inputs[Recipe], out: Path) -> None:
+    """Both models side by side."""
+    dense, pruned = (inputs.folder(timed(inputs.slice, lane)) for lane in LANES)
+    benchmark(dense, {str(PRUNED): pruned}, inputs.slice.benchmark, inputs.options, out, inputs.events, _accuracy(inputs))
+
+
+def _accuracy(inputs: Inputs[Recipe]) -> dict[str, float]:
+    folders = {str(lane): inputs.folder(evaluated(inputs.slice, lane)) for lane in LANES}
+    return {name: read_json(folder / RESULT)["perplexity"] for name, folder in folders.items()}
+
+
+def draw(inputs: Inputs[Recipe], out: Path) -> None:
+    """The page, its Markdown and its data."""
+
+    def folders(lane: Lane) -> Folders:
+        names = (origin(inputs.slice, lane), export_of(lane), evaluated(inputs.slice, lane))
+        return Folders(*map(inputs.folder, names))
+
+    texts, plan, timings = map(inputs.folder, (TEXT, PLAN, TIMINGS))
+    consumer = consumer_of(inputs.slice, inputs.maybe(LATENCY))
+    models: dict[Role, Folders] = {"dense": folders(DENSE), "pruned": folders(PRUNED)}
+    write_report(collect(inputs.slice, inputs.command, texts, plan, models, timings, inputs.artefacts, inputs.rounds, consumer), out)
+
+
+def ship(inputs: Inputs[Recipe], out: Path) -> None:
+    """The folder to ship, a level below the artefact: its records have no place among the files that a manifest sums."""
+    parts = PackageParts(
+        model=inputs.folder(origin(inputs.slice, PRUNED)),
+        onnx=inputs.folder(export_of(PRUNED)),
+        plan=inputs.folder(PLAN),
+        report=inputs.folder(REPORT),
+        recipe=recipe_text(inputs.slice),
+        command=inputs.command,
+        options=inputs.options,
+        engine=inputs.maybe(engine_of(PRUNED)),
+    )
+    (out / SHIPPED).mkdir()
+    package(parts, inputs.slice.package, out / SHIPPED, inputs.events)
