@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from pipeline.common.slices import Count, Slice
 
 LEAST_ROUNDS = 25  # below this a comparison is printed as not resolved
 Phase = Literal["prefill", "decode"]  # of a request: the pass over its prompt, and the steps after it
+PHASES: tuple[Phase, ...] = get_args(Phase)
 NAMED = "named"  # stands for these, which other tools time too
 NAMED_WORKLOADS = ("128/128", "512/128", "1024/1024", "2048/128", "128/2048")
 

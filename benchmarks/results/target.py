@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.formulas.statistics import by_opening, control_holds, paired_ratio, typical
-from benchmarks.recipe import LEAST_ROUNDS, BenchmarkSlice, Workload
+from benchmarks.recipe import LEAST_ROUNDS, PHASES, BenchmarkSlice, Workload
 from benchmarks.results.document import Results
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.allocation.latency import PHASES
 from pipeline.prune.recipe import Target
 
 BAND = 0.03  # how far from the target the measured interval may reach

@@ -19,7 +19,7 @@ import typer
 from benchmarks.formulas.statistics import Ratio, by_opening, control_holds, pooled_ratio
 from benchmarks.machine.environment import commit, environment, fingerprint, processor, software
 from benchmarks.machine.pinning import pin
-from benchmarks.recipe import LEAST_ROUNDS
+from benchmarks.recipe import LEAST_ROUNDS, PHASES
 from benchmarks.results.markdown import interval, rounds_of
 from benchmarks.results.target import Judgement
 from benchmarks.studies.pages import demand_folder, fill, markdown_table
@@ -32,7 +32,6 @@ from pipeline.common.options import RunOptions
 
 CONFIG = "genai_config.json"
 GRAPH = "model.onnx*"
-PHASES = ("prefill", "decode")
 ROUNDS_PER_OPENING = 3  # then every model is opened anew, since where memory lies changes its speed
 Seconds = dict[str, dict[str, list[float]]]  # phase, then model
 

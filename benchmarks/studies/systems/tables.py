@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.formulas.statistics import Difference, Ratio, paired_difference
-from benchmarks.recipe import Phase
+from benchmarks.recipe import PHASES, Phase
 from benchmarks.results.markdown import interval, mebibytes, ratio
 from benchmarks.studies.pages import markdown_table
 from benchmarks.studies.systems.systems import percent
@@ -26,7 +26,6 @@ class AgainstDense:
 
 ByPhase = Mapping[Phase, AgainstDense]
 Speed = Mapping[str, ByPhase]  # by row name
-PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 COLUMNS = (
     "asked",
     "system",

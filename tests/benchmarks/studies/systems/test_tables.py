@@ -11,13 +11,13 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.formulas.statistics import Ratio, paired_difference, paired_ratio
-from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.recipe import PHASES, BenchmarkSlice, Workload
 from benchmarks.results.document import Results
 from benchmarks.results.markdown import interval
 from benchmarks.studies.systems.plot import plot
 from benchmarks.studies.systems.speed import WORKLOADS, Speeds, openings
 from benchmarks.studies.systems.systems import OURS, OURS_FFN
-from benchmarks.studies.systems.tables import NOT_RESOLVED, PHASES, AgainstDense, ByPhase, line, number, results_table
+from benchmarks.studies.systems.tables import NOT_RESOLVED, AgainstDense, ByPhase, line, number, results_table
 from benchmarks.studies.systems.verdicts import MISSED, REACHED, at_the_same_size, verdicts
 from tests.benchmarks.results.sample_results import comparison_record, results
 
