@@ -17,6 +17,9 @@ EVALUATION ?= default
 # Of its forward passes: the same on every machine, so that rows kept in benchmarks/studies/measured go with those made anew.
 DTYPE ?= float32
 
+# Of `make findings`: which scripts.
+FINDINGS ?= $(sort $(filter-out findings/lib.sh,$(wildcard findings/*.sh)))
+
 # Of `make audit`: known, without a release that mends them, and not reached from here.
 ACCEPTED = $(shell sed -nE 's/^([A-Z][-A-Za-z0-9]+) .*/--ignore-vuln \1/p' .ci/accepted-advisories.txt)
 
@@ -27,7 +30,7 @@ TENSORRT ?= 10
 PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers findings quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -75,6 +78,11 @@ licences: $(STAMP) ## write docs/licences.md
 test-servers: $(STAMP) ## real servers in environments of their own, which this makes below TRIMLINE_SERVERS (SERVERS= says which)
 	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done
 	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
+
+findings: ## what surprises about other people's packages, run anew, each in an environment of its own (FINDINGS= names scripts)
+	@failed=; for script in $(FINDINGS); do \
+		echo "== $$script"; PYTHON=$(PYTHON) sh $$script || failed="$$failed $$script"; \
+	done; if test -n "$$failed"; then echo "changed, or not looked at:$$failed"; exit 1; fi
 
 quality: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -235,7 +235,8 @@ def _own_arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
-    texts = [*sources(*MAY_IMPORT, "tests"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.yaml"), ROOT / "Makefile"]
+    texts = [*sources(*MAY_IMPORT, "tests"), ROOT / "Makefile"]
+    texts += [path for pattern in ("*.md", "docs/*.md", "recipes/*.yaml", "findings/*") for path in ROOT.glob(pattern)]
     found = [
         f"{path.relative_to(ROOT)}:{number} {line.strip()[:80]}"
         for path in texts
@@ -243,6 +244,18 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
         if MACHINE_PATH.search(line)
     ]
     assert found == []
+
+
+def test_every_finding_is_described_and_pinned() -> None:
+    folder = ROOT / "findings"
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    for script in sorted(set(folder.glob("*.sh")) - {folder / "lib.sh"}):
+        text = script.read_text(encoding="utf-8")
+        assert f"({script.name})" in table, script.name
+        assert all(f"\n# {part}" in text for part in ("Guess: ", "Seen ", "For users of Trimline: ")), script.name
+        installed = re.findall(r"^packages (.*(?:\\\n.*)*)", text, re.MULTILINE)
+        assert installed, script.name
+        assert all("==" in package for line in installed for package in line.replace("\\\n", " ").split()), script.name
 
 
 def test_the_checks_see_what_they_are_for() -> None:
