@@ -144,7 +144,7 @@ def test_every_process_that_runs_a_module_leaves_out_where_the_user_stands() -> 
             if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
                 words = [element.value for element in node.elts if isinstance(element, ast.Constant)]
                 found[str(path.relative_to(ROOT))] = "-P" in words or "-I" in words
-    assert len(found) >= 4
+    assert found["pipeline/common/children.py"]  # which starts all others
     # pytest runs in the checkout, which it has to import.
     assert [path for path, alone in found.items() if not alone] == ["benchmarks/studies/gpu/checks.py"]
 

@@ -54,7 +54,7 @@ def timed(name: str, phase: str, tokens: int, past: int, seconds: float, ratio: 
         speedup=Measure(middle / smaller, middle / smaller - 0.02, middle / smaller + 0.02),
         control=Measure(1.003, 0.994, 1.012),
         allowed=1.42,
-        realised=Measure(middle / smaller / 1.42, middle / smaller / 1.42 - 0.014, middle / smaller / 1.42 + 0.014),
+        realised_gain=Measure(middle / smaller / 1.42, middle / smaller / 1.42 - 0.014, middle / smaller / 1.42 + 0.014),
         verdict=verdict,
     )
 
