@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.studies.cfsp.cost import cost
 from benchmarks.studies.cfsp.variants import ALL, OURS, compare, step_of, table
-from benchmarks.studies.figures import quickstart_table
+from benchmarks.studies.figures import DOCS, README, quickstart_table
 from benchmarks.studies.pages import fill, markdown_table
 from pipeline.architecture.geometry import BlockShape
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -66,3 +66,13 @@ def test_ours_is_asked_for_as_many_parameters_as_the_channels_have(tmp_path: Pat
     assert pooled is not None
     smaller = geometry.with_blocks(tuple(BlockShape(shape.ffn // 2, shape.kv_groups) for shape in geometry.blocks))
     assert (1 - pooled.remove) * geometry.decoder_parameters() == pytest.approx(smaller.decoder_parameters())
+
+
+def test_make_bench_writes_into_pages_that_are_there() -> None:
+    places = [
+        (README, "quickstart"),
+        (DOCS / "results.md", "realised-gain"),
+        (DOCS / "cfsp.md", "cfsp-cost"),
+        (DOCS / "cfsp.md", "cfsp-table"),
+    ]
+    assert [place for page, place in places if f"<!-- {place}:begin -->" not in page.read_text(encoding="utf-8")] == []
