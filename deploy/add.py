@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from deploy.package import CARD, MANIFEST, packaged_files, sums
+from deploy.folder import CARD, MANIFEST, RECIPE
+from deploy.package import packaged_files, sums
 from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.targets import SERVE, Shipment, with_targets, write_targets
@@ -23,8 +24,6 @@ from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
 from pipeline.common.plain_yaml import read_plain_yaml
-
-RECIPE = "recipe.yaml"
 
 
 def is_package(folder: Path) -> bool:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy.card import model_card
+from deploy.folder import CARD, HTML, MANIFEST, MARKDOWN, RECIPE, REPORT, RUN
 from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.sbom import SBOM, write_sbom
 from deploy.targets import Shipment, Target, write_targets
 from deploy.targets.section import with_section
-from deploy.targets.triton.engine import PLAN
-from exporters.tensorrt.stage import RECORD as RECORD_OF_ENGINE
+from deploy.targets.triton.engine import PLAN as ENGINE_PLAN
+from exporters.folder import GATE
+from exporters.tensorrt.folder import RECORD as RECORD_OF_ENGINE
 from pipeline.artefacts.artefact import MEASURED as MEASURED_RECORD
 from pipeline.artefacts.artefact import RECORD, SUMS, file_digest
 from pipeline.artefacts.sums import names_below, write_sums
@@ -24,14 +26,15 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
+from pipeline.plan.folder import PLAN
+from pipeline.recover.folder import RECOVERED
 
-MANIFEST, CARD, RUN = "manifest.json", "README.md", "run.json"
 FORMAT = 1
-REPORTS = ("report.html", "report.md")
+REPORTS = (HTML, MARKDOWN)
 MEASURED = (*REPORTS, RUN)  # with an engine, the only files that differ when the same recipe is run again on the same machine
-ENGINE_FILES = (PLAN, RECORD_OF_ENGINE)  # TensorRT chooses kernels by timing them
+ENGINE_FILES = (ENGINE_PLAN, RECORD_OF_ENGINE)  # TensorRT chooses kernels by timing them
 # Records of stages; the plan stands at the top of the package.
-NOT_SHIPPED = {RECORD, MEASURED_RECORD, SUMS, "gate.json", "plan.json", "recover.json"}
+NOT_SHIPPED = {RECORD, MEASURED_RECORD, SUMS, GATE, PLAN, RECOVERED}
 MEASURED_OF_MODELS = ("parameters", "perplexity", "window_losses", "peak_memory_bytes", "cold_start_seconds")
 MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
 
@@ -70,7 +73,7 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
     Raises:
         TrimlineError: a part is missing, or the disk is full.
     """
-    report = read_json(parts.report / "report.json")
+    report = read_json(parts.report / REPORT)
     with_onnx = recipe.onnx and parts.onnx is not None
     try:
         _place(parts.model, out / "model")
@@ -78,8 +81,8 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
             _place(parts.onnx, out / "onnx")
         for name in REPORTS:
             link_or_copy(parts.report / name, out / name)
-        link_or_copy(parts.plan / "plan.json", out / "plan.json")
-        (out / "recipe.yaml").write_text(parts.recipe, encoding="utf-8", newline="\n")
+        link_or_copy(parts.plan / PLAN, out / PLAN)
+        (out / RECIPE).write_text(parts.recipe, encoding="utf-8", newline="\n")
         targets = write_targets(Shipment(out, parts.options, events, parts.engine), recipe)
         card = with_section(_card(parts, recipe, report, out, with_onnx), targets)
         (out / CARD).write_text(card, encoding="utf-8", newline="\n")
@@ -132,7 +135,7 @@ def _place(source: Path, target: Path) -> None:
 
 def _card(parts: PackageParts, recipe: PackageSlice, report: dict[str, Any], out: Path, with_onnx: bool) -> str:
     licences = sorted(path.relative_to(out).as_posix() for path in (out / "model").glob("LICENSE*"))
-    config, plan = read_json(parts.model / "config.json"), read_json(parts.plan / "plan.json")
+    config, plan = read_json(parts.model / "config.json"), read_json(parts.plan / PLAN)
     return model_card(
         report | {"command": parts.command}, config, plan, parts.recipe, recipe, onnx=with_onnx, licence_files=tuple(licences)
     )

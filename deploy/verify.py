@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.package import FORMAT, MANIFEST, packaged_files
+from deploy.folder import MANIFEST
+from deploy.package import FORMAT, packaged_files
 from pipeline.artefacts.sums import SUMS, Problem, bad_place, check_sums, file_digest, read_sums
 from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.files import read_json

@@ -14,6 +14,7 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.results.document import Results, read
 from benchmarks.stage import benchmark
 from deploy.add import add_targets, is_package
+from deploy.folder import HTML, REPORT
 from deploy.targets import with_targets
 from pipeline.artefacts.artefact import whole_folder
 from pipeline.common.errors import TrimlineError
@@ -85,10 +86,10 @@ def bench(
 
 def report(folder: Path | str, output: Path | str) -> Path:
     """Draws the report of a run again from its report.json; returns the page."""
-    data = ReportData.read(_report_of(Path(folder)) / "report.json")
+    data = ReportData.read(_report_of(Path(folder)) / REPORT)
     with whole_folder(Path(output)) as out:
         write_report(data, out)
-    return Path(output) / "report.html"
+    return Path(output) / HTML
 
 
 def sweep(
@@ -187,10 +188,10 @@ def package(
 
 
 def _report_of(folder: Path) -> Path:
-    if (folder / "report.json").exists():
+    if (folder / REPORT).exists():
         return folder
-    if (folder / "report.html").is_symlink():
-        return (folder / "report.html").resolve().parent
+    if (folder / HTML).is_symlink():
+        return (folder / HTML).resolve().parent
     raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
 
 

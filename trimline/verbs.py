@@ -144,8 +144,8 @@ def evaluate(
     named, wanted = TextSource(source=text), EvaluateSlice(windows=windows, window=window)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        (out / "evaluation.txt").write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
-        write_json(out / "text.json", {"evaluation": {"name": describe(named, "evaluation")}})
+        (out / EVALUATION).write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
+        write_json(out / TEXTS, {"evaluation": {"name": describe(named, "evaluation")}})
         _judge(evaluation_of, model, wanted, {TEXT: out}, out, options, events)
         found = read_json(out / RESULT)
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
@@ -232,7 +232,7 @@ def _states_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | N
     inputs = {
         "pruned": folder_digest(pruned),
         "dense": folder_digest(dense) if dense else "",
-        "text": file_digest(texts / "calibration.txt"),
+        "text": file_digest(texts / CALIBRATION),
         "code": stage_of(RECOVERED).code(None, None),
     }
     return output.parent / f"{WORK}{output.name}-{digest(inputs | result_key(recipe, options))[:12]}"

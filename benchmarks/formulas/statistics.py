@@ -214,13 +214,13 @@ def control_holds(control: Ratio) -> bool:
     return within_band(control.value) and _is_enough(control)
 
 
-def verdict(speed_up: Ratio, control: Ratio) -> Verdict:
+def verdict(speedup: Ratio, control: Ratio) -> Verdict:
     """What the comparison shows, given its run's control."""
-    if not control_holds(control) or not _is_enough(speed_up):
+    if not control_holds(control) or not _is_enough(speedup):
         return Verdict.UNRESOLVED
-    if speed_up.low <= 1 <= speed_up.high:
+    if speedup.low <= 1 <= speedup.high:
         return Verdict.SAME
-    return Verdict.FASTER if speed_up.low > 1 else Verdict.SLOWER
+    return Verdict.FASTER if speedup.low > 1 else Verdict.SLOWER
 
 
 def _is_enough(ratio: Ratio) -> bool:

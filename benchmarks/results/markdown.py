@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
-from benchmarks.formulas.statistics import Ratio, Summary
+from benchmarks.formulas.statistics import Summary
 from benchmarks.machine.environment import software
+from benchmarks.results.cells import interval, mebibytes, ratio, rounds_of, table
 from benchmarks.results.document import Comparison, ModelRecord, Results, Timing
 from benchmarks.results.energy import answers
 
 Models = Mapping[str, ModelRecord]
 # trtexec's names, and ours in the record; medians over the rounds.
 PART_TITLES = {"enqueue": "enqueue", "H2D": "h2d", "GPU compute": "compute", "D2H": "d2h", "host latency": "host_latency"}
-
-
-class Interval(Protocol):
-    """A value and the ends of its interval."""
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
 
 
 def render(results: Results) -> str:
@@ -189,36 +176,9 @@ def machine(results: Results) -> str:
     return "\n".join(f"- {name}: {fact or 'not told by this system'}" for name, fact in facts.items())
 
 
-def table(columns: Mapping[str, Callable[[Any], str]], rows: Iterable[Any]) -> str:
-    """Columns, each a title and what it shows of a row."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def interval(found: Interval) -> str:
-    """A ratio and its confidence interval."""
-    return ratio(found.value, found.low, found.high)
-
-
-def rounds_of(found: Ratio) -> str:
-    """How many pairs a ratio is of, and of how many openings, where that was written down."""
-    return f"{found.rounds} of {found.openings} openings" if found.openings else str(found.rounds)
-
-
-def ratio(value: float, low: float, high: float) -> str:
-    """As ``interval``, from numbers."""
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def perplexity(model: ModelRecord) -> str:
     """Of a model that has one."""
     return f"{model.perplexity:.2f}"
-
-
-def mebibytes(size: float | None) -> str:
-    """Whole MiB."""
-    return "n/a" if size is None else f"{size / 2**20:.0f}"
 
 
 def _milliseconds(key: str) -> Callable[[_Shown], str]:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.recipe import BenchmarkSlice, Phase
+from benchmarks.results.cells import interval, rounds_of
 from benchmarks.results.document import Comparison
-from benchmarks.results.markdown import interval, rounds_of
 from benchmarks.stage import measure
 from benchmarks.studies.pages import demand_folder, markdown_table
 from pipeline.common.errors import TrimlineError

@@ -12,8 +12,8 @@ from benchmarks.recipe import Workload
 from benchmarks.runtimes.names import FORMS, GGUF, Device, Multiplied, Runtime, computes_on
 from exporters.folder import CONFIG, EXPORT
 from exporters.onnx.lowering.precision import bytes_per_weight
+from exporters.tensorrt.folder import RECORD, SECONDS
 from exporters.tensorrt.parts import SETTINGS
-from exporters.tensorrt.stage import RECORD, SECONDS
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError

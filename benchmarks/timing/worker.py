@@ -23,7 +23,7 @@ from benchmarks.runtimes.names import FORMS, Device, Multiplied, Runtime, comput
 from benchmarks.runtimes.opening import Opener
 from benchmarks.runtimes.opening import opener as opener_of
 from exporters.onnx.runtime import needs_runtime
-from pipeline.common.children import answer_parent, answered
+from pipeline.common.answering import answer_parent, answered
 from pipeline.common.errors import TrimlineError
 
 SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed

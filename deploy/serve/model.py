@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.running.genai import CONFIG
+from exporters.folder import GENAI_CONFIG
 from exporters.onnx.runtime import has_genai, needs_runtime
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -37,10 +37,10 @@ def onnx_folder(folder: Path) -> Path:
         TrimlineError: neither.
     """
     for place in (folder, folder / ONNX):
-        if (place / CONFIG).is_file():
+        if (place / GENAI_CONFIG).is_file():
             return place
     raise TrimlineError(
-        f"There is no {CONFIG} in {folder} or in {folder / ONNX}.",
+        f"There is no {GENAI_CONFIG} in {folder} or in {folder / ONNX}.",
         "Give a package that holds an ONNX export, or a folder that `trimline export` wrote.",
     )
 
@@ -61,7 +61,7 @@ class ServedModel:
 
     def __init__(self, folder: Path) -> None:
         self.folder = place = onnx_folder(folder)
-        config = read_json(place / CONFIG)
+        config = read_json(place / GENAI_CONFIG)
         self.tokenizer = _tokenizer(place)
         self.fast = self.tokenizer.backend_tokenizer
         try:
@@ -69,7 +69,7 @@ class ServedModel:
             self.context, self.vocabulary = int(stated["context_length"]), int(stated["vocab_size"])
             ends = stated.get("eos_token_id", [])
         except (KeyError, TypeError, ValueError) as error:
-            raise TrimlineError(f"{place / CONFIG} does not state {error}.", "Export the model again.") from error
+            raise TrimlineError(f"{place / GENAI_CONFIG} does not state {error}.", "Export the model again.") from error
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self.search: dict[str, Any] = config.get("search", {})
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from deploy.recipe import PackageSlice
 from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
+from exporters.folder import GATE
 from exporters.gguf.files import MODEL
 from exporters.gguf.metadata import context_length
-from exporters.gguf.stage import GATE, export_gguf
+from exporters.gguf.stage import export_gguf
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.files import read_json

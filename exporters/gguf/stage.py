@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from exporters.folder import CONFIG, EXPORT, GATE
 from exporters.gguf.child import HOW, llama_cpp_python, quantise
 from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_file, gate_llama_cpp
@@ -15,8 +16,6 @@ from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
 from pipeline.rebuild.gguf_form import gguf_form
-
-GATE = "gate.json"
 
 
 def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: Path, events: Events) -> None:
@@ -46,6 +45,6 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
             quantise(python, whole, out / MODEL, recipe.quantise, options.threads)
     record = {"architecture": form.arch} | record
     record["llama.cpp"] = gate_llama_cpp(source, recipe, out / MODEL, options, events)
-    write_json(out / "checkpoint_config.json", source.config)
-    write_json(out / "export.json", {"format": "gguf", "architecture": form.arch} | recipe.model_dump(mode="json"))
+    write_json(out / CONFIG, source.config)
+    write_json(out / EXPORT, {"format": "gguf", "architecture": form.arch} | recipe.model_dump(mode="json"))
     write_json(out / GATE, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+from exporters.folder import CONFIG, EXPORT
 from exporters.held import is_mapped
 from exporters.onnx.files import copy_tokenizer, save_graph
 from exporters.onnx.gate.gate import gate_onnx
@@ -62,12 +63,12 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
         advance(1)
         save_graph(graph, out, lowering)
         copy_tokenizer(source.folder, out)
-        write_json(out / "checkpoint_config.json", source.config)  # sizes per block, for whoever measures the graph
+        write_json(out / CONFIG, source.config)
         if profile_of(source.config) is Profile.UNIFORM:
             write_json(out / "config.json", source.config)
         bits = bits_by_operator(graph, recipe.precision, source.geometry, left)
         form = {"lowering": lowering, "precision": recipe.precision, "logits": recipe.logits}
-        write_json(out / "export.json", form | ({"bits": bits} if bits else {}))
+        write_json(out / EXPORT, form | ({"bits": bits} if bits else {}))
         write_genai_config(source, lowering, out)
         advance(1)
     give_back_weights(graph)  # before the gate opens what was written

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from exporters.tensorrt.folder import LOG
 from pipeline.common.children import Child, Words, ask_once, module_command
 from pipeline.common.errors import TrimlineError
 
@@ -25,7 +26,6 @@ REMEDIES = {
     -signal.SIGKILL: "It may have run out of memory: take a smaller model, or build with a smaller batch.",
     -signal.SIGSEGV: "Check that the driver fits this TensorRT: `trimline doctor` shows both.",
 }
-LOG = "build.log"
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 Pieces = Sequence[tuple[int, int]]
@@ -112,4 +112,4 @@ def _heard(log: IO[str], line: str) -> str | None:
     return " ".join(line[3:].split())[:300] if line.startswith(ERROR_MARKS) else None
 
 
-__all__ = ["LOG", "build_in_child", "log_lines", "run_in_child", "warnings_of"]
+__all__ = ["build_in_child", "log_lines", "run_in_child", "warnings_of"]

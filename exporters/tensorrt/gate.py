@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters.onnx.gate.gate import RECORD
+from exporters.folder import GATE
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.decoder import along
@@ -46,5 +46,5 @@ def gate_engine(graph: Path, folder: Path, requests: Sequence[Request], options:
         record["checks"][name] = comparison.as_record()
         events.gate(f"engine, {name}: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
         demand(comparison, f"{graph} (ONNX Runtime)", f"{folder} ({name})")
-    write_json(folder / RECORD, record)
+    write_json(folder / GATE, record)
     return record

@@ -21,8 +21,8 @@ import onnx as onnx_format
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from exporters.folder import EXPORT, GATE
 from exporters.onnx.files import GRAPH, WEIGHTS
-from exporters.onnx.gate.gate import RECORD as GATE
 from exporters.onnx.gate.perplexity import graph_perplexity
 from exporters.onnx.lowering.outliers import observe, products_of, prompts
 from exporters.onnx.runtime import needs_runtime
@@ -33,6 +33,7 @@ from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
+from pipeline.sources.folder import TEXT_OF
 from pipeline.sources.windows import consecutive_windows
 
 JUDGED_WINDOWS, JUDGED_WINDOW = 8, 256  # of the evaluation text, before and after
@@ -81,7 +82,7 @@ def _windows(onnx: Path, recipe: BuildSlice, texts: Path | None) -> tuple[torch.
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(onnx / "tokenizer.json"))
     sizes = (recipe.calibration_windows, recipe.calibration_window), (JUDGED_WINDOWS, JUDGED_WINDOW)
     calibrate, judge = (
-        consecutive_windows(tokenizer, (texts / f"{role}.txt").read_text(encoding="utf-8"), *size)
+        consecutive_windows(tokenizer, (texts / TEXT_OF[role]).read_text(encoding="utf-8"), *size)
         for role, size in zip(("calibration", "evaluation"), sizes, strict=True)
     )
     return calibrate, judge
@@ -130,7 +131,7 @@ def _write(onnx: Path, nodes: list[str], windows: torch.Tensor, threads: int, ou
     for path in onnx.iterdir():
         if path.is_file() and path.name not in {GRAPH, WEIGHTS, GATE} and path.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copyfile(path, out / path.name)
-    write_json(out / "export.json", read_json(onnx / "export.json") | {"precision": "int8"})
+    write_json(out / EXPORT, read_json(onnx / EXPORT) | {"precision": "int8"})
     return left_alone
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exporters.folder import EXPORT
 from exporters.onnx.files import PAST, PRESENT
 from exporters.tensorrt.builders import demand_builder
 from exporters.tensorrt.decoder import DECODE, PREFILL, DevicePast, Ids
+from exporters.tensorrt.folder import RECORD
 from exporters.tensorrt.parts import COMPUTE, D2H, H2D, Parts
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -47,7 +49,7 @@ class EngineDecoder:
         if not torch.cuda.is_available():
             raise TrimlineError("This torch sees no CUDA device, and engines keep their tensors in its memory.", "Install a CUDA build.")
         trt = importlib.import_module(builder.module)
-        exported = read_json(self.folder / "export.json")
+        exported = read_json(self.folder / EXPORT)
         self.precision = str(exported["precision"])
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._engine = trt.Runtime(self._logger).deserialize_cuda_engine((self.folder / record["engine"]).read_bytes())
@@ -166,6 +168,6 @@ class EngineDecoder:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    if not (folder / "build.json").is_file():
+    if not (folder / RECORD).is_file():
         raise TrimlineError(f"There is no build.json in {folder}.", "Give a folder that `trimline build` wrote.")
-    return dict(read_json(folder / "build.json"))
+    return dict(read_json(folder / RECORD))

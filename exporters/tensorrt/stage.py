@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from exporters.folder import CONFIG, EXPORT, GENAI_CONFIG
 from exporters.onnx.files import GRAPH, TOKENIZER_FILES, WEIGHTS
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.builders import Builder, demand_buildable, demand_builder, installed_version
-from exporters.tensorrt.child import LOG, build_in_child, log_lines, warnings_of
+from exporters.tensorrt.child import build_in_child, log_lines, warnings_of
+from exporters.tensorrt.folder import ENGINE, INSPECTOR, LOG, QDQ, RECORD, SECONDS, TIMINGS
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
 from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
@@ -24,11 +26,8 @@ from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
 
-ENGINE, RECORD, INSPECTOR, TIMINGS, SECONDS = "model.engine", "build.json", "layers.json", "timing.cache", "seconds.json"
-EXPORT = "export.json"
-QDQ = "qdq"  # folder of the quantised graph
 NOT_RUN = "built, not run"
-CARRIED = ("checkpoint_config.json", EXPORT, "genai_config.json", *TOKENIZER_FILES)
+CARRIED = (CONFIG, EXPORT, GENAI_CONFIG, *TOKENIZER_FILES)
 
 
 def build(

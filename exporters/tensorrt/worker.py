@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.children import answer_parent
+from pipeline.common.answering import answer_parent
 from pipeline.common.errors import TrimlineError
 
 WORD = {"tensorrt": "0", "tensorrt_rtx": "1"}

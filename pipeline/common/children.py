@@ -4,8 +4,8 @@ A child reads requests from stdin and writes a reply to each to stdout. All else
 where the parent looks for the reason when a child dies. A reply with ``problem`` tells of a user's error. While a child lives
 its parent holds its stdin open, so that a parent that dies, however it does, ends its children in the middle of their work.
 
-``Child`` is the parent's end, ``answer_parent`` the child's. A script for an environment that lacks this code speaks the
-same protocol by itself.
+This is the parent's end; ``pipeline.common.answering`` is the child's. A script for an environment that lacks this code speaks
+the same protocol by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from pipeline.common.errors import TrimlineError
 
@@ -206,46 +206,3 @@ def ask_once(child: Child, do: str, **what: Any) -> Record:
         reply = child.reply(do, **what)
         child.finish()
         return reply
-
-
-def answer_parent(answer: Callable[[Record], Record]) -> None:
-    """Main of a child: replies to every request until the parent is done, and ends at once where the parent has ended.
-
-    Args:
-        answer: gives the reply to a request; a fault of ours ends the process.
-    """
-    replies, requests, busy = _replies_alone(), SimpleQueue[bytes | None](), threading.Event()
-    threading.Thread(target=_read_parent, args=(requests, busy), daemon=True).start()
-    while (line := requests.get()) is not None:
-        reply = json.dumps(answer(json.loads(line)))
-        sys.stdout.flush()  # what was printed meanwhile comes before the reply
-        busy.clear()
-        print(reply, file=replies, flush=True)
-
-
-def answered(work: Callable[..., Record], **what: Any) -> Record:
-    """The reply of some work; a user's error becomes a reply too."""
-    try:
-        return work(**what)
-    except TrimlineError as error:
-        return {"problem": error.problem, "remedy": error.remedy}
-
-
-def _read_parent(requests: SimpleQueue[bytes | None], busy: threading.Event) -> None:
-    """Hands on requests. Reads the descriptor, since a thread that waits inside ``sys.stdin`` hinders the interpreter's end."""
-    unread = b""
-    while received := os.read(0, 2**16):
-        *lines, unread = (unread + received).split(b"\n")
-        for line in lines:
-            busy.set()
-            requests.put(line)
-    if busy.is_set():
-        os._exit(1)
-    requests.put(None)
-
-
-def _replies_alone() -> TextIO:
-    """Stdout for replies; what libraries print to descriptor 1 goes to stderr from here on."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return replies

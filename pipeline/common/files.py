@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.common.errors import TrimlineError, shortened
 
+GATE = "gate.json"  # beside what a stage made of a model: how it compares with what it was made from
 LARGEST_JSON = 32 * 2**20  # a list of lists takes twenty times its text in memory
 
 

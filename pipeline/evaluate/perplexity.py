@@ -19,6 +19,7 @@ from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.live.blocks import blocks_of, enter, standing_in
 from pipeline.live.loading import load_tokenizer
 from pipeline.live.paging import open_model
+from pipeline.sources.folder import EVALUATION, TEXTS
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.windows import check_windows, consecutive_windows
 
@@ -42,13 +43,11 @@ def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunO
     """
     options.apply()
     folder = checkpoint_folder(checkpoint)
-    windows = consecutive_windows(
-        load_tokenizer(folder), (texts / "evaluation.txt").read_text(encoding="utf-8"), recipe.windows, recipe.window
-    )
+    windows = consecutive_windows(load_tokenizer(folder), (texts / EVALUATION).read_text(encoding="utf-8"), recipe.windows, recipe.window)
     check_windows(windows, Checkpoint(folder).geometry)
     model, paging = open_model(folder, options)
     losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
-    name = read_json(texts / "text.json")["evaluation"]["name"] if (texts / "text.json").exists() else "evaluation.txt"
+    name = read_json(texts / TEXTS)["evaluation"]["name"] if (texts / TEXTS).exists() else EVALUATION
     result = perplexity_record(losses) | {"text": name, "window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
     write_json(out / RESULT, result)
     events.note(f"perplexity {result['perplexity']:.2f} on {name}")

@@ -20,6 +20,7 @@ from pipeline.architecture.families import Family, family_named
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError, shortened, shown
 from pipeline.common.files import read_json, write_json
+from pipeline.plan.folder import PLAN, SCORES, UPDATES
 from pipeline.plan.selection import Selection, _checked
 from pipeline.tensors.changes import Selected
 from pipeline.tensors.tensorfile import save_one_by_one, save_tensors
@@ -96,13 +97,13 @@ class Plan:
                 for step in self.steps
             ],
         }
-        write_json(folder / "plan.json", document)
-        updates = folder / "updates.safetensors"
+        write_json(folder / PLAN, document)
+        updates = folder / UPDATES
         if isinstance(self.updates, Selected):
             save_one_by_one(updates, self.updates)
         else:
             save_tensors(updates, self.updates)
-        save_tensors(folder / "scores.safetensors", self.scores)
+        save_tensors(folder / SCORES, self.scores)
 
     @classmethod
     def read(cls, folder: Path) -> Plan:
@@ -111,7 +112,7 @@ class Plan:
         Raises:
             TrimlineError: the folder holds no plan, a damaged one, or one of another format.
         """
-        document = read_json(Path(folder) / "plan.json", LARGEST_PLAN)
+        document = read_json(Path(folder) / PLAN, LARGEST_PLAN)
         if document.get("format") != FORMAT:
             raise TrimlineError(
                 f"{folder}/plan.json has format {shown(document.get('format'))}, not {FORMAT}.", "Prune again with this version."

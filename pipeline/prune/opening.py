@@ -14,6 +14,7 @@ from pipeline.prune.allocation.targets import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.steps import check_steps
+from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.model import checkpoint_folder
 from pipeline.sources.windows import check_windows, draw_windows
 
@@ -30,7 +31,7 @@ def opened(
     folder = checkpoint_folder(source)
     checkpoint = Checkpoint(folder)
     check_steps(recipe)
-    text = "" if recipe.calibration.token_ids is not None else (texts / "calibration.txt").read_text(encoding="utf-8")
+    text = "" if recipe.calibration.token_ids is not None else (texts / CALIBRATION).read_text(encoding="utf-8")
     windows = draw_windows(load_tokenizer(folder), text, recipe.calibration)
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()

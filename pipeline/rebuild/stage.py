@@ -14,11 +14,12 @@ from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.checkpoints.modelling import profile_of, shipped_files
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
-from pipeline.common.files import write_json
+from pipeline.common.files import GATE, write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
 from pipeline.live.loading import load_with_report
 from pipeline.live.paging import paged_with_report, weights_bytes
+from pipeline.plan.folder import PLAN
 from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
@@ -56,7 +57,7 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")
     copy_companions(source, out)
-    shutil.copyfile(plan / "plan.json", out / "plan.json")
+    shutil.copyfile(plan / PLAN, out / PLAN)
     gate(checkpoint, decision, out, options, events)
 
 
@@ -95,7 +96,7 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
         GateError: a comparison is beyond its bar in both dtypes, or loaded and stored tensors are not the same set.
     """
     outcomes = _outcomes(checkpoint, plan, out, options, events)
-    write_json(out / "gate.json", _record(outcomes))
+    write_json(out / GATE, _record(outcomes))
     _demand(outcomes, events)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
+from pipeline.plan.folder import PLAN
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Origins:
         Raises:
             TrimlineError: the plan is damaged, or keeps another number of blocks.
         """
-        if not (folder / "plan.json").exists():
+        if not (folder / PLAN).exists():
             return cls(tuple(range(blocks)), {})
-        plan = read_json(folder / "plan.json")
+        plan = read_json(folder / PLAN)
         try:
             kept = tuple(number for run in plan["blocks"].split() for number in _run(run))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

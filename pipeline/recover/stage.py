@@ -14,23 +14,24 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import write_json
+from pipeline.common.files import GATE, write_json
 from pipeline.common.options import RunOptions
 from pipeline.live.blocks import blocks_of
 from pipeline.live.loading import load_model, load_tokenizer
+from pipeline.plan.folder import PLAN
 from pipeline.rebuild.stage import copy_companions
 from pipeline.recover.budget import demand_memory
 from pipeline.recover.data import training_windows
+from pipeline.recover.folder import RECOVERED
 from pipeline.recover.origins import Origins
 from pipeline.recover.processes import first_process
 from pipeline.recover.ranks import block_ranks
 from pipeline.recover.recipe import RecoverSlice
+from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.model import checkpoint_folder
 
 if TYPE_CHECKING:
     from pipeline.recover.distillation import Lesson
-
-RESULT = "recover.json"
 
 
 def recover(
@@ -64,7 +65,7 @@ def recover(
     checkpoint = Checkpoint(pruned)
     taught = Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None
     demand_memory(checkpoint, taught, recipe, options)
-    text = (texts / "calibration.txt").read_text(encoding="utf-8")
+    text = (texts / CALIBRATION).read_text(encoding="utf-8")
     windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)
     origins = Origins.read(pruned, len(checkpoint.geometry.blocks))
     set_seed(recipe.seed)
@@ -193,12 +194,12 @@ def _finish(
     for path in sorted(checkpoint.folder.glob("*.py")):
         shutil.copyfile(path, out / path.name)
     copy_companions(checkpoint.folder, out)
-    if (checkpoint.folder / "plan.json").is_file():
-        shutil.copyfile(checkpoint.folder / "plan.json", out / "plan.json")
+    if (checkpoint.folder / PLAN).is_file():
+        shutil.copyfile(checkpoint.folder / PLAN, out / PLAN)
     zeros = demand_zeros(checkpoint, Checkpoint(out))
     outcomes = gate(model, out, options, events)
-    write_json(out / "gate.json", {"merged": merge, "zeros": zeros, "attempts": [outcome.as_record() for outcome in outcomes]})
-    write_json(out / RESULT, record)
+    write_json(out / GATE, {"merged": merge, "zeros": zeros, "attempts": [outcome.as_record() for outcome in outcomes]})
+    write_json(out / RECOVERED, record)
     last = outcomes[-1]
     events.gate(f"recovered = trained: logits within {last.reopened.difference:.2g} ({last.dtype})", zeros=zeros, merged=merge)
     events.note(f"loss {record['losses'][0]['loss']:.3f} → {record['losses'][-1]['loss']:.3f} in {recipe.steps} steps")

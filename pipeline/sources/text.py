@@ -12,6 +12,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
+from pipeline.sources.folder import TEXT_OF, TEXTS
 from pipeline.sources.overlap import LONG, shared_share
 from pipeline.sources.places import typed_path
 from pipeline.sources.reading import SUFFIXES, read_data_set, read_file
@@ -36,7 +37,7 @@ def texts(recipe: TextSlice, options: RunOptions, out: Path, events: Events) -> 
             "Name two different texts, or set text.allow_overlap: true, which the report will state.",
         )
     write_json(
-        out / "text.json",
+        out / TEXTS,
         {
             "overlap": overlap,
             "calibration": _write(out, recipe.calibration, "calibration", calibration),
@@ -113,7 +114,7 @@ def _identify(named: TextSource, role: Role) -> str:
 
 
 def _write(out: Path, named: TextSource, role: Role, text: str) -> dict[str, str | int]:
-    (out / f"{role}.txt").write_text(text, encoding="utf-8", newline="")
+    (out / TEXT_OF[role]).write_text(text, encoding="utf-8", newline="")
     return {"name": describe(named, role), "characters": len(text), "sha256": _sha256(text)}
 
 

@@ -13,7 +13,7 @@ from benchmarks.results.markdown import memory, render
 from benchmarks.stage import benchmark
 from benchmarks.studies.realised_gain import BARS, _named, outcome, table
 from benchmarks.timing.subject import Subject
-from exporters.tensorrt.stage import SECONDS
+from exporters.tensorrt.folder import SECONDS
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import write_json

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from exporters.folder import GATE
 from exporters.gguf.recipe import GgufSlice
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -18,7 +19,7 @@ from trimline.cli.session import Session
 def export_gguf(here: Session, model: str, output: Path, chosen: dict[str, Any], options: RunOptions) -> None:
     """Writes and gates model.gguf, and prints what its gates saw."""
     folder = api.export_gguf(model, output, recipe=_slice(chosen), options=options, events=here.events)
-    gate = read_json(folder / "gate.json")
+    gate = read_json(folder / GATE)
     for name in ("transformers", "llama.cpp"):
         here.out.print(f"{name}: {_line(gate[name])}", soft_wrap=True, markup=False, highlight=False)
     here.out.print(f"Written to {folder}, as GGUF architecture {gate['architecture']}", soft_wrap=True, highlight=False)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results.document import RESULTS, Results, read_file
+from deploy.folder import HTML, MANIFEST, RECIPE, REPORT, RUN
 from pipeline.artefacts.artefact import RECORD
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from trimline.comparisons.result import Axis, Result, Timed, dense_of, machine_of, text_of
 from trimline.recipe import Recipe, parse_recipe
-from trimline.reporting.data import FILE as REPORT
 from trimline.reporting.data import Measure, Phase, ReportData
 from trimline.reporting.headline import UNRESOLVED
 from trimline.stages.names import SHIPPED
@@ -58,16 +58,16 @@ def _read(path: Path) -> Iterator[Result]:
         yield from _of_sweep(path, SweepData.read(path / SWEEP))
     elif path.parent.name == POINTS and (path.parent.parent / SWEEP).is_file():
         yield _of_point(path)
-    elif (path / "report.html").is_symlink() or (path / REPORT).is_file():
+    elif (path / HTML).is_symlink() or (path / REPORT).is_file():
         yield _of_run(path)
-    elif (path / "manifest.json").is_file() and (path / "run.json").is_file():
+    elif (path / MANIFEST).is_file() and (path / RUN).is_file():
         yield _of_package(path)
     else:
         raise TrimlineError(f"{path} holds no result.", f"Give {KINDS}.")
 
 
 def _of_run(path: Path) -> Result:
-    folder = path if (path / REPORT).is_file() else (path / "report.html").resolve().parent
+    folder = path if (path / REPORT).is_file() else (path / HTML).resolve().parent
     data = ReportData.read(folder / REPORT)
     row = data.model("pruned")
     if row is None or row.perplexity is None or not data.workloads:
@@ -98,11 +98,11 @@ def _exported(report: Path) -> Path | None:
 
 
 def _of_package(path: Path) -> Result:
-    run = read_json(path / "run.json")
+    run = read_json(path / RUN)
     row = run["models"].get("pruned", {})
     if not row.get("perplexity") or not run["workloads"]:
         raise TrimlineError(f"The package {path} does not say its perplexity and speed.", "Make it again with `trimline package`.")
-    recipe = _recipe((path / "recipe.yaml").read_text(encoding="utf-8"), path)
+    recipe = _recipe((path / RECIPE).read_text(encoding="utf-8"), path)
     texts = [text["sha256"] for text in run["texts"] if text["role"] == "evaluation"]
     return Result(
         name=_name(path),

@@ -12,6 +12,7 @@ from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import TrimlineError
+from pipeline.plan.folder import PLAN
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.profiles import consumers
@@ -38,7 +39,7 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
         return _inspect_onnx(graph)
     if place := checkpoint_place(folder):
         return _inspect_checkpoint(place)
-    if (folder / "plan.json").exists():
+    if (folder / PLAN).exists():
         return _inspect_plan(folder, source)
     raise TrimlineError(
         f"{folder} holds neither config.json, nor plan.json, nor an .onnx file.", "Give a checkpoint, plan, ONNX or package folder."

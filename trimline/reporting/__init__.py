@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deploy.folder import HTML, MARKDOWN, REPORT
 from trimline.reporting.data import (
-    FILE,
     BlockRow,
     ConsumerRow,
     GateRow,
@@ -24,10 +24,8 @@ from trimline.reporting.markdown import render_markdown
 from trimline.reporting.page import render_html
 from trimline.reporting.terminal import render_terminal
 
-HTML, MARKDOWN = "report.html", "report.md"
-
 __all__ = [
-    "FILE",
+    "REPORT",
     "HTML",
     "MARKDOWN",
     "BlockRow",
@@ -52,6 +50,6 @@ __all__ = [
 
 def write_report(data: ReportData, out: Path) -> None:
     """Writes report.json, report.html and report.md into ``out``."""
-    data.write(out / FILE)
+    data.write(out / REPORT)
     (out / HTML).write_text(render_html(data), encoding="utf-8", newline="\n")
     (out / MARKDOWN).write_text(render_markdown(data), encoding="utf-8", newline="\n")

@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from benchmarks.recipe import Phase
 from pipeline.common.errors import TrimlineError
 
-FILE = "report.json"
 STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 Role = Literal["dense", "pruned"]

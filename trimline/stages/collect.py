@@ -20,8 +20,9 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.allocation.budget import removed_in_every_definition
 from pipeline.prune.allocation.targets import Consumer
 from pipeline.rebuild.profiles import consumers
+from pipeline.recover.folder import RECOVERED as RECORD_OF_RECOVERY
 from pipeline.recover.recipe import RecoverSlice
-from pipeline.recover.stage import RESULT as RECORD_OF_RECOVERY
+from pipeline.sources.folder import TEXTS
 from pipeline.sources.model import describe
 from pipeline.sources.text import SHARED_BAR
 from trimline.recipe import Recipe, recipe_text
@@ -84,7 +85,7 @@ def collect(
     decision = Plan.read(plan)
     results = read(timings)
     original, result = (Checkpoint(lanes[role].checkpoint).geometry for role in ("dense", "pruned"))
-    text = read_json(texts / "text.json")
+    text = read_json(texts / TEXTS)
     models = tuple(_model_row(role, lane, results.models.get(role)) for role, lane in lanes.items())
     return ReportData(
         title=f"{recipe.name}: {describe(recipe.model)}",

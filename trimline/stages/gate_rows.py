@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporters.folder import GATE
+from exporters.tensorrt.folder import RECORD as BUILD
 from pipeline.artefacts.artefact import Artefact
 from pipeline.common.files import read_json
 from trimline.reporting import GateRow
@@ -20,13 +22,13 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[Name, Artefact]) -> It
         exports: ONNX folders of the dense and the pruned model.
         done: every artefact, by its name.
     """
-    rebuilt = read_json(done[SMALLER].folder / "gate.json")["attempts"][-1]
+    rebuilt = read_json(done[SMALLER].folder / GATE)["attempts"][-1]
     yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
     yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
     if RECOVERED in done:
-        yield from _recovery_gates(read_json(done[RECOVERED].folder / "gate.json"))
+        yield from _recovery_gates(read_json(done[RECOVERED].folder / GATE))
     for role, folder in exports.items():
-        yield from _onnx_gates(role, read_json(folder / "gate.json"))
+        yield from _onnx_gates(role, read_json(folder / GATE))
         if (engine := engine_of(Lane(role))) in done:
             yield from engine_gates(role, done[engine].folder)
 
@@ -54,7 +56,7 @@ def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
 
 def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
     """Rows on one lane's engine folder; an engine that was not run says so."""
-    record = read_json(folder / "build.json")
+    record = read_json(folder / BUILD)
     name, pattern, proof = f"{role} ONNX → {record['builder']} engine", record["two_four"], record["sparse_kernels"]
     if int8 := record["int8"]:
         figures = int8["perplexity"]
@@ -66,7 +68,7 @@ def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:
             f"{role} ONNX: weights that are 2:4", pattern["complies"], share, 1.0, f"sparse kernels: {proof['verdict']}, {proof['why']}"
         )
     if record["run"]["run"]:
-        for check, comparison in read_json(folder / "gate.json")["checks"].items():
+        for check, comparison in read_json(folder / GATE)["checks"].items():
             yield _gate(f"{name}, {check}", comparison, "on the GPU against ONNX Runtime")
     else:
         yield GateRow(name, None, detail=f"{record['run']['why']}: {record['run']['proves']}")

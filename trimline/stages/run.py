@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.folder import REPORT as REPORT_FILE
 from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, make_artefact
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
@@ -67,7 +68,7 @@ class Run:
         with exclusive(self.store, self.events):
             for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
                 self.do(job)
-            report = ReportData.read(self.done[REPORT].folder / "report.json")
+            report = ReportData.read(self.done[REPORT].folder / REPORT_FILE)
             self._show()
         return RunResult(self.output, {str(name): artefact for name, artefact in self.done.items()}, report)
 

@@ -14,6 +14,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.plan.plan import Plan
+from pipeline.sources.folder import TEXTS
 from pipeline.sources.model import describe
 from trimline.recipe import recipe_text
 from trimline.reporting.data import BlockRow, Measure
@@ -46,7 +47,7 @@ def collect_sweep(
     results = {entry["folder"]: read(Path(entry["folder"])) for entry in timings["timed"].values()}
     dense = _dense_row(base, results)
     rows = tuple(_row(point, lanes, base, dense, timings, results) for point, lanes in points)
-    text, windows = read_json(base.folder(TEXT) / "text.json")["evaluation"], base.recipe.evaluate
+    text, windows = read_json(base.folder(TEXT) / TEXTS)["evaluation"], base.recipe.evaluate
     environment = environment_rows(next(iter(results.values()))) if results else {}
     return SweepData(
         title=title,

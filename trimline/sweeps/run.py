@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deploy.folder import RECIPE
 from pipeline.artefacts.artefact import exclusive
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -86,7 +87,7 @@ def write_sweep(found: SweepData, points: Sequence[Point], output: Path) -> None
     for point in points:
         place = output / POINTS / point.name
         place.mkdir(parents=True)
-        (place / "recipe.yaml").write_text(recipe_text(point.recipe), encoding="utf-8", newline="\n")
+        (place / RECIPE).write_text(recipe_text(point.recipe), encoding="utf-8", newline="\n")
     files: Mapping[str, bytes] = {
         FILE: found.to_json(),
         PAGE: render_sweep(found).encode(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.artefacts.artefact import Artefact, is_whole
+from pipeline.artefacts.artefact import MEASURED, Artefact, is_whole
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
@@ -182,5 +182,5 @@ def _outcome(task: Task, events: Events) -> Outcome:
 
 def _measured(artefact: Artefact) -> Artefact:
     """One that was there already, with the time that it took."""
-    seconds = float(read_json(artefact.folder / "run.json")["seconds"])
+    seconds = float(read_json(artefact.folder / MEASURED)["seconds"])
     return Artefact(artefact.stage, artefact.key, artefact.folder, seconds, skipped=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.package import MANIFEST
+from deploy.folder import HTML, MANIFEST
 from deploy.verify import verify as verify_package
+from exporters.folder import EXPORT
 from exporters.gguf.files import MODEL as GGUF
 from pipeline.artefacts.artefact import PARTIAL, RECORD, WORK
 from pipeline.artefacts.sums import SUMS, Problem, check_sums
@@ -16,6 +17,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
+from pipeline.plan.folder import PLAN, UPDATES
 from pipeline.sources.model import check_checkpoint, checkpoint_folder, identify
 from pipeline.sources.recipe import ModelSlice
 from trimline.inspect.read import graph_file
@@ -24,7 +26,7 @@ from trimline.verify.findings import Sides, Verification
 
 STORE = "store"
 LOCK = ".lock"
-CONFIG, EXPORT = "config.json", "export.json"
+CONFIG = "config.json"  # of a checkpoint
 
 
 def verify_folder(
@@ -91,7 +93,7 @@ def _verify_run(folder: Path, found: Verification, quick: bool, options: RunOpti
 
 
 def _strange_beside(folder: Path) -> list[Problem]:
-    known = {STORE, SHIPPED, "report.html"}
+    known = {STORE, SHIPPED, HTML}
     strange = [Problem(path.name, "the run left no such file there") for path in sorted(folder.iterdir()) if path.name not in known]
     for name in sorted(known - {STORE}):
         path = folder / name
@@ -180,5 +182,5 @@ def _examine(folder: Path, name: str, sides: Sides, found: Verification, options
         regating.onnx(folder, graph, name, sides, found, options, events)
     elif (folder / GGUF).exists():
         regating.gguf(folder, name, sides, found, options, events)
-    elif (folder / "plan.json").exists() and (folder / "updates.safetensors").exists():
+    elif (folder / PLAN).exists() and (folder / UPDATES).exists():
         regating.plan(folder, name, found)

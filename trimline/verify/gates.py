@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from exporters.folder import EXPORT, GATE
 from exporters.gguf.files import MODEL
 from exporters.gguf.gate import gate_file, gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
@@ -20,14 +21,13 @@ from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.gguf_form import gguf_form
 from pipeline.rebuild.stage import gate_again
+from pipeline.recover.folder import RECOVERED
 from trimline.inspect.graph import inspect_graph
 
 if TYPE_CHECKING:
     from trimline.verify.findings import Sides, Verification
 
 Wanted = TypeVar("Wanted", ExportSlice, GgufSlice)
-GATE = "gate.json"
-RECOVERED = "recover.json"
 
 
 def rebuilt(folder: Path, name: str, sides: Sides, found: Verification, options: RunOptions, events: Events) -> None:
@@ -53,7 +53,7 @@ def onnx(folder: Path, graph: Path, name: str, sides: Sides, found: Verification
     """An ONNX export, against the checkpoint that it was made from."""
     found.check(name, "the graph and every weight that it names are read", lambda: inspect_graph(graph))
     checkpoint = sides.checkpoint
-    if checkpoint is None or not (folder / "export.json").exists():
+    if checkpoint is None or not (folder / EXPORT).exists():
         found.left_out.append(f"{name}: its gate against the checkpoint; name that with --against{_recorded(folder, found, name)}")
         return
     found.check(
@@ -67,7 +67,7 @@ def gguf(folder: Path, name: str, sides: Sides, found: Verification, options: Ru
         found.left_out.append(f"{name}: its gate against the checkpoint; name that with --against{_recorded(folder, found, name)}")
         return
     source, path = Checkpoint(sides.checkpoint), folder / MODEL
-    stated = read_json(folder / "export.json") if (folder / "export.json").exists() else {}
+    stated = read_json(folder / EXPORT) if (folder / EXPORT).exists() else {}
     given: dict[str, Any] = {key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated}
     recipe = _slice(GgufSlice, given, folder)
     if recipe.quantise is None:
@@ -87,7 +87,7 @@ def plan(folder: Path, name: str, found: Verification) -> None:
 
 def _export_slice(folder: Path) -> ExportSlice:
     """What the folder was exported as, with the bar that its gate had."""
-    stated = read_json(folder / "export.json")
+    stated = read_json(folder / EXPORT)
     given: dict[str, Any] = {key: stated[key] for key in ("precision", "logits") if key in stated}
     cost = read_json(folder / GATE).get("perplexity") if (folder / GATE).exists() else None
     if isinstance(cost, dict) and "bar" in cost:

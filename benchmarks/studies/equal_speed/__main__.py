@@ -17,7 +17,7 @@ import typer
 from benchmarks.formulas.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.machine.environment import environment, fingerprint, processor, software
 from benchmarks.recipe import LEAST_ROUNDS
-from benchmarks.results.markdown import interval
+from benchmarks.results.cells import interval
 from benchmarks.results.target import Judgement
 from benchmarks.studies.equal_speed.rows import EXPORTED, WORKLOAD, Asked, asked_of, dense_row, folder_of, form_of, row_of, table_of
 from benchmarks.studies.pages import fill, markdown_table
@@ -32,6 +32,7 @@ from pipeline.artefacts.artefact import digest
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
 from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.sources.folder import TEXTS
 from pipeline.sources.recipe import CalibrationWindows, TextSlice, TextSource
 
 PUBLISHED = ("cfsp", "flap", "llm_surgeon")
@@ -170,7 +171,7 @@ def note(setting: Setting, dense: Record, groups: Sequence[Timed]) -> str:
     last = groups[-1].surroundings
     controls = ", ".join(interval(group.over_dense(CONTROL)) for group in groups)
     calibration, evaluation = setting.calibration, setting.evaluation
-    texts = read_json(setting.texts / "text.json")
+    texts = read_json(setting.texts / TEXTS)
     return (
         f"Prompt {WORKLOAD.prompt}, {WORKLOAD.output} tokens generated, fp32, timed by a client of onnxruntime-genai; dense over dense again: "
         f"{controls}. Dense has a perplexity of {with_error(dense['perplexity'])}. Calibration: {calibration.windows} windows of "

@@ -28,6 +28,7 @@ from benchmarks.studies.pages import markdown_table
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Sample, time_workloads
 from benchmarks.timing.worker import Worker
+from exporters.folder import CONFIG, EXPORT
 from exporters.onnx.files import save_graph
 from exporters.onnx.lowering.fused import lower_fused
 from exporters.onnx.lowering.last_position import keep_last_position
@@ -107,8 +108,8 @@ def graph(checkpoint: Path, out: Path) -> Path:
         model = lower_fused(Checkpoint(checkpoint), PRECISION, QUIET)
         keep_last_position(model)
         save_graph(model, folder, "fused")
-        write_json(folder / "checkpoint_config.json", Checkpoint(checkpoint).config)
-        write_json(folder / "export.json", {"lowering": "fused", "precision": PRECISION, "logits": "last"})
+        write_json(folder / CONFIG, Checkpoint(checkpoint).config)
+        write_json(folder / EXPORT, {"lowering": "fused", "precision": PRECISION, "logits": "last"})
     return out
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from pipeline.common.children import Child, Died, Words, answer_parent, answered, ask_once, module_command
+from pipeline.common.answering import answer_parent, answered
+from pipeline.common.children import Child, Died, Words, ask_once, module_command
 
 APART = "--apart"
 Record = dict[str, Any]

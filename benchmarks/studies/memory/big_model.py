@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.machine.environment import processor
 from benchmarks.machine.memory import AnonymousPeak
-from benchmarks.results.markdown import mebibytes
+from benchmarks.results.cells import mebibytes
 from benchmarks.studies.memory.apart import apart, start
 from benchmarks.studies.memory.random_model import LLAMA_2_7B, random_model
 from benchmarks.studies.pages import fill, markdown_table

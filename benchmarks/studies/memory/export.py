@@ -18,9 +18,10 @@ import typer
 
 from benchmarks.formulas.roofline import FP32
 from benchmarks.machine.memory import AnonymousPeak, process_memory
-from benchmarks.results.markdown import mebibytes
+from benchmarks.results.cells import mebibytes
 from benchmarks.studies.memory.apart import apart, start
 from benchmarks.studies.pages import fill, markdown_table
+from exporters.folder import GATE
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
 from exporters.onnx.lowering.precision import check_budget
@@ -64,7 +65,7 @@ def measured(checkpoint: Path, lowering: str, precision: str, threads: int, memo
                 recipe = ExportSlice.model_validate({"lowering": lowering, "precision": precision, "perplexity_bar": 1e6})
                 check_budget(source, lowering, recipe.precision, options)
                 export(checkpoint, recipe, options, out, Events())
-            ratio = read_json(out / "gate.json").get("perplexity", {}).get("ratio")
+            ratio = read_json(out / GATE).get("perplexity", {}).get("ratio")
     except TrimlineError as error:
         return {"weights": weights, "before": before, "refused": error.problem}
     most = peak.bytes or 0

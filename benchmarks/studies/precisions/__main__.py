@@ -25,6 +25,7 @@ from benchmarks.studies.precisions.llama_folder import llama_folder
 from benchmarks.studies.precisions.profiled import allowed_by_time, prompt_profile, shares
 from benchmarks.studies.precisions.stock_builder import stock_graph
 from benchmarks.studies.precisions.tables import ALL, BUILDER, LLAMA, OURS, PROMPT, WORKLOADS, PrecisionResults, document
+from exporters.folder import GATE
 from exporters.onnx.gate.perplexity import fixed_windows, graph_losses
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.stage import export
@@ -73,7 +74,7 @@ def perplexities(found: Mapping[str, Path], dense: Path, options: RunOptions) ->
         raise TrimlineError(f"{dense} has no tokenizer.", "Give a model that has one.")
     values = {}
     for name, folder in found.items():
-        gate = folder / "gate.json"
+        gate = folder / GATE
         if gate.is_file():
             values[name] = read_json(gate)["perplexity"]["graph"]
         elif name == LLAMA:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.formulas.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.recipe import Phase, Workload
+from benchmarks.results.cells import interval, ratio, rounds_of
 from benchmarks.results.document import Comparison, Part, Results
-from benchmarks.results.markdown import interval, machine, ratio, rounds_of
+from benchmarks.results.markdown import machine
 from benchmarks.results.target import series
 from benchmarks.runtimes.llama_cpp import NO_LLAMA_CPP
 from benchmarks.runtimes.names import Runtime

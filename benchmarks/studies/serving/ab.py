@@ -22,7 +22,7 @@ import typer
 from benchmarks.formulas.statistics import Ratio, paired_ratio, verdict
 from benchmarks.machine.environment import commit, environment, processor
 from benchmarks.recipe import LEAST_ROUNDS
-from benchmarks.results.markdown import interval
+from benchmarks.results.cells import interval
 from benchmarks.studies.pages import demand_folder, fill, markdown_table
 from benchmarks.studies.serving.load import Run, client_of, httpx2, load, prompts
 from benchmarks.studies.serving.request import Endpoint, Sample, first_model

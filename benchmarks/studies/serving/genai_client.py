@@ -20,7 +20,7 @@ from benchmarks.formulas.statistics import Ratio, by_opening, control_holds, poo
 from benchmarks.machine.environment import commit, environment, fingerprint, processor, software
 from benchmarks.machine.pinning import pin
 from benchmarks.recipe import LEAST_ROUNDS, PHASES
-from benchmarks.results.markdown import interval, rounds_of
+from benchmarks.results.cells import interval, rounds_of
 from benchmarks.results.target import Judgement
 from benchmarks.studies.pages import demand_folder, fill, markdown_table
 from benchmarks.timing.child import Child

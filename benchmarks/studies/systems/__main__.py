@@ -28,6 +28,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from pipeline.common.options import DType, RunOptions
 from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.sources.folder import TEXTS
 from pipeline.sources.recipe import CalibrationWindows, TextSlice, TextSource
 
 
@@ -59,7 +60,7 @@ class Pages:
 def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     """What a reader needs to know beside the table."""
     calibration, evaluation, now = setting.calibration, setting.evaluation, code()
-    texts = read_json(setting.texts / "text.json")
+    texts = read_json(setting.texts / TEXTS)
     processors = sorted({str(record["processor"]) + f" ({', '.join(record['flags'])})" for record in records if "processor" in record})
     lines = [
         f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {texts['calibration']['name']}, forward passes in "

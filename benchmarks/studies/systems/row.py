@@ -23,7 +23,7 @@ from pipeline.artefacts.artefact import digest, file_digest, whole_folder
 from pipeline.artefacts.reach import code_of
 from pipeline.calibrate.measurements import Kept
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.children import answer_parent, answered
+from pipeline.common.answering import answer_parent, answered
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json

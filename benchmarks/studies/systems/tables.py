@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.formulas.statistics import Difference, Ratio, paired_difference
 from benchmarks.recipe import PHASES, Phase
-from benchmarks.results.markdown import interval, mebibytes, ratio
+from benchmarks.results.cells import interval, mebibytes, ratio
 from benchmarks.studies.pages import markdown_table
 from benchmarks.studies.systems.systems import percent
 

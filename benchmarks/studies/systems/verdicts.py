@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.formulas.statistics import Difference, Ratio
-from benchmarks.results.markdown import interval
+from benchmarks.results.cells import interval
 from benchmarks.studies.systems.speed import Speeds
 from benchmarks.studies.systems.systems import ALL_OURS
 from benchmarks.studies.systems.tables import NOT_RESOLVED, Record, loss_difference, named

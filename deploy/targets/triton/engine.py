@@ -9,7 +9,7 @@ from typing import Any
 
 from deploy.placing import link_or_copy
 from exporters.tensorrt.builders import BUILDERS
-from exporters.tensorrt.stage import ENGINE, RECORD
+from exporters.tensorrt.folder import ENGINE, RECORD
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from exporters.folder import CONFIG, EXPORT
 from exporters.onnx.gate.perplexity import graph_losses
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.architecture.geometry import Geometry
@@ -17,6 +18,7 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.perplexity import RESULT, perplexity_record
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.live.loading import as_trimline_error, load_tokenizer, quiet_transformers
+from pipeline.sources.folder import EVALUATION
 from pipeline.sources.windows import check_windows, consecutive_windows
 
 
@@ -37,17 +39,17 @@ def evaluate_graph(
     Raises:
         TrimlineError: the text is shorter than the recipe asks for, or the graph does not run.
     """
-    text = (texts / "evaluation.txt").read_text(encoding="utf-8")
+    text = (texts / EVALUATION).read_text(encoding="utf-8")
     if checkpoint is None:
-        tokenizer, geometry = carried_tokenizer(folder), Geometry.from_config(read_json(folder / "checkpoint_config.json"))
+        tokenizer, geometry = carried_tokenizer(folder), Geometry.from_config(read_json(folder / CONFIG))
     else:
         tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
     windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
     check_windows(windows, geometry)
     decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
     found = perplexity_record(graph_losses(decoder, windows, events))
-    precision = read_json(folder / "export.json")["precision"]
-    write_json(out / RESULT, found | {"text": "evaluation.txt", "window": recipe.window, "precision": precision})
+    precision = read_json(folder / EXPORT)["precision"]
+    write_json(out / RESULT, found | {"text": EVALUATION, "window": recipe.window, "precision": precision})
     events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from exporters.folder import GATE, GENAI_CONFIG
 from exporters.held import is_mapped, open_reference
 from exporters.onnx.gate.divergence import Divergence, compare_distributions
 from exporters.onnx.gate.paths import Walk, at_once, through_genai, walks
 from exporters.onnx.gate.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
-from exporters.onnx.running.genai import CONFIG, promised_positions
+from exporters.onnx.running.genai import promised_positions
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.runtime import has_genai
 from exporters.recipe import ExportSlice
@@ -38,7 +39,6 @@ from pipeline.live.paging import Paging
 
 BAR = 1e-3
 ROUNDINGS = 4  # of torch's own: two programs that round differently, each off by as much, and as much again for luck
-RECORD = "gate.json"
 TEXT = "The river had been frozen for three weeks when the first boats of the year came up from the harbour, and"
 NO_GENAI = "onnxruntime-genai is not installed"
 BF16_IN_GENAI = "onnxruntime-genai computes bf16 on GPUs only, and is run on the processor here"
@@ -64,7 +64,7 @@ class Judge:
 def gate_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunOptions, events: Events) -> dict[str, Any]:
     """As ``compare_onnx``, and writes gate.json into ``folder``."""
     record = compare_onnx(checkpoint, folder, recipe, options, events)
-    write_json(folder / RECORD, record)
+    write_json(folder / GATE, record)
     return record
 
 
@@ -149,7 +149,7 @@ def _walk(
 
 def _not_in_genai(folder: Path, precision: str) -> str:
     """Why onnxruntime-genai does not run the graph here; empty where it does."""
-    if not has_genai() or not (folder / CONFIG).is_file():
+    if not has_genai() or not (folder / GENAI_CONFIG).is_file():
         return NO_GENAI
     # The folder's configuration names no GPU, and processors have no kernels for it.
     return BF16_IN_GENAI if precision == "bf16" else ""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.folder import GENAI_CONFIG
 from exporters.onnx.files import GRAPH
 from exporters.onnx.lowering.config import context_length, stock_config
 from exporters.onnx.lowering.rotary import table_positions
@@ -18,7 +19,6 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
 
-CONFIG = "genai_config.json"
 # What genai calls its plain decoder runner; it reads every size from the graph and the config, none from this name.
 KNOWN_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
 GENERIC_TYPE = "llama"
@@ -59,7 +59,7 @@ def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> N
     }
     search = {"max_length": context, "do_sample": False, "num_beams": 1, "past_present_share_buffer": fused}
     search |= {key: settings[key] for key in ("temperature", "top_k", "top_p", "repetition_penalty") if settings.get(key) is not None}
-    write_json(folder / CONFIG, {"model": model, "search": search})
+    write_json(folder / GENAI_CONFIG, {"model": model, "search": search})
 
 
 def fused_positions(checkpoint: Checkpoint) -> int:
@@ -69,7 +69,7 @@ def fused_positions(checkpoint: Checkpoint) -> int:
 
 def promised_positions(folder: Path, checkpoint: Checkpoint) -> int:
     """Tokens that the graph in a folder takes, as its genai_config.json says; without one, those of the checkpoint."""
-    stated = folder / CONFIG
+    stated = folder / GENAI_CONFIG
     return int(read_json(stated)["model"]["context_length"]) if stated.is_file() else context_length(checkpoint)
 
 

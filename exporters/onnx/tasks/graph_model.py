@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from transformers import PretrainedConfig
 
+from exporters.folder import GENAI_CONFIG
 from exporters.onnx.gate.evaluate import carried_tokenizer
-from exporters.onnx.running.genai import CONFIG
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -41,7 +41,7 @@ class GraphLM(HFLM):
     def __init__(self, folder: Path, decoder: OnnxDecoder, batch: int = 1) -> None:
         self.decoder = decoder
         stand_in: Any = SimpleNamespace(device=torch.device("cpu"), config=PretrainedConfig())
-        model = read_json(folder / CONFIG)["model"]
+        model = read_json(folder / GENAI_CONFIG)["model"]
         longest, ends = int(model["context_length"]), model.get("eos_token_id", [])
         super().__init__(pretrained=stand_in, tokenizer=carried_tokenizer(folder), backend="causal", max_length=longest, batch_size=batch)
         self._ends = torch.tensor([*(ends if isinstance(ends, list) else [ends]), self.eot_token_id])

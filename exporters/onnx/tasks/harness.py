@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from exporters.folder import EXPORT
 from exporters.onnx.gate.divergence import compare_distributions
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.common.errors import GateError
@@ -41,7 +42,7 @@ def examine_graph(folder: Path, recipe: LmEvalSlice, options: RunOptions, out: P
 
     with alone():
         model = GraphLM(folder, decoder, recipe.batch)
-    form = {"form": "onnx", "precision": read_json(folder / "export.json")["precision"], "gate": gate}
+    form = {"form": "onnx", "precision": read_json(folder / EXPORT)["precision"], "gate": gate}
     write_json(out / RESULT, form | scores(model, tasks, recipe, events))
 
 

@@ -15,7 +15,7 @@ from benchmarks.formulas.statistics import (
     typical,
     verdict,
 )
-from benchmarks.results.markdown import rounds_of
+from benchmarks.results.cells import rounds_of
 
 
 def ratio(value: float, low: float, high: float, rounds: int = 25, openings: int = 5) -> Ratio:

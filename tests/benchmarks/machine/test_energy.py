@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.formulas.roofline import Ceilings
 from benchmarks.machine.energy import Meter, NoCounter, Nvml, Rapl
-from benchmarks.recipe import Phase, Workload
+from benchmarks.recipe import PHASES, Workload
 from benchmarks.results.document import ModelRecord, Timing
 from benchmarks.results.energy import lines
 from benchmarks.results.from_samples import timing
@@ -23,7 +23,6 @@ from tests.benchmarks.results.sample_results import MODEL, results
 from tests.tiny import tiny_model
 
 RANGE = 262_143_328_850
-PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 def zone(root: Path, name: str, label: str, energy: int, size: int = RANGE) -> Path:

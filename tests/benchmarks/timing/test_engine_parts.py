@@ -13,7 +13,7 @@ from benchmarks.results.markdown import timings
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Sample, Samples
 from exporters.folder import CONFIG, EXPORT
-from exporters.tensorrt.stage import RECORD
+from exporters.tensorrt.folder import RECORD
 from pipeline.common.files import write_json
 from tests.benchmarks.results.sample_results import PROCESS
 from tests.tiny import tiny_model

@@ -19,7 +19,7 @@ from pipeline.common.errors import TrimlineError
 ROOT = Path(__file__).parents[3]
 WORKER = """
 import os, signal, sys, time
-from pipeline.common.children import answer_parent, answered
+from pipeline.common.answering import answer_parent, answered
 from pipeline.common.errors import TrimlineError
 
 def double(number):

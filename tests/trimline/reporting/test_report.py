@@ -49,6 +49,14 @@ def test_json_round_trip(tmp_path):
     assert ReportData.read(tmp_path / "report.json") == data
 
 
+def test_the_file_keeps_its_words(tmp_path):
+    """A realised gain is called ``realised`` there, as in packages of older versions."""
+    sample().write(tmp_path / "report.json")
+    workload = json.loads((tmp_path / "report.json").read_text())["workloads"][0]
+    assert workload["realised"]["value"] == sample().workloads[0].realised_gain.value
+    assert "realised_gain" not in workload
+
+
 def test_json_keeps_an_infinite_perplexity(tmp_path):
     broken = dataclasses.replace(sample().models[1], perplexity=Measure(math.inf))
     data = dataclasses.replace(sample(), models=(sample().models[0], broken))

@@ -12,8 +12,8 @@ from scipy.stats import ttest_rel
 
 from benchmarks.formulas.statistics import Ratio, paired_difference, paired_ratio
 from benchmarks.recipe import PHASES, BenchmarkSlice, Workload
+from benchmarks.results.cells import interval
 from benchmarks.results.document import Results
-from benchmarks.results.markdown import interval
 from benchmarks.studies.systems.plot import plot
 from benchmarks.studies.systems.speed import WORKLOADS, Speeds, openings
 from benchmarks.studies.systems.systems import OURS, OURS_FFN

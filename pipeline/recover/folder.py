@@ -1,0 +1,5 @@
+"""File name of what training left beside the weights."""
+
+from __future__ import annotations
+
+RECOVERED = "recover.json"
