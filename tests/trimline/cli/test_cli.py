@@ -249,7 +249,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_an_unforeseen_fault_is_a_sentence_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("trimline.api.read_recipe", lambda path: 1 / 0)
+    monkeypatch.setattr("trimline.recipe.read_recipe", lambda path: 1 / 0)
     called = trimline("run", tmp_path / "none.yaml", "-o", tmp_path / "out")
     assert called.code == 70
     assert "error: Something went wrong inside (ZeroDivisionError: division by zero). Run again with --debug" in called.stderr
