@@ -1,7 +1,7 @@
 #!/bin/sh
 # Guess: where config.json says `tie_word_embeddings: true`, the token table is the output head; a stored lm_head.weight that
 #   differs is left aside, by everyone.
-# Seen (transformers 5.23.0): it takes both tensors and leaves them untied (a warning; the config goes on saying true, also
+# Seen: transformers 5.23.0 takes both tensors and leaves them untied (a warning; the config goes on saying true, also
 #   when saved again). onnxruntime-genai 0.18.0's builder takes lm_head for the head *and* for the token table. Three readings of
 #   one folder: neither agrees with the guess.
 # For users of Trimline: such a folder comes from training that touched the head of a tied model (peft's `modules_to_save`), or

@@ -252,7 +252,7 @@ def test_every_finding_is_described_and_pinned() -> None:
     for script in sorted(set(folder.glob("*.sh")) - {folder / "lib.sh"}):
         text = script.read_text(encoding="utf-8")
         assert f"({script.name})" in table, script.name
-        assert all(f"\n# {part}" in text for part in ("Guess: ", "Seen ", "For users of Trimline: ")), script.name
+        assert all(f"\n# {part}" in text for part in ("Guess: ", "Seen", "For users of Trimline: ")), script.name
         installed = re.findall(r"^packages ((?:.*\\\n)*.*)", text, re.MULTILINE)
         assert installed, script.name
         assert all("==" in package for line in installed for package in line.replace("\\\n", " ").split()), script.name

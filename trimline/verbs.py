@@ -32,6 +32,7 @@ from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.processes import first_process
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import check_recovery, result_key
+from pipeline.sources.folder import CALIBRATION, EVALUATION, TEXTS
 from pipeline.sources.recipe import ModelSlice, TextSlice, TextSource
 from pipeline.sources.text import describe, load_text
 from trimline.recipe import Recipe, as_recipe
