@@ -26,7 +26,7 @@ from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.plan.plan import Plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.profiles import check_request
 from tests.pipeline.rebuild.cases import anything, fewer_groups, rebuilt_tiny, same_width
 from tests.tiny import tiny_model
@@ -164,9 +164,9 @@ def test_the_recipes_page_names_every_method_and_space() -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_sound_and_in_the_readme(path: Path) -> None:
     recipe = read_recipe(path)
-    check_steps(recipe.prune)
+    shapes = shapes_asked_for(resolve_steps(recipe.prune), recipe.rebuild.profile)
     config = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
-    check_request(recipe.rebuild.profile, family_named("llama"), *shapes_asked_for(recipe), config)
+    check_request(recipe.rebuild.profile, family_named("llama"), *shapes, config)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| \[{path.stem}\]\(recipes/{path.name}\) \| .* \| `(\w+)` \|$", readme, re.MULTILINE)
     assert row, f"the README does not list {path.name}"
@@ -179,7 +179,7 @@ def test_recipes_on_pages_are_sound(page: Path, monkeypatch: pytest.MonkeyPatch)
         defined = executed(blocks(page, "python")[0], page)
         monkeypatch.setitem(pipeline.prune.methods.METHODS, "contribution", defined["Contribution"]())
     for text in blocks(page, "yaml"):
-        check_steps(parse_recipe(text, page.name).prune)
+        resolve_steps(parse_recipe(text, page.name).prune)
 
 
 # --- code on pages -------------------------------------------------------------------------------------------------

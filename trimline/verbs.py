@@ -27,7 +27,7 @@ from pipeline.evaluate.harness.tasks import check_tasks
 from pipeline.evaluate.perplexity import RESULT
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
 from pipeline.plan.plan import Plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.processes import first_process
 from pipeline.recover.recipe import RecoverSlice
@@ -56,7 +56,7 @@ def prune(
     """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's."""
     wanted = as_recipe(recipe)
     named = wanted.model if model is None else ModelSlice(source=str(model))
-    check_steps(wanted.prune)
+    resolve_steps(wanted.prune)  # what is wrong with the steps is said before anything is fetched
     with checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
         if wanted.prune.calibration.token_ids is None:
             alone(TEXT, wanted.text, {}, Path(scratch), options, events)

@@ -28,6 +28,15 @@ class BlockShape:
     def units(self, sublayer: Sublayer) -> int:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
+    def with_units(self, sublayer: Sublayer, units: int) -> BlockShape:
+        """The same block with another size of one sublayer."""
+        return replace(self, ffn=units) if sublayer is Sublayer.FFN else replace(self, kv_groups=units)
+
+    @classmethod
+    def alone(cls, sublayer: Sublayer, units: int = 1) -> BlockShape:
+        """A block of one sublayer."""
+        return cls(0, 0).with_units(sublayer, units)
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +24,33 @@ class Space(StrEnum):
 # The one table: which sublayer of a block a space's units are in. Blocks and channels of the residual stream are in none.
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
 SPACES = {sublayer: space for space, sublayer in SUBLAYERS.items()}
+
+
+T = TypeVar("T")
+
+
+class IndexSet(NamedTuple):
+    """Units that are numbered together: a block's FFN channels, a block's KV groups.
+
+    Attributes:
+        space: what they are.
+        block: original number of their block.
+    """
+
+    space: Space
+    block: int
+
+
+# How many units stay. Of space layer 1 or 0 per block; of the residual stream the same number for every block.
+Counts = dict[IndexSet, int]
+
+
+def per_space(by_set: Mapping[IndexSet, T]) -> dict[Space, list[T]]:
+    """The values of each space, in their order."""
+    found: dict[Space, list[T]] = {}
+    for units, value in by_set.items():
+        found.setdefault(units.space, []).append(value)
+    return found
 
 
 def channels(units: tuple[int, ...], width: int) -> torch.Tensor:

@@ -11,9 +11,7 @@ bytes, and so does what it names: a script that it copies or runs, or a folder o
 
 A collection is a package whose ``__init__`` lists its modules in a table: methods, families, targets. Its users get all of
 them, and use one. Whoever knows which one says so: then the table is left out, with its imports, and a new line in it
-changes no key. Where it is said that none is used, the closure ends at the ``__init__``: a recipe asks the methods for the
-spaces they score, and a stage that runs no method never comes there. A collection for which nothing is said is a package
-like any other, so all of its members count.
+changes no key. A collection for which nothing is said is a package like any other, so all of its members count.
 """
 
 from __future__ import annotations
@@ -57,8 +55,7 @@ def reached(entries: Iterable[str], members: Members | None = None, root: Path =
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            if name not in chosen or chosen[name]:
-                waiting += (*_module(root, name, name in chosen).arrows, *chosen.get(name, ()))
+            waiting += (*_module(root, name, name in chosen).arrows, *chosen.get(name, ()))
     return frozenset(found)
 
 

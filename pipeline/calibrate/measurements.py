@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.architecture.families import Point
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.names import first_scores_name, first_scores_named, statistic_name, statistic_named
+from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.files import read_json, write_json
@@ -23,7 +24,7 @@ Scores = dict[Space, dict[int, torch.Tensor]]  # per space, original block numbe
 
 
 @dataclass(frozen=True)
-class Kept:
+class Measurements:
     """Tensors and JSON-compatible numbers by name; whoever measured them gives the names their meaning."""
 
     tensors: Mapping[str, torch.Tensor]
@@ -35,19 +36,19 @@ class Kept:
         write_json(folder / NUMBERS, self.numbers)
 
     @classmethod
-    def read(cls, folder: Path) -> Kept:
+    def read(cls, folder: Path) -> Measurements:
         """What ``write`` wrote."""
         return cls(load_file(folder / TENSORS), read_json(folder / NUMBERS))
 
 
-def kept_scores(scores: Scores, measured: Measured) -> Kept:
+def measurements_of(scores: Scores, measured: Measured) -> Measurements:
     """Scores per unit, and the statistics that sizes and compensations are decided on; gradients are not among them."""
-    tensors = {f"scores.{space}.{block}": score for space, by_block in scores.items() for block, score in by_block.items()}
+    tensors = {first_scores_name(IndexSet(space, block)): score for space, by_block in scores.items() for block, score in by_block.items()}
     numbers: dict[str, Any] = {}
     for block, seen in measured.items():
         points: dict[str, Any] = {}
         for point, inputs in seen.inputs.items():
-            tensors |= {f"{block}.{point}.{name}": tensor for name, tensor in _tensors(inputs).items()}
+            tensors |= {statistic_name(block, point, name): tensor for name, tensor in _tensors(inputs).items()}
             followed = inputs.fluctuation
             points[point.value] = followed and {"sequences": followed.sequences, "tokens": followed.tokens}
         numbers[str(block)] = {
@@ -57,18 +58,22 @@ def kept_scores(scores: Scores, measured: Measured) -> Kept:
             "influence": seen.influence,
             "inputs": points,
         }
-    return Kept(tensors, numbers)
+    return Measurements(tensors, numbers)
 
 
-def scores_of(kept: Kept) -> tuple[Scores, Measured]:
-    """What ``kept_scores`` was given."""
+def scores_of(measurements: Measurements) -> tuple[Scores, Measured]:
+    """What ``measurements_of`` was given."""
     scores: Scores = {}
-    for name in (name for name in kept.tensors if name.startswith("scores.")):
-        _, space, block = name.split(".")
-        scores.setdefault(Space(space), {})[int(block)] = kept.tensors[name]
-    return {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}, {
-        int(block): _block(kept, block, numbers) for block, numbers in sorted(kept.numbers.items(), key=lambda pair: int(pair[0]))
-    }
+    inputs: dict[tuple[int, Point], dict[str, torch.Tensor]] = {}
+    for name, tensor in measurements.tensors.items():
+        if (units := first_scores_named(name)) is not None:
+            scores.setdefault(units.space, {})[units.block] = tensor
+        else:
+            block, point, statistic = statistic_named(name)
+            inputs.setdefault((block, point), {})[statistic] = tensor
+    numbers = sorted((int(block), found) for block, found in measurements.numbers.items())
+    ordered = {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}
+    return ordered, {block: _block(block, found, inputs) for block, found in numbers}
 
 
 def _tensors(inputs: InputStatistics) -> dict[str, torch.Tensor]:
@@ -80,12 +85,11 @@ def _tensors(inputs: InputStatistics) -> dict[str, torch.Tensor]:
     return found
 
 
-def _block(kept: Kept, block: str, numbers: Mapping[str, Any]) -> BlockStatistics:
-    inputs = {Point(point): _inputs(kept, f"{block}.{point}.", counts) for point, counts in numbers["inputs"].items()}
+def _block(block: int, numbers: Mapping[str, Any], tensors: Mapping[tuple[int, Point], Mapping[str, torch.Tensor]]) -> BlockStatistics:
+    inputs = {Point(point): _inputs(tensors[block, Point(point)], counts) for point, counts in numbers["inputs"].items()}
     return BlockStatistics(numbers["tokens"], numbers["sequences"], numbers["distance"], numbers["influence"], inputs)
 
 
-def _inputs(kept: Kept, prefix: str, counts: Mapping[str, int] | None) -> InputStatistics:
-    found = {name.removeprefix(prefix): tensor for name, tensor in kept.tensors.items() if name.startswith(prefix)}
+def _inputs(found: Mapping[str, torch.Tensor], counts: Mapping[str, int] | None) -> InputStatistics:
     followed = counts and Fluctuation(found["mean"], found["between"], found["centred"], counts["sequences"], counts["tokens"])
     return InputStatistics(found["squares"], found["total"], found.get("upper"), followed or None)

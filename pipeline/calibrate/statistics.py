@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -178,3 +179,13 @@ class BlockGradients:
         """All of them."""
         for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks):
             yield from kind.values()
+
+
+class GivenStatistics(Protocol):
+    """What the sweeps would yield, in their order."""
+
+    def forward(self) -> Iterator[tuple[int, BlockStatistics]]:
+        """As ``sweep``."""
+
+    def backward(self) -> Iterator[tuple[int, BlockGradients]]:
+        """As ``gradient_sweep``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,12 @@ class Selection:
 
     def units(self, sublayer: Sublayer) -> tuple[tuple[int, ...], ...]:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
+
+    def with_units(self, sublayer: Sublayer, block: int, units: Sequence[int]) -> Selection:
+        """The same selection with other units of a sublayer of an original block."""
+        every = list(self.units(sublayer))
+        every[block] = tuple(units)
+        return replace(self, ffn=tuple(every)) if sublayer is Sublayer.FFN else replace(self, kv_groups=tuple(every))
 
     def geometry(self, original: Geometry) -> Geometry:
         """Sizes of the model that keeps this selection."""

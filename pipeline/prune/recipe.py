@@ -118,30 +118,19 @@ class PruneStep(Slice):
             raise ValueError("a step states exactly one of 'budget', 'pooled' and 'target'")
         if self.allocation == "optimal" and not self.target:
             raise ValueError("allocation 'optimal' belongs to a target")
-        if Space.WEIGHT in self.spaces and len(self.spaces) > 1:
+        if Space.WEIGHT in self.budget and len(self.budget) > 1:
             raise ValueError("space weight needs a step of its own")
         return self
 
-    @property
-    def spaces(self) -> tuple[Space, ...]:
-        """What the step is about."""
-        if self.target:
-            return self.target.spaces or _usual_spaces(self.method)
-        return self.pooled.spaces if self.pooled else tuple(self.budget)
+    def tile(self, space: Space) -> int:
+        """What sizes of a space are multiples of."""
+        return self.round_to if space is Space.FFN else 1
 
     @property
     def allow_empty(self) -> bool:
         """Whether a block may lose a whole sublayer to a pooled budget or a target."""
         stated = self.pooled or self.target
         return stated is not None and stated.allow_empty
-
-
-def _usual_spaces(name: str) -> tuple[Space, ...]:
-    """What a target may take units from: of ffn and kv_group what the method scores; of methods that score neither, whole blocks."""
-    from pipeline.prune.methods import METHODS  # which know recipes
-
-    scored = METHODS[name].spaces if name in METHODS else frozenset()
-    return tuple(space for space in (Space.FFN, Space.KV_GROUP) if space in scored) or (Space.LAYER,)
 
 
 class PruneSlice(Slice):

@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from pipeline.architecture.families import Sublayer
+from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.spaces import SUBLAYERS, Space
-from pipeline.calibrate.gradients import BlockGradients, gradient_sweep
-from pipeline.calibrate.measurements import Measured, Scores
+from pipeline.calibrate.gradients import gradient_sweep
+from pipeline.calibrate.measurements import Measured, Measurements, Scores, measurements_of
 from pipeline.calibrate.needs import Needs
-from pipeline.calibrate.statistics import BlockStatistics
+from pipeline.calibrate.statistics import BlockStatistics, GivenStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.prune.methods import ScoringMethod, method_named
-from pipeline.prune.methods.method import BlockView
+from pipeline.prune.methods.method import BlockView, ScoringMethod
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
-from pipeline.prune.steps import rule_of
+from pipeline.prune.step import ResolvedStep
 
 
-class GivenStatistics(Protocol):
-    """What the sweeps would yield, in their order."""
+@dataclass(frozen=True, kw_only=True)
+class ScoredStep(ResolvedStep):
+    """A step on units that a method scores.
 
-    def forward(self) -> Iterator[tuple[int, BlockStatistics]]:
-        """As ``sweep``."""
+    Attributes:
+        method: scores them.
+        sequential: each block is cut on what the pruned blocks before it give.
+    """
 
-    def backward(self) -> Iterator[tuple[int, BlockGradients]]:
-        """As ``gradient_sweep``."""
+    method: ScoringMethod
+    sequential: bool = False
+
+    def needs(self, compensated: bool = True) -> Needs:
+        """What method, allocation and (if it is measured now) compensation read."""
+        needs = self.method.needs(self)
+        if self.rule == "cfsp":
+            needs |= Needs(distance=True)
+        readers = frozenset(SUBLAYERS[space].point for space in self.spaces if space in SUBLAYERS)
+        if compensated and self.recipe.compensation == "least_squares":
+            needs |= Needs(gram=readers)
+        if compensated and self.recipe.compensation == "bias":
+            needs |= Needs(squares=readers)
+        return needs
+
+    @property
+    def statistics(self) -> Needs:
+        """Of a sequential step without what its compensation reads: that is swept again, block after block."""
+        return self.needs(compensated=not self.sequential)
+
+    @property
+    def measures_importance(self) -> bool:
+        return self.needs().distance
+
+    def gram_bytes(self, geometry: Geometry) -> int | None:
+        widths = {linear.point: linear.columns for linear in geometry.family.linears}
+        points = self.statistics.gram
+        return sum(4 * geometry.axis_size(widths[point], block) ** 2 for point in points for block in geometry.blocks)
+
+    def measure(self, model: ShrinkingModel, windows: torch.Tensor, events: Events, given: GivenStatistics | None = None) -> Measurements:
+        return measurements_of(*scored(model, windows, self, events, given))
 
 
-def measure(
-    model: ShrinkingModel,
-    windows: torch.Tensor,
-    step: PruneStep,
-    events: Events,
-    compensated: bool = True,
-    given: GivenStatistics | None = None,
+def scored(
+    model: ShrinkingModel, windows: torch.Tensor, step: ScoredStep, events: Events, given: GivenStatistics | None = None
 ) -> tuple[Scores, Measured]:
-    """Scores over the units that are left, per space and original block, and the statistics themselves.
+    """Scores over the units that are left, per space and original block, and ``step.statistics`` themselves.
 
     Args:
-        compensated: whether the statistics are to hold what the step's compensation reads.
         given: statistics of this model on these windows, where they are known; without, it is swept.
     """
-    method, needs = method_named(step.method), needs_of(step, compensated)
-    assert isinstance(method, ScoringMethod)
-    family, measured = model.geometry.family, {}
+    needs, family, measured = step.statistics, model.geometry.family, {}
     if needs.forward or not needs.gradients:
         seen_forward = given.forward() if given else sweep(model.model, family, windows, needs, events)
         measured = {block: seen for block, seen in seen_forward if block in model.selection.blocks}
@@ -64,23 +87,28 @@ def measure(
         for block, gradients in seen_backward:
             if block in measured:
                 measured[block].gradients = gradients
-                _score(model, method, step, block, measured[block], scores)
+                score_block(model, step, block, measured[block], scores)
                 measured[block].gradients = None
             del gradients  # as large as the weights or larger
         return {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}, measured
     for block, seen in measured.items():
-        _score(model, method, step, block, seen, scores)
+        score_block(model, step, block, seen, scores)
     return scores, measured
 
 
-def _score(model: ShrinkingModel, method: ScoringMethod, step: PruneStep, block: int, seen: BlockStatistics, scores: Scores) -> None:
+def score_block(model: ShrinkingModel, step: ScoredStep, block: int, seen: BlockStatistics, scores: Scores) -> None:
+    """Puts into ``scores`` those of one block, in each of its spaces.
+
+    Raises:
+        TrimlineError: they are not finite.
+    """
     left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
     view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
     for space, by_block in scores.items():
         if space in SUBLAYERS and not left[SUBLAYERS[space]]:  # the whole sublayer went before
             by_block[block] = torch.zeros(0)
             continue
-        score = method.score(view, space, step).float().cpu()
+        score = step.method.score(view, space, step).float().cpu()
         _demand_finite(score, block, model.model)
         by_block[block] = score[list(_units_left(model, space, left))]
 
@@ -98,17 +126,3 @@ def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> N
         raise TrimlineError(
             f"The scores of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
         )
-
-
-def needs_of(step: PruneStep, compensated: bool = True) -> Needs:
-    """What the step's method, allocation and (if it is measured now) compensation read."""
-    method = method_named(step.method)
-    assert isinstance(method, ScoringMethod)
-    needs = method.needs(step)
-    if rule_of(step) == "cfsp":
-        needs |= Needs(distance=True)
-    if compensated and step.compensation == "least_squares":
-        needs |= Needs(gram=frozenset(SUBLAYERS[space].point for space in step.spaces if space in SUBLAYERS))
-    if compensated and step.compensation == "bias":
-        needs |= Needs(squares=frozenset(SUBLAYERS[space].point for space in step.spaces if space in SUBLAYERS))
-    return needs

@@ -10,23 +10,21 @@ from pathlib import Path
 import torch
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
-from pipeline.calibrate.measurements import Kept, Scores
+from pipeline.architecture.names import step_scores_name
+from pipeline.architecture.spaces import IndexSet
+from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan, Step
+from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.targeted import Aim, demand_possible
 from pipeline.prune.allocation.targets import Consumer, measures
-from pipeline.prune.methods import ScoringMethod, StepMethod, WeightMethod, method_named
-from pipeline.prune.methods.method import MeasuringMethod
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.opening import opened
-from pipeline.prune.recipe import PruneSlice, PruneStep
-from pipeline.prune.shots import shots_of
-from pipeline.prune.steps import check_steps
-from pipeline.prune.units import remove_units
-from pipeline.prune.weights import sparsify
+from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.step import ResolvedStep
+from pipeline.prune.steps import ANYWHERE, resolve_steps
 from pipeline.sources.model import checkpoint_folder
 
 
@@ -38,7 +36,7 @@ def prune(
     out: Path,
     events: Events,
     measured: Path | None = None,
-    consumer: Consumer = Consumer(),  # noqa: B008 - frozen
+    consumer: Consumer = ANYWHERE,
 ) -> None:
     """Stage: writes a plan.
 
@@ -55,50 +53,57 @@ def prune(
     Raises:
         TrimlineError: the method cannot score the space, the budget or target cannot be met, the text is too short.
     """
-    check_steps(recipe)
-    check_targets(recipe, Checkpoint(checkpoint_folder(source)).geometry, consumer)
-    model, windows = opened(source, texts, recipe, options, consumer)
+    steps = resolve_steps(recipe, consumer)
+    check_targets(steps, Checkpoint(checkpoint_folder(source)).geometry)
+    model, windows = opened(source, texts, recipe.calibration, options)
     with closing(model):
-        make_plan(model, windows, recipe, events, Kept.read(measured) if measured else None).write(out)
+        *_, last = plans(model, windows, steps, events, Measurements.read(measured) if measured else None)
+        last().write(out)
 
 
-def check_targets(recipe: PruneSlice, dense: Geometry, consumer: Consumer) -> None:
+def check_targets(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
     """Whether what the targets speak of is known, and whether any sizes of the dense model meet the first step's.
 
     Raises:
         TrimlineError: there is no latency table, it knows no such workload, bytes are not known, or too much is asked for.
     """
-    for place, step in enumerate(recipe.steps):
-        if step.target:
-            measures(step.target, dense, consumer)
+    for place, step in enumerate(steps):
+        if target := step.recipe.target:
+            measures(target, dense, step.consumer)
             if place == 0:
-                demand_possible(Aim(step.target, dense, dense, consumer), step)
+                demand_possible(Aim(target, Selection.everything(dense), dense, step.consumer), step)
 
 
-def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events, kept: Kept | None = None) -> Plan:
-    """Runs every step on a model in memory; ``model`` ends as the pruned one.
+def make_plan(model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events, consumer: Consumer = ANYWHERE) -> Plan:
+    """Runs every step of a recipe on a model in memory; ``model`` ends as the pruned one.
 
     Args:
         model: the dense model.
         windows: calibration tokens, shape (N, S).
         recipe: the steps.
         events: progress.
-        kept: what the first shot of the first step measures, if it is known.
+        consumer: what will run the result; targets are stated for it.
     """
-    *_, last = plans(model, windows, recipe, events, kept)
+    *_, last = plans(model, windows, resolve_steps(recipe, consumer), events)
     return last()
 
 
 def plans(
-    model: ShrinkingModel, windows: torch.Tensor, recipe: PruneSlice, events: Events, kept: Kept | None = None
+    model: ShrinkingModel, windows: torch.Tensor, resolved: Sequence[ResolvedStep], events: Events, measurements: Measurements | None = None
 ) -> Iterator[Callable[[], Plan]]:
-    """What makes the plan as it stands after every shot of every step, valid until the next is asked for; arguments as of ``make_plan``."""
+    """What makes the plan as it stands after every shot of every step, valid until the next is asked for.
+
+    Args:
+        model, windows, events: as for ``make_plan``.
+        resolved: the steps.
+        measurements: what the first shot of the first step measures, if it is known.
+    """
     steps: list[Step] = []
     scores: dict[str, torch.Tensor] = {}
-    for number, step in enumerate(recipe.steps):
-        for done, per_space in run_step(model, windows, step, events, None if number else kept):
+    for number, step in enumerate(resolved):
+        for done, per_space in step.run(model, windows, events, None if number else measurements):
             for space, by_block in per_space.items():
-                scores |= {f"step{len(steps)}.{space}.{block}": score for block, score in by_block.items()}
+                scores |= {step_scores_name(len(steps), IndexSet(space, block)): score for block, score in by_block.items()}
             steps.append(done)
             yield partial(_plan, model, steps, scores)
 
@@ -113,25 +118,3 @@ def _plan(model: ShrinkingModel, steps: Sequence[Step], scores: Mapping[str, tor
         sparse=dict(model.sparse),
         biases=tuple(sorted(model.biases)),
     )
-
-
-def run_step(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
-) -> Iterator[tuple[Step, Scores]]:
-    """One step of the recipe, shot by shot; ``kept`` as for ``make_plan``."""
-    method = method_named(step.method)
-    if isinstance(method, MeasuringMethod):
-        yield from method.run(model, windows, step, events, kept)
-        return
-    scored = isinstance(method, ScoringMethod) and Space.WEIGHT not in step.spaces
-    if isinstance(method, StepMethod) and not scored:
-        yield from method.run(model, windows, step, events)
-        return
-    for shot in shots_of(step, model):
-        if Space.WEIGHT in step.spaces:
-            assert isinstance(method, WeightMethod)
-            yield sparsify(model, windows, shot, method, events), {}
-        else:
-            assert isinstance(method, ScoringMethod)
-            yield remove_units(model, windows, shot, method, events, kept)
-            kept = None

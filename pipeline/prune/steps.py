@@ -1,86 +1,122 @@
-"""A step of the recipe, resolved."""
+"""Steps of a recipe, resolved: the one place that looks methods up by name and knows which kinds of method there are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.methods import ScoringMethod, method_named
-from pipeline.prune.methods.method import CheckingMethod, PoolingMethod
+from pipeline.common.slices import Slice
+from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.methods import method_named
+from pipeline.prune.methods.method import CheckingMethod, MeasuringMethod, PoolingMethod, ScoringMethod, StepMethod, WeightMethod
 from pipeline.prune.model.masks import Pattern
-from pipeline.prune.recipe import Budget, Pool, PruneSlice, PruneStep
+from pipeline.prune.own import MeasuringStep, OwnStep
+from pipeline.prune.recipe import PruneSlice, PruneStep
+from pipeline.prune.step import Method, ResolvedStep
+from pipeline.prune.units import BY_SCORE, UnitStep
+from pipeline.prune.weights import WeightStep
+
+ANYWHERE = Consumer()
 
 
-def is_sequential(step: PruneStep) -> bool:
-    """Whether each block is cut on what the pruned blocks before it give."""
-    return getattr(method_named(step.method), "sequential", False) if step.sequential is None else step.sequential
+def resolve_steps(recipe: PruneSlice, consumer: Consumer = ANYWHERE) -> tuple[ResolvedStep, ...]:
+    """The steps as they are run, in order.
 
-
-def rule_of(step: PruneStep) -> str:
-    """How the step spreads a budget over blocks: as the recipe says, or as its method does."""
-    method = method_named(step.method)
-    return step.allocation or (method.allocation if isinstance(method, ScoringMethod) else "global")
-
-
-def pools(step: PruneStep) -> bool:
-    """Whether a step with a target shares one budget out over all its spaces by scores, as ``pooled`` does."""
-    method = method_named(step.method)
-    if not isinstance(method, ScoringMethod):
-        return True
-    return step.allocation == "optimal" or (step.allocation is None and (method.allocation == "raw" or isinstance(method, PoolingMethod)))
-
-
-def as_budget(step: PruneStep) -> PruneStep:
-    """A step with a target as one with a budget that leaves shapes of the same kind: what may be uneven, before anything is known."""
-    if step.target is None:
-        return step
-    if Space.LAYER not in step.spaces and pools(step):
-        stated: dict[str, Any] = {"pooled": Pool(spaces=step.spaces, remove=0.5, allow_empty=step.allow_empty)}
-    else:
-        stated = {"budget": {space: Budget(remove=0.5) for space in step.spaces}}
-    return step.model_copy(update={"target": None} | stated)
-
-
-def check_steps(recipe: PruneSlice) -> None:
-    """What can be known about the steps before anything is measured.
+    Args:
+        recipe: as it is stated.
+        consumer: what will run the result; targets are stated for it.
 
     Raises:
-        TrimlineError: an unknown method, a space that the method does not score, an option that it does not have, or
-            units that go after single weights went.
+        TrimlineError: what can be known to be wrong before anything is measured: an unknown method, a space that the
+            method does not score, an option that it does not have, or units that go after single weights went.
     """
-    sparse = False
-    for step in recipe.steps:
-        _check_step(step)
-        if sparse and Space.WEIGHT not in step.spaces:
+    steps: list[ResolvedStep] = []
+    for stated in recipe.steps:
+        step = resolve_step(stated, consumer)
+        if Space.WEIGHT not in step.spaces and any(Space.WEIGHT in before.spaces for before in steps):
             raise TrimlineError("A step removes units after single weights went, and its updates would fill the zeros.",
                                 "Make the model smaller first, then sparse.")  # fmt: skip
-        sparse = sparse or Space.WEIGHT in step.spaces
+        steps.append(step)
+    return tuple(steps)
 
 
-def _check_step(step: PruneStep) -> None:
-    method = method_named(step.method)
-    beyond = [space.value for space in step.spaces if space not in method.spaces]
+def resolve_step(recipe: PruneStep, consumer: Consumer = ANYWHERE) -> ResolvedStep:
+    """One step; arguments and errors as of ``resolve_steps``."""
+    method = method_named(recipe.method)
+    spaces = _spaces(recipe, method)
+    options = _options(recipe, method)
+    if Space.WEIGHT in spaces:
+        _check_weights(recipe)
+    step = _of_its_kind(method, {"recipe": recipe, "spaces": spaces, "options": options, "consumer": consumer})
+    if isinstance(method, CheckingMethod):
+        method.check(step)
+    return step
+
+
+def demand_methods(names: Iterable[str]) -> None:
+    """Raises TrimlineError where a recipe names a method that there is not; the nearest is named."""
+    for name in names:
+        method_named(name)
+
+
+def _of_its_kind(method: Method, stated: dict[str, Any]) -> ResolvedStep:
+    """Units are scored wherever the method can; a method that does whole steps does the others itself."""
+    if isinstance(method, MeasuringMethod):
+        return MeasuringStep(method=method, **stated)
+    if isinstance(method, ScoringMethod) and Space.WEIGHT not in stated["spaces"]:
+        return _scored(method, stated)
+    if isinstance(method, StepMethod):
+        return OwnStep(method=method, **stated)
+    assert isinstance(method, WeightMethod)
+    return WeightStep(method=method, **stated)
+
+
+def _scored(method: ScoringMethod, stated: dict[str, Any]) -> UnitStep:
+    recipe: PruneStep = stated["recipe"]
+    own = method if isinstance(method, PoolingMethod) else None
+    return UnitStep(
+        method=method,
+        rule=recipe.allocation or method.allocation,
+        pools=recipe.allocation == "optimal" or (recipe.allocation is None and (method.allocation == "raw" or own is not None)),
+        sequential=getattr(method, "sequential", False) if recipe.sequential is None else recipe.sequential,
+        pooling=own or BY_SCORE,
+        **stated,
+    )
+
+
+def _spaces(recipe: PruneStep, method: Method) -> tuple[Space, ...]:
+    """What the step is about: as the recipe says, and where a target says nothing, what the method scores of ffn and kv_group.
+
+    A method that scores neither gives whole blocks.
+    """
+    if recipe.target:
+        usual = tuple(space for space in SUBLAYERS if space in method.spaces) or (Space.LAYER,)
+        spaces = recipe.target.spaces or usual
+    else:
+        spaces = recipe.pooled.spaces if recipe.pooled else tuple(recipe.budget)
+    beyond = [space.value for space in spaces if space not in method.spaces]
     if beyond:
         raise TrimlineError(
-            f"The method {step.method} does not score {beyond[0]}; it scores {', '.join(sorted(method.spaces))}.",
+            f"The method {recipe.method} does not score {beyond[0]}; it scores {', '.join(sorted(method.spaces))}.",
             "Use another method for that space, in a step of its own.",
         )
+    return spaces
+
+
+def _options(recipe: PruneStep, method: Method) -> Slice:
     try:
-        method.options.model_validate(step.options)
+        return method.options.model_validate(recipe.options)
     except ValidationError as error:
         first = error.errors()[0]
         place, valid = ".".join(map(str, first["loc"])), ", ".join(sorted(method.options.model_fields)) or "none"
         raise TrimlineError(
-            f"The option {place!r} of the method {step.method} is wrong: {first['msg'].removeprefix('Value error, ')}.",
+            f"The option {place!r} of the method {recipe.method} is wrong: {first['msg'].removeprefix('Value error, ')}.",
             f"Its options are: {valid}; docs/recipe.md says what they take.",
         ) from None
-    if Space.WEIGHT in step.spaces:
-        _check_weights(step)
-    if isinstance(method, CheckingMethod):
-        method.check(step)
 
 
 def _check_weights(step: PruneStep) -> None:

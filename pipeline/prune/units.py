@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from pipeline.architecture.families.family import check_stream
-from pipeline.architecture.spaces import SUBLAYERS, Space
-from pipeline.calibrate.measurements import Kept, Measured, Scores, scores_of
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.names import units_name
+from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
+from pipeline.calibrate.measurements import Measured, Measurements, Scores, scores_of
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.common.errors import TrimlineError
@@ -18,94 +22,133 @@ from pipeline.prune.allocation.allocate import Allocation, allocate, blocks_to_k
 from pipeline.prune.allocation.pooled import pooled_allocation
 from pipeline.prune.allocation.targeted import Aim, by_own_rule, by_scores
 from pipeline.prune.compensation.readers import compensate
-from pipeline.prune.methods import ScoringMethod, method_named
-from pipeline.prune.methods.method import PoolingMethod
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
-from pipeline.prune.scoring import _score, measure, needs_of
-from pipeline.prune.steps import is_sequential, pools, rule_of
+from pipeline.prune.scoring import ScoredStep, score_block, scored
+from pipeline.prune.shots import shots_of
+from pipeline.prune.step import ResolvedStep
 
-Counts = dict[Space, dict[int, int]]  # per space, original block number to how many units stay
+
+class PoolRule(Protocol):
+    """How a pooled budget is shared out; a method may have its own."""
+
+    def pooled_counts(self, geometry: Geometry, step: ResolvedStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
+        """How many units of each space every block keeps, and the numbers behind it."""
+
+    def is_even(self, step: ResolvedStep) -> bool:
+        """Whether blocks that are alike stay alike."""
+
+
+class PooledByScore:
+    """The rule of methods that have none of their own."""
+
+    def pooled_counts(self, geometry: Geometry, step: ResolvedStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
+        """See ``pooled_allocation``."""
+        return pooled_allocation(geometry, step.recipe, scores)
+
+    def is_even(self, step: ResolvedStep) -> bool:
+        """Scores differ from block to block."""
+        return False
+
+
+BY_SCORE = PooledByScore()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitStep(ScoredStep):
+    """Units go by scores, shot by shot.
+
+    Attributes:
+        pooling: of a pooled budget.
+    """
+
+    pooling: PoolRule = BY_SCORE
+
+    @property
+    def is_even(self) -> bool:
+        return self.pooling.is_even(self) and self.recipe.allocation != "optimal"
+
+    def run(
+        self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
+    ) -> Iterator[tuple[Step, Scores]]:
+        for shot in shots_of(self, model):
+            yield remove_units(model, windows, shot, events, measurements)
+            measurements = None
 
 
 def remove_units(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: ScoringMethod, events: Events, kept: Kept | None = None
+    model: ShrinkingModel, windows: torch.Tensor, step: UnitStep, events: Events, measurements: Measurements | None = None
 ) -> tuple[Step, Scores]:
-    """One round over all blocks; ``model`` ends smaller. ``kept`` is what ``measure`` gave for this model, if it is known."""
+    """One round over all blocks; ``model`` ends smaller. ``measurements`` are what ``step.measure`` gave for this model, if it is known."""
     if Space.RESIDUAL in step.spaces:
         check_stream(model.geometry.family)
-    sequential = is_sequential(step)
-    scores, measured = scores_of(kept) if kept else measure(model, windows, step, events, compensated=not sequential)
-    importance = {block: seen.mean_distance for block, seen in measured.items()} if needs_of(step).distance else {}
+    scores, measured = scores_of(measurements) if measurements else scored(model, windows, step, events)
+    importance = {block: seen.mean_distance for block, seen in measured.items()} if step.measures_importance else {}
     facts: dict[str, Any] = {"tokens": windows.numel()}
     if importance:
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
     units = _layers(model, counts, scores) | _residual(model, counts, scores)
-    if sequential and set(step.spaces) & set(SUBLAYERS):
+    if step.sequential and set(step.spaces) & set(SUBLAYERS):
         measured.clear()
         units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:
         units |= _remove_at_once(model, step, scores, measured, counts, events)
-    title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
-    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts), scores
+    title = f"{step.recipe.method} on {', '.join(space.value for space in step.spaces)}"
+    return Step(title, step.record, units, facts), scores
 
 
-def _counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
+def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
     """How many units stay, and the numbers behind it."""
-    if step.target:
+    if step.recipe.target:
         return _targeted_counts(model, step, scores, importance)
-    if step.pooled:
-        method = method_named(step.method)
-        rule = method.pooled_counts if isinstance(method, PoolingMethod) else pooled_allocation
-        return rule(model.current, step, scores)
+    if step.recipe.pooled:
+        return step.pooling.pooled_counts(model.current, step, scores)
     counts: Counts = {}
     facts: dict[str, Any] = {}
     for space, by_block in scores.items():
         if space is Space.LAYER:
-            kept = blocks_to_keep(step.budget[space], model.current)
+            kept = blocks_to_keep(step.recipe.budget[space], model.current)
             best = keep_best(torch.cat(list(by_block.values())), kept).tolist()
-            counts[space] = {block: int(place in best) for place, block in enumerate(by_block)}
+            counts |= {IndexSet(space, block): int(place in best) for place, block in enumerate(by_block)}
             facts[space.value] = {"kept": kept}
         elif space is Space.RESIDUAL:
-            channels = channels_to_keep(step.budget[space], model.current, step.round_to)
-            counts[space] = dict.fromkeys(by_block, channels)
+            channels = channels_to_keep(step.recipe.budget[space], model.current, step.recipe.round_to)
+            counts |= {IndexSet(space, block): channels for block in by_block}
             facts[space.value] = {"kept": channels}
         else:
-            counts[space], facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
+            kept_units, facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
+            counts |= kept_units
     return counts, facts
 
 
-def _targeted_counts(model: ShrinkingModel, step: PruneStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
+def _targeted_counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:
     """Sizes that meet a target: the best under the step's scores, or those of the method's own rule."""
-    assert step.target is not None
-    method, aim = method_named(step.method), Aim(step.target, model.current, model.geometry, model.consumer)
-    assert isinstance(method, ScoringMethod)
-    additive = method.allocation == "raw"
-    if step.allocation == "optimal":
-        return by_scores(aim, step, scores, additive)
-    return by_own_rule(aim, step, pools(step), lambda stated: _counts(model, stated, scores, importance))
+    assert step.recipe.target is not None
+    aim = Aim(step.recipe.target, model.selection, model.geometry, step.consumer)
+    if step.recipe.allocation == "optimal":
+        return by_scores(aim, step.recipe, scores, additive=step.method.allocation == "raw")
+    return by_own_rule(aim, step, lambda stated: _counts(model, stated, scores, importance))
 
 
 def _units_to_keep(
-    model: ShrinkingModel, step: PruneStep, space: Space, scores: dict[int, torch.Tensor], importance: dict[int, float]
-) -> tuple[dict[int, int], dict[str, Any]]:
-    rule = rule_of(step)
+    model: ShrinkingModel, step: UnitStep, space: Space, scores: dict[int, torch.Tensor], importance: dict[int, float]
+) -> tuple[Counts, dict[str, Any]]:
+    recipe, rule = step.recipe, step.rule
     distances = torch.tensor(list(importance.values())) if importance else None
-    allocation = allocate(step, space, rule, model.current, list(scores.values()), distances)
-    if space is Space.FFN and rule == "uniform" and step.rounding == "tile" and step.budget[space].remove is not None:
-        _demand_tiles_met(step, [block.ffn for block in model.current.blocks], allocation)
+    allocation = allocate(recipe, space, rule, model.current, list(scores.values()), distances)
+    if space is Space.FFN and rule == "uniform" and recipe.rounding == "tile" and recipe.budget[space].remove is not None:
+        _demand_tiles_met(recipe.round_to, [block.ffn for block in model.current.blocks], allocation)
     facts = {"allocation": rule, "kept": list(allocation.counts)} | allocation.facts
-    return dict(zip(scores, allocation.counts, strict=True)), facts
+    return {IndexSet(space, block): count for block, count in zip(scores, allocation.counts, strict=True)}, facts
 
 
-def _demand_tiles_met(step: PruneStep, widths: list[int], allocation: Allocation) -> None:
+def _demand_tiles_met(tile: int, widths: list[int], allocation: Allocation) -> None:
     """Widths within half a tile per block of what was asked for: a block never goes below one tile."""
     asked, got = allocation.facts["removed fraction of units asked for"], 1 - sum(allocation.counts) / sum(widths)
-    if abs(asked - got) * sum(widths) > step.round_to / 2 * len(widths) + 1e-6:
+    if abs(asked - got) * sum(widths) > tile / 2 * len(widths) + 1e-6:
         raise TrimlineError(
-            f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {step.round_to}; the nearest is {got:.1%}.",
+            f"Removing {asked:.1%} of the ffn channels is not possible in tiles of {tile}; the nearest is {got:.1%}.",
             f"Ask for {got:.3f}, or give a smaller round_to.",
         )
 
@@ -114,68 +157,67 @@ def _layers(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, 
     """Drops whole blocks."""
     if Space.LAYER not in scores:
         return {}
-    blocks = tuple(block for block, count in counts[Space.LAYER].items() if count)
+    blocks = tuple(block for block in scores[Space.LAYER] if counts[IndexSet(Space.LAYER, block)])
     model.keep_blocks(blocks)
-    return {Space.LAYER.value: blocks}
+    return {units_name(Space.LAYER): blocks}
 
 
 def _residual(model: ShrinkingModel, counts: Counts, scores: Scores) -> dict[str, tuple[int, ...]]:
     """Drops channels of the residual stream: those whose scores, added up over the blocks, are the lowest."""
     if Space.RESIDUAL not in scores:
         return {}
-    total = torch.stack(list(scores[Space.RESIDUAL].values())).sum(dim=0)
+    by_block = scores[Space.RESIDUAL]
+    count = counts[IndexSet(Space.RESIDUAL, next(iter(by_block)))]
     left = model.selection.residual or range(model.geometry.hidden)
-    kept = tuple(left[channel] for channel in keep_best(total, next(iter(counts[Space.RESIDUAL].values()))).tolist())
+    kept = tuple(left[channel] for channel in keep_best(torch.stack(list(by_block.values())).sum(dim=0), count).tolist())
     model.keep_residual(kept)
-    return {Space.RESIDUAL.value: kept}
+    return {units_name(Space.RESIDUAL): kept}
 
 
 def _remove_at_once(
-    model: ShrinkingModel, step: PruneStep, scores: Scores, measured: Measured, counts: Counts, events: Events
+    model: ShrinkingModel, step: UnitStep, scores: Scores, measured: Measured, counts: Counts, events: Events
 ) -> dict[str, tuple[int, ...]]:
     """Every block on what the model as it was gave."""
     spaces = [space for space in scores if space in SUBLAYERS]
     kept: dict[str, tuple[int, ...]] = {}
-    solving = step.compensation == "least_squares"
+    solving = step.recipe.compensation == "least_squares"
     with events.progress("solving for the remaining weights" if solving else "removing", len(spaces) * len(measured)) as advance:
         for space in spaces:
             for block in sorted(scores[space]):
-                kept |= _keep(model, step, space, block, scores[space][block], counts[space][block], measured[block])
+                kept |= _keep(model, step, IndexSet(space, block), scores[space][block], counts, measured[block])
                 advance(1)
     return kept
 
 
 def _remove_sequentially(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, measured: Scores, counts: Counts, events: Events
+    model: ShrinkingModel, windows: torch.Tensor, step: UnitStep, measured: Scores, counts: Counts, events: Events
 ) -> dict[str, tuple[int, ...]]:
     """Every block on what the pruned blocks before it give; its statistics are dropped when it is done.
 
     Scores that come from gradients stay those of the model as it was: gradients flow from the last block to the first.
     """
-    method = method_named(step.method)
-    assert isinstance(method, ScoringMethod)
     spaces = [space for space in step.spaces if space in SUBLAYERS]
     kept: dict[str, tuple[int, ...]] = {}
-    for block, seen in sweep(model.model, model.geometry.family, windows, needs_of(step), events, sequential=True):
+    for block, seen in sweep(model.model, model.geometry.family, windows, step.needs(), events, sequential=True):
         if block not in model.selection.blocks:
             continue
         scores = measured
-        if not method.needs(step).gradients:
+        if not step.method.needs(step).gradients:
             scores = {space: {} for space in spaces}
-            _score(model, method, step, block, seen, scores)
+            score_block(model, step, block, seen, scores)
         for space in spaces:
-            kept |= _keep(model, step, space, block, scores[space][block], counts[space][block], seen)
+            kept |= _keep(model, step, IndexSet(space, block), scores[space][block], counts, seen)
     return kept
 
 
 def _keep(
-    model: ShrinkingModel, step: PruneStep, space: Space, block: int, score: torch.Tensor, count: int, seen: BlockStatistics
+    model: ShrinkingModel, step: UnitStep, among: IndexSet, score: torch.Tensor, counts: Counts, seen: BlockStatistics
 ) -> dict[str, tuple[int, ...]]:
-    """Keeps a block's best units, updating the reader where the step asks for it."""
-    sublayer = SUBLAYERS[space]
+    """Keeps the best of a block's units, updating the reader where the step asks for it."""
+    sublayer, block = SUBLAYERS[among.space], among.block
     left = model.selection.units(sublayer)[block]
-    units = tuple(left[i] for i in keep_best(score, count).tolist())
+    units = tuple(left[i] for i in keep_best(score, counts[among]).tolist())
     if len(units) < len(left):
-        compensate(model, sublayer, block, units, seen, step)
+        compensate(model, sublayer, block, units, seen, step.recipe)
     model.keep_units(sublayer, block, units)
-    return {f"{space}.{block}": units}
+    return {units_name(*among): units}

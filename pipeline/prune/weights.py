@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from pipeline.architecture.families import Linear
 from pipeline.architecture.spaces import Space
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
+from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.common.errors import TrimlineError
@@ -19,11 +21,29 @@ from pipeline.prune.methods.method import LayerView, WeightMethod
 from pipeline.prune.model.masks import Pattern
 from pipeline.prune.model.remaining import check_widths, live_indices, live_linears, store
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.shots import shots_of
+from pipeline.prune.step import ResolvedStep
 from pipeline.tensors.saved_states import saved_states
 
 
-def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, method: WeightMethod, events: Events) -> Step:
+@dataclass(frozen=True, kw_only=True)
+class WeightStep(ResolvedStep):
+    """Single weights go, shot by shot.
+
+    Attributes:
+        method: prunes one projection.
+    """
+
+    method: WeightMethod
+
+    def run(
+        self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
+    ) -> Iterator[tuple[Step, Scores]]:
+        for shot in shots_of(self, model):
+            yield sparsify(model, windows, shot, events), {}
+
+
+def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: WeightStep, events: Events) -> Step:
     """One round over all blocks: measure, prune every projection, run the block again.
 
     Rows and columns that are gone already take no part: fractions and groups are of what is left.
@@ -32,12 +52,12 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, meth
         TrimlineError: a projection's inputs are no multiple of the pattern's group, the pattern comes in several shots,
             or activations overflow.
     """
-    pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
+    pattern, remove = Pattern.parse(step.recipe.pattern), step.recipe.budget[Space.WEIGHT].remove
     assert remove is not None
     if pattern.fraction is not None and abs(remove - pattern.fraction) > 1e-9:
         raise TrimlineError(f"The pattern {pattern} cannot come in several shots: each would be {pattern} already.", "Use one shot.")
     check_widths(model, pattern)
-    needs = method.weight_needs(step)
+    needs = step.method.weight_needs(step)
     zeros = total = 0
     with weight_gradients(model, windows, needs.gradients, events) as gradients:
         for block, seen in sweep(model.model, model.geometry.family, windows, needs, events, sequential=True):
@@ -46,11 +66,11 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, meth
             _demand_finite(seen, block, model.model)
             seen.gradients = gradients(block)
             for linear in live_linears(model, block):
-                pruned = method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
-                store(model, block, linear, pruned, step.pattern)
+                pruned = step.method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
+                store(model, block, linear, pruned, step.recipe.pattern)
                 zeros, total = zeros + int((pruned == 0).sum()), total + pruned.numel()
-    facts = {"tokens": windows.numel(), "pattern": step.pattern, "zero fraction": zeros / max(total, 1)}
-    return Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts)
+    facts = {"tokens": windows.numel(), "pattern": step.recipe.pattern, "zero fraction": zeros / max(total, 1)}
+    return Step(f"{step.recipe.method}, {step.recipe.pattern}", step.record, {}, facts)
 
 
 @contextmanager
@@ -62,7 +82,7 @@ def weight_gradients(
     A sweep backwards ends where the sweep that reads them starts, and together they are twice as large as the weights
     in fp32: beyond a limit they wait in files.
     """
-    kept: dict[int, tuple[list[str], BlockGradients]] = {}
+    waiting: dict[int, tuple[list[str], BlockGradients]] = {}
     family, limit = model.geometry.family, model.waiting_bytes
     with saved_states(limit) as saved:
         for block, found in gradient_sweep(model.model, family, windows, needs, events, limit) if needs else ():
@@ -70,12 +90,12 @@ def weight_gradients(
             for place, name in enumerate(names):
                 saved.put((block, 2 * place), found.absolute.pop(name))
                 saved.put((block, 2 * place + 1), found.squares.pop(name))
-            kept[block] = names, found
+            waiting[block] = names, found
 
         def take(block: int) -> BlockGradients | None:
-            if block not in kept:
+            if block not in waiting:
                 return None
-            names, found = kept.pop(block)
+            names, found = waiting.pop(block)
             for place, name in enumerate(names):
                 found.absolute[name], found.squares[name] = saved.take((block, 2 * place)), saved.take((block, 2 * place + 1))
             return found

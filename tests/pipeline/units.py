@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from pipeline.architecture.families import Linear, Sublayer
+from pipeline.architecture.families import Linear
 from pipeline.architecture.geometry import Geometry
 from pipeline.plan.selection import Selection, select
 
@@ -15,7 +13,6 @@ def parts_of_units(values: torch.Tensor, linear: Linear, geometry: Geometry, blo
     """Of a projection's values (R, C), the rows or columns that would stay if one unit stayed alone; one per unit."""
     everything, parts = Selection.everything(geometry), []
     for unit in range(geometry.blocks[block].units(linear.sublayer)):
-        units = ((unit,),) * len(geometry.blocks)
-        alone = replace(everything, ffn=units) if linear.sublayer is Sublayer.FFN else replace(everything, kv_groups=units)
+        alone = everything.with_units(linear.sublayer, block, (unit,))
         parts.append(select(values, alone.row_indices(linear, block, geometry), alone.column_indices(linear, block, geometry)))
     return parts

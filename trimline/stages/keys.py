@@ -10,6 +10,7 @@ from pipeline.architecture import families
 from pipeline.artefacts.reach import code_of
 from pipeline.prune import methods
 from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.steps import resolve_steps
 
 
 def stage_code(
@@ -24,16 +25,18 @@ def stage_code(
         package: whose targets are written; None where none is.
 
     Raises:
-        TrimlineError: a step names no method that there is.
+        TrimlineError: a step cannot be done.
     """
     return code_of(entries, members_of(steps, model_types, package))
 
 
 def members_of(steps: PruneSlice | None, model_types: Iterable[str] | None, package: PackageSlice | None) -> dict[str, frozenset[str]]:
     """Members of the collections, as ``pipeline.artefacts.reach.code_of`` takes them; arguments as ``stage_code`` has them."""
-    used = [methods.method_named(step.method) for step in steps.steps] if steps else []
-    shipped = targets.wanted_targets(package) if package else []
-    found = {methods.__name__: _modules(used), targets.__name__: _modules(shipped)}
+    found: dict[str, frozenset[str]] = {}
+    if steps is not None:
+        found[methods.__name__] = _modules(step.method for step in resolve_steps(steps))
+    if package is not None:
+        found[targets.__name__] = _modules(targets.wanted_targets(package))
     if model_types is not None:
         found[families.__name__] = frozenset(f"{families.__name__}.{model_type}" for model_type in model_types)
     return found

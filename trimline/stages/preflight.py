@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import demand
 from deploy.targets import Candidate, check_targets
@@ -13,14 +15,13 @@ from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
-from pipeline.prune.methods import ScoringMethod, method_named
-from pipeline.prune.methods.method import PoolingMethod
-from pipeline.prune.scoring import needs_of
 from pipeline.prune.stage import check_targets as check_bounds
-from pipeline.prune.steps import as_budget, rule_of
+from pipeline.prune.step import ResolvedStep
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.profiles import check_request
 from pipeline.recover.ranks import no_importance
+from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import check_recovery, narrower_stream
 from trimline.recipe import Recipe
 from trimline.stages.rounds import consumer_of, demand_timed
@@ -32,16 +33,17 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     Raises:
         TrimlineError: they cannot; says what to change.
     """
+    steps = resolve_steps(recipe.prune)
     check_precision(recipe.export.precision, options.device)
-    check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(recipe), dense.config)
-    if any(Space.RESIDUAL in step.spaces for step in recipe.prune.steps):
+    check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(steps, recipe.rebuild.profile), dense.config)
+    if any(Space.RESIDUAL in step.spaces for step in steps):
         check_stream(dense.geometry.family)
         if recipe.recover and recipe.recover.hidden_states:
             raise narrower_stream()
-    biases_added(dense.geometry, _readers_with_new_bias(recipe, dense), recipe.rebuild.profile)
+    biases_added(dense.geometry, _readers_with_new_bias(steps, dense), recipe.rebuild.profile)
     if recipe.recover:
         check_recovery(recipe.recover, options)
-        _demand_importance(recipe)
+        _demand_importance(recipe.recover, steps)
     if recipe.build:
         if recipe.export.lowering != "portable":
             raise TrimlineError(
@@ -56,32 +58,29 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
 
 
-def shapes_asked_for(recipe: Recipe) -> tuple[bool, bool, bool]:
-    """(uneven FFN widths, uneven KV groups, fewer heads) that the recipe's steps may produce."""
+def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[bool, bool, bool]:
+    """(uneven FFN widths, uneven KV groups, fewer heads) that steps may produce, as far as the profile tells them apart."""
     uneven = {Space.FFN: False, Space.KV_GROUP: False}
     fewer_heads = False
-    for step in map(as_budget, recipe.prune.steps):
-        if step.pooled:
-            method = method_named(step.method)
-            even = isinstance(method, PoolingMethod) and method.is_even(step) and step.allocation != "optimal"
-            uneven = {space: uneven[space] or (space in step.spaces and not even) for space in uneven}
+    for step in (step.as_budget() for step in steps):
+        if step.recipe.pooled:
+            uneven = {space: uneven[space] or (space in step.spaces and not step.is_even) for space in uneven}
             fewer_heads |= Space.KV_GROUP in step.spaces
-        for space, budget in step.budget.items():
+        for space, budget in step.recipe.budget.items():
             if space not in uneven:
                 continue
             fewer_heads |= space is Space.KV_GROUP
-            rule = rule_of(step)
             if budget.keep is None:
-                uneven[space] |= rule in ("global", "raw") or (rule == "cfsp" and space is Space.FFN)
+                uneven[space] |= step.rule in ("global", "raw") or (step.rule == "cfsp" and space is Space.FFN)
             elif isinstance(budget.keep, tuple):
-                uneven[space] |= _differ(budget.keep, recipe.rebuild.profile)
+                uneven[space] |= _differ(budget.keep, profile)
     return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
 
 
-def _readers_with_new_bias(recipe: Recipe, dense: Checkpoint) -> set[str]:
+def _readers_with_new_bias(steps: Sequence[ResolvedStep], dense: Checkpoint) -> set[str]:
     """Projections that bias compensation may give a bias; where they have one already it only changes."""
-    steps = [step for step in recipe.prune.steps if step.compensation == "bias"]
-    sublayers = {SUBLAYERS[space] for step in steps for space in step.spaces if space in SUBLAYERS}
+    shifted = {space for step in steps if step.recipe.compensation == "bias" for space in step.spaces}
+    sublayers = {sublayer for space, sublayer in SUBLAYERS.items() if space in shifted}
     readers = [dense.geometry.family.reader(sublayer) for sublayer in sublayers]
     return {reader.name for reader in readers if not dense.geometry.has_bias(reader)}
 
@@ -91,11 +90,10 @@ def _differ(sizes: tuple[int, ...], profile: Profile) -> bool:
     return len(set(sizes) - ({0} if profile is Profile.DECILM else set())) > 1
 
 
-def _demand_importance(recipe: Recipe) -> None:
+def _demand_importance(recover: RecoverSlice, steps: Sequence[ResolvedStep]) -> None:
     """Ranks that follow block importance need a step that measures it; said before hours of pruning."""
-    wanted = recipe.recover and recipe.recover.kind == "lora" and recipe.recover.lora.rank_by == "importance"
-    methods = [(step, method_named(step.method)) for step in recipe.prune.steps]
-    if wanted and not any(isinstance(method, ScoringMethod) and needs_of(step).distance for step, method in methods):
+    wanted = recover.kind == "lora" and recover.lora.rank_by == "importance"
+    if wanted and not any(step.measures_importance for step in steps):
         raise no_importance()
 
 
@@ -105,7 +103,7 @@ def _demand_counted(recipe: Recipe, dense: Checkpoint) -> None:
         step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})
         for step in recipe.prune.steps
     )
-    check_bounds(recipe.prune.model_copy(update={"steps": counted}), dense.geometry, consumer_of(recipe, None))
+    check_bounds(resolve_steps(recipe.prune.model_copy(update={"steps": counted}), consumer_of(recipe, None)), dense.geometry)
 
 
 def _demand_runtime(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, make_
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.prune.recipe import PruneSlice
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from trimline.recipe import Recipe
 from trimline.reporting.data import ReportData
 from trimline.stages.lanes import Done
@@ -64,7 +64,7 @@ class Run:
         Raises:
             TrimlineError: a stage failed; the stages before it are kept.
         """
-        check_steps(self.recipe.prune)
+        resolve_steps(self.recipe.prune)  # what is wrong with the steps is said before anything is fetched
         with exclusive(self.store, self.events):
             for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
                 self.do(job)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.artefacts.artefact import digest
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.methods import method_named
+from pipeline.prune.steps import demand_methods
 from trimline.recipe import Recipe, checked_recipe, parse_values
 
 STEP = ("prune", "steps", 0)
@@ -58,8 +58,7 @@ def grid_points(values: Values, axes: Mapping[str, Sequence[Any]], name: str = "
     chosen = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
     points = tuple(_point(values, settings, name) for settings in chosen)
     _demand_different(points)
-    for method in {step.method for point in points for step in point.recipe.prune.steps}:
-        method_named(method)
+    demand_methods({step.method for point in points for step in point.recipe.prune.steps})
     return base, points
 
 

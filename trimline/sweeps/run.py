@@ -16,7 +16,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.prune.sharding import why_whole
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from trimline.recipe import Recipe, recipe_text
 from trimline.stages.lanes import family_of
 from trimline.stages.names import DENSE, PRUNED, Lane
@@ -103,7 +103,7 @@ def _lanes(point: Point, shared: LaneRun, shards: int) -> Lanes:
     """A point's stages; what can be known before anything is measured is said now."""
     lanes = Lanes(point.name, point.recipe, dict(shared.done))
     try:
-        check_steps(point.recipe.prune)
+        resolve_steps(point.recipe.prune)
     except TrimlineError as error:
         shared.events.note(f"{point.name} cannot be done: {error}")
         return replace(lanes, failure=error)

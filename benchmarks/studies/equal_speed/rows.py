@@ -28,6 +28,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
 from pipeline.prune.allocation.latency import TABLE
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
+from pipeline.prune.steps import resolve_step
 
 WORKLOAD = Workload(prompt=128, output=17)  # steps after 128 tokens, as everywhere here
 RUNTIME = "onnxruntime_genai"
@@ -112,7 +113,7 @@ def shots_by_speed(through: Sequence[float], shots: int) -> tuple[int, ...]:
 def _at(usual: PruneStep, speedup: float, shots: int) -> PruneStep:
     """A system's step with a speed in place of its budget."""
     kept = usual.model_dump(mode="json", exclude={"budget", "pooled", "shots"}, exclude_defaults=True)
-    target = Target(speedup=speedup, workload="decode", spaces=usual.spaces)
+    target = Target(speedup=speedup, workload="decode", spaces=resolve_step(usual).spaces)
     return PruneStep.model_validate(kept | {"target": target.model_dump(mode="json", exclude_defaults=True), "shots": shots})
 
 

@@ -22,7 +22,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.prune.recipe import PruneSlice
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.sources.model import glance
 from pipeline.sources.recipe import DEFAULT, ModelSlice
@@ -90,7 +90,7 @@ def _recipe(step: Step) -> Iterator[tuple[str, str]]:
         try:
             slice_ = PARTS[part].model_validate(value)
             if isinstance(slice_, PruneSlice):
-                check_steps(slice_)
+                resolve_steps(slice_)
         except (ValidationError, TrimlineError, KeyError) as error:
             wrong.append(" ".join(str(error).split())[:200])
     yield f"recipe {name!r} ({len(recipe_text(step))} bytes)", "; ".join(wrong)

@@ -21,7 +21,7 @@ from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.artefacts.artefact import digest, file_digest, whole_folder
 from pipeline.artefacts.reach import code_of
-from pipeline.calibrate.measurements import Kept
+from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.answering import answer_parent, answered
 from pipeline.common.errors import TrimlineError
@@ -37,6 +37,7 @@ from pipeline.prune.measure import measure, measured_part
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import plans, prune
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.stage import rebuild
 
@@ -126,9 +127,10 @@ class Pruning:
         """The prune stage, writing the plan after every shot; ``known`` is its kept measurement."""
         cost = Cost()
         with cost.peak:
-            model, windows = opened(self.source, self.texts, self.recipe, self.options, self._consumer)
+            model, windows = opened(self.source, self.texts, self.recipe.calibration, self.options)
+            steps, measurements = resolve_steps(self.recipe, self._consumer), Measurements.read(known) if known else None
             with closing(model):
-                for number, plan in enumerate(plans(model, windows, self.recipe, QUIET, Kept.read(known) if known else None), start=1):
+                for number, plan in enumerate(plans(model, windows, steps, QUIET, measurements), start=1):
                     folder = out / str(number)
                     folder.mkdir()
                     plan().write(folder)

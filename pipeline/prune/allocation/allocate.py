@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.budget import removed_fraction
 from pipeline.prune.allocation.cfsp import retained_fractions
@@ -44,7 +44,7 @@ def allocate(
         TrimlineError: the budget cannot be met; says what could.
     """
     budget = step.budget[space]
-    widths = [block.ffn if space is Space.FFN else block.kv_groups for block in geometry.blocks]
+    widths = [block.units(SUBLAYERS[space]) for block in geometry.blocks]
     if budget.keep is not None:
         return Allocation(_given_counts(budget, space, widths), {})
     remove = removed_fraction(budget, space, geometry)
@@ -67,8 +67,7 @@ def _fractions(
 ) -> list[float]:
     """Retained fraction per block, before rounding; no block is empty."""
     if rule in ("global", "raw"):
-        minimum = step.round_to if space is Space.FFN else 1
-        counts = pooled_counts(scores, round((1 - remove) * sum(widths)), min(minimum, min(widths)), standardised=rule == "global")
+        counts = pooled_counts(scores, round((1 - remove) * sum(widths)), min(step.tile(space), min(widths)), standardised=rule == "global")
         return [count / width for count, width in zip(counts, widths, strict=True)]
     if rule == "cfsp" and space is Space.FFN:
         assert mean_distance is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.architecture.families import Axis
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.recipe import Budget
 
@@ -43,7 +43,7 @@ def _share_of_space(budget: Budget, space: Space, geometry: Geometry) -> float:
     def without(block: BlockShape) -> BlockShape:
         if space is Space.LAYER:
             return BlockShape(0, 0)
-        return BlockShape(0, block.kv_groups) if space is Space.FFN else BlockShape(block.ffn, 0)
+        return block.with_units(SUBLAYERS[space], 0)
 
     whole = sum(cost(block) for block in geometry.blocks)
     if space is Space.RESIDUAL:  # one axis of every projection counts its channels

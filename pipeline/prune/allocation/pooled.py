@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space, per_space
+from pipeline.calibrate.measurements import Scores
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.counts import nearest_tile, tiled_counts
 from pipeline.prune.recipe import Pool, PruneStep
 
-Counts = dict[Space, dict[int, int]]
-
 
 def pooled_allocation(
-    geometry: Geometry, step: PruneStep, scores: Mapping[Space, Mapping[int, torch.Tensor]], costs: Mapping[Space, float] | None = None
+    geometry: Geometry, step: PruneStep, scores: Scores, costs: Mapping[Space, float] | None = None
 ) -> tuple[Counts, dict[str, Any]]:
     """How many units of each space every block keeps, and the numbers behind it.
 
@@ -38,17 +37,25 @@ def pooled_allocation(
     sizes = unit_sizes(geometry, pool)
     keep = _share_to_keep(geometry, pool, sizes)
     threshold = pooled_threshold(scores, costs or sizes, keep)
-    counts = rounded_counts({space: above(by_block, threshold) for space, by_block in scores.items()}, step, scores)
-    kept = {space.value: list(by_block.values()) for space, by_block in counts.items()}
-    return counts, {"threshold": threshold, "share kept of the spaces": keep, "kept": kept}
+    counts = rounded_counts(above(scores, dict.fromkeys(scores, threshold)), step, scores)
+    return counts, {"threshold": threshold, "share kept of the spaces": keep, "kept": kept_facts(counts)}
 
 
-def above(by_block: Mapping[int, torch.Tensor], threshold: float) -> dict[int, int]:
-    """How many units of every block score strictly more than ``threshold``."""
-    return {block: int((score.double() > threshold).sum()) for block, score in by_block.items()}
+def kept_facts(counts: Counts) -> dict[str, list[int]]:
+    """What a plan says of them."""
+    return {space.value: by_block for space, by_block in per_space(counts).items()}
 
 
-def rounded_counts(counts: Counts, step: PruneStep, scores: Mapping[Space, Mapping[int, torch.Tensor]], even: bool = False) -> Counts:
+def above(scores: Scores, thresholds: Mapping[Space, float]) -> Counts:
+    """How many units of every block score strictly more than their space's threshold."""
+    return {
+        IndexSet(space, block): int((score.double() > thresholds[space]).sum())
+        for space, by_block in scores.items()
+        for block, score in by_block.items()
+    }
+
+
+def rounded_counts(counts: Counts, step: PruneStep, scores: Scores, even: bool = False) -> Counts:
     """Counts that the recipe allows: FFN widths in tiles, and no empty block unless it says so.
 
     With ``rounding: published`` they stay as they are, which may leave a block without attention or FFN.
@@ -64,10 +71,10 @@ def rounded_counts(counts: Counts, step: PruneStep, scores: Mapping[Space, Mappi
     assert step.pooled is not None
     allow_empty = step.pooled.allow_empty
     counts = _with_floor(counts, scores, 0 if allow_empty else 1)
-    if Space.FFN in counts and step.round_to > 1:
-        ffn, widths = counts[Space.FFN], {block: len(score) for block, score in scores[Space.FFN].items()}
-        tiled = _alike(ffn, widths, step.round_to) if even else _tiled(ffn, widths, step.round_to, allow_empty)
-        counts = counts | {Space.FFN: tiled}
+    ffn = {units: count for units, count in counts.items() if units.space is Space.FFN}
+    if ffn and step.round_to > 1:
+        widths = {units: len(scores[units.space][units.block]) for units in ffn}
+        counts = counts | (_alike(ffn, widths, step.round_to) if even else _tiled(ffn, widths, step.round_to, allow_empty))
     return counts
 
 
@@ -82,11 +89,10 @@ def unit_sizes(geometry: Geometry, pool: Pool) -> dict[Space, float]:
     def cost(block: BlockShape) -> int:
         return geometry.block_parameters(block) if pool.of == "parameters" else geometry.block_flops(block, pool.context)
 
-    one = {Space.FFN: BlockShape(1, 0), Space.KV_GROUP: BlockShape(0, 1)}
-    return {space: float(cost(one[space])) for space in pool.spaces}
+    return {space: float(cost(BlockShape.alone(SUBLAYERS[space]))) for space in pool.spaces}
 
 
-def pooled_threshold(scores: Mapping[Space, Mapping[int, torch.Tensor]], costs: Mapping[Space, float], keep: float) -> float:
+def pooled_threshold(scores: Scores, costs: Mapping[Space, float], keep: float) -> float:
     """The score above which units stay, so that their cost is nearest to ``keep`` times that of all."""
     flat = torch.cat([score.double() for by_block in scores.values() for score in by_block.values()])
     cost = torch.cat([torch.full((len(s),), costs[space]).double() for space, by_block in scores.items() for s in by_block.values()])
@@ -99,8 +105,7 @@ def pooled_threshold(scores: Mapping[Space, Mapping[int, torch.Tensor]], costs: 
 def _share_to_keep(geometry: Geometry, pool: Pool, sizes: Mapping[Space, float]) -> float:
     """Of the pooled units' cost, the part that stays."""
     whole = whole_of(geometry, pool)
-    units = {Space.FFN: sum(b.ffn for b in geometry.blocks), Space.KV_GROUP: sum(b.kv_groups for b in geometry.blocks)}
-    pooled = sum(units[space] * size for space, size in sizes.items())
+    pooled = sum(sum(block.units(SUBLAYERS[space]) for block in geometry.blocks) * size for space, size in sizes.items())
     if pool.remove * whole >= pooled:
         raise TrimlineError(
             f"Removing {pool.remove:.0%} of the decoder's {pool.of} is not possible: the spaces hold {pooled / whole:.1%} of them.",
@@ -109,17 +114,17 @@ def _share_to_keep(geometry: Geometry, pool: Pool, sizes: Mapping[Space, float])
     return 1 - pool.remove * whole / pooled
 
 
-def _with_floor(counts: Counts, scores: Mapping[Space, Mapping[int, torch.Tensor]], least: int) -> Counts:
-    return {s: {b: max(n, min(least, len(scores[s][b]))) for b, n in by_block.items()} for s, by_block in counts.items()}
+def _with_floor(counts: Counts, scores: Scores, least: int) -> Counts:
+    return {units: max(count, min(least, len(scores[units.space][units.block]))) for units, count in counts.items()}
 
 
-def _alike(counts: Mapping[int, int], widths: Mapping[int, int], tile: int) -> dict[int, int]:
-    return {block: nearest_tile(widths[block], count / widths[block], tile) if widths[block] else 0 for block, count in counts.items()}
+def _alike(counts: Counts, widths: Counts, tile: int) -> Counts:
+    return {units: nearest_tile(widths[units], count / widths[units], tile) if widths[units] else 0 for units, count in counts.items()}
 
 
-def _tiled(counts: Mapping[int, int], widths: Mapping[int, int], tile: int, allow_empty: bool) -> dict[int, int]:
+def _tiled(counts: Counts, widths: Counts, tile: int, allow_empty: bool) -> Counts:
     """Nearest multiples of the tile with the same sum; a block below half a tile goes where that is allowed."""
-    filled = [block for block, count in counts.items() if widths[block] and (not allow_empty or count >= tile / 2)]
-    shares = [counts[block] / widths[block] for block in filled]
-    tiled = tiled_counts([widths[block] for block in filled], shares, tile)
+    filled = [units for units, count in counts.items() if widths[units] and (not allow_empty or count >= tile / 2)]
+    shares = [counts[units] / widths[units] for units in filled]
+    tiled = tiled_counts([widths[units] for units in filled], shares, tile)
     return dict.fromkeys(counts, 0) | dict(zip(filled, tiled, strict=True))

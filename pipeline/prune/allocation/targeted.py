@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
-from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
+from pipeline.calibrate.measurements import Scores
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.allocation.pooled import Counts
+from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.program import Choice, least_loss
 from pipeline.prune.allocation.targets import Consumer, Measure, bounds, demand_uncut, infeasible, measures
 from pipeline.prune.recipe import Budget, Pool, PruneStep, Target
+from pipeline.prune.step import Resolved, ResolvedStep
 
 BISECTIONS = 30  # halvings of the fraction that goes; a unit of the largest models is a larger part
-Sizes = dict[tuple[Sublayer, int], int]  # by sublayer and by block, in the model as it is
 Found = tuple[Counts, dict[str, Any]]
 
 
@@ -28,14 +28,30 @@ class Aim:
 
     Attributes:
         target: what is wanted.
-        current, dense: the model as it is, and the one that shares are of.
+        selection: what is left of the dense model.
+        dense: the model that shares are of.
         consumer: what will run the result.
     """
 
     target: Target
-    current: Geometry
+    selection: Selection
     dense: Geometry
     consumer: Consumer
+
+    @property
+    def current(self) -> Geometry:
+        """Sizes of the model as it is."""
+        return self.selection.geometry(self.dense)
+
+    def after(self, counts: Counts) -> Geometry:
+        """Sizes of the model that keeps ``counts``; a sublayer that they do not name stays as it is."""
+        shapes = dict(zip(self.selection.blocks, self.current.blocks, strict=True))
+        for (space, block), count in counts.items():
+            if space is Space.LAYER:
+                shapes = shapes if count else {number: shape for number, shape in shapes.items() if number != block}
+            else:
+                shapes[block] = shapes[block].with_units(SUBLAYERS[space], count)
+        return self.current.with_blocks(tuple(shapes.values()))
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -63,12 +79,12 @@ def size_grid(units: int, tile: int, empty: bool) -> list[int]:
     return [units, *(size for size in range(tile * ((units - 1) // tile), -1 if empty else tile - 1, -tile) if size < units)]
 
 
-def best_sizes(aim: Aim, losses: Mapping[tuple[Sublayer, int], Mapping[int, float]]) -> Sizes:
+def best_sizes(aim: Aim, losses: Mapping[IndexSet, Mapping[int, float]]) -> Counts:
     """The sizes that lose least of all that meet the target.
 
     Args:
         aim: what is to be met.
-        losses: per sublayer and block (counted in the model as it is), what keeping so many units loses.
+        losses: what keeping so many units loses.
 
     Raises:
         TrimlineError: even the smallest sizes do not meet it; says what they would.
@@ -76,22 +92,22 @@ def best_sizes(aim: Aim, losses: Mapping[tuple[Sublayer, int], Mapping[int, floa
     demand_uncut(aim.target, aim.current, aim.dense)
     found, limits = aim.measures, aim.bounds
     choices = {
-        key: Choice(
+        units: Choice(
             tuple(by_size),
             tuple(by_size.values()),
-            {name: [measure.sublayer(key[0], size) for size in by_size] for name, measure in found.items()},
+            {name: [measure.sublayer(SUBLAYERS[units.space], size) for size in by_size] for name, measure in found.items()},
         )
-        for key, by_size in losses.items()
+        for units, by_size in losses.items()
     }
-    held = with_sizes(aim.current, dict.fromkeys(losses, 0))
+    held = aim.after(dict.fromkeys(losses, 0))
     sizes = least_loss(choices, {name: limits[name] - measure.whole(held) for name, measure in found.items()})
     if sizes is None:
-        smallest = with_sizes(aim.current, {key: min(by_size) for key, by_size in losses.items()})
+        smallest = aim.after({units: min(by_size) for units, by_size in losses.items()})
         raise infeasible(aim.target, smallest, aim.dense, aim.consumer, "any sizes that the step allows")
     return sizes
 
 
-def by_scores(aim: Aim, step: PruneStep, scores: Mapping[Space, Mapping[int, torch.Tensor]], additive: bool) -> Found:
+def by_scores(aim: Aim, step: PruneStep, scores: Scores, additive: bool) -> Found:
     """How many units every block keeps, so that the importance of what goes is least.
 
     Args:
@@ -104,24 +120,22 @@ def by_scores(aim: Aim, step: PruneStep, scores: Mapping[Space, Mapping[int, tor
     lowest = min(float(score.min()) for by_block in scores.values() for score in by_block.values() if len(score))
     losses = {}
     for space, by_block in scores.items():
-        weight = 1.0 if additive else _parameters(aim.dense, space)
-        for number, score in enumerate(by_block.values()):
+        weight = 1.0 if additive else float(aim.dense.block_parameters(BlockShape.alone(SUBLAYERS[space])))
+        for block, score in by_block.items():
             if len(score):
                 values = (score.double() if additive else score.double() - lowest) * weight
-                tile = step.round_to if space is Space.FFN else 1
-                losses[SUBLAYERS[space], number] = _losses(values, size_grid(len(score), tile, step.allow_empty))
+                losses[IndexSet(space, block)] = _losses(values, size_grid(len(score), step.tile(space), step.allow_empty))
     sizes = best_sizes(aim, losses)
-    counts = {s: {b: sizes.get((SUBLAYERS[s], n), 0) for n, b in enumerate(by_block)} for s, by_block in scores.items()}
-    return counts, {"allocation": "optimal", "target": aim.facts(with_sizes(aim.current, sizes))}
+    counts = {units: sizes.get(units, 0) for units in (IndexSet(space, block) for space in scores for block in scores[space])}
+    return counts, {"allocation": "optimal", "target": aim.facts(aim.after(sizes))}
 
 
-def by_own_rule(aim: Aim, step: PruneStep, pools: bool, count: Callable[[PruneStep], Found]) -> Found:
+def by_own_rule(aim: Aim, step: Resolved, count: Callable[[Resolved], Found]) -> Found:
     """What a method's own rule keeps at the least removal that meets the target.
 
     Args:
         aim: what is to be met.
         step: with the target.
-        pools: the rule shares one budget out over all spaces.
         count: what the rule keeps under a step with a budget.
 
     Raises:
@@ -131,14 +145,14 @@ def by_own_rule(aim: Aim, step: PruneStep, pools: bool, count: Callable[[PruneSt
     search = _Search(aim, step, count)
     if step.spaces == (Space.LAYER,):
         found = search.least(lambda keep: {"budget": {Space.LAYER: Budget(keep=keep)}}, range(len(aim.current.blocks), 0, -1))
-    elif pools:
-        found = search.bisected(lambda remove: {"pooled": Pool(spaces=step.spaces, remove=remove, allow_empty=step.allow_empty)})
+    elif step.pools:
+        found = search.bisected(lambda remove: {"pooled": Pool(spaces=step.spaces, remove=remove, allow_empty=step.recipe.allow_empty)})
     else:
         found = search.nearly_even()
     if found is None:
-        raise infeasible(aim.target, search.smallest(), aim.dense, aim.consumer, f"the rule of {step.method}")
+        raise infeasible(aim.target, search.smallest(), aim.dense, aim.consumer, f"the rule of {step.recipe.method}")
     (counts, facts), stated = found
-    return counts, facts | {"stated as": stated, "target": aim.facts(_after(aim.current, counts))}
+    return counts, facts | {"stated as": stated, "target": aim.facts(aim.after(counts))}
 
 
 def layers_within(aim: Aim) -> int:
@@ -154,7 +168,7 @@ def layers_within(aim: Aim) -> int:
     raise infeasible(aim.target, aim.current.with_blocks(blocks[:1]), aim.dense, aim.consumer, "whole blocks")
 
 
-def demand_possible(aim: Aim, step: PruneStep) -> None:
+def demand_possible(aim: Aim, step: ResolvedStep) -> None:
     """Whether the smallest sizes that a step allows meet its target, whatever the scores will be.
 
     Raises:
@@ -164,23 +178,23 @@ def demand_possible(aim: Aim, step: PruneStep) -> None:
     if step.spaces == (Space.LAYER,):
         smallest = aim.current.with_blocks(blocks[:1])
     else:
-        tiles = {SUBLAYERS[space]: step.round_to if space is Space.FFN else 1 for space in step.spaces}
-        least = {(s, n): min(size_grid(block.units(s), t, step.allow_empty)) for s, t in tiles.items() for n, block in enumerate(blocks)}
-        smallest = with_sizes(aim.current, least)
+        places = [
+            (IndexSet(space, number), block) for space in step.spaces for number, block in zip(aim.selection.blocks, blocks, strict=True)
+        ]
+        smallest = aim.after({units: _least(block.units(SUBLAYERS[units.space]), units.space, step.recipe) for units, block in places})
     if not aim.is_met(smallest):
         raise infeasible(aim.target, smallest, aim.dense, aim.consumer, "any sizes that the step allows")
 
 
-def with_sizes(geometry: Geometry, sizes: Mapping[tuple[Sublayer, int], int]) -> Geometry:
-    """``geometry`` with other sizes for some sublayers."""
-    shapes = [{kind: sizes.get((kind, n), block.units(kind)) for kind in Sublayer} for n, block in enumerate(geometry.blocks)]
-    return geometry.with_blocks(tuple(BlockShape(shape[Sublayer.FFN], shape[Sublayer.ATTENTION]) for shape in shapes))
+def _least(units: int, space: Space, step: PruneStep) -> int:
+    """The smallest size that a step allows."""
+    return min(size_grid(units, step.tile(space), step.allow_empty))
 
 
-class _Search:
+class _Search(Generic[Resolved]):
     """Tries budgets under a rule until the least that meets the target is found."""
 
-    def __init__(self, aim: Aim, step: PruneStep, count: Callable[[PruneStep], Found]) -> None:
+    def __init__(self, aim: Aim, step: Resolved, count: Callable[[Resolved], Found]) -> None:
         self._aim, self._step, self._count = aim, step, count
         self._missed: list[Geometry] = []
 
@@ -231,29 +245,16 @@ class _Search:
         return min(self._missed, key=lambda shape: max(measure.whole(shape) / limits[name] for name, measure in found.items()))
 
     def _tried(self, stated: dict[str, Any]) -> tuple[Found, dict[str, Any]] | None:
-        step = self._step.model_copy(update={"target": None} | stated)
+        step = self._step.stating(target=None, **stated)
         found = self._count(step)
-        shape = _after(self._aim.current, found[0])
+        shape = self._aim.after(found[0])
         if self._aim.is_met(shape):
-            kept = {"budget", "pooled"} & set(stated)
-            return found, step.model_dump(mode="json", include=kept, exclude_none=True)
+            return found, step.recipe.model_dump(mode="json", include=set(stated), exclude_none=True)
         self._missed.append(shape)
         return None
-
-
-def _after(current: Geometry, counts: Counts) -> Geometry:
-    """The model that keeps ``counts``."""
-    if Space.LAYER in counts:
-        stays = list(counts[Space.LAYER].values())
-        return current.with_blocks(tuple(block for block, stay in zip(current.blocks, stays, strict=True) if stay))
-    return with_sizes(current, {(SUBLAYERS[s], n): size for s, by in counts.items() for n, size in enumerate(by.values())})
 
 
 def _losses(values: torch.Tensor, sizes: list[int]) -> dict[int, float]:
     """Σ of the values that go when only the best ``size`` stay, per size."""
     gone = torch.cat([values.new_zeros(1), values.sort().values.cumsum(0)]).tolist()
     return {size: gone[len(values) - size] for size in sizes}
-
-
-def _parameters(geometry: Geometry, space: Space) -> float:
-    return float(geometry.block_parameters(BlockShape(1, 0) if space is Space.FFN else BlockShape(0, 1)))

@@ -167,8 +167,7 @@ def _counted(of: Callable[[Geometry], float], dense: Geometry) -> Measure:
     fixed = of(dense.with_blocks(()))
 
     def sublayer(kind: Sublayer, units: int) -> float:
-        shape = BlockShape(units, 0) if kind is Sublayer.FFN else BlockShape(0, units)
-        return of(dense.with_blocks((shape,))) - fixed
+        return of(dense.with_blocks((BlockShape.alone(kind, units),))) - fixed
 
     return Measure(fixed, sublayer)
 

@@ -9,21 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.architecture.families import Axis, Sublayer
-from pipeline.architecture.spaces import channels
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.spaces import SPACES, IndexSet, channels
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
 from pipeline.prune.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
 from pipeline.prune.model.shrinking import ShrinkingModel
 
-Kept = Mapping[tuple[Sublayer, int], tuple[int, ...]]
-
 
 @torch.inference_mode()
 def refit(
-    model: ShrinkingModel, dense: nn.Module, windows: torch.Tensor, kept: Kept, share: float, damping: float | None, events: Events
+    model: ShrinkingModel,
+    dense: nn.Module,
+    windows: torch.Tensor,
+    stays: Mapping[IndexSet, tuple[int, ...]],
+    share: float,
+    damping: float | None,
+    events: Events,
 ) -> None:
-    """Removes what is not in ``kept`` and refits every reader, block by block, on what the refitted blocks before it give.
+    """Removes what is not in ``stays`` and refits every reader, block by block, on what the refitted blocks before it give.
 
     Each block runs once in the dense model. In the pruned one it runs as far as the attention's reader, to fit that, and
     once whole, to fit the FFN's on what the new attention gives; what leaves the block follows from that.
@@ -32,7 +36,7 @@ def refit(
         model: the pruned model so far.
         dense: the model it comes from, same dtype and device.
         windows: calibration tokens, shape (N, S).
-        kept: per sublayer and original block, the units that stay.
+        stays: the units of every sublayer that stay.
         share: how much of the lag behind the dense residual stream a reader makes up for.
         damping: relative ridge; None chooses one per reader, by what half of the tokens says of a fit on the other half.
         events: gets one progress step per block.
@@ -49,7 +53,7 @@ def refit(
             theirs = [after for _, after in targets]
             if number in model.selection.blocks:
                 middles, afters = zip(*targets, strict=True)
-                attention, ffn = kept[Sublayer.ATTENTION, number], kept[Sublayer.FFN, number]
+                attention, ffn = (stays[IndexSet(SPACES[kind], number)] for kind in (Sublayer.ATTENTION, Sublayer.FFN))
                 reads = _reads_of_attention(block, model, ours, given) if attention else []
                 _fit(model, Sublayer.ATTENTION, number, attention, reads, middles, share, damping)
                 reads = _reads_of_ffn(block, model, ours, given) if ffn else []
@@ -175,7 +179,7 @@ def _solve(
     """Over the columns that are left now, of which ``units`` stay."""
     geometry = model.geometry
     linear = geometry.family.reader(sublayer)
-    width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
+    width = geometry.unit_width(linear.columns)
     left, stay = (channels(some, width) for some in (model.selection.units(sublayer)[block], units))
     first, second = (half.of(left) for half in halves)
     weight = model.weight(block, linear.name)[:, left].to(first.upper.device)

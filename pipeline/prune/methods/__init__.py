@@ -13,11 +13,11 @@ from pipeline.prune.methods.gblm import GBLM
 from pipeline.prune.methods.laco import LaCo
 from pipeline.prune.methods.llm_surgeon import LLMSurgeon
 from pipeline.prune.methods.magnitude import Magnitude
-from pipeline.prune.methods.method import BlockView, Method, ScoringMethod, StepMethod, WeightMethod
 from pipeline.prune.methods.residual_energy import ResidualEnergy
 from pipeline.prune.methods.sparsegpt import SparseGPT
 from pipeline.prune.methods.trimline import Trimline
 from pipeline.prune.methods.wanda import Wanda, WandaStructured
+from pipeline.prune.step import Method
 
 REGISTERED: tuple[Method, ...] = (
     CFSP(),
@@ -35,8 +35,6 @@ REGISTERED: tuple[Method, ...] = (
     ResidualEnergy(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
-
-__all__ = ["METHODS", "BlockView", "Method", "ScoringMethod", "StepMethod", "WeightMethod", "method_named"]
 
 
 def method_named(name: str) -> Method:

@@ -16,7 +16,7 @@ from pipeline.architecture.spaces import Space
 from pipeline.calibrate.needs import Needs
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, options_of
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 class BlockInfluenceOptions(Slice):
@@ -35,11 +35,11 @@ class BlockInfluence:
     allocation = "global"
     options = BlockInfluenceOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """The angle between a block's input and output."""
         return Needs(distance=True)
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """The block's mean angle / π, or mean 1 − cosine, over tokens; shape (1,)."""
         angular = options_of(step, BlockInfluenceOptions).measure == "angular"
         return torch.tensor([view.statistics.mean_distance if angular else view.statistics.mean_influence], dtype=torch.float32)

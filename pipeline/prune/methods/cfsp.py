@@ -16,7 +16,7 @@ from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import activation_norm
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, options_of
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 def published_score(norm: torch.Tensor, hidden: int, matrices: int) -> torch.Tensor:
@@ -62,11 +62,11 @@ class CFSP:
     allocation = "cfsp"
     options = CFSPOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Angular distance for the allocation, squared channel activations for the score."""
         return Needs(distance=True, squares=frozenset({Point.CHANNELS}))
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Fine importance per FFN channel."""
         norm = activation_norm(view.reader(Sublayer.FFN).squares, view.statistics.sequences)
         family = view.geometry.family

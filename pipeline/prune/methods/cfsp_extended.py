@@ -10,7 +10,7 @@ from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import activation_norm
 from pipeline.prune.methods.cfsp import CFSP
 from pipeline.prune.methods.method import BlockView
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 def group_norm(squares: torch.Tensor, sequences: int, width: int) -> torch.Tensor:
@@ -30,12 +30,12 @@ class CFSPExtended(CFSP):
     name = "cfsp_extended"
     spaces = frozenset({Space.FFN, Space.KV_GROUP})
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """CFSP's, and squared head outputs where KV groups are asked for."""
         heads = frozenset({Point.HEADS}) if Space.KV_GROUP in step.spaces else frozenset()
         return super().needs(step) | Needs(squares=heads)
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Fine importance per FFN channel, or norm per KV group."""
         if space is Space.FFN:
             return super().score(view, space, step)

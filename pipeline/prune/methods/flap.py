@@ -14,17 +14,17 @@ from pydantic import Field, model_validator
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.measurements import Scores
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import InputStatistics, activation_norm
 from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
-from pipeline.prune.allocation.pooled import Counts, above, pooled_allocation, rounded_counts, unit_sizes, whole_of
+from pipeline.prune.allocation.pooled import above, kept_facts, pooled_allocation, rounded_counts, unit_sizes, whole_of
 from pipeline.prune.methods.method import BlockView, options_of
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.recipe import Pool
+from pipeline.prune.step import ResolvedStep
 
-WIDTHS = {Space.FFN: "ffn", Space.KV_GROUP: "kv_groups"}
 SLACK = 1e-9  # a fraction times a count that is whole but for rounding counts as whole
 
 
@@ -59,8 +59,8 @@ def published_unit_costs(geometry: Geometry) -> dict[Space, float]:
     With g query heads per group that is ⌊head_dim · (2g + 2) / 3⌋ in a gated model; the released code has 170, which
     is 512/3 truncated: one head of 128 (g = 1).
     """
-    channel, group = geometry.block_parameters(BlockShape(1, 0)), geometry.block_parameters(BlockShape(0, 1))
-    return {Space.FFN: 1.0, Space.KV_GROUP: float(group // channel)}
+    cost = {space: geometry.block_parameters(BlockShape.alone(sublayer)) for space, sublayer in SUBLAYERS.items()}
+    return {Space.FFN: 1.0, Space.KV_GROUP: float(cost[Space.KV_GROUP] // cost[Space.FFN])}
 
 
 class FLAPOptions(Slice):
@@ -89,31 +89,31 @@ class FLAP:
     allocation = "global"
     options = FLAPOptions
 
-    def check(self, step: PruneStep) -> None:
+    def check(self, step: ResolvedStep) -> None:
         """What the options alone cannot show to be wrong.
 
         Raises:
             TrimlineError: a structure or a rounding that only a pooled budget has, or one that needs both spaces.
         """
         structure = options_of(step, FLAPOptions).structure
-        if step.budget and (structure != "AL-AM" or step.rounding == "published"):
+        if step.recipe.budget and (structure != "AL-AM" or step.recipe.rounding == "published"):
             raise TrimlineError("FLAP's structures and its own rounding are of a budget for both spaces together.",
                                 "Write pooled: {remove: ...} in place of budget, or leave structure and rounding out.")  # fmt: skip
-        if structure.endswith("MM") and step.target:
+        if structure.endswith("MM") and step.recipe.target:
             raise TrimlineError(f"FLAP's {structure} states by number which heads go, and a target leaves that open.",
                                 "Use structure AL-AM or UL-UM.")  # fmt: skip
-        if structure.endswith("MM") and step.shots > 1:
-            raise TrimlineError(f"FLAP's {structure} removes its number of heads at once, not in {step.shots} shots.",
+        if structure.endswith("MM") and step.recipe.shots > 1:
+            raise TrimlineError(f"FLAP's {structure} removes its number of heads at once, not in {step.recipe.shots} shots.",
                                 "Leave shots out, or use structure AL-AM or UL-UM.")  # fmt: skip
         if structure.endswith("MM") and set(step.spaces) != set(SUBLAYERS):
             raise TrimlineError(f"FLAP's {structure} splits a budget between ffn and kv_group.", "Name both in pooled.spaces.")
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Squared inputs and fluctuation of the readers."""
         points = frozenset(SUBLAYERS[space].point for space in step.spaces)
         return Needs(squares=points) if options_of(step, FLAPOptions).metric == "WIFN" else Needs(fluctuation=points)
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Per FFN channel or KV group: mean over its channels of the standardised metric, or the metric's sum where blocks are uniform.
 
         The output projection's metric is squared before that, as in the released code; the FFN's is not.
@@ -130,20 +130,21 @@ class FLAP:
         among = view.channels_left(sublayer).to(metric.device)
         return standardised(metric, among).view(-1, width).mean(dim=1)
 
-    def is_even(self, step: PruneStep) -> bool:
+    def is_even(self, step: ResolvedStep) -> bool:
         """Whether a pooled step leaves blocks that were alike, alike."""
         return options_of(step, FLAPOptions).structure.startswith("UL")
 
-    def pooled_counts(self, geometry: Geometry, step: PruneStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
+    def pooled_counts(self, geometry: Geometry, step: ResolvedStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
         """How many units stay, by the step's structure."""
         options = options_of(step, FLAPOptions)
         if options.structure == "AL-AM":
             costs = published_unit_costs(geometry) if options.unit_costs == "published" else None
-            return pooled_allocation(geometry, step, scores, costs)
+            return pooled_allocation(geometry, step.recipe, scores, costs)
         rule = {"AL-MM": _adaptive_manual, "UL-MM": _uniform_manual, "UL-UM": _uniform}[options.structure]
-        counts = rounded_counts(rule(geometry, step, scores, options.remove_heads or 0), step, scores, even=self.is_even(step))
-        kept = {space.value: list(by_block.values()) for space, by_block in counts.items()}
-        return counts, {"structure": options.structure, "kept": kept}
+        pool = step.recipe.pooled
+        assert pool is not None
+        counts = rounded_counts(rule(geometry, pool, scores, options.remove_heads or 0), step.recipe, scores, even=self.is_even(step))
+        return counts, {"structure": options.structure, "kept": kept_facts(counts)}
 
 
 def channel_metric(options: FLAPOptions, inputs: InputStatistics, sequences: int, weight: torch.Tensor) -> torch.Tensor:
@@ -156,34 +157,34 @@ def channel_metric(options: FLAPOptions, inputs: InputStatistics, sequences: int
     return fluctuation if options.metric == "IFV" else wifv(fluctuation, weight)
 
 
-def _adaptive_manual(geometry: Geometry, step: PruneStep, scores: Scores, heads: int) -> Counts:
+def _adaptive_manual(geometry: Geometry, pool: Pool, scores: Scores, heads: int) -> Counts:
     """``heads`` KV groups with the lowest scores of all blocks, and as many FFN channels as the rest of the budget is."""
-    assert step.pooled is not None
-    sizes = unit_sizes(geometry, step.pooled)
-    channels = _channels_to_remove(step.pooled.remove * whole_of(geometry, step.pooled), heads, sizes)
+    sizes = unit_sizes(geometry, pool)
+    channels = _channels_to_remove(pool.remove * whole_of(geometry, pool), heads, sizes)
     gone = {Space.KV_GROUP: heads, Space.FFN: channels}
-    return {space: above(scores[space], _lowest(scores[space], gone[space], space)) for space in scores}
+    return above(scores, {space: _lowest(by_block, gone[space], space) for space, by_block in scores.items()})
 
 
-def _uniform_manual(geometry: Geometry, step: PruneStep, scores: Scores, heads: int) -> Counts:
+def _uniform_manual(geometry: Geometry, pool: Pool, scores: Scores, heads: int) -> Counts:
     """``heads`` / blocks KV groups of every block, and as many FFN channels as the rest of its budget is."""
-    assert step.pooled is not None
-    sizes, each = unit_sizes(geometry, step.pooled), heads // len(geometry.blocks)
-    counts: Counts = {space: {} for space in scores}
+    sizes, each = unit_sizes(geometry, pool), heads // len(geometry.blocks)
+    counts: Counts = {}
     for number, block in enumerate(scores[Space.FFN]):
         shape = geometry.blocks[number]
-        size = whole_of(geometry.with_blocks((shape,)), step.pooled)
-        gone = {Space.KV_GROUP: each, Space.FFN: _channels_to_remove(step.pooled.remove * size, each, sizes)}
+        size = whole_of(geometry.with_blocks((shape,)), pool)
+        gone = {Space.KV_GROUP: each, Space.FFN: _channels_to_remove(pool.remove * size, each, sizes)}
         for space in scores:
-            counts[space][block] = _left(getattr(shape, WIDTHS[space]), gone[space], space)
+            counts[IndexSet(space, block)] = _left(shape.units(SUBLAYERS[space]), gone[space], space)
     return counts
 
 
-def _uniform(geometry: Geometry, step: PruneStep, scores: Scores, heads: int) -> Counts:
+def _uniform(geometry: Geometry, pool: Pool, scores: Scores, heads: int) -> Counts:
     """The same fraction of every space of every block, rounded down."""
-    assert step.pooled is not None
-    remove = step.pooled.remove
-    return {s: {b: len(score) - math.floor(remove * len(score) + SLACK) for b, score in by_block.items()} for s, by_block in scores.items()}
+    return {
+        IndexSet(space, block): len(score) - math.floor(pool.remove * len(score) + SLACK)
+        for space, by_block in scores.items()
+        for block, score in by_block.items()
+    }
 
 
 def _channels_to_remove(budget: float, heads: int, sizes: dict[Space, float]) -> int:

@@ -24,7 +24,7 @@ from pipeline.prune.methods.method import BlockView, LayerView, options_of
 from pipeline.prune.methods.units import linears_of, total_per_unit
 from pipeline.prune.methods.wanda import wanda_score
 from pipeline.prune.model.masks import Pattern, row_mask
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 SCALE = 100.0  # the paper's α
 SEQUENCES = 128  # that α was chosen with
@@ -73,11 +73,11 @@ class GBLM:
     allocation = "uniform"
     options = GBLMOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Gradients of every projection that the units have weights in, and squares of what these read."""
         return _needs(step, [SUBLAYERS[space] for space in step.spaces])
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Σ of the scores of a unit's weights, shape (units,)."""
         options, seen = options_of(step, GBLMOptions), view.statistics
         assert seen.gradients is not None
@@ -89,18 +89,18 @@ class GBLM:
 
         return total_per_unit(values, SUBLAYERS[space], view.geometry, view.number)
 
-    def weight_needs(self, step: PruneStep) -> Needs:
+    def weight_needs(self, step: ResolvedStep) -> Needs:
         """The same for all projections."""
         return _needs(step, Sublayer)
 
-    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: ResolvedStep) -> torch.Tensor:
         """Zeros in place of the weights with the lowest scores."""
         options, sequences = options_of(step, GBLMOptions), layer.statistics.sequences
         scores = _score(options, layer.weight, layer.inputs, sequences, layer.absolute, layer.squares)
         return layer.weight.masked_fill(row_mask(scores, pattern, remove), 0.0)
 
 
-def _needs(step: PruneStep, sublayers: Iterable[Sublayer]) -> Needs:
+def _needs(step: ResolvedStep, sublayers: Iterable[Sublayer]) -> Needs:
     options, linears = options_of(step, GBLMOptions), linears_of(sublayers)
     points = frozenset(linear.point for linear in linears) if options.score == "full" else frozenset()
     half = options.accumulation == "published"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
+from pipeline.architecture.names import units_name
 from pipeline.architecture.spaces import Space
 from pipeline.calibrate.measurements import Scores
 from pipeline.common.errors import TrimlineError
@@ -34,7 +35,7 @@ from pipeline.prune.allocation.targeted import Aim, layers_within
 from pipeline.prune.methods.method import options_of
 from pipeline.prune.model.collapsing import Collapsed, Rule, apply, check_alike, collapse, collapsed_live
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 GRID = 0.01  # of the thresholds that are tried
 BELOW_ALL = -101  # in units of it: every merge is alike enough
@@ -166,23 +167,23 @@ class LaCo:
     spaces = frozenset({Space.LAYER})
     options = LaCoOptions
 
-    def check(self, step: PruneStep) -> None:
+    def check(self, step: ResolvedStep) -> None:
         """Raises TrimlineError for a walk that has no block to start from, or for what this method does not do."""
         options = options_of(step, LaCoOptions)
-        if step.pooled or step.shots > 1 or step.compensation != "none":
+        if step.recipe.pooled or step.recipe.shots > 1 or step.recipe.compensation != "none":
             raise TrimlineError("LaCo takes one budget of space layer, in one shot and without compensation.", "Leave the others out.")
         if options.highest is not None and options.highest - options.layers < options.lowest:
             raise TrimlineError(f"LaCo's walk from block {options.highest - options.layers} down to {options.lowest} is empty.",
                                 "Give a higher highest, fewer layers or a lower lowest.")  # fmt: skip
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> Iterator[tuple[Step, Scores]]:
         """Collapses blocks until the budget is met; one entry, without scores: blocks compete by trial."""
         options, left = options_of(step, LaCoOptions), model.selection.blocks
         check_alike(model)
-        if step.target:
-            keep = layers_within(Aim(step.target, model.current, model.geometry, model.consumer))
+        if step.recipe.target:
+            keep = layers_within(Aim(step.recipe.target, model.selection, model.geometry, step.consumer))
         else:
-            keep = blocks_to_keep(step.budget[Space.LAYER], model.current)
+            keep = blocks_to_keep(step.recipe.budget[Space.LAYER], model.current)
         if options.highest is not None and options.highest > len(left):
             raise TrimlineError(f"LaCo's highest is {options.highest}, and there are {len(left)} blocks.", f"Give at most {len(left)}.")
         windows = windows[: options.windows]
@@ -198,5 +199,5 @@ class LaCo:
             "arrangements tried": len(similarity.known),
             "collapsed": {str(block.base): list(block.covers) for block in found.blocks if block.changed},
         }
-        kept = {Space.LAYER.value: model.selection.blocks}
-        yield Step("laco on layer", step.model_dump(mode="json", exclude_none=True), kept, facts), {}
+        kept = {units_name(Space.LAYER): model.selection.blocks}
+        yield Step("laco on layer", step.record, kept, facts), {}

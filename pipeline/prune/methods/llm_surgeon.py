@@ -32,7 +32,7 @@ from pipeline.prune.methods.surgeon_factors import ROWS_AND_COLUMNS, WeightOptio
 from pipeline.prune.methods.surgeon_weights import remove_weights
 from pipeline.prune.methods.units import linears_of, sum_per_unit
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 OF_UNITS = {"cost", "per_parameter"}
 OF_WEIGHTS = {"structures", "correlation", "together", "cumulative", "biases"}
@@ -56,7 +56,7 @@ class LLMSurgeon:
     options = SurgeonOptions
     sequential = True  # the factors of one block at a time are in memory
 
-    def check(self, step: PruneStep) -> None:
+    def check(self, step: ResolvedStep) -> None:
         """Rows and columns follow no pattern, and an option that says nothing is not ignored.
 
         Raises:
@@ -68,12 +68,12 @@ class LLMSurgeon:
             raise TrimlineError(
                 f"The option {min(idle)} of llm_surgeon says nothing about the space {', '.join(step.spaces)}.", "Leave it out."
             )
-        if options.structures == "published" and step.pattern != "unstructured":
+        if options.structures == "published" and step.recipe.pattern != "unstructured":
             raise TrimlineError(
-                f"Whole rows and columns cannot have the pattern {step.pattern}.", "Leave out the option structures, or the pattern."
+                f"Whole rows and columns cannot have the pattern {step.recipe.pattern}.", "Leave out the option structures, or the pattern."
             )
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Kronecker factors of the projections that read the units; of those that write them too, where costs are added up."""
         options, through = options_of(step, SurgeonOptions), Space.RESIDUAL in step.spaces
         sublayers = list(Sublayer) if through else [SUBLAYERS[space] for space in step.spaces]
@@ -85,7 +85,7 @@ class LLMSurgeon:
             return Needs(squares=frozenset(linear.point for linear in linears))
         return Needs(gradients=GradientNeeds(kronecker=frozenset(linear.name for linear in linears)))
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Cost of removing each unit, shape (units,); of a residual channel, this block's part of it."""
         options = options_of(step, SurgeonOptions)
         if space is Space.RESIDUAL:
@@ -97,7 +97,7 @@ class LLMSurgeon:
             costs = _sum_of_costs(view, sublayer, options)
         return costs / _unit_parameters(view, sublayer) if options.per_parameter else costs
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> Iterator[tuple[Step, Scores]]:
         """Single weights, shot by shot."""
         return remove_weights(model, windows, step, options_of(step, SurgeonOptions), events)
 
@@ -169,4 +169,4 @@ def _projection(view: BlockView, linear: Linear, options: SurgeonOptions) -> Pro
 
 def _unit_parameters(view: BlockView, sublayer: Sublayer) -> int:
     """Weights of one unit in all the projections that it is part of."""
-    return view.geometry.block_parameters(BlockShape(1, 0) if sublayer is Sublayer.FFN else BlockShape(0, 1))
+    return view.geometry.block_parameters(BlockShape.alone(sublayer))

@@ -11,14 +11,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from pipeline.architecture.families import Sublayer
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.needs import Needs
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, LayerView, options_of
 from pipeline.prune.methods.units import sum_per_unit
 from pipeline.prune.model.masks import Pattern, n_m, per_matrix
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 def magnitude_mask(weight: torch.Tensor, pattern: Pattern, fraction: float) -> torch.Tensor:
@@ -39,18 +38,17 @@ class Magnitude:
     """FFN channels, KV groups or single weights by the size of the weights alone."""
 
     name = "magnitude"
-    spaces = frozenset({Space.FFN, Space.KV_GROUP, Space.WEIGHT})
+    spaces = frozenset({*SUBLAYERS, Space.WEIGHT})
     allocation = "uniform"
     options = MagnitudeOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Nothing."""
         return Needs()
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """L2 norm per unit, of the reader's columns or multiplied over all projections; shape (units,)."""
-        sublayer = Sublayer.FFN if space is Space.FFN else Sublayer.ATTENTION
-        family, shape = view.geometry.family, view.geometry.blocks[view.number]
+        sublayer, family, shape = SUBLAYERS[space], view.geometry.family, view.geometry.blocks[view.number]
         writers = family.writers(sublayer) if options_of(step, MagnitudeOptions).score == "product" else ()
         norms = [
             sum_per_unit(view.weight(linear.name).square(), linear, view.geometry, shape).sqrt()
@@ -58,10 +56,10 @@ class Magnitude:
         ]
         return torch.stack(norms).prod(dim=0)
 
-    def weight_needs(self, step: PruneStep) -> Needs:
+    def weight_needs(self, step: ResolvedStep) -> Needs:
         """Nothing."""
         return Needs()
 
-    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: ResolvedStep) -> torch.Tensor:
         """Zeros in place of the smallest weights."""
         return layer.weight.masked_fill(magnitude_mask(layer.weight, pattern, remove), 0.0)

@@ -14,17 +14,16 @@ import torch
 
 from pipeline.architecture.families import Linear, Sublayer
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
-from pipeline.calibrate.measurements import Kept, Scores
+from pipeline.architecture.spaces import Counts, Space
+from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
 from pipeline.common.slices import Slice
 from pipeline.plan.plan import Step
-from pipeline.prune.allocation.pooled import Counts
 from pipeline.prune.model.masks import Pattern
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import Method, ResolvedStep
 
 Options = TypeVar("Options", bound=Slice)
 
@@ -33,9 +32,10 @@ class NoOptions(Slice):
     """Of a method without options."""
 
 
-def options_of(step: PruneStep, model: type[Options]) -> Options:
-    """The step's options as the method's own model; ``check_steps`` has validated them before."""
-    return model.model_validate(step.options)
+def options_of(step: ResolvedStep, model: type[Options]) -> Options:
+    """The step's options, as the method's own model that they were validated with."""
+    assert isinstance(step.options, model)
+    return step.options
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,6 @@ class LayerView:
     squares: torch.Tensor | None = None
 
 
-class Method(Protocol):
-    """Common to all: what recipes need to know."""
-
-    name: str
-    spaces: frozenset[Space]
-
-    @property
-    def options(self) -> type[Slice]:
-        """The model of its options."""
-
-
 @runtime_checkable
 class ScoringMethod(Method, Protocol):
     """Scores units; counting, cutting and updating are the same for all.
@@ -112,10 +101,10 @@ class ScoringMethod(Method, Protocol):
 
     allocation: str
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """The statistics that ``score`` and the method's own allocation read."""
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Importance per unit of ``space`` in this block, shape (units,), fp32; for ``layer`` shape (1,).
 
         For ``residual`` shape (hidden,): what is added up over the blocks.
@@ -126,7 +115,7 @@ class ScoringMethod(Method, Protocol):
 class CheckingMethod(Method, Protocol):
     """Knows of steps that its options and spaces alone do not show to be wrong."""
 
-    def check(self, step: PruneStep) -> None:
+    def check(self, step: ResolvedStep) -> None:
         """Raises TrimlineError where it cannot do the step; nothing has been measured yet."""
 
 
@@ -134,10 +123,10 @@ class CheckingMethod(Method, Protocol):
 class PoolingMethod(ScoringMethod, Protocol):
     """Shares out a pooled budget by rules of its own."""
 
-    def pooled_counts(self, geometry: Geometry, step: PruneStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
+    def pooled_counts(self, geometry: Geometry, step: ResolvedStep, scores: Scores) -> tuple[Counts, dict[str, Any]]:
         """How many units of each space every block keeps, and the numbers behind it; see ``pooled_allocation``."""
 
-    def is_even(self, step: PruneStep) -> bool:
+    def is_even(self, step: ResolvedStep) -> bool:
         """Whether blocks that are alike stay alike."""
 
 
@@ -145,10 +134,10 @@ class PoolingMethod(ScoringMethod, Protocol):
 class WeightMethod(Method, Protocol):
     """Prunes single weights, projection by projection, while a sweep moves on through pruned blocks."""
 
-    def weight_needs(self, step: PruneStep) -> Needs:
+    def weight_needs(self, step: ResolvedStep) -> Needs:
         """The statistics that ``prune`` reads."""
 
-    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: ResolvedStep) -> torch.Tensor:
         """The projection's new weight, shape (R, C), fp32, with exact zeros where it was pruned."""
 
 
@@ -156,7 +145,7 @@ class WeightMethod(Method, Protocol):
 class StepMethod(Method, Protocol):
     """Does a whole step itself; where it scores units too, only that of single weights."""
 
-    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Iterator[tuple[Step, Scores]]:
+    def run(self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> Iterator[tuple[Step, Scores]]:
         """Shrinks ``model`` and says what was decided, an entry per shot, before the next one is begun."""
 
 
@@ -164,10 +153,10 @@ class StepMethod(Method, Protocol):
 class MeasuringMethod(StepMethod, Protocol):
     """Does a whole step itself, and can say beforehand what its first shot measures."""
 
-    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Kept:
+    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> Measurements:
         """The same for every budget."""
 
     def run(
-        self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
+        self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events, measurements: Measurements | None = None
     ) -> Iterator[tuple[Step, Scores]]:
-        """As ``StepMethod.run``; ``kept`` is what ``measured`` gave for this model, and stands for measuring the first shot."""
+        """As ``StepMethod.run``; ``measurements`` is what ``measured`` gave for this model, and stands for measuring the first shot."""

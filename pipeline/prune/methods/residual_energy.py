@@ -13,7 +13,7 @@ from pipeline.architecture.families import Point
 from pipeline.architecture.spaces import Space
 from pipeline.calibrate.needs import Needs
 from pipeline.prune.methods.method import BlockView, NoOptions
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 READING = (Point.ATTENTION_INPUT, Point.FFN_INPUT)
 
@@ -37,11 +37,11 @@ class ResidualEnergy:
     allocation = "uniform"
     options = NoOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Squared inputs of the projections that read the stream."""
         return Needs(squares=frozenset(READING))
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """This block's part of each channel's energy, shape (hidden,); a sublayer that is gone reads nothing."""
         family = view.geometry.family
         share = torch.zeros(view.geometry.hidden, dtype=torch.float64)

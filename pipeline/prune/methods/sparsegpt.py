@@ -14,7 +14,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import LayerView, options_of
 from pipeline.prune.model.masks import Pattern, n_m
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 PUBLISHED_SCALE = 2.0  # of the second moment; it changes the stated error, and neither mask nor weights
 
@@ -142,11 +142,11 @@ class SparseGPT:
     spaces = frozenset({Space.WEIGHT})
     options = SparseGPTOptions
 
-    def weight_needs(self, step: PruneStep) -> Needs:
+    def weight_needs(self, step: ResolvedStep) -> Needs:
         """Second moments of the inputs of every projection."""
         return Needs(gram=frozenset(Point))
 
-    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: ResolvedStep) -> torch.Tensor:
         """Zeros and updated weights."""
         assert layer.inputs is not None
         options = options_of(step, SparseGPTOptions)

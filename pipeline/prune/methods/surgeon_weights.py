@@ -27,7 +27,7 @@ from pipeline.prune.methods.surgeon_structures import remove_structures
 from pipeline.prune.model.masks import Pattern
 from pipeline.prune.model.remaining import Remaining, check_widths
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ class Candidate:
 
 
 def remove_weights(
-    model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, options: WeightOptions, events: Events
+    model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, options: WeightOptions, events: Events
 ) -> Iterator[tuple[Step, Scores]]:
     """All shots of a step; the s-th of T leaves s / T of the zeros that are asked for.
 
     Raises:
         TrimlineError: a projection's inputs are no multiple of the pattern's group.
     """
-    pattern, remove = Pattern.parse(step.pattern), step.budget[Space.WEIGHT].remove
+    pattern, remove = Pattern.parse(step.recipe.pattern), step.recipe.budget[Space.WEIGHT].remove
     assert remove is not None
     check_widths(model, pattern)
-    for number in range(1, step.shots + 1):
-        fraction = remove * number / step.shots
+    for number in range(1, step.recipe.shots + 1):
+        fraction = remove * number / step.recipe.shots
         with waiting_factors(model.geometry.family, model.waiting_bytes) as waiting:
             if options.structures == "published":
                 decided = remove_structures(model, windows, fraction, options, waiting, events)
             else:
                 decided = Shot(model, pattern, options, waiting).run(windows, fraction, events)
-        facts = {"tokens": windows.numel(), "shot": f"{number} of {step.shots}", "pattern": step.pattern} | decided
-        yield Step(f"{step.method}, {step.pattern}", step.model_dump(mode="json", exclude_none=True), {}, facts), {}
+        facts = {"tokens": windows.numel(), "shot": f"{number} of {step.recipe.shots}", "pattern": step.recipe.pattern} | decided
+        yield Step(f"{step.recipe.method}, {step.recipe.pattern}", step.record, {}, facts), {}
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,19 @@ dense residual stream is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from pipeline.architecture.families import Axis, Sublayer
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import SPACES, Space, channels
+from pipeline.architecture.names import curve_name, curve_named, units_name
+from pipeline.architecture.spaces import SPACES, SUBLAYERS, Counts, IndexSet, channels
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
-from pipeline.calibrate.measurements import Kept, Scores
+from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.slices import Slice
@@ -34,7 +35,7 @@ from pipeline.prune.compensation.refit import refit
 from pipeline.prune.kronecker.elimination import eliminate
 from pipeline.prune.methods.method import options_of
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 
 class TrimlineOptions(Slice):
@@ -63,159 +64,149 @@ class Trimline:
     """Sizes by error curves, several shots, refitted towards the dense model."""
 
     name = "trimline"
-    spaces = frozenset({Space.FFN, Space.KV_GROUP})
+    spaces = frozenset(SUBLAYERS)
     options = TrimlineOptions
 
-    def check(self, step: PruneStep) -> None:
+    def check(self, step: ResolvedStep) -> None:
         """Sizes come from one budget over both spaces, and the refit is the compensation.
 
         Raises:
             TrimlineError: the step states budgets per space, or another compensation.
         """
-        if step.pooled is None and step.target is None:
+        if step.recipe.pooled is None and step.recipe.target is None:
             raise TrimlineError(
                 "The method trimline shares one budget out itself.",
                 "Write pooled: {remove: 0.3} or target: {speedup: 1.4} instead of budget.",
             )
-        if step.compensation != "none":
+        if step.recipe.compensation != "none":
             raise TrimlineError(
-                f"The method trimline refits what stays itself; {step.compensation} would do it twice.", "Leave compensation out."
+                f"The method trimline refits what stays itself; {step.recipe.compensation} would do it twice.", "Leave compensation out."
             )
 
-    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> Kept:
+    def measured(self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> Measurements:
         """Order, scores and error curve of every sublayer."""
         tensors: dict[str, torch.Tensor] = {}
-        for (sublayer, block), found in rank(model, windows, step, events).items():
-            place = f"{sublayer}.{block}"
-            tensors |= {f"{place}.units": torch.tensor(found.units), f"{place}.scores": found.scores}
-            tensors[f"{place}.errors"] = torch.tensor(found.curve.errors, dtype=torch.float64)
-        return Kept(tensors)
+        for among, found in rank(model, windows, step, events).items():
+            tensors |= {curve_name(among, "units"): torch.tensor(found.units), curve_name(among, "scores"): found.scores}
+            tensors[curve_name(among, "errors")] = torch.tensor(found.curve.errors, dtype=torch.float64)
+        return Measurements(tensors)
 
     def run(
-        self, model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events, kept: Kept | None = None
+        self, model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events, measurements: Measurements | None = None
     ) -> Iterator[tuple[Step, Scores]]:
         """All shots; the polishing sweeps belong to the last."""
-        options = options_of(step, TrimlineOptions)
+        options, recipe = options_of(step, TrimlineOptions), step.recipe
         dense = model.twin()
         start = model.current
-        for shot in range(1, step.shots + 1):
-            ranked = _ranked_before(model, kept, step) if kept and shot == 1 else rank(model, windows, step, events)
-            sizes = _sizes(ranked, model, start, step, shot / step.shots)
+        for shot in range(1, recipe.shots + 1):
+            ranked = _ranked_before(model, measurements, step) if measurements and shot == 1 else rank(model, windows, step, events)
+            sizes = _sizes(ranked, model, start, step, shot / recipe.shots)
             stay = _everything(model) | {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, stay, options.share, options.ridge, events)
-            reached = (
-                {"target": Aim(step.target, model.current, model.geometry, model.consumer).facts(model.current)} if step.target else {}
-            )
-            for _ in range(options.polish if shot == step.shots else 0):
+            aim = recipe.target and Aim(recipe.target, model.selection, model.geometry, step.consumer)
+            reached = {"target": aim.facts(model.current)} if aim else {}
+            for _ in range(options.polish if shot == recipe.shots else 0):
                 refit(model, dense, windows, _everything(model), options.share, options.ridge, events)
             yield _record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay)
 
 
-def rank(model: ShrinkingModel, windows: torch.Tensor, step: PruneStep, events: Events) -> dict[tuple[Sublayer, int], Ranked]:
+def rank(model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> dict[IndexSet, Ranked]:
     """Every sublayer of the step's spaces that is left; one block's factors in memory at a time."""
     family = model.geometry.family
-    sublayers = [sublayer for sublayer in Sublayer if SPACES[sublayer] in step.spaces]
-    needs = GradientNeeds(kronecker=frozenset(family.reader(sublayer).name for sublayer in sublayers))
-    found: dict[tuple[Sublayer, int], Ranked] = {}
+    spaces = [SPACES[sublayer] for sublayer in Sublayer if SPACES[sublayer] in step.spaces]
+    needs = GradientNeeds(kronecker=frozenset(family.reader(SUBLAYERS[space]).name for space in spaces))
+    found: dict[IndexSet, Ranked] = {}
     for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes):
-        for sublayer in sublayers:
-            if block in model.selection.blocks and model.selection.units(sublayer)[block]:
-                found[sublayer, block] = _ranked(model, sublayer, block, gradients, step)
+        for space in spaces:
+            if block in model.selection.blocks and model.selection.units(SUBLAYERS[space])[block]:
+                found[IndexSet(space, block)] = _ranked(model, IndexSet(space, block), gradients, step)
         del gradients  # larger than the block
     return found
 
 
-def _ranked(model: ShrinkingModel, sublayer: Sublayer, block: int, gradients: BlockGradients, step: PruneStep) -> Ranked:
-    geometry, left = model.geometry, model.selection.units(sublayer)[block]
-    reader = geometry.family.reader(sublayer)
-    width = geometry.unit_width(Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY)
+def _ranked(model: ShrinkingModel, among: IndexSet, gradients: BlockGradients, step: ResolvedStep) -> Ranked:
+    geometry, sublayer, block = model.geometry, SUBLAYERS[among.space], among.block
+    left, reader = model.selection.units(sublayer)[block], geometry.family.reader(sublayer)
+    width = geometry.unit_width(reader.columns)
     columns = channels(left, width)
     inputs = gradients.inputs[reader.point][columns][:, columns]
     if model.has_bias(reader):  # it takes up the mean of what goes, as in the refit
         total = gradients.totals[reader.point][columns].double()
         inputs = inputs.double() - torch.outer(total, total) / gradients.tokens
     weight = model.weight(block, reader.name)[:, columns].to(inputs.device)
-    found = eliminate(weight, inputs, gradients.outputs[reader.name], width, step.damping, options_of(step, TrimlineOptions).correlation)
-    kept = _kept_grid(sublayer, len(left), step)
-    curve = Curve(kept, found.errors[kept].tolist(), _unit_cost(geometry, sublayer, step))
+    found = eliminate(
+        weight, inputs, gradients.outputs[reader.name], width, step.recipe.damping, options_of(step, TrimlineOptions).correlation
+    )
+    grid = _grid(among, len(left), step)
+    curve = Curve(grid, found.errors[grid].tolist(), _unit_cost(geometry, among, step))
     return Ranked(tuple(left[place] for place in found.order.tolist()), found.costs, curve)
 
 
-def _ranked_before(model: ShrinkingModel, kept: Kept, step: PruneStep) -> dict[tuple[Sublayer, int], Ranked]:
+def _ranked_before(model: ShrinkingModel, measurements: Measurements, step: ResolvedStep) -> dict[IndexSet, Ranked]:
     """What ``rank`` gave when ``Trimline.measured`` asked it."""
-    found: dict[tuple[Sublayer, int], Ranked] = {}
-    for name, units in kept.tensors.items():
-        place, _, kind = name.rpartition(".")
-        if kind == "units":
-            sublayer, block = Sublayer(place.split(".")[0]), int(place.split(".")[1])
-            grid, cost = _kept_grid(sublayer, len(units), step), _unit_cost(model.geometry, sublayer, step)
-            curve = Curve(grid, kept.tensors[f"{place}.errors"].tolist(), cost)
-            found[sublayer, block] = Ranked(tuple(units.tolist()), kept.tensors[f"{place}.scores"], curve)
+    tensors, found = measurements.tensors, {}
+    for name, units in tensors.items():
+        among, part = curve_named(name)
+        if part == "units":
+            grid, errors = _grid(among, len(units), step), tensors[curve_name(among, "errors")].tolist()
+            curve = Curve(grid, errors, _unit_cost(model.geometry, among, step))
+            found[among] = Ranked(tuple(units.tolist()), tensors[curve_name(among, "scores")], curve)
     return found
 
 
-def _unit_cost(geometry: Geometry, sublayer: Sublayer, step: PruneStep) -> float:
+def _unit_cost(geometry: Geometry, among: IndexSet, step: ResolvedStep) -> float:
     """In the measure of a pooled budget; a target counts costs of its own."""
-    return unit_sizes(geometry, step.pooled)[SPACES[sublayer]] if step.pooled else 1.0
+    return unit_sizes(geometry, step.recipe.pooled)[among.space] if step.recipe.pooled else 1.0
 
 
-def _kept_grid(sublayer: Sublayer, units: int, step: PruneStep) -> list[int]:
+def _grid(among: IndexSet, units: int, step: ResolvedStep) -> list[int]:
     """Sizes that a sublayer may take, descending from what it has."""
-    return size_grid(units, step.round_to if sublayer is Sublayer.FFN else 1, step.allow_empty)
+    return size_grid(units, step.recipe.tile(among.space), step.recipe.allow_empty)
 
 
-def _sizes(
-    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
-) -> dict[tuple[Sublayer, int], int]:
+def _sizes(ranked: Mapping[IndexSet, Ranked], model: ShrinkingModel, start: Geometry, step: ResolvedStep, part: float) -> Counts:
     """Units that every sublayer keeps after this shot, so that ``part`` of the whole budget is gone."""
-    if step.target:
+    if step.recipe.target:
         return _sizes_within_target(ranked, model, start, step, part)
-    pool, current = step.pooled, model.current
+    pool, current = step.recipe.pooled, model.current
     assert pool is not None
     before, now = whole_of(start, pool), whole_of(current, pool)
     remove = now - (1 - part * pool.remove) * before
-    curves = {key: found.curve for key, found in ranked.items()}
+    curves = {among: found.curve for among, found in ranked.items()}
     if remove > (most := most_removed(curves)) + max((curve.largest_tile for curve in curves.values()), default=0) / 2:
         possible = (before - now + most) / before
         raise TrimlineError(
             f"Removing {part * pool.remove:.1%} of the decoder's {pool.of} is not possible: {possible:.1%} can go.",
-            f"Ask for less{'' if step.allow_empty else ', or set allow_empty: true, so that blocks may lose a sublayer'}.",
+            f"Ask for less{'' if step.recipe.allow_empty else ', or set allow_empty: true, so that blocks may lose a sublayer'}.",
         )
     return sizes_within(curves, remove)
 
 
 def _sizes_within_target(
-    ranked: dict[tuple[Sublayer, int], Ranked], model: ShrinkingModel, start: Geometry, step: PruneStep, part: float
-) -> dict[tuple[Sublayer, int], int]:
-    assert step.target is not None
-    target = part_of(step.target, part, start, model.geometry, model.consumer)
-    place = {block: number for number, block in enumerate(model.selection.blocks)}
-    losses = {
-        (sublayer, place[block]): dict(zip(found.curve.kept, found.curve.errors, strict=True))
-        for (sublayer, block), found in ranked.items()
-    }
-    sizes = best_sizes(Aim(target, model.current, model.geometry, model.consumer), losses)
-    return {(s, b): sizes.get((s, place[b]), len(found.units)) for (s, b), found in ranked.items()}
+    ranked: Mapping[IndexSet, Ranked], model: ShrinkingModel, start: Geometry, step: ResolvedStep, part: float
+) -> Counts:
+    assert step.recipe.target is not None
+    target = part_of(step.recipe.target, part, start, model.geometry, step.consumer)
+    losses = {among: dict(zip(found.curve.kept, found.curve.errors, strict=True)) for among, found in ranked.items()}
+    return best_sizes(Aim(target, model.selection, model.geometry, step.consumer), losses)
 
 
-def _everything(model: ShrinkingModel) -> dict[tuple[Sublayer, int], tuple[int, ...]]:
-    return {(sublayer, block): model.selection.units(sublayer)[block] for sublayer in Sublayer for block in model.selection.blocks}
+def _everything(model: ShrinkingModel) -> dict[IndexSet, tuple[int, ...]]:
+    left = model.selection
+    return {IndexSet(space, block): left.units(sublayer)[block] for sublayer, space in SPACES.items() for block in left.blocks}
 
 
 def _record(
-    step: PruneStep,
-    shot: int,
-    facts: dict[str, Any],
-    ranked: dict[tuple[Sublayer, int], Ranked],
-    kept: dict[tuple[Sublayer, int], tuple[int, ...]],
+    step: ResolvedStep, shot: int, facts: dict[str, Any], ranked: Mapping[IndexSet, Ranked], stays: Mapping[IndexSet, tuple[int, ...]]
 ) -> tuple[Step, Scores]:
-    title = f"{step.method} on {', '.join(space.value for space in step.spaces)}"
-    title += f", shot {shot} of {step.shots}" if step.shots > 1 else ""
-    places = sorted(ranked, key=lambda key: (key[0].value, key[1]))
-    errors = {f"{SPACES[s]}.{b}": dict(zip(map(str, ranked[s, b].curve.kept), ranked[s, b].curve.errors, strict=True)) for s, b in places}
+    title = f"{step.recipe.method} on {', '.join(space.value for space in step.spaces)}"
+    title += f", shot {shot} of {step.recipe.shots}" if step.recipe.shots > 1 else ""
+    order = sorted(ranked, key=lambda among: (SUBLAYERS[among.space].value, among.block))
     scores: Scores = {}
-    for sublayer, block in places:
-        found = ranked[sublayer, block]
-        scores.setdefault(SPACES[sublayer], {})[block] = found.scores
-    units = {f"{SPACES[sublayer]}.{block}": kept[sublayer, block] for sublayer, block in places}
-    return Step(title, step.model_dump(mode="json", exclude_none=True), units, facts | {"errors by size": errors}), scores
+    errors: dict[str, dict[str, float]] = {}
+    for among in order:
+        found = ranked[among]
+        errors[units_name(*among)] = dict(zip(map(str, found.curve.kept), found.curve.errors, strict=True))
+        scores.setdefault(among.space, {})[among.block] = found.scores
+    units = {units_name(*among): stays[among] for among in order}
+    return Step(title, step.record, units, facts | {"errors by size": errors}), scores

@@ -14,7 +14,7 @@ from pipeline.calibrate.statistics import activation_norm
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, LayerView, NoOptions, options_of
 from pipeline.prune.model.masks import Pattern, row_mask, smallest
-from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
 
 MOST_ALPHA = 0.8
 TOLERANCE = 0.001  # of the removed fraction, and of alpha
@@ -74,11 +74,11 @@ class Wanda:
     spaces = frozenset({Space.WEIGHT})
     options = WandaOptions
 
-    def weight_needs(self, step: PruneStep) -> Needs:
+    def weight_needs(self, step: ResolvedStep) -> Needs:
         """Squared inputs of every projection."""
         return Needs(squares=frozenset(Point))
 
-    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: PruneStep) -> torch.Tensor:
+    def prune(self, layer: LayerView, pattern: Pattern, remove: float, step: ResolvedStep) -> torch.Tensor:
         """Zeros in place of the weights with the lowest scores."""
         assert layer.inputs is not None
         scores = wanda_score(layer.weight, activation_norm(layer.inputs.squares, layer.statistics.sequences))
@@ -99,11 +99,11 @@ class WandaStructured:
     sequential = True
     options = NoOptions
 
-    def needs(self, step: PruneStep) -> Needs:
+    def needs(self, step: ResolvedStep) -> Needs:
         """Squared inputs of the readers."""
         return Needs(squares=frozenset(SUBLAYERS[space].point for space in step.spaces))
 
-    def score(self, view: BlockView, space: Space, step: PruneStep) -> torch.Tensor:
+    def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Score per FFN channel or KV group."""
         reader = view.geometry.family.reader(SUBLAYERS[space])
         norm = activation_norm(view.reader(SUBLAYERS[space]).squares, view.statistics.sequences)

@@ -18,7 +18,6 @@ from pipeline.live.blocks import blocks_of
 from pipeline.live.paging import Paging
 from pipeline.plan.places import place_of
 from pipeline.plan.selection import Selection, select
-from pipeline.prune.allocation.targets import Consumer
 from pipeline.tensors.changes import Changes, Selected
 
 WAITING_SHARE = 0.1  # of the memory: changed tensors, and as much again of what sweeps need later, of a model whose blocks are paged
@@ -37,20 +36,12 @@ class ShrinkingModel:
         selection: what is left.
         sparse: projections whose single weights were pruned, and in which pattern; their zeros are the mask.
         biases: projections, by their names inside a block, that were given a bias which the dense model has not.
-        consumer: what will run the result; targets are stated for it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        checkpoint: Checkpoint,
-        paging: Paging | None = None,
-        consumer: Consumer = Consumer(),  # noqa: B008 - frozen
-    ) -> None:
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, paging: Paging | None = None) -> None:
         self.model = model
         self.checkpoint = checkpoint
         self.paging = paging
-        self.consumer = consumer
         self.geometry = checkpoint.geometry
         self.selection = Selection.everything(self.geometry)
         self.sparse: dict[str, str] = {}
@@ -100,12 +91,7 @@ class ShrinkingModel:
 
     def keep_units(self, sublayer: Sublayer, block: int, kept: Sequence[int]) -> None:
         """Removes all other units of a sublayer: their rows and columns become zeros in the live model."""
-        units = list(self.selection.units(sublayer))
-        units[block] = tuple(kept)
-        if sublayer is Sublayer.FFN:
-            self.selection = replace(self.selection, ffn=tuple(units))
-        else:
-            self.selection = replace(self.selection, kv_groups=tuple(units))
+        self.selection = self.selection.with_units(sublayer, block, kept)
         if self._is_live(block):
             self._silence_sublayer(block, sublayer)
 

@@ -28,7 +28,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_step, resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.tiny import tiny_model
 
@@ -48,12 +48,11 @@ def setting(tmp_path: Path) -> Setting:
 def test_every_system_is_asked_for_a_speed_as_for_a_size(system: System, setting: Setting) -> None:
     (asked,) = asked_of([system], [1.4])
     recipe = asked.recipe(setting, SMOL)
-    check_steps(recipe)
-    (step,) = recipe.steps
+    (step,), (resolved,) = recipe.steps, resolve_steps(recipe)
     assert system.smaller is not None
     usual = system.smaller(SMOL, 0.2)[0]
     assert step.target is not None
-    assert (step.target.speedup, step.target.workload, step.spaces) == (1.4, "decode", usual.spaces)
+    assert (step.target.speedup, step.target.workload, resolved.spaces) == (1.4, "decode", resolve_step(usual).spaces)
     assert (step.method, step.compensation, step.options, step.round_to) == (
         usual.method,
         usual.compensation,

@@ -23,7 +23,7 @@ from pipeline.live.loading import load_model
 from pipeline.plan.plan import Plan
 from pipeline.prune.measure import measure, measured_part
 from pipeline.prune.recipe import PruneSlice
-from pipeline.prune.sharding import gradients_of, kept_gradients, measure_part, statistics_part, why_whole
+from pipeline.prune.sharding import gradient_measurements, gradients_of, measure_part, statistics_part, why_whole
 from pipeline.prune.stage import prune
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -114,7 +114,7 @@ def test_gradients_survive_the_disk(tmp_path: Path) -> None:
     model, described = load_model(folder), Checkpoint(folder).geometry.family
     needs = GradientNeeds(weights=frozenset({"mlp.down_proj"}), kronecker=frozenset({"self_attn.o_proj"}), masks=frozenset(Sublayer))
     for _, gradients in gradient_sweep(model, described, WINDOWS, needs, Events()):
-        again = gradients_of(kept_gradients(gradients))
+        again = gradients_of(gradient_measurements(gradients))
         for kind in ("absolute", "squares", "outputs", "inputs", "totals", "masks"):
             ours, theirs = getattr(again, kind), getattr(gradients, kind)
             assert ours.keys() == theirs.keys()

@@ -17,7 +17,7 @@ from pipeline.live.loading import load_model
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.masked import load_masked
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -165,4 +165,4 @@ def test_uniform_widths_never_fall_below_a_tile_in_silence(dense):
 )
 def test_steps_are_checked_beforehand(step, match):
     with pytest.raises(TrimlineError, match=match):
-        check_steps(PruneSlice.model_validate({"steps": [copy.deepcopy(WIDTH), step]}))
+        resolve_steps(PruneSlice.model_validate({"steps": [copy.deepcopy(WIDTH), step]}))

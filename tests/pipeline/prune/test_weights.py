@@ -26,7 +26,7 @@ from pipeline.prune.model.masks import n_m
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -41,7 +41,7 @@ def sparse(method: str, pattern: str = "2:4", remove: float = 0.5, **more: Any) 
 
 def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Plan, ShrinkingModel]:
     recipe = PruneSlice.model_validate({"steps": steps})
-    check_steps(recipe)
+    resolve_steps(recipe)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
     return make_plan(model, WINDOWS, recipe, Events()), model
 
@@ -222,4 +222,4 @@ def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path, method: str) -> 
 )
 def test_steps_that_cannot_be(step: dict[str, Any], match: str) -> None:
     with pytest.raises(TrimlineError, match=match):
-        check_steps(PruneSlice.model_validate({"steps": [step]}))
+        resolve_steps(PruneSlice.model_validate({"steps": [step]}))

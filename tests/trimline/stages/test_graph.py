@@ -10,10 +10,12 @@ import pytest
 
 import benchmarks.stage
 import trimline.stages.works
+from pipeline.architecture.profile import Profile
 from pipeline.artefacts.artefact import Artefact
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import read_json
+from pipeline.prune.steps import resolve_steps
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, prose, recipe, tiny_inputs
 from tests.exporters.tensorrt.conftest import rtx  # noqa: F401 - a fixture
 from trimline.api import run
@@ -79,7 +81,7 @@ def until(values, output, *jobs, options=OPTIONS):
 def test_shapes_that_a_recipe_may_produce(inputs, change, profile, expected):
     step = {"method": "cfsp_extended"} | change
     values = changed(recipe("cfsp-least-squares", inputs), *STEP, to=step)
-    assert shapes_asked_for(checked_recipe(changed(values, "rebuild", "profile", to=profile))) == expected
+    assert shapes_asked_for(resolve_steps(checked_recipe(values).prune), Profile(profile)) == expected
 
 
 def test_absent_attention_is_given_by_a_list_and_kept_by_decilm(inputs, tmp_path):

@@ -48,7 +48,7 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.plan.plan import Plan
 from pipeline.prune.recipe import PruneSlice, PruneStep
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.benchmarks.results.sample_results import comparison_record, results
 from tests.benchmarks.studies.systems.test_tables import compared
@@ -87,7 +87,7 @@ def test_a_model_whose_blocks_differ_or_a_budget_beyond_it_is_refused() -> None:
 def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: Row) -> None:
     recipe = row.recipe(SMOL, CALIBRATION)
     assert recipe is not None
-    check_steps(recipe)
+    resolve_steps(recipe)
     assert recipe.calibration == CALIBRATION
     assert PruneSlice.model_validate(recipe.model_dump(mode="json", exclude_defaults=True)) == recipe
     stays = row.size == "2:4" or row.system.name in {"wanda", "sparsegpt"}

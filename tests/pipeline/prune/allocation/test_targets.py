@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -14,19 +15,20 @@ from pydantic import ValidationError
 import pipeline.prune.allocation.program
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, IndexSet, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.loading import load_model
+from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.allocation.program import Choice, least_loss
-from pipeline.prune.allocation.targeted import Aim, best_sizes, by_scores, size_grid, with_sizes
+from pipeline.prune.allocation.targeted import Aim, best_sizes, by_scores, size_grid
 from pipeline.prune.allocation.targets import Consumer, bounds, measures, part_of
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from pipeline.prune.stage import check_targets, make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from tests.tiny import tiny_model
 
 WINDOWS = torch.randint(4, 100, (8, 32), generator=torch.Generator().manual_seed(3))
@@ -51,10 +53,9 @@ def dense(folder):
 def planned(folder, *steps):
     """The plan of some steps, and the geometry that it leaves."""
     recipe = PruneSlice.model_validate({"steps": steps})
-    check_steps(recipe)
     checkpoint = Checkpoint(folder)
-    model = ShrinkingModel(load_model(folder, dtype=torch.float32), checkpoint, consumer=Consumer(table(checkpoint.geometry)))
-    plan = make_plan(model, WINDOWS, recipe, Events())
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), checkpoint)
+    plan = make_plan(model, WINDOWS, recipe, Events(), Consumer(table(checkpoint.geometry)))
     return plan, plan.geometry(checkpoint.geometry)
 
 
@@ -248,12 +249,14 @@ def test_with_one_bound_on_parameters_scores_are_sorted_as_the_pooled_rule_sorts
         Space.KV_GROUP: {block: torch.randn(2, generator=generator) for block in range(4)},
     }
     step = PruneStep(method="flap", target=Target(parameters=0.6), round_to=1, allocation="optimal")
-    aim = Aim(step.target, dense, dense, Consumer())
+    aim = Aim(step.target, Selection.everything(dense), dense, Consumer())
     counts, facts = by_scores(aim, step, scores, additive=False)
     assert facts["target"]["parameters"]["found"] <= 0.6 * dense.total_parameters()
     ranked = [scores[Space.FFN][block].sort(descending=True).values for block in range(4)]
-    worst_kept = min(float(score[counts[Space.FFN][block] - 1]) for block, score in enumerate(ranked))
-    best_gone = max(float(score[counts[Space.FFN][block]]) for block, score in enumerate(ranked) if counts[Space.FFN][block] < 96)
+    worst_kept = min(float(score[counts[IndexSet(Space.FFN, block)] - 1]) for block, score in enumerate(ranked))
+    best_gone = max(
+        float(score[counts[IndexSet(Space.FFN, block)]]) for block, score in enumerate(ranked) if counts[IndexSet(Space.FFN, block)] < 96
+    )
     assert best_gone - worst_kept < 0.3  # whole groups do not divide the budget; but for that it is one threshold
 
 
@@ -261,37 +264,45 @@ def test_the_best_sizes_are_those_of_brute_force(dense) -> None:
     losses = {}
     generator = torch.Generator().manual_seed(1)
     for block in range(4):
-        for kind, sizes in ((Sublayer.FFN, (96, 48, 8)), (Sublayer.ATTENTION, (2, 1))):
-            losses[kind, block] = dict(zip(sizes, [0.0, *torch.rand(2, generator=generator).cumsum(0).tolist()], strict=False))
+        for space, sizes in ((Space.FFN, (96, 48, 8)), (Space.KV_GROUP, (2, 1))):
+            losses[IndexSet(space, block)] = dict(zip(sizes, [0.0, *torch.rand(2, generator=generator).cumsum(0).tolist()], strict=False))
     consumer = Consumer(table(dense))
-    aim = Aim(Target(speedup=1.5, parameters=0.75), dense, dense, consumer)
-    tried = [with_sizes(dense, dict(zip(losses, sizes, strict=True))) for sizes in product(*losses.values())]
-    loss = lambda shape: sum(losses[kind, n][block.units(kind)] for n, block in enumerate(shape.blocks) for kind in Sublayer)  # noqa: E731
+    aim = Aim(Target(speedup=1.5, parameters=0.75), Selection.everything(dense), dense, consumer)
+    tried = [aim.after(dict(zip(losses, sizes, strict=True))) for sizes in product(*losses.values())]
+    loss = lambda shape: sum(by_size[shape.blocks[n].units(SUBLAYERS[space])] for (space, n), by_size in losses.items())  # noqa: E731
     best = min(loss(shape) for shape in tried if aim.is_met(shape))
-    found = with_sizes(dense, best_sizes(aim, losses))
+    found = aim.after(best_sizes(aim, losses))
     assert aim.is_met(found)
     assert loss(found) == pytest.approx(best, rel=1e-4)
 
 
 def test_what_no_sizes_meet_is_refused_before_anything_is_measured(dense) -> None:
-    consumer = Consumer(table(dense))
     for target, words in (
         ({"speedup": 3.0}, "2.25 times as fast at most"),
         ({"parameters": 0.01}, "parameters is"),
         ({"parameters": 9e9}, ""),
     ):
         recipe = PruneSlice.model_validate({"steps": [{"method": "trimline", "target": target, "round_to": 8}]})
+        steps = resolve_steps(recipe, Consumer(table(dense)))
         if not words:
-            check_targets(recipe, dense, consumer)
+            check_targets(steps, dense)
             continue
         with pytest.raises(TrimlineError, match=words):
-            check_targets(recipe, dense, consumer)
+            check_targets(steps, dense)
 
 
 def test_flap_with_heads_by_number_takes_no_target() -> None:
     step = {"method": "flap", "target": {"parameters": 0.8}, "options": {"structure": "AL-MM", "remove_heads": 2}}
     with pytest.raises(TrimlineError, match="leaves that open"):
-        check_steps(PruneSlice.model_validate({"steps": [step]}))
+        resolve_steps(PruneSlice.model_validate({"steps": [step]}))
+
+
+def test_sizes_after_counts_go_by_original_blocks(dense) -> None:
+    left = replace(Selection.everything(dense), blocks=(0, 2, 3)).with_units(Sublayer.FFN, 2, range(40))
+    aim = Aim(Target(parameters=0.5), left, dense, Consumer())
+    shapes = aim.after({IndexSet(Space.FFN, 3): 8, IndexSet(Space.KV_GROUP, 2): 0}).blocks
+    assert shapes == (dense.blocks[0], BlockShape(40, 0), BlockShape(8, dense.blocks[3].kv_groups))
+    assert aim.after({IndexSet(Space.LAYER, block): int(block != 2) for block in left.blocks}).blocks == (dense.blocks[0], dense.blocks[3])
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -390,7 +401,7 @@ def test_what_cannot_be_met_is_said_with_the_nearest_that_can(folder, step, near
     ],
 )
 def test_what_is_named_instead_holds_together_and_is_the_nearest(folder, dense, target, remedy) -> None:
-    flops = with_sizes(dense, {(kind, n): {Sublayer.FFN: 8, Sublayer.ATTENTION: 1}[kind] for kind in Sublayer for n in range(4)})
+    flops = dense.with_blocks((BlockShape(8, 1),) * 4)
     least = math.ceil(1000 * flops.decoder_flops(Target(flops=0.5).context) / dense.decoder_flops(Target(flops=0.5).context)) / 1000
     step = {"method": "trimline", "round_to": 8}
     with pytest.raises(TrimlineError, match="cannot be met") as refused:

@@ -24,6 +24,7 @@ from pipeline.prune.compensation.bias import bias_shift
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
+from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.consumers import READ, consumers
 from pipeline.rebuild.masked import load_masked
@@ -186,7 +187,8 @@ def test_preflight_lets_pass_what_can_be_said(tmp_path: Path) -> None:
 def test_uniform_structures_of_flap_fit_the_uniform_profile() -> None:
     for structure, uneven in (("UL-UM", False), ("AL-AM", True)):
         step = FLAP | {"options": {"structure": structure}}
-        assert shapes_asked_for(Recipe.model_validate({"prune": {"steps": [step]}})) == (uneven, uneven, True)
+        steps = resolve_steps(PruneSlice.model_validate({"steps": [step]}))
+        assert shapes_asked_for(steps, Profile.UNIFORM) == (uneven, uneven, True)
 
 
 def test_a_llama_with_biases_cannot_be_written_as_mistral(tmp_path: Path) -> None:

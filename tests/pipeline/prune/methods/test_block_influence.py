@@ -20,7 +20,7 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
@@ -79,7 +79,7 @@ def test_angular_is_the_default_and_others_are_refused(tmp_path: Path) -> None:
     default, angular = planned(folder, 2), planned(folder, 2, measure="angular")
     assert all(torch.equal(score, angular.scores[name]) for name, score in default.scores.items())
     with pytest.raises(TrimlineError, match="measure"):
-        check_steps(recipe(2, measure="euclidean"))
+        resolve_steps(recipe(2, measure="euclidean"))
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline.architecture.families import Point
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
@@ -28,7 +28,7 @@ from pipeline.prune.methods.method import BlockView
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_step, resolve_steps
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 READERS = {"o_proj": "self_attn.o_proj", "down_proj": "mlp.down_proj"}
@@ -133,8 +133,8 @@ def test_scores_of_ffn_channels_and_of_whole_kv_groups(metric: str, structure: s
         seen = InputStatistics(inputs.square().sum((0, 1)), inputs.sum((0, 1)), None, Fluctuation.zeros(channels, torch.device("cpu")))
         assert seen.fluctuation is not None
         seen.fluctuation.add(inputs)
-        statistics = BlockStatistics(35, 5, inputs={Point.CHANNELS if space is Space.FFN else Point.HEADS: seen})
-        score = FLAP().score(BlockView(statistics, lambda _, w=reader: w, geometry, 0), space, step_of(options=options))
+        statistics = BlockStatistics(35, 5, inputs={SUBLAYERS[space].point: seen})
+        score = FLAP().score(BlockView(statistics, lambda _, w=reader: w, geometry, 0), space, resolve_step(step_of(options=options)))
         vary = brute_fluctuation(inputs) if fluctuation == "published" else inputs.flatten(0, 1).double().var(0)
         norm = inputs.double().square().sum(1).mean(0).sqrt()
         column = {"WIFV": vary * reader.double().square().sum(0), "WIFN": norm * reader.double().abs().mean(0), "IFV": vary}[metric]
@@ -250,7 +250,7 @@ def test_blocks_keep_something_unless_the_recipe_says_otherwise(tmp_path: Path) 
 )
 def test_steps_refused_before_anything_is_measured(step: dict[str, Any], match: str) -> None:
     with pytest.raises(TrimlineError, match=match):
-        check_steps(PruneSlice(steps=(step_of(**step),)))
+        resolve_steps(PruneSlice(steps=(step_of(**step),)))
 
 
 @pytest.mark.parametrize("structure", ["AL-MM", "UL-MM"])

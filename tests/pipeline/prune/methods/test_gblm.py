@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.statistics import BlockStatistics, activation_norm
 from pipeline.calibrate.sweep import sweep
@@ -25,6 +25,8 @@ from pipeline.prune.methods.method import BlockView, LayerView
 from pipeline.prune.methods.units import linears_of, sum_per_unit
 from pipeline.prune.model.masks import Pattern, row_mask
 from pipeline.prune.recipe import PruneStep
+from pipeline.prune.step import ResolvedStep
+from pipeline.prune.steps import resolve_step
 from tests.pipeline.units import parts_of_units
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -38,8 +40,9 @@ def published(golden: Path) -> dict[str, torch.Tensor]:
     return load_file(golden / "gblm.safetensors")
 
 
-def step(space: Space = Space.WEIGHT, pattern: str = "unstructured", **options: str) -> PruneStep:
-    return PruneStep.model_validate({"method": "gblm", "budget": {space: {"remove": 0.5}}, "pattern": pattern, "options": options})
+def step(space: Space = Space.WEIGHT, pattern: str = "unstructured", **options: str) -> ResolvedStep:
+    stated = {"method": "gblm", "budget": {space: {"remove": 0.5}}, "pattern": pattern, "options": options}
+    return resolve_step(PruneStep.model_validate(stated))
 
 
 def published_aggregate(gradients: Iterable[torch.Tensor], norm: Literal["l1", "l2"]) -> torch.Tensor:
@@ -93,7 +96,7 @@ def sequence_gradients(folder: Path, block: int, name: str) -> torch.Tensor:
     return torch.stack([torch.autograd.grad(loss, weight)[0] for loss in losses])
 
 
-def measured(folder: Path, asked: PruneStep, block: int) -> tuple[nn.Module, BlockStatistics]:
+def measured(folder: Path, asked: ResolvedStep, block: int) -> tuple[nn.Module, BlockStatistics]:
     """The model and what GBLM asks for, of one block."""
     model, family = load_model(folder, dtype=torch.float32), Checkpoint(folder).geometry.family
     needs = GBLM().weight_needs(asked) if Space.WEIGHT in asked.spaces else GBLM().needs(asked)
@@ -149,7 +152,7 @@ def test_structured_scores_of_a_model(tmp_path: Path, family: str, space: Space)
     def weight(name: str) -> torch.Tensor:
         return model.get_parameter(geometry.family.module(block, name) + ".weight").detach()
 
-    sublayer = Sublayer.FFN if space is Space.FFN else Sublayer.ATTENTION
+    sublayer = SUBLAYERS[space]
     expected = torch.zeros(geometry.blocks[block].units(sublayer))
     for linear in geometry.family.linears:
         if linear.sublayer is sublayer:

@@ -24,7 +24,7 @@ from pipeline.prune.model.collapsing import Collapsed, Rule, collapse, collapsed
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
@@ -249,7 +249,7 @@ def test_blocks_that_differ_are_refused(tmp_path: Path) -> None:
 def test_steps_that_make_no_sense_are_refused_before_measuring(change: dict[str, Any], message: str) -> None:
     step: dict[str, Any] = {"method": "laco", "budget": {"layer": {"keep": 4}}} | change
     with pytest.raises(TrimlineError, match=message):
-        check_steps(PruneSlice(steps=(PruneStep(**step),)))
+        resolve_steps(PruneSlice(steps=(PruneStep(**step),)))
 
 
 def test_a_highest_beyond_the_model_is_refused(tmp_path: Path) -> None:

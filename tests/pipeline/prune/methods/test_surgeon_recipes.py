@@ -15,7 +15,7 @@ from pipeline.common.events import Events
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import TextSource
 from pipeline.sources.text import load_text
 from pipeline.sources.windows import draw_windows
@@ -30,7 +30,7 @@ WINDOWS = torch.randint(4, 100, (4, 24), generator=torch.Generator().manual_seed
 @pytest.mark.parametrize(("name", "shots", "remove"), [("llm-surgeon", 8, 0.1), ("llm-surgeon-full-schedule", 40, 0.5)])
 def test_the_schedule_is_run_to_its_end(tmp_path: Path, name: str, shots: int, remove: float) -> None:
     recipe = read_recipe(RECIPES / f"{name}.yaml")
-    check_steps(recipe.prune)
+    resolve_steps(recipe.prune)
     (step,) = recipe.prune.steps
     assert (step.shots, step.pooled and step.pooled.remove) == (shots, remove)
     source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=3)
@@ -48,7 +48,7 @@ def test_the_schedule_is_run_to_its_end(tmp_path: Path, name: str, shots: int, r
 @pytest.mark.parametrize(("name", "shots"), [("llm-surgeon-as-published", 40), ("llm-surgeon-2-4", 5)])
 def test_schedules_of_zeros_are_run_to_their_end(tmp_path: Path, name: str, shots: int) -> None:
     recipe = read_recipe(RECIPES / f"{name}.yaml")
-    check_steps(recipe.prune)
+    resolve_steps(recipe.prune)
     source = tiny_model("llama", tmp_path / "dense", num_hidden_layers=3)
     model = ShrinkingModel(load_model(source, dtype=torch.float32), Checkpoint(source))
     plan = make_plan(model, WINDOWS, recipe.prune, Events())

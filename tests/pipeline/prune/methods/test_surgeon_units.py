@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-import pipeline.calibrate.sweep
+import pipeline.live.blocks
 from pipeline.architecture.families import Axis, Linear, Sublayer
 from pipeline.architecture.profile import Profile
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -22,7 +22,7 @@ from pipeline.prune.kronecker.factors import with_bias, with_constant
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.pipeline.units import parts_of_units
 from tests.tiny import TINY_FAMILIES, tiny_model
@@ -30,13 +30,12 @@ from tests.tiny import TINY_FAMILIES, tiny_model
 WINDOWS = torch.randint(4, 100, (6, 24), generator=torch.Generator().manual_seed(3))
 BOTH: dict[str, Any] = {"method": "llm_surgeon", "budget": {"ffn": {"remove": 0.5}, "kv_group": {"remove": 0.5}}, "round_to": 8}
 POOLED: dict[str, Any] = {"method": "llm_surgeon", "pooled": {"remove": 0.3}, "round_to": 8}
-SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
 DAMPING = 0.01
 
 
 def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Plan, ShrinkingModel]:
     recipe = PruneSlice.model_validate({"steps": steps})
-    check_steps(recipe)
+    resolve_steps(recipe)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
     return make_plan(model, WINDOWS, recipe, Events()), model
 
@@ -167,7 +166,7 @@ def test_marginal_costs_and_sizes(tmp_path: Path) -> None:
 def test_l_obd_sees_every_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: str) -> None:
     """The published baseline overwrites its second moment with each batch, so that only the last one counts."""
     folder = tiny_model("opt", tmp_path)
-    monkeypatch.setattr(pipeline.calibrate.sweep, "BATCH_TOKENS", WINDOWS.shape[1])  # one sequence at a time
+    monkeypatch.setattr(pipeline.live.blocks, "BATCH_TOKENS", WINDOWS.shape[1])  # one sequence at a time
     scores = scores_of(folder, Space.FFN, variant="l_obd", cost=cost)
     family = Checkpoint(folder).geometry.family
     linears = [family.reader(Sublayer.FFN), *(family.writers(Sublayer.FFN) if cost == "published_sum" else ())]
@@ -240,4 +239,4 @@ def test_every_family_is_rebuilt(tmp_path: Path, family: str, step: dict[str, An
 )
 def test_an_option_that_says_nothing_is_refused(step: dict[str, Any], option: str) -> None:
     with pytest.raises(TrimlineError, match=f"The option {option} of llm_surgeon says nothing about"):
-        check_steps(PruneSlice.model_validate({"steps": [step]}))
+        resolve_steps(PruneSlice.model_validate({"steps": [step]}))

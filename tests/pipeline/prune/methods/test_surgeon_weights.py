@@ -26,7 +26,7 @@ from pipeline.prune.methods.surgeon_factors import factors_of
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
-from pipeline.prune.steps import check_steps
+from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -40,7 +40,7 @@ def sparse(remove: float = 0.5, pattern: str = "unstructured", shots: int = 1, *
 
 def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Plan, ShrinkingModel]:
     recipe = PruneSlice.model_validate({"steps": steps})
-    check_steps(recipe)
+    resolve_steps(recipe)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
     return make_plan(model, WINDOWS, recipe, Events()), model
 

@@ -20,8 +20,9 @@ from pipeline.prune.compensation.least_squares import least_squares
 from pipeline.prune.compensation.towards_dense import DAMPINGS, Pull, best_damping, token_weights, towards_dense
 from pipeline.prune.methods.trimline import rank
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
+from pipeline.prune.steps import resolve_step
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, tiny_model
 
@@ -174,8 +175,7 @@ def test_a_bias_takes_up_what_always_comes_in(tmp_path) -> None:
     layer = model.model.model.decoder.layers[0]
     with torch.no_grad():
         layer.fc1.weight[5], layer.fc1.bias[5] = 0, 4.0
-    slice_ = PruneSlice.model_validate({"steps": [step()]})
-    ranked = rank(model, WINDOWS, slice_.steps[0], Events())[Sublayer.FFN, 0]
+    ranked = rank(model, WINDOWS, resolve_step(PruneStep.model_validate(step())), Events())[Sublayer.FFN, 0]
     assert ranked.units[-1] == 5
     assert ranked.scores[5] < 0.1 * ranked.scores.median()
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.architecture.families import Sublayer
 from pipeline.architecture.profile import Profile
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.statistics import BlockStatistics, activation_norm
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
@@ -24,6 +23,7 @@ from pipeline.prune.model.masks import Pattern, row_mask
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
+from pipeline.prune.steps import resolve_step
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.pipeline.units import parts_of_units
 from tests.tiny import TINY_FAMILIES, tiny_model
@@ -115,13 +115,13 @@ def test_structured_magnitude(tmp_path: Path, family: str, space: Space, score: 
     def weight(name: str) -> torch.Tensor:
         return checkpoint.tensor(geometry.family.module(block, name) + ".weight")
 
-    sublayer = Sublayer.FFN if space is Space.FFN else Sublayer.ATTENTION
+    sublayer = SUBLAYERS[space]
     counted = [geometry.family.reader(sublayer)] + [linear for linear in geometry.family.writers(sublayer) if score == "product"]
     expected = torch.ones(geometry.blocks[block].units(sublayer))
     for linear in counted:
         expected *= torch.stack([part.norm() for part in parts_of_units(weight(linear.name), linear, geometry, block)])
     view = BlockView(BlockStatistics(), weight, geometry, block)
-    found = Magnitude().score(view, space, structured("magnitude", space, options={"score": score}))
+    found = Magnitude().score(view, space, resolve_step(structured("magnitude", space, options={"score": score})))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
