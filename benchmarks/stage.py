@@ -15,7 +15,7 @@ from benchmarks.results.document import PAGE, RESULTS, Results
 from benchmarks.results.from_samples import results_of
 from benchmarks.results.markdown import render
 from benchmarks.runtimes.names import FORMS, Multiplied, computes_on
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Sample, time_workloads
 from pipeline.common.errors import TrimlineError
@@ -57,7 +57,7 @@ def measure(dense: Path, candidates: Mapping[str, Path], recipe: BenchmarkSlice,
     before, ceilings = load_average(), [_ceilings(options, recipe, precision)]
     with ExitStack() as running:
         models = {
-            name: running.enter_context(MeasuredModel(partial(Child, name), subjects.get(name, subjects[DENSE]), recipe, options))
+            name: running.enter_context(MeasuredModel(partial(BenchmarkWorker, name), subjects.get(name, subjects[DENSE]), recipe, options))
             for name in (*subjects, CONTROL)
         }
         with events.progress("timing dense and smaller, in turns", recipe.rounds * len(recipe.workloads)) as advance:
@@ -78,7 +78,7 @@ class MeasuredModel:
         start: a new process.
     """
 
-    def __init__(self, start: Callable[[], Child], subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
+    def __init__(self, start: Callable[[], BenchmarkWorker], subject: Subject, recipe: BenchmarkSlice, options: RunOptions) -> None:
         self._start, self._child, self._subject = start, start(), subject
         self._renewed = FORMS[recipe.runtime] != "checkpoint" and computes_on(recipe.runtime, options.device) == "cpu"
         requests = [(workload.prompt, workload.output, workload.batch) for workload in recipe.workloads]
@@ -131,6 +131,6 @@ class MeasuredModel:
 
 def _ceilings(options: RunOptions, recipe: BenchmarkSlice, precision: Multiplied) -> dict[str, list[float]]:
     """Measured in a process of its own, apart from the models': its array is half a gigabyte."""
-    with Child("the machine") as child:
+    with BenchmarkWorker("the machine") as child:
         child.ask("pin", threads=options.threads)
         return child.ask("ceilings", threads=options.threads, runtime=recipe.runtime, device=options.device, precision=precision)

@@ -14,7 +14,7 @@ from deploy.folder import CARD, HTML, MANIFEST, MARKDOWN, RECIPE, REPORT, RUN
 from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.sbom import SBOM, write_sbom
-from deploy.targets import Shipment, Target, write_targets
+from deploy.targets import ServerTarget, Shipment, write_targets
 from deploy.targets.section import with_section
 from deploy.targets.triton.engine import PLAN as ENGINE_PLAN
 from exporters.folder import GATE
@@ -108,7 +108,7 @@ def run_record(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def manifest(parts: PackageParts, report: dict[str, Any], targets: list[Target], out: Path, events: Events) -> dict[str, Any]:
+def manifest(parts: PackageParts, report: dict[str, Any], targets: list[ServerTarget], out: Path, events: Events) -> dict[str, Any]:
     """What made the package, and SHA-256 and bytes of every other file in it."""
     return {
         "format": FORMAT,

@@ -13,8 +13,8 @@ from typing import Any
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
 from exporters.onnx.files import GRAPH
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice, ExportSlice
-from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import RECORD as BUILD_RECORD
 from pipeline.architecture.profile import Profile
 from pipeline.artefacts.artefact import WORK, digest, file_digest, folder_digest, whole_folder
@@ -39,7 +39,7 @@ from trimline.recipe import Recipe, as_recipe
 from trimline.stages.alone import alone, alone_into, checkpoint
 from trimline.stages.names import PLAN, PRUNED, RECOVERED, SMALLER, SOURCE, TEXT, Lane, Name, engine_of, evaluation_of, export_of, tasks_of
 from trimline.stages.table import stage_of
-from trimline.stages.works import Engine
+from trimline.stages.works import BuildInput
 
 QUIET = Events()
 HERE = RunOptions()
@@ -183,7 +183,7 @@ def build(
     output: Path | str,
     *,
     recipe: BuildSlice | None = None,
-    requests: Sequence[Request] = (),
+    requests: Sequence[EngineRequest] = (),
     calibration: str = "default",
     evaluation: str = "default",
     timing_cache: Path | None = None,
@@ -202,7 +202,7 @@ def build(
         options: threads.
         events: progress.
     """
-    wanted = Engine(recipe or BuildSlice(), tuple(requests))
+    wanted = BuildInput(recipe or BuildSlice(), tuple(requests))
     with tempfile.TemporaryDirectory() as scratch, whole_folder(Path(output)) as out:
         taken = {export_of(PRUNED): Path(onnx), TEXT: Path(scratch)}
         if wanted.recipe.precision == "int8":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from benchmarks.latency.shapes import Alike
-from pipeline.prune.allocation.latency import Times
+from pipeline.prune.latency import Times
 
 COSTS = (*(10.0**power for power in range(4, -5, -1)), 0.0)  # of changes of slope, in shares of what dense takes
 Matrix = NDArray[np.float64]

@@ -13,8 +13,8 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import FORMS
 from benchmarks.timing.subject import BYTES
 from benchmarks.timing.timing import DENSE
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice, ExportSlice
-from exporters.tensorrt.shapes import Request
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.artefacts.artefact import whole_folder
@@ -84,7 +84,7 @@ class Form:
 
         assert self.build is not None, "the preflight asks for a builder"
         engine = out.with_name(f"{out.name}-engine")
-        requests = [Request(workload.prompt, workload.output, workload.batch) for workload in self.recipe.workloads]
+        requests = [EngineRequest(workload.prompt, workload.output, workload.batch) for workload in self.recipe.workloads]
         with whole_folder(engine) as place:
             # int8 engines are timed in their own precision; which values they hold does not matter.
             build(out, self.build.model_copy(update={"precision": "graph"}), requests, self.options, place, QUIET)

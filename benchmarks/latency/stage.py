@@ -21,7 +21,7 @@ from benchmarks.machine.environment import fingerprint, load_average
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import place
 from benchmarks.stage import MeasuredModel
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, time_workloads
 from pipeline.architecture.geometry import Geometry
@@ -30,7 +30,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
-from pipeline.prune.allocation.latency import Entry, LatencyTable, identity
+from pipeline.prune.latency import Entry, LatencyTable, identity
 
 TOGETHER = 4  # shapes per run, beside dense and dense again
 SAMPLES = "samples.json"
@@ -133,7 +133,7 @@ def _timed(folders: Mapping[str, Path], recipe: BenchmarkSlice, options: RunOpti
     subjects = {name: Subject.read(name, folder, recipe.runtime, options.device) for name, folder in folders.items()}
     with ExitStack() as running:
         models = {
-            name: running.enter_context(MeasuredModel(partial(Child, name), subjects.get(name, subjects[DENSE]), recipe, options))
+            name: running.enter_context(MeasuredModel(partial(BenchmarkWorker, name), subjects.get(name, subjects[DENSE]), recipe, options))
             for name in (*subjects, CONTROL)
         }
         timed = time_workloads(models, recipe)

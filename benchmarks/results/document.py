@@ -29,7 +29,7 @@ def _ratio_record(ratio: Ratio) -> dict[str, Any]:
 WrittenRatio = Annotated[Ratio, PlainSerializer(_ratio_record)]
 
 
-class Part(BaseModel):
+class DocumentPart(BaseModel):
     """Base of all parts of the document."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
@@ -39,7 +39,7 @@ class Part(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
-class Gain(Part):
+class Gain(DocumentPart):
     """A share with its 95 % confidence interval."""
 
     value: float
@@ -47,14 +47,14 @@ class Gain(Part):
     high: float
 
 
-class Request(Part):
+class WholeRequests(DocumentPart):
     """Whole requests: seconds of each, and tokens per second of the median one."""
 
     seconds: Summary
     tokens_per_second: float
 
 
-class Timing(Part):
+class Timing(DocumentPart):
     """One model on one workload in one phase. ``benchmarks.results.from_samples.FORMULAS`` says what every figure is.
 
     Attributes:
@@ -79,10 +79,10 @@ class Timing(Part):
     parts: dict[str, Summary] = Field(default_factory=dict)
     queries_per_second: float | None = None
     gaps: Summary | None = None
-    request: Request | None = None
+    request: WholeRequests | None = None
 
 
-class Comparison(Part):
+class PairedComparison(DocumentPart):
     """Dense against another model on one workload in one phase.
 
     Attributes:
@@ -103,7 +103,7 @@ class Comparison(Part):
     realised_gain: Gain
 
 
-class Ceilings(Part):
+class CeilingsRecord(DocumentPart):
     """What the machine can do: bytes and FLOPs per second, and the precision of these."""
 
     bandwidth: float
@@ -112,14 +112,14 @@ class Ceilings(Part):
     samples: dict[str, list[float]] = Field(default_factory=dict)
 
 
-class Energy(Part):
+class Energy(DocumentPart):
     """Parts of every counter that answered, and why the others did not."""
 
     counters: dict[str, list[str]]
     refused: dict[str, str]
 
 
-class ModelRecord(Part):
+class ModelRecord(DocumentPart):
     """A model's form, what a process of it took and held, and its perplexity where that is known."""
 
     precision: str
@@ -138,7 +138,7 @@ class ModelRecord(Part):
     perplexity: Number | None = None
 
 
-class RawSamples(Part):
+class RawSamples(DocumentPart):
     """Seconds of one model on one workload, round by round: of the prompt pass, and of every step after it."""
 
     prefill: list[float]
@@ -156,7 +156,7 @@ class RawSamples(Part):
         return [prefill + sum(gaps) for prefill, gaps in zip(self.prefill, self.gaps, strict=True)]
 
 
-class Results(Part):
+class Results(DocumentPart):
     """Everything that was measured and what follows from it; units are seconds, bytes and FLOPs throughout.
 
     Attributes:
@@ -168,11 +168,11 @@ class Results(Part):
     formulas: dict[str, str] = Field(default_factory=dict)
     recipe: dict[str, Any]
     recipe_hash: str | None = None
-    ceilings: Ceilings
+    ceilings: CeilingsRecord
     models: dict[str, ModelRecord]
     control_process: dict[str, Any] = Field(default_factory=dict)
     timings: list[Timing]
-    comparisons: list[Comparison]
+    comparisons: list[PairedComparison]
     samples: dict[str, dict[str, RawSamples]]
     environment: dict[str, Any]
 

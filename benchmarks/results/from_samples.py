@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.formulas import roofline
 from benchmarks.formulas.statistics import control_holds, paired_ratio, summarise, verdict
 from benchmarks.recipe import BenchmarkSlice, Phase, Workload
-from benchmarks.results.document import Ceilings, Comparison, Gain, ModelRecord, RawSamples, Request, Results, Timing
+from benchmarks.results.document import CeilingsRecord, Gain, ModelRecord, PairedComparison, RawSamples, Results, Timing, WholeRequests
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Samples, Timed
 from pipeline.artefacts.artefact import digest
@@ -77,7 +77,7 @@ def results_of(
         formulas=FORMULAS | (PARTS if told else {}),
         recipe=asked,
         recipe_hash=digest(asked),
-        ceilings=Ceilings(bandwidth=limit.bandwidth, rate=limit.rate, multiplied=multiplied, samples=rates),
+        ceilings=CeilingsRecord(bandwidth=limit.bandwidth, rate=limit.rate, multiplied=multiplied, samples=rates),
         models={name: ModelRecord(**subject.as_record(), **children[name]) for name, subject in subjects.items()},
         control_process=dict(children[CONTROL]),
         timings=[
@@ -107,7 +107,7 @@ def timing(subject: Subject, workload: Workload, phase: Phase, samples: Samples,
     if phase == "decode":
         whole = summarise([sample.seconds for sample in samples.rounds])
         further |= {"gaps": summarise(samples.gaps())}
-        further |= {"request": Request(seconds=whole, tokens_per_second=workload.batch * workload.output / whole.p50)}
+        further |= {"request": WholeRequests(seconds=whole, tokens_per_second=workload.batch * workload.output / whole.p50)}
     return Timing(
         workload=workload.name,
         phase=phase,
@@ -125,7 +125,7 @@ def timing(subject: Subject, workload: Workload, phase: Phase, samples: Samples,
 
 def comparison(
     dense: Subject, other: Subject, workload: Workload, phase: Phase, timed: Mapping[str, Samples], limit: roofline.Ceilings, each: int
-) -> Comparison:
+) -> PairedComparison:
     """Dense against another model on one workload: speedup, control, verdict, and the share of what is allowed.
 
     Args:
@@ -135,7 +135,7 @@ def comparison(
     speedup = paired_ratio(times[DENSE], times[other.name], each=each)
     control = paired_ratio(times[DENSE], times[CONTROL], each=each)
     allowed = roofline.allowed_speedup(_work(dense, workload, phase), _work(other, workload, phase), limit)
-    return Comparison(
+    return PairedComparison(
         workload=workload.name,
         phase=phase,
         model=other.name,

@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks.formulas.statistics import Summary
 from benchmarks.machine.environment import software
 from benchmarks.results.cells import interval, mebibytes, ratio, rounds_of, table
-from benchmarks.results.document import Comparison, ModelRecord, Results, Timing
+from benchmarks.results.document import ModelRecord, PairedComparison, Results, Timing
 from benchmarks.results.energy import answers
 
 Models = Mapping[str, ModelRecord]
@@ -42,9 +42,9 @@ def render(results: Results) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def comparisons(rows: Sequence[Comparison], models: Models) -> str:
+def comparisons(rows: Sequence[PairedComparison], models: Models) -> str:
     """Speedup, control, verdict and realised gain of every model on every workload."""
-    columns: dict[str, Callable[[Comparison], str]] = {
+    columns: dict[str, Callable[[PairedComparison], str]] = {
         "workload": lambda row: row.workload,
         "metric": lambda row: row.phase,
         "model": lambda row: row.model,

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.results.document import Comparison, Results, read_file
+from benchmarks.results.document import PairedComparison, Results, read_file
 from benchmarks.results.markdown import machine
 from benchmarks.stage import measure
 from benchmarks.studies.cfsp import cost as cfsp_cost
@@ -71,7 +71,7 @@ def _smaller(folder: Path, model: Path, text: Path, remove: float, options: RunO
 def gains(folders: dict[str, Path], options: RunOptions, output: Path, rounds: int, most_seconds: float) -> None:
     """Realised gain of prefill and decode at each budget, into docs/results.md; a run for each workload."""
     smaller = {name: folder for name, folder in folders.items() if name != "dense"}
-    tables: list[Comparison] = []
+    tables: list[PairedComparison] = []
     surroundings = ""
     for workload in BenchmarkSlice().workloads:
         raw = output / f"gain-{workload.prompt}-{workload.output}.json"

@@ -32,7 +32,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
-from pipeline.prune.allocation.latency import LatencyTable, Times
+from pipeline.prune.latency import LatencyTable, Times
 from pipeline.sources.model import checkpoint_folder, source
 from pipeline.sources.recipe import ModelSlice
 

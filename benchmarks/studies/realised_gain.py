@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.recipe import BenchmarkSlice, Phase
 from benchmarks.results.cells import interval, rounds_of
-from benchmarks.results.document import Comparison
+from benchmarks.results.document import PairedComparison
 from benchmarks.stage import measure
 from benchmarks.studies.pages import demand_folder, markdown_table
 from pipeline.common.errors import TrimlineError
@@ -50,14 +50,14 @@ def realised_gain(
     Console(width=None if Console().is_terminal else 160).print(table(rows))
 
 
-def outcome(row: Comparison) -> str:
+def outcome(row: PairedComparison) -> str:
     """Whether the realised gain reaches its bar; a bar is reached when the confidence interval reaches it."""
     if not row.control_holds:
         return "not resolved"
     return "reached" if row.speedup.reaches(BARS[row.workload, row.phase] * row.allowed) else "missed"
 
 
-def table(rows: list[Comparison]) -> Table:
+def table(rows: list[PairedComparison]) -> Table:
     """One row per model and phase."""
     found = Table(title="Realised gain = measured speed-up / speed-up that the roofline allows")
     for title in TITLES:
@@ -67,12 +67,12 @@ def table(rows: list[Comparison]) -> Table:
     return found
 
 
-def markdown_rows(rows: list[Comparison]) -> str:
+def markdown_rows(rows: list[PairedComparison]) -> str:
     """The same as ``table``, in Markdown."""
     return markdown_table(list(TITLES), [_cells(row) for row in rows])
 
 
-def _cells(row: Comparison) -> list[str]:
+def _cells(row: PairedComparison) -> list[str]:
     figures = (interval(row.speedup), interval(row.control), f"{row.allowed:.3f}", interval(row.realised_gain))
     bar = BARS[row.workload, row.phase]
     return [row.model, row.workload, row.phase, rounds_of(row.speedup), *figures, f"{bar:.2f}", outcome(row)]

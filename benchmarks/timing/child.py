@@ -14,7 +14,7 @@ PATIENCE = 900.0  # seconds without a reply after which a worker counts as hung
 MODULE = "benchmarks.timing.worker"
 
 
-class Child(children.Child):
+class BenchmarkWorker(children.Child):
     """One worker process; a context manager that leaves no process behind.
 
     Args:

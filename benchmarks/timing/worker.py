@@ -29,7 +29,7 @@ from pipeline.common.errors import TrimlineError
 SETTLE = 0.005  # seconds in which a thread pool stops spinning before the next process is timed
 
 
-class Decoder(Protocol):
+class TimedDecoder(Protocol):
     """What is timed."""
 
     def empty(self, batch: int, capacity: int) -> Any:
@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, opener: Opener | None = None, meter: Meter | None = None) -> None:
         self._opener, self._given = opener, meter
         self._meter = meter or Meter()
-        self._decoder: Decoder | None = None
+        self._decoder: TimedDecoder | None = None
         self._torch_holds = False
         self._cores = list(range(psutil.cpu_count() or 1))
         self._requests = {method.__name__: method for method in (self.pin, self.load, self.run, self.memory, self.energy, self.ceilings)}

@@ -13,14 +13,14 @@ from deploy.recipe import PackageSlice
 from deploy.targets.genai import Genai
 from deploy.targets.kserve import KServe
 from deploy.targets.llama_cpp import LlamaCpp
-from deploy.targets.target import Candidate, Obstacle, Part, Shipment, Target
+from deploy.targets.target import ModelToServe, Obstacle, Part, ServerTarget, Shipment
 from deploy.targets.triton.target import Triton
 from deploy.targets.vllm import Vllm
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import TrimlineError
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm())}
+TARGETS: dict[str, ServerTarget] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm())}
 SERVE = "serve"
 
 
@@ -39,7 +39,7 @@ def with_targets(recipe: PackageSlice, names: Iterable[str]) -> PackageSlice:
     return recipe.model_copy(update={"targets": tuple(together)})
 
 
-def wanted_targets(recipe: PackageSlice) -> list[Target]:
+def wanted_targets(recipe: PackageSlice) -> list[ServerTarget]:
     """The targets that a recipe names and those that they point to, each once, in the registry's order."""
     names: set[str] = set(recipe.targets)
     for name in recipe.targets:
@@ -47,7 +47,7 @@ def wanted_targets(recipe: PackageSlice) -> list[Target]:
     return [target for name, target in TARGETS.items() if name in names]
 
 
-def check_targets(recipe: PackageSlice, candidate: Candidate) -> None:
+def check_targets(recipe: PackageSlice, candidate: ModelToServe) -> None:
     """Whether every wanted target can serve a candidate.
 
     Raises:
@@ -62,7 +62,7 @@ def check_targets(recipe: PackageSlice, candidate: Candidate) -> None:
             raise TrimlineError(f"The target {target.name} cannot serve this model: {obstacle.why}.", f"{change}.")
 
 
-def write_targets(shipment: Shipment, recipe: PackageSlice) -> list[Target]:
+def write_targets(shipment: Shipment, recipe: PackageSlice) -> list[ServerTarget]:
     """Writes ``serve/<name>/`` for every wanted target into a package; returns these targets.
 
     Raises:
@@ -72,7 +72,7 @@ def write_targets(shipment: Shipment, recipe: PackageSlice) -> list[Target]:
     if not targets:
         return []
     checkpoint = Checkpoint(shipment.model)
-    check_targets(recipe, Candidate.of(checkpoint, profile_of(checkpoint.config)))
+    check_targets(recipe, ModelToServe.of(checkpoint, profile_of(checkpoint.config)))
     for target in targets:
         for part in sorted(target.needs):
             _demand(shipment.folder / part, target, part)
@@ -82,7 +82,7 @@ def write_targets(shipment: Shipment, recipe: PackageSlice) -> list[Target]:
     return targets
 
 
-def _demand(folder: Path, target: Target, part: Part) -> None:
+def _demand(folder: Path, target: ServerTarget, part: Part) -> None:
     if not folder.is_dir():
         raise TrimlineError(f"The target {target.name} needs the folder {part}, which this package lacks.", "Package with it.")
 
@@ -90,11 +90,11 @@ def _demand(folder: Path, target: Target, part: Part) -> None:
 __all__ = [
     "SERVE",
     "TARGETS",
-    "Candidate",
+    "ModelToServe",
     "Obstacle",
     "Part",
     "Shipment",
-    "Target",
+    "ServerTarget",
     "check_targets",
     "wanted_targets",
     "with_targets",

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from deploy.recipe import PackageSlice
-from deploy.targets.target import Candidate, Obstacle, Part, Shipment
+from deploy.targets.target import ModelToServe, Obstacle, Part, Shipment
 from deploy.targets.text import write_rendered
 
 FILES = ("triton.yaml", "openai.yaml", "kubernetes-triton.yaml", "kubernetes-openai.yaml", "README.md")
@@ -22,7 +22,7 @@ class KServe:
     brings: tuple[str, ...] = ("triton", "onnxruntime-genai")
     start = "kubectl apply -f triton.yaml"
 
-    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+    def obstacle(self, candidate: ModelToServe) -> Obstacle | None:
         return None
 
     def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:

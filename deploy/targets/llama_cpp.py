@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.recipe import PackageSlice
-from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
+from deploy.targets.target import ModelToServe, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
 from exporters.folder import GATE
 from exporters.gguf.files import MODEL
@@ -28,7 +28,7 @@ class LlamaCpp:
     brings: tuple[str, ...] = ()
     start = "sh start.sh"
 
-    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+    def obstacle(self, candidate: ModelToServe) -> Obstacle | None:
         if TOKENIZER not in candidate.files:
             return Obstacle(f"it takes text, and the model has no {TOKENIZER}", "save its tokenizer into the folder first")
         return as_consumer("llama.cpp", candidate)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploy.targets.target import Target
+from deploy.targets.target import ServerTarget
 
 HEADING = "## Serve it"
 
 
-def with_section(card: str, targets: Sequence[Target]) -> str:
+def with_section(card: str, targets: Sequence[ServerTarget]) -> str:
     """The card with that section at its end, in place of an older one; without targets, the card without the section."""
     body = card.split(f"\n{HEADING}\n")[0].rstrip("\n") + "\n"
     if not targets:

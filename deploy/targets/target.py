@@ -19,7 +19,7 @@ Part = Literal["model", "onnx"]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelToServe:
     """What is to be served, as far as it is known when a target is asked whether it can.
 
     Before a run this is the dense model in the profile that the recipe names; when the package is written, the result.
@@ -37,7 +37,7 @@ class Candidate:
     files: frozenset[str]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, profile: Profile) -> Candidate:
+    def of(cls, checkpoint: Checkpoint, profile: Profile) -> ModelToServe:
         names = frozenset(path.name for path in checkpoint.folder.iterdir())
         return cls(checkpoint.geometry, profile, checkpoint.config, names)
 
@@ -75,7 +75,7 @@ class Shipment:
         return self.folder / "onnx"
 
 
-class Target(Protocol):
+class ServerTarget(Protocol):
     """One server. One file in this folder, one line in ``deploy.targets.TARGETS``."""
 
     @property
@@ -94,7 +94,7 @@ class Target(Protocol):
     def start(self) -> str:
         """The command that starts the server, typed in ``serve/<name>/``."""
 
-    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+    def obstacle(self, candidate: ModelToServe) -> Obstacle | None:
         """Why it cannot serve this model; None where it can. Asked before hours of pruning, and again at the end."""
 
     def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:
@@ -108,7 +108,7 @@ class Target(Protocol):
         """
 
 
-def as_consumer(name: str, candidate: Candidate) -> Obstacle | None:
+def as_consumer(name: str, candidate: ModelToServe) -> Obstacle | None:
     """The obstacle that the table of ``trimline inspect`` names for one of its rows."""
     verdict = next(row for row in consumers(candidate.geometry, candidate.profile, candidate.config) if row.consumer == name)
     return None if verdict.loads else Obstacle(verdict.why, verdict.change)

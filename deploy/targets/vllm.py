@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.recipe import PackageSlice
-from deploy.targets.target import Candidate, Obstacle, Part, Shipment, as_consumer
+from deploy.targets.target import ModelToServe, Obstacle, Part, Shipment, as_consumer
 from deploy.targets.text import write_rendered
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ class Vllm:
     brings: tuple[str, ...] = ()
     start = "sh start.sh"
 
-    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+    def obstacle(self, candidate: ModelToServe) -> Obstacle | None:
         return as_consumer("vLLM", candidate)
 
     def write(self, shipment: Shipment, recipe: PackageSlice, out: Path) -> None:

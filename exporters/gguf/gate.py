@@ -23,7 +23,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.evaluate.perplexity import paged_losses, window_losses
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.rebuild.gguf_form import GgufForm
@@ -110,14 +110,14 @@ def _judge_perplexity(recipe: GgufSlice, ratio: float, path: Path) -> None:
         )
 
 
-def _measured(expected: torch.Tensor, found: torch.Tensor, comparison: Comparison) -> dict[str, Any]:
+def _measured(expected: torch.Tensor, found: torch.Tensor, comparison: LogitDifference) -> dict[str, Any]:
     """What is recorded of a rounded file, and not judged."""
     agreed = int((expected.argmax(-1) == found.argmax(-1)).sum())
     close = {"difference": comparison.difference, "kl_divergence": comparison.kl_divergence}
     return close | {"argmax agreed": agreed, "argmax compared": comparison.tokens_compared}
 
 
-def _through_transformers(source: Checkpoint, precision: str, path: Path, options: RunOptions) -> Comparison:
+def _through_transformers(source: Checkpoint, precision: str, path: Path, options: RunOptions) -> LogitDifference:
     """One model in memory at a time; the checkpoint's matrices are rounded as the file's are, so that the bar stays that of fp32."""
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source, Events()) // 2))
     model = load_model(source.folder, dtype=torch.float32, trust_remote_code=options.trust_remote_code)

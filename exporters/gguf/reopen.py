@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from exporters.gguf.metadata import context_length, stock_config
-from exporters.gguf.tensors import Entry, entries, part_halves, stored, written_geometry
+from exporters.gguf.tensors import GgufTensor, entries, part_halves, stored, written_geometry
 from pipeline.architecture.geometry import BlockShape
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
@@ -104,7 +104,7 @@ def _per_block(reader: gguf.GGUFReader, form: GgufForm, name: str, blocks: int) 
     return list(value) if isinstance(value, list) else [value] * blocks
 
 
-def _read(tensor: gguf.ReaderTensor, entry: Entry, source: Checkpoint) -> torch.Tensor:
+def _read(tensor: gguf.ReaderTensor, entry: GgufTensor, source: Checkpoint) -> torch.Tensor:
     data = np.array(tensor.data)  # a copy: the reader's is read-only
     found = torch.from_numpy(data.view(np.uint16) if entry.precision == "bf16" else data)
     if entry.precision == "bf16":

@@ -25,7 +25,7 @@ ROTATED = (gguf.MODEL_TENSOR.ATTN_Q, gguf.MODEL_TENSOR.ATTN_K)
 
 
 @dataclass(frozen=True)
-class Entry:
+class GgufTensor:
     """One tensor of the file.
 
     Attributes:
@@ -47,7 +47,7 @@ class Entry:
         return int(np.prod(self.shape)) * DTYPES[self.precision].itemsize
 
 
-def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[Entry]:
+def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[GgufTensor]:
     """Every tensor of the file, in the order in which it is written."""
     held = {name for name, _ in source.geometry.tensors()}
     names = gguf.get_tensor_name_map(architecture(form.arch), len(form.kept))
@@ -58,17 +58,17 @@ def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[Entr
         kind, name = known
         kept_as = precision if len(shape) > 1 else "fp32"
         original = _original(place, source.geometry, form)
-        yield Entry(name, original if original in held else None, shape, kept_as, form.permuted and kind in ROTATED)
+        yield GgufTensor(name, original if original in held else None, shape, kept_as, form.permuted and kind in ROTATED)
 
 
-def stored(source: Checkpoint, entry: Entry) -> torch.Tensor:
+def stored(source: Checkpoint, entry: GgufTensor) -> torch.Tensor:
     """The checkpoint's tensor, or zeros, in the type of the file and the order of the checkpoint."""
     if entry.source is None:
         return torch.zeros(entry.shape, dtype=DTYPES[entry.precision])
     return source.tensor(entry.source).to(DTYPES[entry.precision])
 
 
-def array(source: Checkpoint, entry: Entry) -> np.ndarray:
+def array(source: Checkpoint, entry: GgufTensor) -> np.ndarray:
     """A tensor as it is written; bf16 as its 16 bits.
 
     Raises:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PREFILL, DECODE = "prefill", "decode"
 Ids = NDArray[np.int64]
 
 

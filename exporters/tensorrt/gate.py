@@ -11,9 +11,9 @@ import torch
 
 from exporters.folder import GATE
 from exporters.onnx.running.session import OnnxDecoder
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.decoder import along
-from exporters.tensorrt.shapes import Request
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
@@ -23,7 +23,7 @@ from pipeline.evaluate.gates import compare_logits, demand, gate_tokens
 BARS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 2e-1}
 
 
-def gate_engine(graph: Path, folder: Path, requests: Sequence[Request], options: RunOptions, events: Events) -> dict[str, Any]:
+def gate_engine(graph: Path, folder: Path, requests: Sequence[EngineRequest], options: RunOptions, events: Events) -> dict[str, Any]:
     """Compares prompt and steps of both, and writes gate.json into the engine's folder.
 
     Raises:

@@ -28,7 +28,7 @@ class _Call:
     events: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-class Parts:
+class PartTimer:
     """Times the parts of calls on one CUDA stream."""
 
     def __init__(self, stream: Any) -> None:

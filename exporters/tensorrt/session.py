@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from exporters.folder import EXPORT
 from exporters.onnx.files import PAST, PRESENT
+from exporters.onnx.running.shapes import DECODE, PREFILL
 from exporters.tensorrt.builders import demand_builder
-from exporters.tensorrt.decoder import DECODE, PREFILL, DevicePast, Ids
+from exporters.tensorrt.decoder import DevicePast, Ids
 from exporters.tensorrt.folder import RECORD
-from exporters.tensorrt.parts import COMPUTE, D2H, H2D, Parts
+from exporters.tensorrt.parts import COMPUTE, D2H, H2D, PartTimer
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
@@ -67,7 +68,7 @@ class EngineDecoder:
         self._profiles = {profile["name"]: number for number, profile in enumerate(record["profiles"])}
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()
-        self.parts = Parts(self._stream)
+        self.parts = PartTimer(self._stream)
         self._active = -1
         self._nothing = torch.empty(256, dtype=torch.uint8, device=self.device)  # an empty tensor has no address; TensorRT takes no null
 

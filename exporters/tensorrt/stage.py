@@ -11,6 +11,7 @@ from typing import Any
 
 from exporters.folder import CONFIG, EXPORT, GENAI_CONFIG
 from exporters.onnx.files import GRAPH, TOKENIZER_FILES, WEIGHTS
+from exporters.onnx.running.shapes import DEFAULT_REQUESTS, EngineRequest, graph_inputs, profiles_for
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.builders import Builder, demand_buildable, demand_builder, installed_version
@@ -18,7 +19,6 @@ from exporters.tensorrt.child import build_in_child, log_lines, warnings_of
 from exporters.tensorrt.folder import ENGINE, INSPECTOR, LOG, QDQ, RECORD, SECONDS, TIMINGS
 from exporters.tensorrt.gate import gate_engine
 from exporters.tensorrt.qdq import quantise
-from exporters.tensorrt.shapes import DEFAULT_REQUESTS, Request, graph_inputs, profiles_for
 from exporters.tensorrt.verdict import SparseProof, judge, read_inspector, read_log
 from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import TrimlineError
@@ -33,7 +33,7 @@ CARRIED = (CONFIG, EXPORT, GENAI_CONFIG, *TOKENIZER_FILES)
 def build(
     onnx: Path,
     recipe: BuildSlice,
-    requests: Sequence[Request],
+    requests: Sequence[EngineRequest],
     options: RunOptions,
     out: Path,
     events: Events,
@@ -84,7 +84,7 @@ def build(
 
 
 def _request(
-    builder: Builder, recipe: BuildSlice, graph: Path, requests: Sequence[Request], out: Path, *, sparse: bool, gpus: list[str]
+    builder: Builder, recipe: BuildSlice, graph: Path, requests: Sequence[EngineRequest], out: Path, *, sparse: bool, gpus: list[str]
 ) -> dict[str, Any]:
     """What the building process is asked for."""
     return {

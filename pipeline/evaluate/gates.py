@@ -14,7 +14,7 @@ ABSOLUTE_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitDifference:
     """How far two sets of logits lie apart.
 
     Attributes:
@@ -45,7 +45,7 @@ def logit_bar(reference: torch.Tensor) -> float:
     return max(ABSOLUTE_FLOOR, RELATIVE_BAR * reference.abs().max().item())
 
 
-def compare_logits(reference: torch.Tensor, candidate: torch.Tensor, bar: float | None = None) -> Comparison:
+def compare_logits(reference: torch.Tensor, candidate: torch.Tensor, bar: float | None = None) -> LogitDifference:
     """Compares logits of shape (batch, positions, vocabulary), in fp32.
 
     Argmax must agree except where the reference's two best logits are closer than twice the bar.
@@ -65,7 +65,7 @@ def compare_logits(reference: torch.Tensor, candidate: torch.Tensor, bar: float 
     close = best[..., 0] - best[..., 1] < 2 * bar
     agreed = (reference.argmax(-1) == candidate.argmax(-1)) | close
     log_p, log_q = reference.log_softmax(-1), candidate.log_softmax(-1)
-    return Comparison(
+    return LogitDifference(
         difference=gap.max().item(),
         bar=bar,
         kl_divergence=(log_p.exp() * (log_p - log_q)).sum(-1).mean().item(),
@@ -75,7 +75,7 @@ def compare_logits(reference: torch.Tensor, candidate: torch.Tensor, bar: float 
     )
 
 
-def demand(comparison: Comparison, reference: str, candidate: str) -> None:
+def demand(comparison: LogitDifference, reference: str, candidate: str) -> None:
     """Fails the stage where the comparison failed.
 
     Raises:

@@ -11,7 +11,7 @@ from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice
-from pipeline.prune.sharding import Parts
+from pipeline.prune.sharding import MeasuredParts
 from pipeline.prune.steps import resolve_steps
 
 # Gram matrices of a 7B's FFN channels are 15 GB. Beyond this, pruning measures for itself, as each block's turn comes.
@@ -37,7 +37,7 @@ def measure(
     """
     first = resolve_steps(recipe)[0]
     model, windows = opened(source, texts, recipe.calibration, options)
-    first.measure(model, windows, events, Parts(parts) if parts else None).write(out)
+    first.measure(model, windows, events, MeasuredParts(parts) if parts else None).write(out)
 
 
 def measured_part(recipe: PruneSlice, geometry: Geometry) -> dict[str, Any] | None:

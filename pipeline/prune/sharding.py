@@ -73,7 +73,7 @@ def measure_part(source: Path, texts: Path, recipe: PruneSlice, part: Part, opti
 
 
 @dataclass(frozen=True)
-class Parts:
+class MeasuredParts:
     """The folders that ``measure_part`` wrote, all of them, in order."""
 
     folders: Sequence[Path]

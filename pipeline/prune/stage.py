@@ -19,7 +19,8 @@ from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan, Step
 from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.targeted import Aim, demand_possible
-from pipeline.prune.allocation.targets import Consumer, measures
+from pipeline.prune.allocation.targets import measures
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice

@@ -21,7 +21,7 @@ from pipeline.calibrate.statistics import GivenStatistics
 from pipeline.common.events import Events
 from pipeline.common.slices import Slice
 from pipeline.plan.plan import Step
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import Budget, Pool, PruneStep
 

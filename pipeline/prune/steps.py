@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.methods import method_named
 from pipeline.prune.methods.method import CheckingMethod, MeasuringMethod, PoolingMethod, ScoringMethod, StepMethod, WeightMethod
 from pipeline.prune.model.masks import Pattern

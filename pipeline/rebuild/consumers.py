@@ -1,7 +1,7 @@
 """Which consumers load a result, why not, and what to change: the table of ``trimline inspect``.
 
 Each rule was either seen to hold by running the consumer (docs/shape-profiles.md says which versions), or is taken
-from its documentation or source; ``Verdict.checked`` says which. What has never been run here, for any model, is "not run".
+from its documentation or source; ``ConsumerVerdict.checked`` says which. What has never been run here, for any model, is "not run".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LLAMA_CPP_RAN = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # tests/servers/
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ConsumerVerdict:
     """What one consumer does with a result.
 
     Attributes:
@@ -47,7 +47,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Case:
+class ConsumerInput:
     """What the rules look at."""
 
     result: Geometry
@@ -88,7 +88,7 @@ class Case:
         return family.model_type == "qwen3" and self.result.has_bias(family.reader(Sublayer.ATTENTION))
 
 
-def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> list[Verdict]:
+def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> list[ConsumerVerdict]:
     """One verdict per consumer.
 
     Args:
@@ -96,8 +96,8 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
         profile: the shape profile it is written in.
         config: the config.json of the dense model (the smaller one's serves as well).
     """
-    case = Case(result, profile, config)
-    rules: tuple[Callable[[Case], Verdict], ...] = (
+    case = ConsumerInput(result, profile, config)
+    rules: tuple[Callable[[ConsumerInput], ConsumerVerdict], ...] = (
         _stock,
         _shipped,
         _onnx,
@@ -113,99 +113,103 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
     return [rule(case) for rule in rules]
 
 
-def _stock(case: Case) -> Verdict:
+def _stock(case: ConsumerInput) -> ConsumerVerdict:
     name = "transformers (stock)"
     if case.uniform:
-        return Verdict(name, True, "the stock classes load it; no remote code", "", RAN)
-    return Verdict(name, False, "the stock classes know one size for all blocks", UNIFORM, RAN)
+        return ConsumerVerdict(name, True, "the stock classes load it; no remote code", "", RAN)
+    return ConsumerVerdict(name, False, "the stock classes know one size for all blocks", UNIFORM, RAN)
 
 
-def _shipped(case: Case) -> Verdict:
+def _shipped(case: ConsumerInput) -> ConsumerVerdict:
     name = "transformers (shipped file)"
     if case.uniform:
-        return Verdict(name, True, "needs none: the stock classes load it", "", RAN)
-    return Verdict(name, True, "with trust_remote_code=True, by the modelling file in the folder", "", RAN)
+        return ConsumerVerdict(name, True, "needs none: the stock classes load it", "", RAN)
+    return ConsumerVerdict(name, True, "with trust_remote_code=True, by the modelling file in the folder", "", RAN)
 
 
-def _onnx(case: Case) -> Verdict:
-    return Verdict("ONNX Runtime", True, "as exported ONNX, whose shapes are fixed block by block", "", RAN)
+def _onnx(case: ConsumerInput) -> ConsumerVerdict:
+    return ConsumerVerdict("ONNX Runtime", True, "as exported ONNX, whose shapes are fixed block by block", "", RAN)
 
 
-def _genai(case: Case) -> Verdict:
+def _genai(case: ConsumerInput) -> ConsumerVerdict:
     graph = "fused graph"
     if case.result.family.onnx_builder is None:
         graph = "portable graph (its builder has no class for this family)"
     elif rope_type(case.config) in LENGTH_SWITCHED:
         graph = "portable graph (the fused one ends where this rotary embedding turns other angles)"
-    return Verdict("onnxruntime-genai", True, f"as the {graph}, whose inputs tell it each block's KV heads", "", RAN)
+    return ConsumerVerdict("onnxruntime-genai", True, f"as the {graph}, whose inputs tell it each block's KV heads", "", RAN)
 
 
-def _tensorrt(case: Case) -> Verdict:
+def _tensorrt(case: ConsumerInput) -> ConsumerVerdict:
     if rope_type(case.config) == "dynamic":
         why = "no portable graph can be made of a rotary embedding of type 'dynamic'"
-        return Verdict("TensorRT", False, why, "use ONNX Runtime, for which the fused graph is right", RAN)
-    return Verdict("TensorRT", True, "parses the portable graph, whose shapes are fixed block by block", "", READ)
+        return ConsumerVerdict("TensorRT", False, why, "use ONNX Runtime, for which the fused graph is right", RAN)
+    return ConsumerVerdict("TensorRT", True, "parses the portable graph, whose shapes are fixed block by block", "", READ)
 
 
-def _tensorrt_llm(case: Case) -> Verdict:
+def _tensorrt_llm(case: ConsumerInput) -> ConsumerVerdict:
     name, family = "TensorRT-LLM", case.result.family
     if not case.uniform:
         why = "its class for sizes per block reads FFN widths as a multiplier in steps of 256, which these folders do not state"
-        return Verdict(name, False, why, UNIFORM, NOT_RUN)
+        return ConsumerVerdict(name, False, why, UNIFORM, NOT_RUN)
     if family.model_type == "opt":
-        return Verdict(name, False, "its PyTorch backend lists no opt", "serve it with another runtime", NOT_RUN)
-    return Verdict(name, True, "as any model of its architecture, by the PyTorch backend", "", NOT_RUN)
+        return ConsumerVerdict(name, False, "its PyTorch backend lists no opt", "serve it with another runtime", NOT_RUN)
+    return ConsumerVerdict(name, True, "as any model of its architecture, by the PyTorch backend", "", NOT_RUN)
 
 
-def _edge_llm(case: Case) -> Verdict:
+def _edge_llm(case: ConsumerInput) -> ConsumerVerdict:
     name, family = "TensorRT Edge-LLM", case.result.family
     if family.model_type not in EDGE_LLM:
-        return Verdict(name, False, f"its list of supported models has no {family.model_type}", "serve it with another runtime", NOT_RUN)
+        return ConsumerVerdict(
+            name, False, f"its list of supported models has no {family.model_type}", "serve it with another runtime", NOT_RUN
+        )
     if not case.uniform:
-        return Verdict(name, False, "it lists the stock architectures, which have one size for all blocks", UNIFORM, NOT_RUN)
+        return ConsumerVerdict(name, False, "it lists the stock architectures, which have one size for all blocks", UNIFORM, NOT_RUN)
     if case.becomes_mistral:
         why = "a Llama with this many heads is written as mistral, which its list of supported models does not have"
-        return Verdict(name, False, why, "keep a number of heads that divides the hidden size", NOT_RUN)
-    return Verdict(name, True, "as any model of its architecture", "", NOT_RUN)
+        return ConsumerVerdict(name, False, why, "keep a number of heads that divides the hidden size", NOT_RUN)
+    return ConsumerVerdict(name, True, "as any model of its architecture", "", NOT_RUN)
 
 
-def _sglang(case: Case) -> Verdict:
+def _sglang(case: ConsumerInput) -> ConsumerVerdict:
     name, family = "SGLang", case.result.family
     if not case.uniform:
         why = "its DeciLM class reads FFN widths as a multiplier in steps of 256, which these folders do not state"
-        return Verdict(name, False, why, UNIFORM, NOT_RUN)
+        return ConsumerVerdict(name, False, why, UNIFORM, NOT_RUN)
     if family.decilm == "qkv_bias" and not case.heads_fill_hidden:
         why = f"its {family.class_prefix} class takes hidden size / heads for head_dim"
-        return Verdict(name, False, why, "keep all KV groups", NOT_RUN)
+        return ConsumerVerdict(name, False, why, "keep all KV groups", NOT_RUN)
     if family.model_type == "llama" and any(linear.sublayer is Sublayer.FFN and case.result.has_bias(linear) for linear in family.linears):
-        return Verdict(name, False, "its Llama class has no biases in the FFN, and skips them without a word", NO_BIAS, NOT_RUN)
-    return Verdict(name, True, "as any model of its architecture", "", NOT_RUN)
+        return ConsumerVerdict(name, False, "its Llama class has no biases in the FFN, and skips them without a word", NO_BIAS, NOT_RUN)
+    return ConsumerVerdict(name, True, "as any model of its architecture", "", NOT_RUN)
 
 
-def _vllm(case: Case) -> Verdict:
+def _vllm(case: ConsumerInput) -> ConsumerVerdict:
     name, family = "vLLM", case.result.family
     if case.decilm:
         evidence = case.seen_as("llama")
-        return Verdict(name, True, "natively, as DeciLMForCausalLM; trust_remote_code for the config", "", evidence)
+        return ConsumerVerdict(name, True, "natively, as DeciLMForCausalLM; trust_remote_code for the config", "", evidence)
     if not case.uniform:
-        return Verdict(name, False, "it has no class with free sizes per block", _towards_decilm(case), READ)
+        return ConsumerVerdict(name, False, "it has no class with free sizes per block", _towards_decilm(case), READ)
     if case.qwen3_output_bias:
-        return Verdict(name, False, "its Qwen3 class has no bias on the output projection, and skips it without a word", NO_BIAS, READ)
+        return ConsumerVerdict(
+            name, False, "its Qwen3 class has no bias on the output projection, and skips it without a word", NO_BIAS, READ
+        )
     if family.decilm == "qkv_bias" and not case.heads_fill_hidden:
         why = f"its {family.class_prefix} class takes hidden size / heads for head_dim"
-        return Verdict(name, False, why, "use profile 'decilm', or keep all KV groups", READ)
-    return Verdict(name, True, "natively, as any model of its architecture", "", case.seen_as("llama"))
+        return ConsumerVerdict(name, False, why, "use profile 'decilm', or keep all KV groups", READ)
+    return ConsumerVerdict(name, True, "natively, as any model of its architecture", "", case.seen_as("llama"))
 
 
-def _llama_cpp(case: Case) -> Verdict:
+def _llama_cpp(case: ConsumerInput) -> ConsumerVerdict:
     name = "llama.cpp"
     try:
         form = gguf_form(case.result, case.config)
     except NoGgufForm as obstacle:
-        return Verdict(name, False, _clause(obstacle.problem), _clause(obstacle.remedy), READ)
+        return ConsumerVerdict(name, False, _clause(obstacle.problem), _clause(obstacle.remedy), READ)
     sizes = ", with sizes per block" if form.arch == DECI and len(set(form.blocks)) > 1 else ""
     window = ", as far as its sliding window reaches" if has_sliding_window(case.result.family, case.config) else ""
-    return Verdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as(*LLAMA_CPP_RAN))
+    return ConsumerVerdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as(*LLAMA_CPP_RAN))
 
 
 def _clause(sentence: str) -> str:
@@ -213,21 +217,21 @@ def _clause(sentence: str) -> str:
     return (sentence if sentence.startswith("llama.cpp") else sentence[0].lower() + sentence[1:]).rstrip(".")
 
 
-def _optimum(case: Case) -> Verdict:
+def _optimum(case: ConsumerInput) -> ConsumerVerdict:
     name = "optimum-onnx"
     if case.uniform and not case.heads_fill_hidden:
         why = "it takes hidden size / heads for a head's width, whatever head_dim the config states"
-        return Verdict(
+        return ConsumerVerdict(
             name, False, why, "keep heads and residual dimensions, or run the ONNX with ONNX Runtime itself", case.seen_as("llama")
         )
     if case.uniform:
         why = "in an environment of its own: it needs transformers below 4.58"
-        return Verdict(name, True, why, "", case.seen_as("llama"))
+        return ConsumerVerdict(name, True, why, "", case.seen_as("llama"))
     why = "it needs transformers below 4.58, which cannot read the config class in the folder"
-    return Verdict(name, False, why, "use profile 'uniform', or run the ONNX with ONNX Runtime itself", RAN)
+    return ConsumerVerdict(name, False, why, "use profile 'uniform', or run the ONNX with ONNX Runtime itself", RAN)
 
 
-def _towards_decilm(case: Case) -> str:
+def _towards_decilm(case: ConsumerInput) -> str:
     """What stands between a ``free`` result and ``decilm``."""
     result = case.result
     if result.family.decilm is None or has_sliding_window(result.family, case.config):

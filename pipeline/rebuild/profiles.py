@@ -11,9 +11,9 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
 from pipeline.common.errors import TrimlineError
-from pipeline.rebuild.consumers import Verdict, consumers
+from pipeline.rebuild.consumers import consumers
 
-__all__ = ["Verdict", "check_profile", "check_request", "consumers"]
+__all__ = ["check_profile", "check_request", "consumers"]
 
 USE_FREE = "Use profile 'free', which any block shapes fit."
 

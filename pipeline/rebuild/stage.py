@@ -16,7 +16,7 @@ from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import GATE, write_json
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.live.loading import load_with_report
 from pipeline.live.paging import paged_with_report, weights_bytes
 from pipeline.plan.folder import PLAN
@@ -69,13 +69,13 @@ def copy_companions(source: Path, out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RebuildOutcome:
     """The gate in one dtype: the rebuilt model against the masked dense one, and against itself without a cache."""
 
     dtype: torch.dtype
     tensors: int
-    masked_dense: Comparison
-    cache: Comparison
+    masked_dense: LogitDifference
+    cache: LogitDifference
 
     @property
     def passed(self) -> bool:
@@ -113,8 +113,8 @@ def gate_again(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOption
     _demand(_outcomes(checkpoint, decision, out, options, events), events)
 
 
-def _outcomes(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+def _outcomes(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, events: Events) -> list[RebuildOutcome]:
+    outcomes: list[RebuildOutcome] = []
     for dtype in (torch.float32, torch.float64):
         outcomes.append(_outcome(checkpoint, plan, out, options, dtype, events))
         if outcomes[-1].passed:
@@ -122,12 +122,12 @@ def _outcomes(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions
     return outcomes
 
 
-def _record(outcomes: list[Outcome]) -> dict[str, Any]:
+def _record(outcomes: list[RebuildOutcome]) -> dict[str, Any]:
     last = outcomes[-1]
     return {"passed": last.passed, "tensors": last.tensors, "attempts": [outcome.as_record() for outcome in outcomes]}
 
 
-def _demand(outcomes: list[Outcome], events: Events) -> None:
+def _demand(outcomes: list[RebuildOutcome], events: Events) -> None:
     last = outcomes[-1]
     demand(last.masked_dense, "the dense model with the plan applied as zeros", "the rebuilt checkpoint")
     demand(last.cache, "the rebuilt checkpoint without a cache", "the same with its cache")
@@ -136,7 +136,7 @@ def _demand(outcomes: list[Outcome], events: Events) -> None:
     events.gate(said, **_record(outcomes))
 
 
-def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, dtype: torch.dtype, events: Events) -> Outcome:
+def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, dtype: torch.dtype, events: Events) -> RebuildOutcome:
     tokens = gate_tokens(checkpoint.geometry.vocab).to(options.device)
     with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 3) as advance:
         reference = _masked_logits(checkpoint, plan, tokens, options, dtype)
@@ -146,10 +146,10 @@ def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions,
         advance(1)
         cached = cache_comparison(rebuilt, tokens[:, :PROMPT_TOKENS], GREEDY_TOKENS)
         advance(1)
-    return Outcome(dtype, count, against_masked, cached)
+    return RebuildOutcome(dtype, count, against_masked, cached)
 
 
-def cache_comparison(model: PreTrainedModel, prompt: torch.Tensor, count: int) -> Comparison:
+def cache_comparison(model: PreTrainedModel, prompt: torch.Tensor, count: int) -> LogitDifference:
     """Greedy decoding of ``count`` tokens with the KV cache, against one forward over the same tokens without it.
 
     Args:

@@ -13,18 +13,18 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.live.loading import load_with_report
 from pipeline.rebuild.stage import GREEDY_TOKENS, PROMPT_TOKENS, cache_comparison
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecoveryOutcome:
     """The gate in one dtype."""
 
     dtype: torch.dtype
-    reopened: Comparison
-    cache: Comparison
+    reopened: LogitDifference
+    cache: LogitDifference
 
     @property
     def passed(self) -> bool:
@@ -35,7 +35,7 @@ class Outcome:
         return {"dtype": str(self.dtype).removeprefix("torch."), "reopened": self.reopened.as_record(), "cache": cache}
 
 
-def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Events) -> list[Outcome]:
+def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Events) -> list[RecoveryOutcome]:
     """Compares in fp32, and in fp64 where that fails, as the rebuild gate does; ``trained`` may end in fp64.
 
     Args:
@@ -49,7 +49,7 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
     """
     tokens = gate_tokens(Checkpoint(out).geometry.vocab).to(options.device)
     trained.eval()
-    outcomes: list[Outcome] = []
+    outcomes: list[RecoveryOutcome] = []
     for dtype in (torch.float32, torch.float64):
         with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 2) as advance:
             reopened = _reopened(out, options, dtype)
@@ -57,7 +57,7 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
             advance(1)
             cached = cache_comparison(reopened, tokens[:, :PROMPT_TOKENS], GREEDY_TOKENS)
             advance(1)
-        outcomes.append(Outcome(dtype, against_trained, cached))
+        outcomes.append(RecoveryOutcome(dtype, against_trained, cached))
         if outcomes[-1].passed:
             break
     demand(outcomes[-1].reopened, "the trained model", "the written checkpoint")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.recipe import BenchmarkSlice, Workload
-from benchmarks.results.document import Comparison, Results
+from benchmarks.results.document import PairedComparison, Results
 from benchmarks.results.markdown import memory, render
 from benchmarks.stage import benchmark
 from benchmarks.studies.realised_gain import BARS, _named, outcome, table
@@ -133,10 +133,10 @@ def test_an_unknown_precision_is_refused(exported: dict[str, Path], tmp_path: Pa
         benchmark(tmp_path, {}, RECIPE, RunOptions(threads=1), tmp_path, Events(), ACCURACY)
 
 
-def _comparison(low: float, high: float, *, holds: bool = True) -> Comparison:
+def _comparison(low: float, high: float, *, holds: bool = True) -> PairedComparison:
     ratio = {"value": low, "low": low, "high": high, "rounds": 25, "of_medians": low, "of_medians_low": low, "of_medians_high": high}
     record = comparison_record("pruned", "512/1", "prefill", speed_up=ratio, control=ratio, control_holds=holds, allowed=1.4)
-    return Comparison.model_validate(record)
+    return PairedComparison.model_validate(record)
 
 
 def test_a_realised_gain_is_reached_missed_or_not_resolved():

@@ -13,7 +13,7 @@ import yaml
 
 from deploy.package import PackageParts, package
 from deploy.recipe import PackageSlice
-from deploy.targets import Candidate, check_targets
+from deploy.targets import ModelToServe, check_targets
 from exporters.gguf.child import llama_cpp_python
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -115,7 +115,7 @@ def test_stock_models_need_no_trust_in_vllm(parts: PackageParts, tmp_path: Path)
 
 def test_whom_they_refuse(tmp_path: Path) -> None:
     free = Checkpoint(uneven("llama", tmp_path))
-    candidate = Candidate.of(free, Profile.FREE)
+    candidate = ModelToServe.of(free, Profile.FREE)
     check_targets(PackageSlice(targets=("llama.cpp",)), candidate)
     with pytest.raises(TrimlineError, match="vllm cannot serve this model: it has no class with free sizes per block"):
         check_targets(PackageSlice(targets=("vllm",)), candidate)

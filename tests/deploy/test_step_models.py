@@ -14,11 +14,11 @@ import pytest
 from deploy.add import add_targets
 from deploy.package import package
 from deploy.recipe import PackageSlice
-from deploy.targets.triton.engine import Engine
+from deploy.targets.triton.engine import EngineFacts
 from deploy.targets.triton.step import StepGraph, write_step_models
 from deploy.verify import verify
 from exporters.onnx.running.session import OnnxDecoder
-from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
+from exporters.onnx.running.shapes import EngineRequest, graph_inputs, profiles_for
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from tests.deploy.model_config import read_config
@@ -28,7 +28,7 @@ PLAN = b"a stand-in for an engine"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
 
 
-def engine_of(graph: Path, folder: Path, *requests: Request, builder: str = "tensorrt") -> Path:
+def engine_of(graph: Path, folder: Path, *requests: EngineRequest, builder: str = "tensorrt") -> Path:
     """A folder as the build stage leaves it, with the profiles that it would build for; the engine itself is none."""
     folder.mkdir()
     profiles = [profile.as_record() for profile in profiles_for(graph_inputs(graph / "model.onnx"), requests)]
@@ -101,8 +101,8 @@ def test_what_tensorrt_gets_is_said_of_the_portable_graph_whichever_was_packaged
 
 
 def test_an_engine_brings_its_batch_its_profiles_and_its_sizes(graphs: dict[str, Path], tmp_path: Path) -> None:
-    engine = engine_of(graphs["portable"], tmp_path / "engine", Request(512, 17), Request(64, 9, 6))
-    write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", Engine.of(engine))
+    engine = engine_of(graphs["portable"], tmp_path / "engine", EngineRequest(512, 17), EngineRequest(64, 9, 6))
+    write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", EngineFacts.of(engine))
     folder = tmp_path / "step" / "m-tensorrt"
     assert (folder / "1" / "model.plan").samefile(engine / "model.engine")
     assert json.loads((folder / "1" / "build.json").read_text())["gpus"] == ["some GPU"]
@@ -118,7 +118,7 @@ def test_an_engine_brings_its_batch_its_profiles_and_its_sizes(graphs: dict[str,
 
 
 def test_what_an_engine_fixes_is_fixed_and_warmed_up_within_it(graphs: dict[str, Path], tmp_path: Path) -> None:
-    engine = Engine.of(engine_of(graphs["portable"], tmp_path / "engine", Request(1, 30)))
+    engine = EngineFacts.of(engine_of(graphs["portable"], tmp_path / "engine", EngineRequest(1, 30)))
     write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", engine)
     folder = tmp_path / "step" / "m-tensorrt"
     config = config_of(folder)
@@ -136,8 +136,8 @@ def test_what_an_engine_fixes_is_fixed_and_warmed_up_within_it(graphs: dict[str,
 
 @pytest.mark.parametrize("builder", [None, "tensorrt_rtx"])
 def test_without_an_engine_that_triton_loads_the_folder_says_so(graphs: dict[str, Path], builder: str | None, tmp_path: Path) -> None:
-    built = engine_of(graphs["portable"], tmp_path / "engine", Request(8, 4), builder=builder) if builder else None
-    write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", Engine.of(built))
+    built = engine_of(graphs["portable"], tmp_path / "engine", EngineRequest(8, 4), builder=builder) if builder else None
+    write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", EngineFacts.of(built))
     folder = tmp_path / "step" / "m-tensorrt"
     assert {path.name for path in (folder / "1").iterdir()} == {"README.md"}
     assert "One of TensorRT-RTX is not Triton's" in (folder / "1" / "README.md").read_text()
@@ -146,7 +146,7 @@ def test_without_an_engine_that_triton_loads_the_folder_says_so(graphs: dict[str
 
 def test_a_package_with_an_engine_verifies_and_keeps_it_when_a_server_is_added(parts: Any, tmp_path: Path) -> None:
     portable = dataclasses.replace(parts, onnx=_portable(parts.model, tmp_path / "onnx"))
-    engine = engine_of(portable.onnx, tmp_path / "engine", Request(32, 8, 2))
+    engine = engine_of(portable.onnx, tmp_path / "engine", EngineRequest(32, 8, 2))
     for folder in (tmp_path / "package", tmp_path / "more"):
         folder.mkdir()
     recipe = PackageSlice(targets=("triton",))
@@ -165,20 +165,20 @@ def test_a_package_with_an_engine_verifies_and_keeps_it_when_a_server_is_added(p
 
 
 def test_an_engine_of_another_model_is_refused(parts: Any, graphs: dict[str, Path], tmp_path: Path) -> None:
-    engine = Engine.of(engine_of(graphs["portable"], tmp_path / "engine", Request(8, 4)))
+    engine = EngineFacts.of(engine_of(graphs["portable"], tmp_path / "engine", EngineRequest(8, 4)))
     with pytest.raises(TrimlineError, match="takes other inputs than the packaged graph"):
         write_step_models(parts.onnx, "m", "KIND_CPU", tmp_path / "step", engine)
 
 
 def test_an_engine_of_the_model_with_more_heads_is_refused(graphs: dict[str, Path], tmp_path: Path) -> None:
-    folder = engine_of(graphs["portable"], tmp_path / "engine", Request(8, 4))
+    folder = engine_of(graphs["portable"], tmp_path / "engine", EngineRequest(8, 4))
     record = json.loads((folder / "build.json").read_text())
     for profile in record["profiles"]:
         for shape in profile["shapes"]["past_key_values.0.key"]:
             shape[1] += 1
     (folder / "build.json").write_text(json.dumps(record))
     with pytest.raises(TrimlineError, match="takes other inputs than the packaged graph"):
-        write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", Engine.of(folder))
+        write_step_models(graphs["portable"], "m", "KIND_CPU", tmp_path / "step", EngineFacts.of(folder))
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_a_record_that_no_build_writes_is_refused(tmp_path: Path, profiles: Any)
     (tmp_path / "build.json").write_text(json.dumps({"builder": "tensorrt", "profiles": profiles}))
     (tmp_path / "model.engine").write_bytes(PLAN)
     with pytest.raises(TrimlineError, match="does not say which shapes"):
-        Engine.of(tmp_path)
+        EngineFacts.of(tmp_path)
     (tmp_path / "model.engine").unlink()
     with pytest.raises(TrimlineError, match=r"no model\.engine"):
-        Engine.of(tmp_path)
+        EngineFacts.of(tmp_path)
 
 
 def _portable(model: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import yaml
 
 from deploy.package import package
 from deploy.recipe import PackageSlice, TargetName
-from deploy.targets import TARGETS, Candidate, Obstacle, check_targets, wanted_targets, with_targets
+from deploy.targets import TARGETS, ModelToServe, Obstacle, check_targets, wanted_targets, with_targets
 from deploy.verify import verify
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -22,9 +22,9 @@ from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
-def candidate(tmp_path_factory) -> Candidate:
+def candidate(tmp_path_factory) -> ModelToServe:
     folder = tiny_model("llama", tmp_path_factory.mktemp("dense"))
-    return Candidate.of(Checkpoint(folder), Profile.UNIFORM)
+    return ModelToServe.of(Checkpoint(folder), Profile.UNIFORM)
 
 
 def written(folder: Path, parts, **settings) -> Path:

@@ -13,7 +13,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import read_json
 from pipeline.plan.plan import Plan
-from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
+from pipeline.prune.latency import Entry, LatencyTable, Times, identity
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_nothing_half_written, changed, recipe
 from trimline.api import run
 from trimline.recipe import checked_recipe

@@ -8,7 +8,7 @@ import benchmarks.stage
 import trimline.stages.works
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Event, Events
-from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
+from pipeline.prune.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.recipe import PruneStep
 from tests.end_to_end.scenario import OPTIONS, InProcess, recipe, tiny_inputs
 from trimline.api import run, sweep

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from pipeline.common.errors import TrimlineError
 from trimline.own_packages import HOME, NAMES, demand_ours, in_the_way, is_the_command
 
@@ -133,7 +133,7 @@ def test_processes_that_the_command_spawns_see_none_either(crowded: Path) -> Non
 
 def test_a_worker_of_the_benchmark_sees_none(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mixed)
-    with Child("dense") as child, pytest.raises(TrimlineError, match=r"dense: There is no model\.onnx"):
+    with BenchmarkWorker("dense") as child, pytest.raises(TrimlineError, match=r"dense: There is no model\.onnx"):
         child.ask("load", folder=str(mixed), threads=1)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.recipe import NAMED, NAMED_WORKLOADS, BenchmarkSlice
-from exporters.tensorrt.shapes import Request
+from exporters.onnx.running.shapes import EngineRequest
 from pipeline.common.errors import TrimlineError
 from trimline.recipe import checked_slice, read_recipe
 
@@ -28,7 +28,7 @@ def by_name(folders: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def parse_request(text: str) -> Request:
+def parse_request(text: str) -> EngineRequest:
     """``512/128x4`` to a prompt of 512 tokens, 128 tokens to make, four requests at once.
 
     Raises:
@@ -37,7 +37,7 @@ def parse_request(text: str) -> Request:
     found = re.fullmatch(r"([1-9]\d{0,8})(?:/([1-9]\d{0,8}))?(?:x([1-9]\d{0,4}))?", text, flags=re.ASCII)
     if not found:
         raise TrimlineError(f"{text!r} is no request.", "Write PROMPT/OUTPUT or PROMPT/OUTPUTxBATCH, such as 512/128x4.")
-    return Request(int(found[1]), int(found[2] or 1), int(found[3] or 1))
+    return EngineRequest(int(found[1]), int(found[2] or 1), int(found[3] or 1))
 
 
 def benchmark_slice(

@@ -17,7 +17,7 @@ from exporters.folder import EXPORT
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from trimline.comparisons.result import HERE, Axis, Result, Timed, machine_of
+from trimline.comparisons.result import HERE, Axis, Result, TimedWorkload, machine_of
 from trimline.reporting.data import Measure
 from trimline.stages.collect import environment_rows
 from trimline.sweeps.timing import longer
@@ -77,7 +77,7 @@ def _folder(result: Result) -> Path:
     return result.timed
 
 
-def _timed(runs: Documents, name: str, axis: Axis) -> Timed:
+def _timed(runs: Documents, name: str, axis: Axis) -> TimedWorkload:
     """Speed-up over the first; of the first itself 1, with the control's interval."""
     each = next(document.asked.rounds_per_opening for document in runs.values())
     own, first, again = ({run: _times(document, model, axis) for run, document in runs.items()} for model in (name, DENSE, CONTROL))
@@ -86,7 +86,7 @@ def _timed(runs: Documents, name: str, axis: Axis) -> Timed:
     speedup = Measure(1.0 if name == DENSE else ratio.value, low=ratio.low, high=ratio.high)
     latency = median(seconds for times in own.values() for seconds in times)
     holds = any(control_holds(pooled_ratio(by_opening(first[run], each), by_opening(again[run], each))) for run in runs)
-    return Timed(latency, speedup, holds, own, each)
+    return TimedWorkload(latency, speedup, holds, own, each)
 
 
 def _times(document: Results, model: str, axis: Axis) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.formulas.statistics import by_opening, paired_difference, pooled_ratio
-from trimline.comparisons.result import Axis, Result, Timed
+from trimline.comparisons.result import Axis, Result, TimedWorkload
 from trimline.reporting.data import Measure
 
 EQUAL = 0.03  # two speeds are the same where their ratio lies within 1 ± this, interval included
@@ -63,12 +63,12 @@ def ratio_of_losses(first: Sequence[float], second: Sequence[float]) -> Measure 
     return Measure(*(math.exp(value) for value in (found.mean, found.low, found.high)))
 
 
-def _from_rounds(one: Timed, other: Timed, shared: Sequence[str]) -> Measure:
+def _from_rounds(one: TimedWorkload, other: TimedWorkload, shared: Sequence[str]) -> Measure:
     ratio = pooled_ratio(*([opening for run in shared for opening in by_opening(timed.runs[run], one.each)] for timed in (one, other)))
     return Measure(ratio.value, low=ratio.low, high=ratio.high)
 
 
-def _from_dense(one: Timed, other: Timed) -> Measure:
+def _from_dense(one: TimedWorkload, other: TimedWorkload) -> Measure:
     """The ratio of two speed-ups over the same dense model, whose relative errors are independent and add in squares."""
     value = math.log(other.speedup.value / one.speedup.value)
     below = math.hypot(*(_distance(timed.speedup, end) for timed, end in ((other, "low"), (one, "high"))))

@@ -16,7 +16,7 @@ LIBRARIES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("te
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedWorkload:
     """One workload of one result.
 
     Attributes:
@@ -58,7 +58,7 @@ class Result:
     text: str
     dense: str
     machine: Mapping[str, str]
-    speeds: Mapping[Axis, Timed]
+    speeds: Mapping[Axis, TimedWorkload]
     parameters: int | None
     recipe: Recipe
     series: str = ""

@@ -12,7 +12,7 @@ from deploy.folder import HTML, MANIFEST, RECIPE, REPORT, RUN
 from pipeline.artefacts.artefact import RECORD
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
-from trimline.comparisons.result import Axis, Result, Timed, dense_of, machine_of, text_of
+from trimline.comparisons.result import Axis, Result, TimedWorkload, dense_of, machine_of, text_of
 from trimline.recipe import Recipe, parse_recipe
 from trimline.reporting.data import Measure, Phase, ReportData
 from trimline.reporting.headline import UNRESOLVED
@@ -118,17 +118,17 @@ def _of_package(path: Path) -> Result:
     )
 
 
-def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: str) -> dict[Axis, Timed]:
+def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: str) -> dict[Axis, TimedWorkload]:
     """From the workloads of a report: those of its recipe, in their order, each with its phases."""
     axes: list[Axis] = []
     for workload in recipe.benchmark.workloads:
         axes += [(workload.name, "prefill"), *([(workload.name, "decode")] if workload.steps else [])]  # type: ignore[list-item]
-    found: dict[Axis, Timed] = {}
+    found: dict[Axis, TimedWorkload] = {}
     for axis, row in zip(axes, workloads, strict=True):
         if row["speedup"]:
             speedup, resolved = Measure(**row["speedup"]), not row["verdict"].startswith(UNRESOLVED)
             samples, each = tuple(row["pruned_samples"]), recipe.benchmark.rounds_per_opening
-            found[axis] = Timed(row["pruned"]["value"], speedup, resolved, {run: samples}, each)
+            found[axis] = TimedWorkload(row["pruned"]["value"], speedup, resolved, {run: samples}, each)
     return found
 
 
@@ -172,12 +172,12 @@ def _of_row(folder: Path, data: SweepData, row: PointRow, series: str = "") -> R
     )
 
 
-def _row_speeds(folder: Path, row: PointRow, each: int) -> Iterator[tuple[Axis, Timed]]:
+def _row_speeds(folder: Path, row: PointRow, each: int) -> Iterator[tuple[Axis, TimedWorkload]]:
     for speed in row.speeds:
         assert speed.speedup is not None
         samples = _samples(folder / speed.run / RESULTS, row.name, speed.workload, speed.phase)
         resolved, run = not speed.verdict.startswith(UNRESOLVED), str((folder / speed.run).resolve())
-        yield speed.axis, Timed(speed.latency, speed.speedup, resolved, {run: samples}, each)
+        yield speed.axis, TimedWorkload(speed.latency, speed.speedup, resolved, {run: samples}, each)
 
 
 def _samples(path: Path, name: str, workload: str, phase: Phase) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from trimline.reporting.data import (
     SpeedPoint,
     StageTime,
     TextRow,
-    Workload,
+    WorkloadRow,
 )
 from trimline.reporting.headline import headline
 from trimline.reporting.markdown import render_markdown
@@ -39,7 +39,7 @@ __all__ = [
     "SpeedPoint",
     "StageTime",
     "TextRow",
-    "Workload",
+    "WorkloadRow",
     "headline",
     "render_html",
     "render_markdown",

@@ -66,7 +66,7 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
-class Workload:
+class WorkloadRow:
     """One timed task, dense and pruned interleaved.
 
     Attributes:
@@ -274,7 +274,7 @@ class ReportData:
     importance_name: str = "importance"
     flops_context: int = 512
     evaluation: str = ""
-    workloads: tuple[Workload, ...] = ()
+    workloads: tuple[WorkloadRow, ...] = ()
     decode_points: tuple[SpeedPoint, ...] = ()
     gates: tuple[GateRow, ...] = ()
     consumers: tuple[ConsumerRow, ...] = ()
@@ -293,7 +293,7 @@ class ReportData:
         """The first model of that role."""
         return next((model for model in self.models if model.role == role), None)
 
-    def workload(self, phase: Phase) -> Workload | None:
+    def workload(self, phase: Phase) -> WorkloadRow | None:
         """The headline workload of that phase."""
         return next((workload for workload in self.workloads if workload.phase == phase), None)
 
@@ -327,7 +327,7 @@ class ReportData:
 for _part in (
     Measure,
     ModelRow,
-    Workload,
+    WorkloadRow,
     Removed,
     BlockRow,
     GateRow,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trimline.reporting import formats
 from trimline.reporting.content import Cell
-from trimline.reporting.data import Measure, Phase, Removed, ReportData, Workload
+from trimline.reporting.data import Measure, Phase, Removed, ReportData, WorkloadRow
 
 UNRESOLVED = "not resolved"  # as the benchmark words it
 
@@ -57,7 +57,7 @@ def changed(measure: Measure) -> bool:
     return measure.low > 1 or measure.high < 1
 
 
-def speedup_cell(workload: Workload) -> Cell:
+def speedup_cell(workload: WorkloadRow) -> Cell:
     """The speed-up with its interval, or that there is no measurable one; coloured only where the run resolved it."""
     speedup = workload.speedup
     if speedup is None:
@@ -70,7 +70,7 @@ def speedup_cell(workload: Workload) -> Cell:
     return Cell(formats.ratio(speedup.value), "good" if speedup.value > 1 else "bad", detail=bounds)
 
 
-def unresolved(workload: Workload) -> bool:
+def unresolved(workload: WorkloadRow) -> bool:
     """Whether the run's control did not hold, so that its speed-up proves nothing."""
     return workload.verdict.startswith(UNRESOLVED)
 
@@ -83,12 +83,12 @@ def _tile(label: str, before: float, after: float, show: formats.Show) -> Tile:
     return Tile(label, show(before), show(after), formats.change(before, after))
 
 
-def _speed_tile(workload: Workload) -> Tile:
+def _speed_tile(workload: WorkloadRow) -> Tile:
     before, after = formats.duration(workload.dense.value), formats.duration(workload.pruned.value)
     return Tile(workload.phase.capitalize(), before, after, speedup_cell(workload).whole)
 
 
-def _gain(workload: Workload, speedup: Measure) -> str:
+def _gain(workload: WorkloadRow, speedup: Measure) -> str:
     if not changed(speedup):
         return f"{workload.phase} without measurable change"
     doubt = f", {UNRESOLVED}" if unresolved(workload) else ""

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from trimline.reporting.data import BlockRow, ReportData, Workload
+from trimline.reporting.data import BlockRow, ReportData, WorkloadRow
 
 DENSE, PRUNED, GHOST = "var(--dense)", "var(--pruned)", "var(--ghost)"
 TEXT, GRID = "var(--text)", "var(--line)"
@@ -89,7 +89,7 @@ def _latency(data: ReportData) -> go.Figure:
     return styled(plot, 60 + 190 * len(timed), showlegend=False, boxgap=0.35)
 
 
-def _boxes(workload: Workload) -> tuple[go.Box, go.Box]:
+def _boxes(workload: WorkloadRow) -> tuple[go.Box, go.Box]:
     def box(name: str, samples: tuple[float, ...], colour: str) -> go.Box:
         values = [seconds * 1e3 for seconds in samples]
         points: dict[str, Any] = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0, "marker": {"size": 3, "opacity": 0.45}}

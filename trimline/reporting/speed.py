@@ -8,7 +8,7 @@ import numpy as np
 
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Item, Note, Plot, Section, Table
-from trimline.reporting.data import Measure, ReportData, Workload
+from trimline.reporting.data import Measure, ReportData, WorkloadRow
 from trimline.reporting.headline import speedup_cell, unresolved
 from trimline.reporting.tables import tokens_per_second
 
@@ -69,7 +69,7 @@ def _speedups(data: ReportData) -> Table:
     return Table(columns, tuple(_speedup_row(data, workload) for workload in data.workloads))
 
 
-def _speedup_row(data: ReportData, workload: Workload) -> tuple[Cell, ...]:
+def _speedup_row(data: ReportData, workload: WorkloadRow) -> tuple[Cell, ...]:
     perplexities = [row.perplexity for row in (data.model("dense"), data.model("pruned")) if row]
     return (
         Cell(_name(workload)),
@@ -95,7 +95,7 @@ def _gains(data: ReportData) -> Table:
     return Table(columns, tuple(_gain_row(workload) for workload in data.workloads), "Against the roofline")
 
 
-def _gain_row(workload: Workload) -> tuple[Cell, ...]:
+def _gain_row(workload: WorkloadRow) -> tuple[Cell, ...]:
     return (
         Cell(_name(workload)),
         Cell(formats.ratio(workload.speedup.value), detail=formats.interval(workload.speedup)) if workload.speedup else Cell(formats.NONE),
@@ -135,6 +135,6 @@ def _with_interval(measure: Measure | None, digits: int) -> Cell:
     return Cell(formats.plain(measure.value, digits), detail=formats.interval(measure, digits))
 
 
-def _name(workload: Workload) -> str:
+def _name(workload: WorkloadRow) -> str:
     batch = f", batch {workload.batch}" if workload.batch > 1 else ""
     return f"{workload.phase.capitalize()}: {workload.name}{batch}"

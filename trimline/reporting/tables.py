@@ -7,7 +7,7 @@ from typing import Any
 
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Table
-from trimline.reporting.data import Measure, ModelRow, Phase, ReportData, Workload
+from trimline.reporting.data import Measure, ModelRow, Phase, ReportData, WorkloadRow
 from trimline.reporting.headline import speedup_cell
 
 Row = tuple[Cell, Cell, Cell, Cell]
@@ -34,7 +34,7 @@ def comparison_table(data: ReportData) -> Table | None:
     return Table(columns, tuple(rows))
 
 
-def tokens_per_second(workload: Workload, latency: Measure) -> float:
+def tokens_per_second(workload: WorkloadRow, latency: Measure) -> float:
     """Throughput of one model in a workload, from its median latency."""
     return workload.batch * workload.tokens / latency.value
 
@@ -76,7 +76,7 @@ def _perplexity_row(dense: ModelRow, pruned: ModelRow) -> Iterator[Row]:
         )
 
 
-def _speed_rows(workload: Workload) -> list[Row]:
+def _speed_rows(workload: WorkloadRow) -> list[Row]:
     phase = workload.phase.capitalize()
     rates = [tokens_per_second(workload, latency) for latency in (workload.dense, workload.pruned)]
     latency = (
@@ -94,7 +94,7 @@ def _speed_rows(workload: Workload) -> list[Row]:
     return [latency, throughput, *_gain_row(phase, workload)]
 
 
-def _gain_row(phase: str, workload: Workload) -> Iterator[Row]:
+def _gain_row(phase: str, workload: WorkloadRow) -> Iterator[Row]:
     if workload.realised_gain is not None:
         yield (
             Cell(f"{phase} realised gain", formula=metrics.REALISED),

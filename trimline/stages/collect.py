@@ -18,7 +18,7 @@ from pipeline.common.files import read_json
 from pipeline.evaluate.perplexity import RESULT
 from pipeline.plan.plan import Plan
 from pipeline.prune.allocation.budget import removed_in_every_definition
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
 from pipeline.rebuild.profiles import consumers
 from pipeline.recover.folder import RECOVERED as RECORD_OF_RECOVERY
 from pipeline.recover.recipe import RecoverSlice
@@ -37,7 +37,7 @@ from trimline.reporting import (
     SpeedPoint,
     StageTime,
     TextRow,
-    Workload,
+    WorkloadRow,
 )
 from trimline.reporting.data import Role
 from trimline.stages.gate_rows import gate_rows
@@ -163,7 +163,7 @@ def block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
         )
 
 
-def _workloads(results: Results) -> Iterator[Workload]:
+def _workloads(results: Results) -> Iterator[WorkloadRow]:
     timings = {(row.model, row.workload, row.phase): row for row in results.timings}
     workloads = {workload.name: workload for workload in results.asked.workloads}
     for row in results.comparisons:
@@ -171,7 +171,7 @@ def _workloads(results: Results) -> Iterator[Workload]:
             continue
         phase, asked, samples = row.phase, workloads[row.workload], results.samples[row.workload]
         dense, pruned = (timings[role, row.workload, phase] for role in ("dense", "pruned"))
-        yield Workload(
+        yield WorkloadRow(
             name=f"{asked.prompt} tokens, nothing cached" if phase == "prefill" else f"1 token, {asked.prompt} cached",
             phase=phase,
             tokens=asked.prompt if phase == "prefill" else 1,

@@ -40,7 +40,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """One of several parts of the calibration windows, counted from 0."""
 
     number: int
@@ -63,7 +63,7 @@ class Name:
 
     stage: str
     lane: Lane | None = None
-    part: Part | None = None
+    part: Shard | None = None
     round: int = 0
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Name:
     def from_record(cls, record: Mapping[str, Any]) -> Name:
         """What ``dataclasses.asdict`` gave."""
         lane, part = record["lane"], record["part"]
-        return cls(record["stage"], lane and Lane(**lane), part and Part(**part), record["round"])
+        return cls(record["stage"], lane and Lane(**lane), part and Shard(**part), record["round"])
 
 
 DENSE, REBUILT, PRUNED = Lane("dense"), Lane("rebuilt"), Lane("pruned")

@@ -20,7 +20,7 @@ from trimline.stages.names import (
     TEXT,
     Lane,
     Name,
-    Part,
+    Shard,
     engine_of,
     evaluation_of,
     export_of,
@@ -57,7 +57,7 @@ def deciding(recipe: Recipe, shards: int = 1) -> Iterator[Name]:
     if timed_step(recipe.prune) is not None:
         yield LATENCY
     if shards > 1 and not why_whole(recipe.prune):
-        yield from (Name("statistics", part=Part(number, shards)) for number in range(shards))
+        yield from (Name("statistics", part=Shard(number, shards)) for number in range(shards))
     yield MEASURED
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import demand
-from deploy.targets import Candidate, check_targets
+from deploy.targets import ModelToServe, check_targets
 from exporters.onnx.lowering.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.architecture.families.family import check_stream
@@ -55,7 +55,7 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     _demand_runtime(recipe)
     demand_timed(recipe)
     _demand_counted(recipe, dense)
-    check_targets(recipe.package, Candidate.of(dense, recipe.rebuild.profile))
+    check_targets(recipe.package, ModelToServe.of(dense, recipe.rebuild.profile))
 
 
 def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[bool, bool, bool]:

@@ -21,8 +21,8 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
-from pipeline.prune.allocation.latency import LatencyTable
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
+from pipeline.prune.latency import LatencyTable
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from trimline.recipe import Recipe
 from trimline.stages.names import PLAN, PRUNED, TIMINGS, Name

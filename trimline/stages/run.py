@@ -20,7 +20,7 @@ from trimline.stages.lanes import Done
 from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, TIMINGS, Name, export_of
 from trimline.stages.order import SHARED, deciding, examining, judging, rebuilding
 from trimline.stages.rounds import Round
-from trimline.stages.stage import Case, Check, Inputs, Loop, Row, Stage
+from trimline.stages.stage import Check, Inputs, Loop, Stage, StageCase, StageRow
 from trimline.stages.table import row_of
 
 
@@ -79,7 +79,7 @@ class Run:
             job: as ``trimline.stages.order`` gives them; what it needs was made before.
             recipe: in the place of the run's.
         """
-        row, case = row_of(job), Case(recipe or self.recipe, job, self.done)
+        row, case = row_of(job), StageCase(recipe or self.recipe, job, self.done)
         if isinstance(row, Loop):
             self.rounds = row.work(self)
         elif isinstance(row, Check):
@@ -97,7 +97,7 @@ class Run:
         for job in (*rebuilding(self.recipe), *(job for lane in lanes for job in judging(self.recipe, lane)), TIMINGS):
             self.do(job)
 
-    def _make(self, row: Stage[Any], case: Case) -> None:
+    def _make(self, row: Stage[Any], case: StageCase) -> None:
         inputs = self._inputs(row, case)
         self.done[case.name] = self._artefact(case.name, row.depends(case, inputs), lambda out: row.work(inputs, out))
         if row.resumes:
@@ -106,7 +106,7 @@ class Run:
     def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None]) -> Artefact:
         return make_artefact(self.store, name.stage, depends, work, self.events, lane=name.about)
 
-    def _inputs(self, row: Row[Any], case: Case) -> Inputs[Any]:
+    def _inputs(self, row: StageRow[Any], case: StageCase) -> Inputs[Any]:
         return Inputs(
             slice=row.reads(case.recipe),
             artefacts=row.needs(case),

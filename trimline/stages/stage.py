@@ -23,7 +23,7 @@ Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class StageCase:
     """What a row is asked about.
 
     Attributes:
@@ -97,12 +97,12 @@ def present(value: T | None) -> T:
     return value
 
 
-def nothing(case: Case) -> tuple[Name, ...]:
+def nothing(case: StageCase) -> tuple[Name, ...]:
     """No artefacts."""
     return ()
 
 
-def always(*names: Name) -> Callable[[Case], tuple[Name, ...]]:
+def always(*names: Name) -> Callable[[StageCase], tuple[Name, ...]]:
     """The same artefacts whatever the recipe says."""
     return lambda case: names
 
@@ -113,7 +113,7 @@ def whole_slice(inputs: Inputs[Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Row(Generic[S]):
+class StageRow(Generic[S]):
     """What every row says.
 
     Attributes:
@@ -130,8 +130,8 @@ class Row(Generic[S]):
     name: str
     _: KW_ONLY
     reads: Callable[[Recipe], S]
-    inputs: Callable[[Case], Iterable[Name]] = nothing
-    beside: Callable[[Case], Iterable[Name]] = nothing
+    inputs: Callable[[StageCase], Iterable[Name]] = nothing
+    beside: Callable[[StageCase], Iterable[Name]] = nothing
     form: Form = ""
     called: str = ""
     timed: bool = False
@@ -141,13 +141,13 @@ class Row(Generic[S]):
         about = name.lane.model if name.lane else name.part.number if name.part else ""
         return f"{self.called or self.name} {about}".rstrip()
 
-    def needs(self, case: Case) -> dict[Name, Artefact]:
+    def needs(self, case: StageCase) -> dict[Name, Artefact]:
         """Every artefact that its work opens."""
         return {name: case.done[name] for name in (*self.inputs(case), *self.beside(case))}
 
 
 @dataclass(frozen=True)
-class Check(Row[S]):
+class Check(StageRow[S]):
     """A stage that makes nothing: it raises what is to be said before hours of work.
 
     Attributes:
@@ -159,7 +159,7 @@ class Check(Row[S]):
 
 
 @dataclass(frozen=True)
-class Loop(Row[Recipe]):
+class Loop(StageRow[Recipe]):
     """Goes through other stages until something holds, and makes nothing of its own.
 
     Attributes:
@@ -172,7 +172,7 @@ class Loop(Row[Recipe]):
 
 
 @dataclass(frozen=True)
-class Stage(Row[S]):
+class Stage(StageRow[S]):
     """A stage that makes an artefact.
 
     Attributes:
@@ -197,10 +197,10 @@ class Stage(Row[S]):
     methods: bool = False
     families: bool = True
     targets: bool = False
-    wanted: Callable[[Case], bool] = lambda case: True
+    wanted: Callable[[StageCase], bool] = lambda case: True
     resumes: bool = False
 
-    def depends(self, case: Case, inputs: Inputs[S]) -> dict[str, Any]:
+    def depends(self, case: StageCase, inputs: Inputs[S]) -> dict[str, Any]:
         """All that its artefact depends on: hashed, that is the key."""
         found = {"inputs": {str(name): case.done[name].key for name in self.inputs(case)}} | self.counts(inputs)
         if self.options:

@@ -43,7 +43,7 @@ from trimline.stages.collect import collect
 from trimline.stages.lanes import evaluated, opened, origin, timed
 from trimline.stages.names import LANES, PLAN, PRUNED, REPORT, SMALLER, SOURCE, TEXT, TIMINGS, Name, engine_of, export_of
 from trimline.stages.rounds import until_met
-from trimline.stages.stage import Check, Loop, Row, Stage, always, present
+from trimline.stages.stage import Check, Loop, Stage, StageRow, always, present
 
 _SOURCE: Stage[ModelSlice] = Stage(
     "source",
@@ -156,7 +156,7 @@ _EXPORT: Stage[ExportSlice] = Stage(
     inputs=lambda case: (origin(case.recipe, case.lane),),
     work=lambda inputs, out: export(inputs.checkpoint, inputs.slice, inputs.options, out, inputs.events),
 )
-_BUILD: Stage[works.Engine] = Stage(
+_BUILD: Stage[works.BuildInput] = Stage(
     "build",
     by=build,
     reads=works.engine_recipe,
@@ -203,7 +203,6 @@ _REPORT: Stage[Recipe] = Stage(
     reads=lambda recipe: recipe,
     inputs=lambda case: case.done,
     options=False,
-    methods=True,
     work=works.draw,
 )
 _PACKAGE: Stage[Recipe] = Stage(
@@ -218,7 +217,7 @@ _PACKAGE: Stage[Recipe] = Stage(
     work=works.ship,
 )
 
-TABLE: tuple[Row[Any], ...] = (
+TABLE: tuple[StageRow[Any], ...] = (
     _SOURCE, _TEXT, _PREFLIGHT, _LATENCY, _STATISTICS, _MEASURE, _PRUNE, _REBUILD, _RECOVER, _EVALUATE, _EVALUATE_GRAPH, _EVALUATE_ENGINE,
     _EXPORT, _BUILD, _LM_EVAL, _LM_EVAL_GRAPH, _SETTLE, _BENCHMARK, _REPORT, _PACKAGE,
 )  # fmt: skip
@@ -226,7 +225,7 @@ _ROWS = {(row.name, row.form): row for row in TABLE}
 TIMED = frozenset(row.name for row in TABLE if row.timed)
 
 
-def row_of(name: Name) -> Row[Any]:
+def row_of(name: Name) -> StageRow[Any]:
     """The row of the stage that makes an artefact, or checks, or goes through others."""
     return _ROWS[name.stage, name.lane.form if name.lane else ""]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from benchmarks.results.document import Results
 from benchmarks.results.target import Judgement, judge
 from pipeline.architecture.geometry import Geometry
-from pipeline.prune.allocation.targets import TIME, Consumer, bounds, measures
+from pipeline.prune.allocation.targets import TIME, bounds, measures
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.recipe import PruneSlice, Target
 from trimline.reporting.data import RoundRow, TargetRow
 from trimline.stages.rounds import Round, measured, stated, timed_step

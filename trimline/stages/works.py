@@ -10,8 +10,8 @@ from benchmarks.latency.stage import adopt, latency_table, setting_of
 from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.gate.evaluate import evaluate_graph
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice
-from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
 from pipeline.artefacts.artefact import folder_digest, work_beside
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -50,14 +50,14 @@ from trimline.stages.names import (
 )  # fmt: skip
 from trimline.stages.preflight import preflight
 from trimline.stages.rounds import consumer_of, tile_of
-from trimline.stages.stage import Case, Inputs, present
+from trimline.stages.stage import Inputs, StageCase, present
 
 
-class Engine(NamedTuple):
+class BuildInput(NamedTuple):
     """What a build reads of the recipe: its slice, and the requests that the benchmark will make."""
 
     recipe: BuildSlice
-    requests: tuple[Request, ...]
+    requests: tuple[EngineRequest, ...]
 
 
 def check(inputs: Inputs[Recipe]) -> None:
@@ -135,7 +135,7 @@ def train(inputs: Inputs[RecoverSlice], out: Path) -> None:
     recover(dense, inputs.folder(SMALLER), inputs.folder(TEXT), inputs.slice, inputs.options, out, states, inputs.events)
 
 
-def is_timed(case: Case) -> bool:
+def is_timed(case: StageCase) -> bool:
     """Whether this form is what the benchmark times, and not the checkpoint's to within a thousandth."""
     return evaluated(case.recipe, case.lane.checkpoint) == case.name
 
@@ -146,17 +146,17 @@ def read_by_graph(inputs: Inputs[EvaluateSlice], graph: Path, out: Path) -> None
     evaluate_graph(checkpoint, graph, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events)
 
 
-def engine_recipe(recipe: Recipe) -> Engine:
+def engine_recipe(recipe: Recipe) -> BuildInput:
     """What a build reads."""
-    return Engine(present(recipe.build), tuple(Request(one.prompt, one.output, one.batch) for one in recipe.benchmark.workloads))
+    return BuildInput(present(recipe.build), tuple(EngineRequest(one.prompt, one.output, one.batch) for one in recipe.benchmark.workloads))
 
 
-def engine_key(inputs: Inputs[Engine]) -> dict[str, Any]:
+def engine_key(inputs: Inputs[BuildInput]) -> dict[str, Any]:
     """How it is built, and for which requests."""
     return {"recipe": inputs.slice.recipe.model_dump(mode="json"), "requests": [list(request) for request in inputs.slice.requests]}
 
 
-def compile_engine(inputs: Inputs[Engine], out: Path) -> None:
+def compile_engine(inputs: Inputs[BuildInput], out: Path) -> None:
     """The engine of one model."""
     onnx, (recipe, requests) = inputs.folder(export_of(inputs.lane)), inputs.slice
     texts, cache = inputs.maybe(TEXT), inputs.timing_cache

@@ -23,8 +23,8 @@ from trimline.stages.names import DENSE, PLAN, PRUNED, TEXT, Lane
 from trimline.stages.target_rows import speed_rows
 from trimline.stages.task_rows import task_rows
 from trimline.sweeps.data import Front, PointRow, Speed, SweepData
-from trimline.sweeps.front import Place, knee, pareto
-from trimline.sweeps.grid import Point
+from trimline.sweeps.front import FrontPoint, knee, pareto
+from trimline.sweeps.grid import GridPoint
 from trimline.sweeps.schedule import Lanes
 from trimline.sweeps.tasks import LaneRun
 
@@ -32,7 +32,7 @@ Timings = Mapping[str, Any]
 
 
 def collect_sweep(
-    title: str, command: str, grid: Mapping[str, list[Any]], base: LaneRun, points: Sequence[tuple[Point, Lanes]], timings: Timings
+    title: str, command: str, grid: Mapping[str, list[Any]], base: LaneRun, points: Sequence[tuple[GridPoint, Lanes]], timings: Timings
 ) -> SweepData:
     """Everything that the page of a sweep shows.
 
@@ -71,7 +71,7 @@ def fronts(rows: Sequence[PointRow]) -> Iterator[Front]:
     axes = {speed.axis: None for row in rows for speed in row.speeds if speed.speedup}
     for axis in sorted(axes, key=lambda axis: axis[1] != "decode"):
         places = [
-            Place(row.name, _relative(speed), row.perplexity.value)
+            FrontPoint(row.name, _relative(speed), row.perplexity.value)
             for row in rows
             if row.perplexity and math.isfinite(row.perplexity.value) and (speed := row.speed(axis))
         ]
@@ -102,7 +102,7 @@ def _dense_row(base: LaneRun, results: Mapping[str, Results]) -> PointRow:
     )
 
 
-def _row(point: Point, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Timings, results: Mapping[str, Results]) -> PointRow:
+def _row(point: GridPoint, lanes: Lanes, base: LaneRun, dense: PointRow, timings: Timings, results: Mapping[str, Results]) -> PointRow:
     if lanes.failure:
         return PointRow(point.name, point.settings, failure=_sentence(lanes.failure))
     run = lanes.as_run(base.options, base.output)

@@ -13,7 +13,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Place:
+class FrontPoint:
     """A model in the plot: how many times as fast as dense, and at what perplexity."""
 
     name: str
@@ -21,7 +21,7 @@ class Place:
     perplexity: float
 
 
-def pareto(places: Sequence[Place]) -> tuple[Place, ...]:
+def pareto(places: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
     """Those that no other one beats: none is as fast or faster at a perplexity as low or lower, and better in one of the two.
 
     Returns:
@@ -31,12 +31,12 @@ def pareto(places: Sequence[Place]) -> tuple[Place, ...]:
     return tuple(sorted(kept, key=lambda place: (place.speed, place.perplexity, place.name)))
 
 
-def _beats(one: Place, other: Place) -> bool:
+def _beats(one: FrontPoint, other: FrontPoint) -> bool:
     as_good = one.speed >= other.speed and one.perplexity <= other.perplexity
     return as_good and (one.speed, one.perplexity) != (other.speed, other.perplexity)
 
 
-def knee(front: Sequence[Place]) -> tuple[Place | None, str]:
+def knee(front: Sequence[FrontPoint]) -> tuple[FrontPoint | None, str]:
     """The knee of a front that is sorted by speed, and the rule, or why there is none.
 
     The distance to the chord in normalised axes, as in Satopää et al., "Finding a 'Kneedle' in a Haystack" (2011),
@@ -51,7 +51,7 @@ def knee(front: Sequence[Place]) -> tuple[Place | None, str]:
     return best, RULE
 
 
-def _below_chord(place: Place, slowest: Place, fastest: Place) -> float:
+def _below_chord(place: FrontPoint, slowest: FrontPoint, fastest: FrontPoint) -> float:
     """Times √2 the distance, positive on the side of more speed and less perplexity."""
     rise = math.log(fastest.perplexity / slowest.perplexity)
     if rise <= 0 or fastest.speed <= slowest.speed:

@@ -28,7 +28,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One recipe of a sweep.
 
     Attributes:
@@ -42,7 +42,7 @@ class Point:
     recipe: Recipe
 
 
-def grid_points(values: Values, axes: Mapping[str, Sequence[Any]], name: str = "the recipe") -> tuple[Recipe, tuple[Point, ...]]:
+def grid_points(values: Values, axes: Mapping[str, Sequence[Any]], name: str = "the recipe") -> tuple[Recipe, tuple[GridPoint, ...]]:
     """A recipe, and a point for every combination of the grid's values, the last key's changing fastest.
 
     Args:
@@ -80,7 +80,7 @@ def parse_grid(grid: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def axes_of(points: Sequence[Point]) -> dict[str, list[Any]]:
+def axes_of(points: Sequence[GridPoint]) -> dict[str, list[Any]]:
     """Keys and their values, as the points have them."""
     axes: dict[str, list[Any]] = {}
     for point in points:
@@ -102,7 +102,7 @@ def _demand_grid(axes: Mapping[str, Sequence[Any]]) -> None:
         raise TrimlineError(f"The grid has more than {MOST_POINTS:,} points.", "Name fewer values.")
 
 
-def _point(values: Values, settings: Values, name: str) -> Point:
+def _point(values: Values, settings: Values, name: str) -> GridPoint:
     varied = copy.deepcopy(values)
     places = {key: _place(key, values) for key in settings}
     if len(set(places.values())) < len(places):
@@ -111,7 +111,7 @@ def _point(values: Values, settings: Values, name: str) -> Point:
         _make_room(varied, places[key])
         _set(varied, places[key], value, name)
     title = " ".join(f"{key}={_shown(value)}" for key, value in settings.items())
-    return Point(_folder_name(settings), settings, checked_recipe(varied, f"{name} with {title}"))
+    return GridPoint(_folder_name(settings), settings, checked_recipe(varied, f"{name} with {title}"))
 
 
 def _place(key: str, values: Values) -> Place:
@@ -188,8 +188,8 @@ SHORT: Mapping[str, Callable[[Values], Place]] = {
 }
 
 
-def _demand_different(points: Sequence[Point]) -> None:
-    seen: dict[str, Point] = {}
+def _demand_different(points: Sequence[GridPoint]) -> None:
+    seen: dict[str, GridPoint] = {}
     for point in points:
         key = digest(point.recipe.model_dump(mode="json"))
         if key in seen:

@@ -23,7 +23,7 @@ from trimline.stages.names import DENSE, PRUNED, Lane
 from trimline.stages.order import SHARED, jobs
 from trimline.sweeps.collect import collect_sweep
 from trimline.sweeps.data import FILE, POINTS, SweepData
-from trimline.sweeps.grid import Point, axes_of
+from trimline.sweeps.grid import GridPoint, axes_of
 from trimline.sweeps.schedule import Executor, Lanes, Schedule
 from trimline.sweeps.tasks import LaneRun
 from trimline.sweeps.timing import TOGETHER, spec_of
@@ -33,7 +33,7 @@ PAGE, MARKDOWN = "sweep.html", "sweep.md"
 
 def sweep(
     base: Recipe,
-    points: Sequence[Point],
+    points: Sequence[GridPoint],
     output: Path,
     executor: Executor,
     *,
@@ -78,7 +78,7 @@ def sweep(
     return found
 
 
-def write_sweep(found: SweepData, points: Sequence[Point], output: Path) -> None:
+def write_sweep(found: SweepData, points: Sequence[GridPoint], output: Path) -> None:
     """Writes sweep.json, sweep.html, sweep.md and every point's recipe; each file is replaced whole."""
     from trimline.sweeps.markdown import render_sweep_markdown
     from trimline.sweeps.page import render_sweep
@@ -99,7 +99,7 @@ def write_sweep(found: SweepData, points: Sequence[Point], output: Path) -> None
         os.replace(beside, output / name)
 
 
-def _lanes(point: Point, shared: LaneRun, shards: int) -> Lanes:
+def _lanes(point: GridPoint, shared: LaneRun, shards: int) -> Lanes:
     """A point's stages; what can be known before anything is measured is said now."""
     lanes = Lanes(point.name, point.recipe, dict(shared.done))
     try:

@@ -19,7 +19,7 @@ from benchmarks.machine.environment import environment, fingerprint, processor, 
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.results.cells import interval
 from benchmarks.results.target import Judgement
-from benchmarks.studies.equal_speed.rows import EXPORTED, WORKLOAD, Asked, asked_of, dense_row, folder_of, form_of, row_of, table_of
+from benchmarks.studies.equal_speed.rows import EXPORTED, WORKLOAD, SpeedRow, asked_of, dense_row, folder_of, form_of, row_of, table_of
 from benchmarks.studies.pages import fill, markdown_table
 from benchmarks.studies.serving.genai_client import ROUNDS_PER_OPENING, Seconds, measured
 from benchmarks.studies.systems.__main__ import chosen, numbers, run_options
@@ -55,7 +55,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedSpeed:
     """What the client saw of the models that were asked for one speed.
 
     Attributes:
@@ -84,7 +84,7 @@ class Timed:
         return Judgement("speedup", "decode", record["asked"], found.value, found.low, found.high, self.holds())
 
 
-def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
+def timed(records: Sequence[Record], setting: Setting, rounds: int) -> TimedSpeed:
     """The models of one speed side by side with dense, and dense again, in so many rounds, and as many more while dense does not agree with itself.
 
     What this machine timed so is kept, and gone on with where dense did not agree. Openings are whole.
@@ -101,22 +101,22 @@ def timed(records: Sequence[Record], setting: Setting, rounds: int) -> Timed:
         made = len(before["decode"][DENSE]) if before else 0
         more = measured(folders, WORKLOAD.prompt, WORKLOAD.output, whole, setting.options.threads, seed=made)
         seconds = {phase: {name: before.get(phase, {}).get(name, []) + times for name, times in of.items()} for phase, of in more.items()}
-        found = Timed(seconds, environment(setting.options.threads))
+        found = TimedSpeed(seconds, environment(setting.options.threads))
         write_json(place, {"asked": asked, "seconds": seconds, "environment": found.surroundings})
     assert found is not None
     return found
 
 
-def _kept(place: Path) -> Timed | None:
+def _kept(place: Path) -> TimedSpeed | None:
     if not place.exists():
         return None
     kept = read_json(place)
-    return Timed(kept["seconds"], kept["environment"])
+    return TimedSpeed(kept["seconds"], kept["environment"])
 
 
 def at_speed(
-    asked: Sequence[Asked], dense: Record, setting: Setting, table: Path, rounds: int, again: int = AGAIN
-) -> tuple[list[Record], Timed]:
+    asked: Sequence[SpeedRow], dense: Record, setting: Setting, table: Path, rounds: int, again: int = AGAIN
+) -> tuple[list[Record], TimedSpeed]:
     """The rows of one speed and their timing; those that are off are made again with another speed given, where they can be."""
     for turn in range(again + 1):
         records = [row_of(one, setting, table) for one in asked]
@@ -128,11 +128,11 @@ def at_speed(
     return records, found
 
 
-def _corrected(asked: Asked, found: Timed) -> Asked:
+def _corrected(asked: SpeedRow, found: TimedSpeed) -> SpeedRow:
     return replace(asked, given=max(1.001, asked.given * asked.speedup / found.over_dense(asked.name).value))
 
 
-def lines(records: Sequence[Record], found: Timed) -> list[list[str]]:
+def lines(records: Sequence[Record], found: TimedSpeed) -> list[list[str]]:
     """A line per row of one speed; published rows are compared with ours."""
     ours = [record for record in records if record["system"] == OURS]
     rows = []
@@ -151,7 +151,7 @@ def lines(records: Sequence[Record], found: Timed) -> list[list[str]]:
     return rows
 
 
-def against(published: Record, ours: Sequence[Record], found: Timed) -> list[str]:
+def against(published: Record, ours: Sequence[Record], found: TimedSpeed) -> list[str]:
     """Which row of ours it is compared with, that one's loss minus its, our speed over its, and whether ours predicts better at no lower speed.
 
     Compared is the largest row of ours that is as fast; which one that is does not depend on what it predicts.
@@ -166,7 +166,7 @@ def against(published: Record, ours: Sequence[Record], found: Timed) -> list[str
     return [*cells, outcome(loss, found.holds())]
 
 
-def note(setting: Setting, dense: Record, groups: Sequence[Timed]) -> str:
+def note(setting: Setting, dense: Record, groups: Sequence[TimedSpeed]) -> str:
     """What a reader needs to know beside the table."""
     last = groups[-1].surroundings
     controls = ", ".join(interval(group.over_dense(CONTROL)) for group in groups)

@@ -26,7 +26,7 @@ from pipeline.artefacts.artefact import file_digest
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
-from pipeline.prune.allocation.latency import TABLE
+from pipeline.prune.latency import TABLE
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from pipeline.prune.steps import resolve_step
 
@@ -38,7 +38,7 @@ EXPORTED = "export"
 
 
 @dataclass(frozen=True)
-class Asked:
+class SpeedRow:
     """One system at one speed.
 
     Attributes:
@@ -81,7 +81,7 @@ class Asked:
         return PruneSlice(calibration=setting.calibration, steps=tuple(steps))
 
 
-def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequence[float] = ()) -> list[Asked]:
+def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequence[float] = ()) -> list[SpeedRow]:
     """Every system at every speed, by speed; ``ours`` are further speeds of Trimline alone, each timed beside the nearest one.
 
     Raises:
@@ -94,12 +94,12 @@ def asked_of(systems: Sequence[System], speedups: Sequence[float], ours: Sequenc
     for speedup in through:
         for system in systems:
             if system.shots == 1:
-                rows.append(Asked(system, speedup, speedup, (speedup,), (1,), speedup))
+                rows.append(SpeedRow(system, speedup, speedup, (speedup,), (1,), speedup))
             else:
-                rows.append(Asked(system, speedup, speedup, through, shots_by_speed(through, SHOTS_AT_SPEED), speedup))
+                rows.append(SpeedRow(system, speedup, speedup, through, shots_by_speed(through, SHOTS_AT_SPEED), speedup))
     for speedup in ours:
         beside = min(through, key=lambda other: max(other / speedup, speedup / other))
-        rows += [Asked(system, speedup, speedup, (speedup,), (1,), beside) for system in systems if system.name == OURS]
+        rows += [SpeedRow(system, speedup, speedup, (speedup,), (1,), beside) for system in systems if system.name == OURS]
     return rows
 
 
@@ -143,7 +143,7 @@ def dense_row(setting: Setting) -> Record:
     return record
 
 
-def row_of(asked: Asked, setting: Setting, table: Path) -> Record:
+def row_of(asked: SpeedRow, setting: Setting, table: Path) -> Record:
     """A row's record, made unless it is there; its model is exported into ``folder_of``.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies.gpu.steps import MOST_SECONDS, Step, recipe_file, recipe_text, steps
+from benchmarks.studies.gpu.steps import MOST_SECONDS, GpuStep, recipe_file, recipe_text, steps
 from pipeline.common.driver import cuda_devices
 
 RECORD, LOGS, SAMPLES = "steps.json", "logs", "samples"
@@ -21,7 +21,7 @@ SAMPLED = ("build.log", "layers.json", "build.json")
 FAILED = 1
 
 
-def take(todo: Sequence[Step], output: Path, say: Callable[[str], None] = print) -> int:
+def take(todo: Sequence[GpuStep], output: Path, say: Callable[[str], None] = print) -> int:
     """Runs the steps; returns the exit status. What failed and was not essential is said at the end.
 
     Every step's output goes to the terminal and into ``logs``; steps.json says what happened.
@@ -45,7 +45,7 @@ def take(todo: Sequence[Step], output: Path, say: Callable[[str], None] = print)
     return FAILED if failed else 0
 
 
-def dry(todo: Sequence[Step], output: Path, say: Callable[[str], None] = print) -> int:
+def dry(todo: Sequence[GpuStep], output: Path, say: Callable[[str], None] = print) -> int:
     """Prints every step, and checks what can be checked without a GPU; returns the exit status."""
     from benchmarks.studies.gpu.checks import model_problem, problems_of
 
@@ -67,7 +67,7 @@ def _checked(what: str, problem: str, say: Callable[[str], None], indent: str = 
     return bool(problem)
 
 
-def _run(step: Step, output: Path, say: Callable[[str], None]) -> str:
+def _run(step: GpuStep, output: Path, say: Callable[[str], None]) -> str:
     if step.recipe is not None:
         path = recipe_file(output, step)
         path.parent.mkdir(parents=True, exist_ok=True)

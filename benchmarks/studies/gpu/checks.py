@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import opener
-from benchmarks.studies.gpu.steps import GPU_TESTS, Step, recipe_text
+from benchmarks.studies.gpu.steps import GPU_TESTS, GpuStep, recipe_text
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
@@ -49,7 +49,7 @@ def model_problem(model: str) -> tuple[str, str]:
         return f"model {model}", str(error)
 
 
-def problems_of(step: Step, output: Path) -> Iterator[tuple[str, str]]:
+def problems_of(step: GpuStep, output: Path) -> Iterator[tuple[str, str]]:
     """(what was checked, what is wrong with it or nothing)."""
     if "install" in step.command:
         yield from _packages(step)
@@ -61,7 +61,7 @@ def problems_of(step: Step, output: Path) -> Iterator[tuple[str, str]]:
         yield _marked_tests()
 
 
-def _packages(step: Step) -> Iterator[tuple[str, str]]:
+def _packages(step: GpuStep) -> Iterator[tuple[str, str]]:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for argument in step.command[step.command.index("install") + 1 :]:
         if argument.startswith("--") or argument == "constraints.txt":
@@ -76,12 +76,12 @@ def _packages(step: Step) -> Iterator[tuple[str, str]]:
             yield f"requirement {argument}", str(error)
 
 
-def _module(step: Step) -> Iterator[tuple[str, str]]:
+def _module(step: GpuStep) -> Iterator[tuple[str, str]]:
     name = step.command[step.command.index("-m") + 1]
     yield f"module {name}", "" if importlib.util.find_spec(name) else "Python does not find it"
 
 
-def _recipe(step: Step) -> Iterator[tuple[str, str]]:
+def _recipe(step: GpuStep) -> Iterator[tuple[str, str]]:
     """The parts that other rooms own are validated by their own classes: this room may not import the whole recipe."""
     values = dict(step.recipe or {})
     name = values.pop("name")

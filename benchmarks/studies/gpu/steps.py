@@ -24,7 +24,7 @@ GPU_TESTS = ("tests/exporters", "tests/benchmarks")  # the folders that have any
 
 
 @dataclass(frozen=True)
-class Step:
+class GpuStep:
     """One thing to do.
 
     Attributes:
@@ -53,7 +53,7 @@ def steps(
     precision: str = "fp16",
     here: bool = False,
     seconds: float = MOST_SECONDS,
-) -> list[Step]:
+) -> list[GpuStep]:
     """Everything, in order.
 
     Args:
@@ -66,12 +66,12 @@ def steps(
         seconds: that one step may go on timing, as a recipe's ``benchmark.most_seconds``.
     """
     inside = python if here else f"{ENVIRONMENT}/bin/python"
-    found = [Step("driver", "Nothing below makes sense without an NVIDIA driver and a GPU.", essential=True)]
+    found = [GpuStep("driver", "Nothing below makes sense without an NVIDIA driver and a GPU.", essential=True)]
     if not here:
         found += _installing(python, inside, tensorrt)
     found += [
-        Step("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli", "doctor")),
-        Step("tests", "Every test that is marked gpu.", (inside, "-m", "pytest", "-m", "gpu", *GPU_TESTS)),
+        GpuStep("doctor", "What this machine has, and whether the versions pair.", (inside, "-m", "trimline.cli", "doctor")),
+        GpuStep("tests", "Every test that is marked gpu.", (inside, "-m", "pytest", "-m", "gpu", *GPU_TESTS)),
     ]
     return found + [
         _run(
@@ -83,19 +83,21 @@ def steps(
     ]
 
 
-def _installing(python: str, inside: str, tensorrt: int | None) -> list[Step]:
+def _installing(python: str, inside: str, tensorrt: int | None) -> list[GpuStep]:
     pip = (inside, "-m", "pip", "install", "--quiet")
     libraries = (TENSORRT[tensorrt],) if tensorrt else ()
     why = "The gpu extra, a CUDA build of torch, and TensorRT from NVIDIA's own package index."
     return [
-        Step("environment", "onnxruntime and onnxruntime-gpu overwrite each other.", (python, "-m", "venv", ENVIRONMENT), essential=True),
-        Step(
+        GpuStep(
+            "environment", "onnxruntime and onnxruntime-gpu overwrite each other.", (python, "-m", "venv", ENVIRONMENT), essential=True
+        ),
+        GpuStep(
             "packages",
             why if tensorrt else "The gpu extra and a CUDA build of torch; TensorRT is left out.",
             (*pip, "--constraint", "constraints.txt", "--editable", ".[gpu,dev]", *libraries, "polygraphy>=0.49.26"),
             essential=True,
         ),
-        Step("built-in model", "Tests use it where it is there.", (*pip, "--no-deps", BUILT_IN_MODEL)),
+        GpuStep("built-in model", "Tests use it where it is there.", (*pip, "--no-deps", BUILT_IN_MODEL)),
     ]
 
 
@@ -125,19 +127,19 @@ def recipe(variant: str, runtime: str, model: str, precision: str, *, engine: bo
     }
 
 
-def recipe_file(output: Path, step: Step) -> Path:
+def recipe_file(output: Path, step: GpuStep) -> Path:
     """Where a step's recipe is written."""
     return output / "recipes" / f"{step.name.replace(' ', '-')}.yaml"
 
 
-def recipe_text(step: Step) -> str:
+def recipe_text(step: GpuStep) -> str:
     """The step's recipe as JSON, which is YAML; a bare Python has no YAML writer."""
     return json.dumps(step.recipe, indent=2) + "\n"
 
 
-def _run(name: str, wanted: dict[str, Any], output: Path, inside: str) -> Step:
+def _run(name: str, wanted: dict[str, Any], output: Path, inside: str) -> GpuStep:
     variant, runtime = name.split()
-    step = Step(
+    step = GpuStep(
         name,
         f"Dense against {variant} in {runtime}; stages that an earlier step finished are skipped.",
         recipe=wanted,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.formulas.statistics import Ratio, control_holds, paired_ratio
 from benchmarks.recipe import Phase, Workload
 from benchmarks.results.cells import interval, ratio, rounds_of
-from benchmarks.results.document import Comparison, Part, Results
+from benchmarks.results.document import DocumentPart, PairedComparison, Results
 from benchmarks.results.markdown import machine
 from benchmarks.results.target import series
 from benchmarks.runtimes.llama_cpp import NO_LLAMA_CPP
@@ -25,7 +25,7 @@ TIMED_IN: dict[Runtime, str] = {
 }
 
 
-class PassProfile(Part):
+class PassProfile(DocumentPart):
     """Where the prompt pass of the builder's int4 graph spends its time, by part, and what that allows every smaller model."""
 
     shares: dict[str, float]
@@ -86,7 +86,7 @@ def _pruned_and_four_bits(found: PrecisionResults) -> str:
     return "\n\n".join([title, table, *_shares(found)])
 
 
-def _by_time(found: PrecisionResults, row: Comparison) -> list[str]:
+def _by_time(found: PrecisionResults, row: PairedComparison) -> list[str]:
     """What the removed weights allow by the time that they took, the share that was had, bar and outcome; a prompt pass only has such."""
     allowed = found.profile.allowed.get(row.model) if found.profile and row.phase == "prefill" else None
     if allowed is None:
@@ -146,15 +146,15 @@ def _prefill(found: PrecisionResults, first: str, second: str) -> Ratio:
     return paired_ratio(samples[first].prefill, samples[second].prefill, each=each)
 
 
-def _rows(found: PrecisionResults) -> Iterator[Comparison]:
+def _rows(found: PrecisionResults) -> Iterator[PairedComparison]:
     yield from (row for row in found.comparisons if WORKLOADS[row.phase].name == row.workload)
 
 
-def _measured(row: Comparison) -> tuple[str, str, str]:
+def _measured(row: PairedComparison) -> tuple[str, str, str]:
     return rounds_of(row.speedup), interval(row.speedup), interval(row.control)
 
 
-def _reached(row: Comparison, bar: float) -> str:
+def _reached(row: PairedComparison, bar: float) -> str:
     if not row.control_holds:
         return "not resolved"
     return "reached" if row.speedup.reaches(bar) else "missed"

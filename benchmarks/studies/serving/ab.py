@@ -24,8 +24,8 @@ from benchmarks.machine.environment import commit, environment, processor
 from benchmarks.recipe import LEAST_ROUNDS
 from benchmarks.results.cells import interval
 from benchmarks.studies.pages import demand_folder, fill, markdown_table
-from benchmarks.studies.serving.load import Run, client_of, httpx2, load, prompts
-from benchmarks.studies.serving.request import Endpoint, Sample, first_model
+from benchmarks.studies.serving.load import LoadRun, client_of, httpx2, load, prompts
+from benchmarks.studies.serving.request import Endpoint, RequestSample, first_model
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import write_json
@@ -36,10 +36,10 @@ SMALLER = "smaller"
 MEDIANS = {"TTFT": "ttft", "latency": "latency", "TPOT": "tpot"}  # as they are called here, and in a run's summaries
 ALIKE = 5  # rounds that count as one value
 Seconds = dict[str, dict[str, list[float]]]  # what is measured, then the server, a number per round
-Requests = dict[str, list[list[Sample]]]  # by server, then round
+Requests = dict[str, list[list[RequestSample]]]  # by server, then round
 
 
-def figures(run: Run) -> dict[str, float]:
+def figures(run: LoadRun) -> dict[str, float]:
     """Seconds of one round: medians over its requests, and the wall time by output tokens.
 
     Raises:

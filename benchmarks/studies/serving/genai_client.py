@@ -23,7 +23,7 @@ from benchmarks.recipe import LEAST_ROUNDS, PHASES
 from benchmarks.results.cells import interval, rounds_of
 from benchmarks.results.target import Judgement
 from benchmarks.studies.pages import demand_folder, fill, markdown_table
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.artefacts.artefact import digest, file_digest
 from pipeline.common.errors import TrimlineError
@@ -52,7 +52,7 @@ def measured(folders: Mapping[str, Path], prompt: int, output: int, rounds: int,
         # In processes of their own: one that opens a model again is given the memory back that it just let go of.
         with ExitStack() as running:
             clients = {
-                name: running.enter_context(Child(name, module="benchmarks.studies.serving.genai_worker"))
+                name: running.enter_context(BenchmarkWorker(name, module="benchmarks.studies.serving.genai_worker"))
                 for name in _shuffled(named, chance)
             }
             request = {"vocabulary": vocabulary, "prompt": prompt, "output": output, "seed": chance.getrandbits(31)}

@@ -27,7 +27,7 @@ except ImportError:
 from benchmarks.formulas.statistics import Summary, summarise
 from benchmarks.machine.environment import environment
 from benchmarks.studies.pages import demand_folder, markdown_table
-from benchmarks.studies.serving.request import Asked, Endpoint, RequestFailed, Sample, first_model, timed
+from benchmarks.studies.serving.request import Endpoint, RequestFailed, RequestForm, RequestSample, first_model, timed
 from benchmarks.studies.serving.service_levels import levels
 from benchmarks.studies.serving.service_levels import table as levels_table
 from benchmarks.studies.serving.triton import TritonEndpoint, first_triton_model
@@ -53,7 +53,7 @@ class Protocol(StrEnum):
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadRun:
     """Requests of one concurrency.
 
     Attributes:
@@ -65,7 +65,7 @@ class Run:
 
     concurrency: int
     seconds: float
-    samples: list[Sample]
+    samples: list[RequestSample]
     failures: list[str]
 
     def summaries(self) -> dict[str, Summary]:
@@ -117,7 +117,7 @@ def prompts(text: str, words: int, number: int) -> list[str]:
     return [" ".join(found[at * words : (at + 1) * words]) for at in range(number)]
 
 
-async def load(client: httpx2.AsyncClient, endpoint: Asked, texts: Sequence[str], concurrency: int) -> Run:
+async def load(client: httpx2.AsyncClient, endpoint: RequestForm, texts: Sequence[str], concurrency: int) -> LoadRun:
     """Sends every text once, never more than ``concurrency`` at a time."""
     waiting, samples, failures = iter(texts), [], []
     began = time.perf_counter()
@@ -130,7 +130,7 @@ async def load(client: httpx2.AsyncClient, endpoint: Asked, texts: Sequence[str]
                 failures.append(str(error))
 
     await asyncio.gather(*(one_client() for _ in range(concurrency)))
-    return Run(concurrency, time.perf_counter() - began, samples, failures)
+    return LoadRun(concurrency, time.perf_counter() - began, samples, failures)
 
 
 def client_of(url: str, headers: Mapping[str, str]) -> httpx2.AsyncClient:
@@ -143,7 +143,7 @@ def client_of(url: str, headers: Mapping[str, str]) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=dict(headers), timeout=600, limits=limits)
 
 
-def table(run: Run) -> str:
+def table(run: LoadRun) -> str:
     """Statistics in milliseconds, as Markdown."""
 
     def cell(summary: Summary, name: str) -> str:
@@ -156,7 +156,7 @@ def table(run: Run) -> str:
     return markdown_table(["ms", *SHOWN], rows)
 
 
-def page(run: Run) -> str:
+def page(run: LoadRun) -> str:
     """What is printed of a run."""
     counts = {
         "prompt": [s.prompt_tokens for s in run.samples if s.prompt_tokens is not None],
@@ -216,7 +216,7 @@ def main(
 
 async def _measure(
     url: str, headers: dict[str, str], asked: Endpoint | TritonEndpoint, texts: list[str], warm_up: int, requests: int, sweep: list[int]
-) -> tuple[Endpoint | TritonEndpoint, Sample | None, list[Run]]:
+) -> tuple[Endpoint | TritonEndpoint, RequestSample | None, list[LoadRun]]:
     async with client_of(url, headers) as client:
         find = first_triton_model if isinstance(asked, TritonEndpoint) else first_model
         endpoint = asked if asked.model else replace(asked, model=await find(client))

@@ -48,7 +48,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RequestSample:
     """What one request measured.
 
     Attributes:
@@ -101,7 +101,7 @@ class Reading(Protocol):
         """Prompt and output tokens, after the last event."""
 
 
-class Asked(Protocol):
+class RequestForm(Protocol):
     """What a request asks of which endpoint: ``ends_with_done`` says whether a stream's last event is [DONE]."""
 
     ends_with_done: bool
@@ -136,7 +136,7 @@ class OpenAIReading:
         return int(self.usage["prompt_tokens"]), int(self.usage["completion_tokens"])
 
 
-async def timed(client: httpx2.AsyncClient, endpoint: Asked, prompt: str, began: float) -> Sample:
+async def timed(client: httpx2.AsyncClient, endpoint: RequestForm, prompt: str, began: float) -> RequestSample:
     """Sends one request and reads its stream.
 
     Args:
@@ -161,7 +161,7 @@ async def timed(client: httpx2.AsyncClient, endpoint: Asked, prompt: str, began:
         raise RequestFailed(f"{type(error).__name__}: {error}") from error
     if not pieces:
         raise RequestFailed("the stream holds no text")
-    return Sample(sent - began, tuple(pieces), *counts)
+    return RequestSample(sent - began, tuple(pieces), *counts)
 
 
 async def _events(answer: httpx2.Response, ends_with_done: bool) -> AsyncIterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.formulas.statistics import summarise
 from benchmarks.studies.pages import markdown_table
-from benchmarks.studies.serving.request import Sample
+from benchmarks.studies.serving.request import RequestSample
 
 NOTE = (
     "Bars on p99, as MLPerf Inference sets them for its servers of these models; no MLPerf result. "
@@ -55,7 +55,7 @@ class Level:
         return asdict(self)
 
 
-def level(samples: Sequence[Sample], failures: int, bars: Bars) -> Level:
+def level(samples: Sequence[RequestSample], failures: int, bars: Bars) -> Level:
     """How a run of at least one answer stands to a pair of bars. A request that failed meets no bar."""
     first, per_token = [sample.ttft for sample in samples], [sample.tpot for sample in samples if sample.tpot is not None]
     inside = sum(sample.ttft <= bars.ttft and (sample.tpot is None or sample.tpot <= bars.tpot) for sample in samples)
@@ -65,7 +65,7 @@ def level(samples: Sequence[Sample], failures: int, bars: Bars) -> Level:
     return Level(bars, ttft, tpot, min(len(first), len(per_token)), inside / (len(samples) + failures), known)
 
 
-def levels(samples: Sequence[Sample], failures: int) -> list[Level]:
+def levels(samples: Sequence[RequestSample], failures: int) -> list[Level]:
     """One per pair of bars; none where nothing was answered."""
     return [level(samples, failures, bars) for bars in BARS] if samples else []
 

@@ -20,7 +20,7 @@ from benchmarks.studies.pages import fill, markdown_table
 from benchmarks.studies.systems.measure import NOT_YET, Record, Setting, measured_row, prepare
 from benchmarks.studies.systems.plot import plot
 from benchmarks.studies.systems.row import code
-from benchmarks.studies.systems.speed import ROUNDS, RUNS, TOGETHER, Speeds, Timing, timings
+from benchmarks.studies.systems.speed import ROUNDS, RUNS, TOGETHER, Speeds, TimingPlan, timings
 from benchmarks.studies.systems.systems import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SYSTEMS, System, rows_of, size_text
 from benchmarks.studies.systems.tables import named, results_table
 from benchmarks.studies.systems.verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
@@ -185,7 +185,7 @@ def main(
         setting = prepare(model, text, drawn, read, run_options(dtype, threads), work, records)
         found = [measured_row(row, setting, anew and not (only and row.is_dense), measure) for row in rows]
         timed = BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds)
-        speeds = timings(found, setting, Timing(timed, together, runs, new=measure, again=again)) if latency else Speeds()
+        speeds = timings(found, setting, TimingPlan(timed, together, runs, new=measure, again=again)) if latency else Speeds()
         found = [record | speeds.why(record["name"]) for record in found]
         show(found, speeds, setting, fractions(sizes), Pages(page, details, image))
     except TrimlineError as error:

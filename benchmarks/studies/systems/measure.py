@@ -13,9 +13,9 @@ import typer
 
 from benchmarks.machine.environment import commit, processor_flags, processor_model
 from benchmarks.studies.systems.row import MODEL, made
-from benchmarks.studies.systems.systems import Row
+from benchmarks.studies.systems.systems import SystemRow
 from benchmarks.studies.systems.tables import with_error
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from pipeline.artefacts.artefact import digest
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -80,7 +80,7 @@ def prepare(
     return Setting(model_source.checkpoint_folder(source), texts, identity, calibration, evaluation, options, work, records)
 
 
-def measured_row(row: Row, setting: Setting, anew: bool = False, measure: bool = True) -> Record:
+def measured_row(row: SystemRow, setting: Setting, anew: bool = False, measure: bool = True) -> Record:
     """A row's record, measured unless one with the same recipe, texts, model and options is there.
 
     A failure is in the record that is returned, and in no file: it is tried again the next time. So is ``NOT_YET``, where
@@ -117,7 +117,7 @@ def row_in_child(name: str, request: Mapping[str, Any], setting: Setting, out: P
     Raises:
         TrimlineError: a stage failed, or the process did.
     """
-    with Child(name, patience=PATIENCE, module="benchmarks.studies.systems.row") as child:
+    with BenchmarkWorker(name, patience=PATIENCE, module="benchmarks.studies.systems.row") as child:
         where = {"source": str(setting.source.resolve()), "texts": str(setting.texts.resolve()), "out": str(out.resolve())}
         found: Record = child.ask("row", **request, **where)["row"]
     return found
@@ -129,7 +129,7 @@ def made_by(request: Mapping[str, Any]) -> Record:
     return {"commit": commit()} | how | {"processor": processor_model(), "flags": processor_flags()}
 
 
-def _own(row: Row, record: Mapping[str, Any]) -> str:
+def _own(row: SystemRow, record: Mapping[str, Any]) -> str:
     """What the system itself calls the result."""
     zeros = "2 zeros in every 4 weights" if row.remove is None else "zeros among the linears' weights, wherever they lie"
     return "" if row.is_dense else zeros if row.is_sparse else row.system.own(record["removed"])
@@ -148,7 +148,7 @@ def without_paths(text: str, setting: Setting) -> str:
     return text
 
 
-def _request(row: Row, setting: Setting) -> dict[str, Any]:
+def _request(row: SystemRow, setting: Setting) -> dict[str, Any]:
     recipe = row.recipe(Checkpoint(setting.source).geometry, setting.calibration)
     request = {
         "recipe": recipe and recipe.model_dump(mode="json", exclude_defaults=True),

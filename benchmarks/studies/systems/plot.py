@@ -20,7 +20,7 @@ STEPS = (1, 1.5, 2, 3, 4, 5, 7)
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One row of the table: decode speed-up, and its perplexity over dense's."""
 
     x: float
@@ -75,17 +75,17 @@ def plot(records: Sequence[Mapping[str, Any]], speed: Speed) -> str | None:
     return "\n".join(_document(axes, dense, lines)) + "\n"
 
 
-def lines_of(records: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str, list[Point]]:
+def lines_of(records: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str, list[PlotPoint]]:
     """Every system's timed rows, in the order of what they remove."""
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, list[PlotPoint]] = {}
     for record in records:
         if record["name"] in speed and not record.get("failure"):
             x, y = speed[record["name"]]["decode"].speedup.value, record["perplexity"]["perplexity"]
-            lines.setdefault(record["title"], []).append(Point(x, y, f"{named(record)}: {y:.4g} at {x:.2f} ×"))
+            lines.setdefault(record["title"], []).append(PlotPoint(x, y, f"{named(record)}: {y:.4g} at {x:.2f} ×"))
     return lines
 
 
-def _document(axes: Axes, dense: float, lines: Mapping[str, list[Point]]) -> Iterator[str]:
+def _document(axes: Axes, dense: float, lines: Mapping[str, list[PlotPoint]]) -> Iterator[str]:
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
     yield from _grid(axes)
@@ -112,7 +112,7 @@ def _grid(axes: Axes) -> Iterator[str]:
     yield f'<g transform="rotate(-90 16 {middle})">' + _label(16, middle, "perplexity", "middle") + "</g>"
 
 
-def _line(axes: Axes, points: Sequence[Point], stroke: Stroke, title: str, place: int) -> Iterator[str]:
+def _line(axes: Axes, points: Sequence[PlotPoint], stroke: Stroke, title: str, place: int) -> Iterator[str]:
     places = [(axes.x(point.x), axes.y(point.y), point) for point in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
     yield f'<path d="M{path}" fill="none" {stroke}/>'

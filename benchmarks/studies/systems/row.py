@@ -31,8 +31,8 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.perplexity import RESULT, evaluate
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.prune.allocation.budget import removed_in_every_definition
-from pipeline.prune.allocation.latency import TABLE, LatencyTable
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
+from pipeline.prune.latency import TABLE, LatencyTable
 from pipeline.prune.measure import measure, measured_part
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice

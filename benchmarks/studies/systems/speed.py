@@ -79,7 +79,7 @@ def _holds(run: Results, phase: Phase) -> bool:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimingPlan:
     """How shapes are timed.
 
     Attributes:
@@ -97,7 +97,7 @@ class Timing:
     again: bool = False
 
 
-def timings(records: Sequence[Record], setting: Setting, timing: Timing) -> Speeds:
+def timings(records: Sequence[Record], setting: Setting, timing: TimingPlan) -> Speeds:
     """Speeds of every row with units removed: those of its shape, which rows that have it share."""
     timed = [record for record in records if is_timed(record)]
     shapes = [{_name(record["shape"]): record["shape"] for record in rows} for rows in by_size(timed)]
@@ -130,7 +130,7 @@ def of_rows(found: Speeds, records: Sequence[Record]) -> Speeds:
     return Speeds(rows, found.runs, {name: found.failures[key] for name, key in keys.items() if key in found.failures}, keys)
 
 
-def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing: Timing) -> Speeds:
+def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing: TimingPlan) -> Speeds:
     """Every shape against dense, those of a group side by side; nothing is timed that this machine timed the same way so many times."""
     asked = timing.recipe.model_dump(mode="json", exclude={"most_seconds"})  # how long it may go on changes no value
     depends = identity(setting) | {"recipe": asked, "machine": fingerprint(setting.options.threads)}
@@ -155,7 +155,7 @@ def time_shapes(groups: Sequence[Mapping[str, Shape]], setting: Setting, timing:
     return found
 
 
-def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, timing: Timing) -> list[dict[str, Shape]]:
+def _batches(groups: Sequence[Mapping[str, Shape]], found: Speeds, number: int, timing: TimingPlan) -> list[dict[str, Shape]]:
     """The runs in which shapes are timed for the so-manyth time.
 
     Where one of a run waits for it all are timed, since only those of one run are compared opening by opening.

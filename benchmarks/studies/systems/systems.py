@@ -58,7 +58,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemRow:
     """One line of the table: a system at a size.
 
     Attributes:
@@ -235,9 +235,9 @@ SYSTEMS = (
 )
 
 
-def rows_of(systems: tuple[System, ...], sizes: tuple[float, ...], ours: tuple[float, ...], sparse: bool = True) -> list[Row]:
+def rows_of(systems: tuple[System, ...], sizes: tuple[float, ...], ours: tuple[float, ...], sparse: bool = True) -> list[SystemRow]:
     """The dense model, then every system at every size, sizes ascending; 2:4 last, if at all. ``ours`` are further sizes of our own."""
-    rows = [Row(DENSE)]
+    rows = [SystemRow(DENSE)]
     for size in sorted({*sizes, *ours}):
-        rows += [Row(s, size) for s in systems if (s.smaller or s.zeroing) and (size in sizes or (s.name == OURS and size in ours))]
-    return rows + [Row(s) for s in systems if s.sparse and sparse]
+        rows += [SystemRow(s, size) for s in systems if (s.smaller or s.zeroing) and (size in sizes or (s.name == OURS and size in ours))]
+    return rows + [SystemRow(s) for s in systems if s.sparse and sparse]

@@ -18,7 +18,7 @@ Shapes = tuple[tuple[int, ...], ...]  # least, where it is fastest, most; batch 
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineFacts:
     """What Triton has to know of an engine.
 
     Attributes:
@@ -32,7 +32,7 @@ class Engine:
     profiles: tuple[Mapping[str, Shapes], ...]
 
     @classmethod
-    def of(cls, folder: Path | None) -> Engine | None:
+    def of(cls, folder: Path | None) -> EngineFacts | None:
         """The engine of a build's folder, or of a package's step model; None without one, and of TensorRT-RTX, which Triton does not load.
 
         Raises:

@@ -11,7 +11,7 @@ import onnx
 
 from deploy.placing import copy
 from deploy.targets.text import write_rendered, write_text
-from deploy.targets.triton.engine import PLAN, Engine
+from deploy.targets.triton.engine import PLAN, EngineFacts
 from exporters.onnx.files import GRAPH, LOWERING_KEY, WEIGHTS
 from pipeline.common.errors import TrimlineError
 
@@ -80,7 +80,7 @@ class StepGraph:
         place = 1 + [tensor.name for tensor in self.inputs].index("attention_mask")
         return StepGraph("portable", (*self.inputs[:place], positions, *self.inputs[place:]), self.outputs)
 
-    def fitted(self, engine: Engine) -> StepGraph:
+    def fitted(self, engine: EngineFacts) -> StepGraph:
         """The same for an engine: sizes that its profiles fix are fixed, and the warm-up lies within them.
 
         Raises:
@@ -95,7 +95,7 @@ class StepGraph:
         return replace(self, inputs=tuple(_warmed(replace(tensor, dims=engine.dims(tensor.name)), new) for tensor in self.inputs))
 
 
-def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path, engine: Engine | None) -> None:
+def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path, engine: EngineFacts | None) -> None:
     """Writes ``<name>-onnxruntime`` and ``<name>-tensorrt`` into ``out``: the graph with its weights, and the engine where there is one.
 
     Raises:
@@ -112,7 +112,7 @@ def write_step_models(onnx_folder: Path, name: str, kind: str, out: Path, engine
     _write_plan(out / f"{name}-tensorrt", graph.portable(), engine)
 
 
-def _write_plan(folder: Path, graph: StepGraph, engine: Engine | None) -> None:
+def _write_plan(folder: Path, graph: StepGraph, engine: EngineFacts | None) -> None:
     values = {"backend": "tensorrt", "platform": "tensorrt_plan", "file": PLAN, "kind": "KIND_GPU"}
     if engine is None:
         # A plan refuses batches beyond its optimisation profiles; one row fits all of them.

@@ -8,10 +8,10 @@ import struct
 from pathlib import Path
 
 from deploy.recipe import PackageSlice
-from deploy.targets.target import Candidate, Obstacle, Part, Shipment
+from deploy.targets.target import ModelToServe, Obstacle, Part, Shipment
 from deploy.targets.text import write_rendered
 from deploy.targets.triton import backend
-from deploy.targets.triton.engine import Engine
+from deploy.targets.triton.engine import EngineFacts
 from deploy.targets.triton.step import BATCH, write_step_models
 
 TOKENIZER = "tokenizer.json"
@@ -28,7 +28,7 @@ class Triton:
     brings: tuple[str, ...] = ()
     start = "sh start.sh"
 
-    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+    def obstacle(self, candidate: ModelToServe) -> Obstacle | None:
         if TOKENIZER not in candidate.files:
             return Obstacle("its backend reads tokenizer.json, and the checkpoint has none", "save a fast tokenizer beside the checkpoint")
         return None
@@ -40,7 +40,7 @@ class Triton:
         kind = "KIND_GPU" if gpu else "KIND_CPU"
         for place, name, streams in (("models", recipe.served_name, False), ("streaming", f"{recipe.served_name}-stream", True)):
             _write_text_model(out / place / name, shipment, kind, streams)
-        engine = Engine.of(shipment.engine)
+        engine = EngineFacts.of(shipment.engine)
         write_step_models(shipment.onnx, recipe.served_name, kind, out / "step", engine)
         facts = {"name": recipe.served_name, "start": self.start, "gpu": gpu, "rows": engine.batch if engine else 0}
         for file in ("start.sh", "Dockerfile", "compose.yaml", "README.md"):

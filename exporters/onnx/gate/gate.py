@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from exporters.folder import GATE, GENAI_CONFIG
 from exporters.held import is_mapped, open_reference
 from exporters.onnx.gate.divergence import Divergence, compare_distributions
-from exporters.onnx.gate.paths import Walk, at_once, through_genai, walks
+from exporters.onnx.gate.paths import GraphPath, at_once, through_genai, walks
 from exporters.onnx.gate.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
 from exporters.onnx.running.genai import promised_positions
 from exporters.onnx.running.session import OnnxDecoder
@@ -33,7 +33,7 @@ from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import Comparison, compare_logits, demand, gate_tokens
+from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.evaluate.perplexity import paged_losses, window_losses
 from pipeline.live.paging import Paging
 
@@ -43,7 +43,7 @@ TEXT = "The river had been frozen for three weeks when the first boats of the ye
 NO_GENAI = "onnxruntime-genai is not installed"
 BF16_IN_GENAI = "onnxruntime-genai computes bf16 on GPUs only, and is run on the processor here"
 
-Found = Comparison | Divergence
+Found = LogitDifference | Divergence
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Judge:
     """
 
     reference: Callable[[torch.Tensor], torch.Tensor]
-    compare: Callable[[torch.Tensor, torch.Tensor, Walk], Found]
+    compare: Callable[[torch.Tensor, torch.Tensor, GraphPath], Found]
     name: str
 
 
@@ -124,9 +124,9 @@ def _walk(
     mapped: bool,
     options: RunOptions,
     events: Events,
-) -> tuple[str, list[Walk], list[float]]:
+) -> tuple[str, list[GraphPath], list[float]]:
     """Lowering, every path's logits, and the windows' losses. One session at a time: each packs its own copy of the weights."""
-    walked, losses = list[Walk](), list[float]()
+    walked, losses = list[GraphPath](), list[float]()
     decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True, mapped=mapped)
     if windows is not None:
         losses = graph_losses(decoder, windows, events)
@@ -155,7 +155,7 @@ def _not_in_genai(folder: Path, precision: str) -> str:
     return BF16_IN_GENAI if precision == "bf16" else ""
 
 
-def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
+def _judged(walked: Iterable[GraphPath], judge: Judge) -> dict[str, Found]:
     found = {}
     for walk in walked:
         pairs = [(judge.reference(part.ids)[:, list(part.positions)], part.logits) for part in walk.parts]
@@ -165,7 +165,7 @@ def _judged(walked: Iterable[Walk], judge: Judge) -> dict[str, Found]:
 
 
 def _against_torch(
-    model: PreTrainedModel, walked: list[Walk], of_torch: Callable[[list[Walk]], dict[str, float]]
+    model: PreTrainedModel, walked: list[GraphPath], of_torch: Callable[[list[GraphPath]], dict[str, float]]
 ) -> tuple[dict[str, Found], str, float | None]:
     """Walks beyond the bar are judged again, by torch's rounding on their own tokens: on others it may be far less."""
     found = _judged(walked, judge := _torch_judge(model, BAR))
@@ -179,19 +179,19 @@ def _against_torch(
 
 
 def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
-    def compare(reference: torch.Tensor, candidate: torch.Tensor, walk: Walk) -> Comparison:
+    def compare(reference: torch.Tensor, candidate: torch.Tensor, walk: GraphPath) -> LogitDifference:
         found = compare_logits(reference, candidate, bar)
         if not walk.greedy:
             return found
         # What the graph said next has to be what torch would have said, or a close call for torch too.
         gap = reference.max(-1).values - reference.gather(-1, candidate.argmax(-1)[..., None])[..., 0]
         agreed = int((gap < 2 * bar).sum())
-        return Comparison(found.difference, bar, found.kl_divergence, found.first_difference, agreed, gap.numel())
+        return LogitDifference(found.difference, bar, found.kl_divergence, found.first_difference, agreed, gap.numel())
 
     return Judge(lambda ids: _reference(model, ids), compare, "torch, float32")
 
 
-def _by_divergence(reference: torch.Tensor, candidate: torch.Tensor, walk: Walk) -> Divergence:
+def _by_divergence(reference: torch.Tensor, candidate: torch.Tensor, walk: GraphPath) -> Divergence:
     return compare_distributions(reference, candidate)
 
 
@@ -199,7 +199,7 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
     for name, comparison in found.items():
         what = "mean KL divergence" if isinstance(comparison, Divergence) else "largest logit difference"
         events.gate(f"ONNX, {name}: {what} {comparison.difference:.2g}", **comparison.as_record())
-        if isinstance(comparison, Comparison):
+        if isinstance(comparison, LogitDifference):
             demand(comparison, reference, f"{folder} ({name})")
         elif not comparison.passed:
             raise GateError(
@@ -209,7 +209,7 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
             )
 
 
-def _roundings(model: PreTrainedModel, paging: Paging | None, walked: list[Walk]) -> dict[str, float]:
+def _roundings(model: PreTrainedModel, paging: Paging | None, walked: list[GraphPath]) -> dict[str, float]:
     """How far fp32 takes torch's own logits of each walk from those of fp64; the model goes back to fp32 unchanged."""
 
     def logits(of: PreTrainedModel) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ GREEDY_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class RowGroup:
     """Rows of one length.
 
     Attributes:
@@ -34,38 +34,38 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Walk:
+class GraphPath:
     """One path. ``greedy``: the ids after the prompt are the graph's own choice."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[RowGroup, ...]
     greedy: bool = False
 
 
-def at_once(decoder: OnnxDecoder, ids: torch.Tensor) -> Walk:
+def at_once(decoder: OnnxDecoder, ids: torch.Tensor) -> GraphPath:
     """No past, every position."""
-    return Walk("without cache", (_pieces(decoder, ids, [(0, ids.shape[1])]),))
+    return GraphPath("without cache", (_pieces(decoder, ids, [(0, ids.shape[1])]),))
 
 
-def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iterator[Walk]:
+def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iterator[GraphPath]:
     """The paths that need a cache; ``ids`` are two rows, ``prompt`` one."""
     half, third = ids.shape[1] // 2, max(1, ids.shape[1] // 3)
     steps = [(0, half), *((at, at + 1) for at in range(half, ids.shape[1]))]
-    yield Walk("with cache, token by token", (_pieces(decoder, ids, steps),))
+    yield GraphPath("with cache, token by token", (_pieces(decoder, ids, steps),))
     chunks = [(at, min(at + third, ids.shape[1])) for at in range(0, ids.shape[1], third)]
-    yield Walk("with cache, in chunks", (_pieces(decoder, ids[:1], chunks),))
-    yield Walk("rows of unequal length", _ragged(decoder, ids))
-    yield Walk(f"{GREEDY_TOKENS} greedy tokens", (_greedy(decoder, prompt),), greedy=True)
+    yield GraphPath("with cache, in chunks", (_pieces(decoder, ids[:1], chunks),))
+    yield GraphPath("rows of unequal length", _ragged(decoder, ids))
+    yield GraphPath(f"{GREEDY_TOKENS} greedy tokens", (_greedy(decoder, prompt),), greedy=True)
 
 
-def through_genai(folder: Path, ids: torch.Tensor, mapped: bool = False) -> Walk:
+def through_genai(folder: Path, ids: torch.Tensor, mapped: bool = False) -> GraphPath:
     """One row of ids in onnxruntime-genai: half of it as a prompt, the rest token by token."""
     half = len(ids) // 2
     found = GenaiDecoder(folder, mapped=mapped).forced(ids[:half].tolist(), ids[half:].tolist())
-    return Walk("onnxruntime-genai", (Part(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
+    return GraphPath("onnxruntime-genai", (RowGroup(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
 
 
-def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> Part:
+def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> RowGroup:
     """Feeds the pieces one after another; a graph of last logits tells of where each piece ends."""
     past, found = decoder.empty(len(ids)), []
     positions: list[int] = []
@@ -73,10 +73,10 @@ def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int
         logits, past = decoder.step(ids[:, start:end].numpy(), past)
         found.append(logits)
         positions += range(end - logits.shape[1], end)
-    return Part(ids, tuple(positions), torch.from_numpy(np.concatenate(found, 1)))
+    return RowGroup(ids, tuple(positions), torch.from_numpy(np.concatenate(found, 1)))
 
 
-def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[Part, Part]:
+def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[RowGroup, RowGroup]:
     """Two prompts of unequal length side by side: where each ends, and some steps on."""
     short, full, extra = ids.shape[1] // 2, ids.shape[1] - 4, 4
     mask = np.ones((2, full), np.int64)
@@ -89,12 +89,12 @@ def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[Part, Part]:
         logits, past = decoder.step(tails[:, at : at + 1].numpy(), past)
         steps.append(logits)
     found = torch.from_numpy(np.concatenate(steps, 1))
-    first = Part(ids[:1, : short + extra], tuple(range(short - 1, short + extra)), found[:1])
-    return first, Part(ids[1:], tuple(range(full - 1, full + extra)), found[1:])
+    first = RowGroup(ids[:1, : short + extra], tuple(range(short - 1, short + extra)), found[:1])
+    return first, RowGroup(ids[1:], tuple(range(full - 1, full + extra)), found[1:])
 
 
-def _greedy(decoder: OnnxDecoder, prompt: torch.Tensor) -> Part:
+def _greedy(decoder: OnnxDecoder, prompt: torch.Tensor) -> RowGroup:
     """The graph's own greedy text. Judged as a whole: one pass over it does not lose its way after a close call."""
     tokens, logits = decoder.greedy_with_logits(prompt.numpy(), GREEDY_TOKENS)
     seen, start = torch.from_numpy(np.concatenate([prompt.numpy(), tokens], 1)), prompt.shape[1] - 1
-    return Part(seen[:, :-1], tuple(range(start, start + GREEDY_TOKENS)), torch.from_numpy(logits))
+    return RowGroup(seen[:, :-1], tuple(range(start, start + GREEDY_TOKENS)), torch.from_numpy(logits))

@@ -127,9 +127,9 @@ def options_of(provider: Provider, graph: Path, served: Sequence[Sizes] = SERVED
 
 def _shapes(graph: Path, served: Sequence[Sizes]) -> dict[str, str]:
     """One profile for all calls: without it the provider builds its engine again whenever a past is longer than any before."""
-    from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
+    from exporters.onnx.running.shapes import EngineRequest, graph_inputs, profiles_for
 
-    profiles = profiles_for(graph_inputs(graph), [Request(*sizes) for sizes in served])
+    profiles = profiles_for(graph_inputs(graph), [EngineRequest(*sizes) for sizes in served])
     least: dict[str, list[int]] = {}
     best: dict[str, list[int]] = {}
     most: dict[str, list[int]] = {}

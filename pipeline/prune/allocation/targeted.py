@@ -14,7 +14,8 @@ from pipeline.calibrate.measurements import Scores
 from pipeline.common.errors import TrimlineError
 from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.program import Choice, least_loss
-from pipeline.prune.allocation.targets import Consumer, Measure, bounds, demand_uncut, infeasible, measures
+from pipeline.prune.allocation.targets import BoundedCost, bounds, demand_uncut, infeasible, measures
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.recipe import Budget, Pool, PruneStep, Target
 from pipeline.prune.step import Resolved, ResolvedStep
 
@@ -54,7 +55,7 @@ class Aim:
         return self.current.with_blocks(tuple(shapes.values()))
 
     @property
-    def measures(self) -> dict[str, Measure]:
+    def measures(self) -> dict[str, BoundedCost]:
         """What is bounded."""
         return measures(self.target, self.dense, self.consumer)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.allocation.latency import LatencyTable
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.recipe import Target
 
 MILLI = 1e-3
@@ -18,21 +18,7 @@ SPEEDUP = "speedup"  # states a bound of time too
 
 
 @dataclass(frozen=True)
-class Consumer:
-    """What will run the result.
-
-    Attributes:
-        table: how long its shapes take there; a target of time needs it.
-        weight_bytes, cache_bytes: of one number; None where the numbers of a precision have no one width.
-    """
-
-    table: LatencyTable | None = None
-    weight_bytes: float | None = 4.0
-    cache_bytes: float = 4.0
-
-
-@dataclass(frozen=True)
-class Measure:
+class BoundedCost:
     """Something that a model costs: a part that no size changes, and a part for every sublayer."""
 
     fixed: float
@@ -43,13 +29,13 @@ class Measure:
         return self.fixed + sum(self.sublayer(kind, block.units(kind)) for block in geometry.blocks for kind in Sublayer)
 
 
-def measures(target: Target, dense: Geometry, consumer: Consumer) -> dict[str, Measure]:
+def measures(target: Target, dense: Geometry, consumer: Consumer) -> dict[str, BoundedCost]:
     """Every measure that the target bounds, by its name in the recipe; time in milliseconds.
 
     Raises:
         TrimlineError: time is asked for without a table, or memory in a precision whose bytes are not known beforehand.
     """
-    found: dict[str, Measure] = {}
+    found: dict[str, BoundedCost] = {}
     if target.is_timed:
         found[TIME] = _time(target, dense, consumer)
     if target.parameters is not None:
@@ -145,15 +131,15 @@ def demand_uncut(target: Target, geometry: Geometry, dense: Geometry) -> None:
                             "Put the step with the target first, or state a budget.")  # fmt: skip
 
 
-def _time(target: Target, dense: Geometry, consumer: Consumer) -> Measure:
+def _time(target: Target, dense: Geometry, consumer: Consumer) -> BoundedCost:
     if consumer.table is None:
         raise TrimlineError("The target is one of time, and there is no latency table.", "Use `trimline run`, which measures one first.")
     consumer.table.check(dense)
     times = consumer.table.times(target.workload)
-    return Measure(times.fixed / MILLI, lambda kind, units: times.sublayer(kind, units) / MILLI)
+    return BoundedCost(times.fixed / MILLI, lambda kind, units: times.sublayer(kind, units) / MILLI)
 
 
-def _memory(target: Target, dense: Geometry, consumer: Consumer) -> Measure:
+def _memory(target: Target, dense: Geometry, consumer: Consumer) -> BoundedCost:
     """Weights, and the keys and values of ``context`` tokens of one sequence."""
     width, cache = consumer.weight_bytes, consumer.cache_bytes
     if width is None:
@@ -162,17 +148,17 @@ def _memory(target: Target, dense: Geometry, consumer: Consumer) -> Measure:
     return _counted(lambda geometry: geometry.total_parameters() * width + geometry.kv_bytes_per_token(1) * cache * target.context, dense)
 
 
-def _counted(of: Callable[[Geometry], float], dense: Geometry) -> Measure:
+def _counted(of: Callable[[Geometry], float], dense: Geometry) -> BoundedCost:
     """A count that adds up over sublayers, as every count of a geometry does."""
     fixed = of(dense.with_blocks(()))
 
     def sublayer(kind: Sublayer, units: int) -> float:
         return of(dense.with_blocks((BlockShape.alone(kind, units),))) - fixed
 
-    return Measure(fixed, sublayer)
+    return BoundedCost(fixed, sublayer)
 
 
-def _terms(name: str, measure: Measure, target: Target, smallest: Geometry, dense: Geometry) -> Iterator[_Term]:
+def _terms(name: str, measure: BoundedCost, target: Target, smallest: Geometry, dense: Geometry) -> Iterator[_Term]:
     """The keys that state one bound: two may state that of time."""
     least, whole = measure.whole(smallest), measure.whole(dense)
     if name == TIME and target.speedup is not None:

@@ -64,7 +64,7 @@ class LaCoOptions(Slice):
 
 
 @dataclass(frozen=True)
-class Walk:
+class CollapseWalk:
     """What one walk came to: the blocks, and their similarity to the dense model."""
 
     blocks: tuple[Collapsed, ...]
@@ -78,7 +78,7 @@ def walk(
     keep: int,
     options: LaCoOptions,
     give_up: bool = False,
-) -> Walk:
+) -> CollapseWalk:
     """The published walk from the rear; it ends where ``keep`` blocks are left, and the last merge takes no more than that.
 
     With ``give_up`` it also ends, short of the budget, where the merges that there is still room for would not suffice: a
@@ -97,12 +97,12 @@ def walk(
             blocks, reached, place = tried, found, place - options.interval
         else:
             place -= 1
-    return Walk(blocks, reached)
+    return CollapseWalk(blocks, reached)
 
 
 def search(
     blocks: tuple[Collapsed, ...], similarity: Callable[[tuple[Collapsed, ...]], float], keep: int, options: LaCoOptions
-) -> tuple[Walk, float]:
+) -> tuple[CollapseWalk, float]:
     """The walk that meets the budget, and its threshold: the one given, or a multiple of ``GRID`` where the next one up does not.
 
     Bisection, since a walk costs a pass per trial. A lower threshold mostly merges more, but a merge that is accepted early

@@ -31,7 +31,7 @@ from pipeline.prune.step import ResolvedStep
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MeasuredProjection:
     """A projection between measuring and pruning.
 
     Attributes:
@@ -103,19 +103,19 @@ class Shot:
         stated = threshold if math.isfinite(threshold) else None
         return {"threshold": stated, "zero fraction": sum(zeros.values()) / max(total, 1), "zeros per block": zeros}
 
-    def _both_factors(self, windows: torch.Tensor, events: Events) -> Iterator[Candidate]:
+    def _both_factors(self, windows: torch.Tensor, events: Events) -> Iterator[MeasuredProjection]:
         """Where weights will be updated, the factors are kept."""
         for left, inputs, outputs in measured_factors(self.model, windows, events):
             projection = projection_of(left, inputs, outputs, self.options.damping(SINGLE_WEIGHTS))
             if self.options.variant is Variant.SURGEON:
                 self.waiting.put(left.block, left.linear, inputs, outputs)
-            yield Candidate(left, *projection.curvatures(self.options.variant))
+            yield MeasuredProjection(left, *projection.curvatures(self.options.variant))
 
-    def _inputs_alone(self, windows: torch.Tensor, events: Events) -> Iterator[Candidate]:
+    def _inputs_alone(self, windows: torch.Tensor, events: Events) -> Iterator[MeasuredProjection]:
         for left, squares in measured_inputs(self.model, windows, events):
-            yield Candidate(left, squares.new_ones(len(left.rows)), squares)
+            yield MeasuredProjection(left, squares.new_ones(len(left.rows)), squares)
 
-    def _threshold(self, candidates: Sequence[Candidate], fraction: float) -> float:
+    def _threshold(self, candidates: Sequence[MeasuredProjection], fraction: float) -> float:
         """What costs no more goes: single weights, or groups of n:m. Infinite where all groups go."""
 
         def costs() -> Iterator[torch.Tensor]:
@@ -130,12 +130,12 @@ class Shot:
             return math.inf if count else -math.inf
         return kth_smallest(costs, count)
 
-    def _counted(self, candidate: Candidate) -> torch.Tensor:
+    def _counted(self, candidate: MeasuredProjection) -> torch.Tensor:
         """Costs of what may go: not of the bias, in a pattern or where the recipe keeps it."""
         kept = self.pattern.grouped or not self.options.biases
         return candidate.costs()[:, : len(candidate.left.columns)] if kept else candidate.costs()
 
-    def _pruned(self, candidate: Candidate, threshold: float) -> torch.Tensor:
+    def _pruned(self, candidate: MeasuredProjection, threshold: float) -> torch.Tensor:
         """New weights of what is left, the bias as a last column."""
         left, costs = candidate.left, self._counted(candidate)
         gone = group_mask(costs, self.pattern.zeros, self.pattern.group, threshold) if self.pattern.grouped else costs <= threshold

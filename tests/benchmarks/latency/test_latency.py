@@ -29,7 +29,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from pipeline.prune.allocation.latency import LatencyTable, Times
+from pipeline.prune.latency import LatencyTable, Times
 from tests.tiny import tiny_model
 
 FORM = Form(recipe=BenchmarkSlice(workloads=(Workload(prompt=8, output=3),), rounds=30), options=RunOptions(threads=1))

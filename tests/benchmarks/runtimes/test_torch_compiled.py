@@ -18,7 +18,7 @@ from benchmarks.runtimes.runs_here import runs_here
 from benchmarks.runtimes.torch_compiled import CompiledDecoder, demand_compiler
 from benchmarks.runtimes.torch_decoder import TorchDecoder
 from benchmarks.stage import benchmark
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from benchmarks.timing.subject import Subject
 from benchmarks.timing.timing import CONTROL, DENSE, Sample, time_workloads
 from benchmarks.timing.worker import Worker
@@ -117,7 +117,7 @@ def test_inductors_logits_equal_eager_ones(folders, kind, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_a_real_worker_compiles_once_and_leaves_nothing(folders):
-    with Child("dense") as child:
+    with BenchmarkWorker("dense") as child:
         child.ask("load", folder=str(folders["alike"]), threads=1, runtime="torch_compile")
         request = {"prompt": 6, "output": 4, "batch": 1, "vocab": 128}
         first, second = (child.ask("run", **request, seed=seed) for seed in (1, 2))

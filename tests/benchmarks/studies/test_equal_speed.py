@@ -13,8 +13,8 @@ import typer
 
 from benchmarks.latency.stage import setting_of
 from benchmarks.studies.equal_speed import __main__ as equal_speed
-from benchmarks.studies.equal_speed.__main__ import Timed, at_speed, lines, speeds, timed
-from benchmarks.studies.equal_speed.rows import Asked, asked_of, form_of, shots_by_speed
+from benchmarks.studies.equal_speed.__main__ import TimedSpeed, at_speed, lines, speeds, timed
+from benchmarks.studies.equal_speed.rows import SpeedRow, asked_of, form_of, shots_by_speed
 from benchmarks.studies.serving.genai_client import Seconds
 from benchmarks.studies.systems import __main__ as systems
 from benchmarks.studies.systems.measure import Setting
@@ -27,7 +27,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.recipe import EvaluateSlice
-from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
+from pipeline.prune.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.steps import resolve_step, resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.tiny import tiny_model
@@ -94,10 +94,10 @@ def test_zeros_are_no_speed_and_neither_is_a_typing_error() -> None:
 # --- what is made of the client's times --------------------------------------------------------------------------------
 
 
-def seen(decode: dict[str, float], control: float = 1.0) -> Timed:
+def seen(decode: dict[str, float], control: float = 1.0) -> TimedSpeed:
     """A client's view of models that are so many times as fast as dense."""
     of_phase = {DENSE: STEADY, CONTROL: [t * control for t in STEADY]} | {name: [t / s for t in STEADY] for name, s in decode.items()}
-    return Timed({"prefill": of_phase, "decode": of_phase}, {})
+    return TimedSpeed({"prefill": of_phase, "decode": of_phase}, {})
 
 
 def record(system: System, loss: float) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def test_a_row_that_is_off_is_given_another_speed_and_a_run_through_all_is_not(s
     asked = [row for row in asked_of([BY_NAME[name] for name in ("cfsp", "llm_surgeon", OURS)], [1.2, 1.4]) if row.speedup == 1.4]
     made: list[dict[str, float]] = []
 
-    def row_of(one: Asked, *_: Any) -> dict[str, Any]:
+    def row_of(one: SpeedRow, *_: Any) -> dict[str, Any]:
         return record(one.system, 3.0) | {"given": one.given}
 
-    def timed(records: list[dict[str, Any]], *_: Any) -> Timed:
+    def timed(records: list[dict[str, Any]], *_: Any) -> TimedSpeed:
         made.append({found["system"]: found["given"] for found in records[1:]})
         slower = {"cfsp": 0.9, "llm_surgeon": 0.9, OURS: 1.01}  # than the table says
         return seen({found["name"]: found["given"] * slower[found["system"]] for found in records[1:]})

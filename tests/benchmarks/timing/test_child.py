@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.timing.child import Child
+from benchmarks.timing.child import BenchmarkWorker
 from benchmarks.timing.worker import Worker
 from pipeline.common.errors import TrimlineError
 
@@ -63,7 +63,7 @@ def test_a_users_error_is_a_reply():
 
 
 def test_a_real_worker_runs_a_real_model(exported: dict[str, Path]):
-    with Child("dense") as child:
+    with BenchmarkWorker("dense") as child:
         assert child.ask("pin", threads=1)["cores"]
         assert child.ask("load", folder=str(exported["dense"]), threads=1)["seconds"] > 0
         reply = child.ask("run", prompt=6, output=4, batch=1, vocab=128, seed=3)
@@ -72,17 +72,17 @@ def test_a_real_worker_runs_a_real_model(exported: dict[str, Path]):
 
 
 def test_a_users_error_comes_back_as_one(tmp_path: Path):
-    with Child("pruned") as child, pytest.raises(TrimlineError, match=r"pruned: There is no model\.onnx"):
+    with BenchmarkWorker("pruned") as child, pytest.raises(TrimlineError, match=r"pruned: There is no model\.onnx"):
         child.ask("load", folder=str(tmp_path), threads=1)
 
 
 def test_a_worker_that_fails_is_an_error_that_says_what_it_said():
-    with Child("dense") as child, pytest.raises(TrimlineError, match="dense ended with exit status 1: KeyError: 'dance'"):
+    with BenchmarkWorker("dense") as child, pytest.raises(TrimlineError, match="dense ended with exit status 1: KeyError: 'dance'"):
         child.ask("dance")
 
 
 def test_a_worker_that_is_killed_is_an_error_and_names_memory():
-    with Child("dense") as child:
+    with BenchmarkWorker("dense") as child:
         child.ask("memory")
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(TrimlineError, match=r"ended by SIGKILL\. It may have run out of memory"):
@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_is_an_error_and_names_memory():
 
 
 def test_a_worker_that_hangs_is_an_error():
-    with Child("dense", patience=20) as child:
+    with BenchmarkWorker("dense", patience=20) as child:
         child.ask("memory")
         child._patience = 0.2
         os.kill(child.pid, signal.SIGSTOP)
@@ -99,7 +99,7 @@ def test_a_worker_that_hangs_is_an_error():
 
 
 def test_no_process_is_left_behind():
-    with Child("dense") as child:
+    with BenchmarkWorker("dense") as child:
         child.ask("memory")
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)

@@ -11,13 +11,13 @@ from pathlib import Path
 import onnx
 import pytest
 
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.onnx.sparsity import check_two_four, weight_patterns
 from exporters.recipe import BuildSlice
 from exporters.tensorrt import stage
 from exporters.tensorrt.builders import demand_builder
 from exporters.tensorrt.child import build_in_child, log_lines
 from exporters.tensorrt.session import EngineDecoder
-from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
 from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import GateError, TrimlineError, explain
@@ -27,7 +27,7 @@ from tests.end_to_end.scenario import assert_refused, prose, trimline
 from tests.exporters.models import OPTIONS
 
 RTX = BuildSlice(builder="tensorrt_rtx", compute_capabilities=("8.6",))
-REQUESTS = [Request(32, 4, 2)]
+REQUESTS = [EngineRequest(32, 4, 2)]
 
 
 def built(graph: Path, out: Path, recipe: BuildSlice = RTX, events: Events | None = None, **more: object) -> dict:

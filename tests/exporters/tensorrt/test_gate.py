@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.tensorrt import gate
 from exporters.tensorrt.child import run_in_child
 from exporters.tensorrt.gate import gate_engine
-from exporters.tensorrt.shapes import Request
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Event, Events
 from tests.exporters.models import OPTIONS
@@ -48,7 +48,7 @@ def gated(sparse_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def call(program: str, events: Events | None = None) -> dict:
         (tmp_path / "stands_in.py").write_text(program, encoding="utf-8")
         monkeypatch.setattr(gate, "run_in_child", functools.partial(run_in_child, module="stands_in"))
-        gate_engine(sparse_onnx / "model.onnx", engine, [Request(12, 4)], OPTIONS, events or Events())
+        gate_engine(sparse_onnx / "model.onnx", engine, [EngineRequest(12, 4)], OPTIONS, events or Events())
         return json.loads((engine / "gate.json").read_text(encoding="utf-8"))
 
     return call

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from exporters.onnx.running.session import OnnxDecoder
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice
 from exporters.tensorrt.session import EngineDecoder
-from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -24,7 +24,7 @@ pytest.importorskip("tensorrt", reason="TensorRT comes from NVIDIA's own package
 @pytest.fixture(scope="module")
 def engine(sparse_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("engine")
-    build(sparse_onnx, BuildSlice(sparsity="require"), [Request(32, 16, 2)], OPTIONS, out, Events())
+    build(sparse_onnx, BuildSlice(sparsity="require"), [EngineRequest(32, 16, 2)], OPTIONS, out, Events())
     return out
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from exporters.onnx.running.shapes import EngineRequest
 from exporters.onnx.sparsity import check_two_four, weight_patterns
 from exporters.recipe import BuildSlice
-from exporters.tensorrt.shapes import Request
 from exporters.tensorrt.stage import build
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ def test_the_whole_decoder_is_parsed_and_built(smollm2, tmp_path, rtx):
     patterns = list(weight_patterns(graph / "model.onnx"))
     assert check_two_four(patterns)["weights"] == 30 * 7 - 4
     recipe = BuildSlice(builder="tensorrt_rtx", sparsity="require", compute_capabilities=("8.6",))
-    build(graph, recipe, [Request(512), Request(128, 17)], options, tmp_path / "engine", Events())
+    build(graph, recipe, [EngineRequest(512), EngineRequest(128, 17)], options, tmp_path / "engine", Events())
     record = json.loads((tmp_path / "engine" / "build.json").read_text())
     assert record["layers"] > 5000
     assert record["bytes"] > 300_000_000

@@ -11,7 +11,7 @@ import pytest
 from pipeline.architecture.spaces import Space
 from pipeline.artefacts.reach import ROOMS, ROOT
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.allocation.targets import Consumer
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.methods.flap import FLAP, FLAPOptions
 from pipeline.prune.own import MeasuringStep, OwnStep
 from pipeline.prune.recipe import PruneSlice, PruneStep

@@ -12,7 +12,8 @@ from pipeline.architecture.families import FAMILIES
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
-from pipeline.rebuild.profiles import Verdict, check_profile, check_request, consumers
+from pipeline.rebuild.consumers import ConsumerVerdict
+from pipeline.rebuild.profiles import check_profile, check_request, consumers
 from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_groups, plan_for, rebuilt, same_width
 from tests.tiny import tiny_model
 
@@ -110,7 +111,7 @@ def test_requests_allowed_from_the_recipe_alone(profile: Profile, family: str, a
     check_request(profile, FAMILIES[family], *asks, {"hidden_size": 64})
 
 
-def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: Profile) -> dict[str, Verdict]:
+def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: Profile) -> dict[str, ConsumerVerdict]:
     source = tiny_model(family, tmp / "dense")
     checkpoint = Checkpoint(source)
     result = plan_for(source, choose).selection.geometry(checkpoint.geometry)
@@ -121,7 +122,7 @@ def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: 
     return table
 
 
-def refusing(table: dict[str, Verdict]) -> set[str]:
+def refusing(table: dict[str, ConsumerVerdict]) -> set[str]:
     return {name for name, verdict in table.items() if not verdict.loads}
 
 

@@ -20,7 +20,7 @@ from tests.end_to_end.scenario import trimline as command
 from trimline.api import compare, run, sweep
 from trimline.comparisons.comparison import comparisons
 from trimline.comparisons.pairs import at_speed, compare_pair
-from trimline.comparisons.result import Result, Timed, machine_of
+from trimline.comparisons.result import Result, TimedWorkload, machine_of
 from trimline.comparisons.results import read_results
 from trimline.comparisons.tables import notes, write_comparison
 from trimline.recipe import checked_recipe
@@ -35,7 +35,7 @@ NOISE = np.random.default_rng(0).normal(0, 0.3, 20)
 def result(name, speedup, loss, *, half=0.01, seed=1, series="", samples=(), run="", resolved=True, **others):
     losses = tuple((loss + NOISE + np.random.default_rng(seed).normal(0, 0.01, 20)).tolist())
     runs = {run: samples} if samples else {}
-    speed = Timed(0.02 / speedup, Measure(speedup, speedup - half, speedup + half), resolved, runs)
+    speed = TimedWorkload(0.02 / speedup, Measure(speedup, speedup - half, speedup + half), resolved, runs)
     given = {"machine": {"runtime": "onnxruntime", "threads": "2"}, "dense": "M in fp32", "text": "t", "speeds": {AXIS: speed}}
     perplexity = Measure(math.exp(float(np.mean(losses))))
     return Result(name=name, perplexity=perplexity, losses=losses, parameters=1, recipe=RECIPE, series=series, **(given | others))
@@ -113,7 +113,7 @@ def test_a_series_is_read_at_the_speed_of_a_result():
         ({"machine": {"runtime": "torch", "threads": "2"}}, "runtime is onnxruntime for a and torch for b"),
         ({"machine": {"runtime": "onnxruntime"}}, "threads is 2 for a and unknown for b"),
         ({"dense": "M in int4"}, "over M in fp32, b's over M in int4"),
-        ({"speeds": {("1/2", "decode"): Timed(1.0, Measure(1.0), True)}}, "no workload in common"),
+        ({"speeds": {("1/2", "decode"): TimedWorkload(1.0, Measure(1.0), True)}}, "no workload in common"),
     ],
 )
 def test_speeds_of_different_surroundings_are_refused(change, words):

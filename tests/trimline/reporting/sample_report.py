@@ -15,7 +15,7 @@ from trimline.reporting import (
     SpeedPoint,
     StageTime,
     TextRow,
-    Workload,
+    WorkloadRow,
 )
 
 RECIPE = """title: invented, for tests
@@ -37,12 +37,12 @@ def blocks(count: int = 30, without_ffn: int = 20) -> tuple[BlockRow, ...]:
     return tuple(rows)
 
 
-def timed(name: str, phase: str, tokens: int, past: int, seconds: float, ratio: float, verdict: str) -> Workload:
+def timed(name: str, phase: str, tokens: int, past: int, seconds: float, ratio: float, verdict: str) -> WorkloadRow:
     generator = np.random.default_rng(tokens + past)
     dense = tuple(float(v) for v in seconds * (1 + generator.gamma(2.0, 0.02, 120)))
     pruned = tuple(float(v) for v in seconds / ratio * (1 + generator.gamma(2.0, 0.02, 120)))
     middle, smaller = float(np.median(dense)), float(np.median(pruned))
-    return Workload(
+    return WorkloadRow(
         name=name,
         phase=phase,  # type: ignore[arg-type]
         tokens=tokens,

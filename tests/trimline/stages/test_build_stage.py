@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from exporters.tensorrt.shapes import Request
+from exporters.onnx.running.shapes import EngineRequest
 from pipeline.artefacts.artefact import Artefact
 from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import TrimlineError
@@ -118,7 +118,7 @@ def test_int8_is_a_row(tmp_path):
     ("text", "expected"), [("512", (512, 1, 1)), ("512/17", (512, 17, 1)), ("128/65x8", (128, 65, 8)), ("7x2", (7, 1, 2))]
 )
 def test_requests(text, expected):
-    assert parse_request(text) == Request(*expected)
+    assert parse_request(text) == EngineRequest(*expected)
 
 
 @pytest.mark.parametrize("text", ["", "0", "512/", "a/b", "512/17x0", "-1", "٣"])

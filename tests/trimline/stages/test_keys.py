@@ -35,7 +35,7 @@ from trimline.stages.names import (
     TEXT,
     TIMINGS,
     Name,
-    Part,
+    Shard,
     evaluation_of,
     export_of,
     tasks_of,
@@ -61,7 +61,7 @@ class Codes(Run):
     def all_codes(self) -> dict[str, str]:
         """By stage."""
         self.codes = {}
-        statistics, judged = Name("statistics", part=Part(0, 1)), (evaluation_of(DENSE), export_of(DENSE), tasks_of(DENSE))
+        statistics, judged = Name("statistics", part=Shard(0, 1)), (evaluation_of(DENSE), export_of(DENSE), tasks_of(DENSE))
         for job in (SOURCE, TEXT, statistics, MEASURED, PLAN, SMALLER, RECOVERED, *judged, TIMINGS, REPORT, PACKAGE):
             self.do(job)
         return self.codes

@@ -28,14 +28,14 @@ from trimline.stages.names import (
     TIMINGS,
     Lane,
     Name,
-    Part,
+    Shard,
     engine_of,
     evaluation_of,
     export_of,
     tasks_of,
 )  # fmt: skip
 from trimline.stages.order import SHARED, jobs
-from trimline.stages.stage import Case, Stage
+from trimline.stages.stage import Stage, StageCase
 from trimline.stages.table import TABLE, TIMED, row_of
 
 BUDGET = {"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}}
@@ -62,22 +62,22 @@ def test_what_a_stage_needs_is_made_before_it(runtime, step, more) -> None:
         pytest.skip("preflight refuses it")
     done: dict[Name, Artefact] = {}
     for job in (*SHARED, *jobs(wanted, *LANES, shards=2), TIMINGS, REPORT, PACKAGE):
-        row, case = row_of(job), Case(wanted, job, done)
+        row, case = row_of(job), StageCase(wanted, job, done)
         assert set(row.needs(case)) <= set(done), job
         if isinstance(row, Stage):
             done[job] = Artefact(job.stage, str(job), Path(job.stage), 0.0)
-    assert list(row_of(REPORT).inputs(Case(wanted, REPORT, done))) == list(done)
+    assert list(row_of(REPORT).inputs(StageCase(wanted, REPORT, done))) == list(done)
 
 
 def test_a_changed_row_of_the_recipe_changes_what_counts() -> None:
     """The inputs that a key covers, where they hang on the recipe."""
 
     def inputs(name: Name, wanted, *made: Name) -> list[str]:
-        case = Case(wanted, name, {one: Artefact(one.stage, "", Path(), 0.0) for one in made})
+        case = StageCase(wanted, name, {one: Artefact(one.stage, "", Path(), 0.0) for one in made})
         return list(map(str, row_of(name).inputs(case)))
 
     plain, full = recipe(BUDGET), recipe(BUDGET, **EVERYTHING)
-    part = Name("statistics", part=Part(0, 2))
+    part = Name("statistics", part=Shard(0, 2))
     assert inputs(MEASURED, plain) == ["source", "text"]
     assert inputs(MEASURED, plain, SOURCE, part) == ["source", "text", "statistics 0 of 2"]
     assert inputs(PLAN, plain, MEASURED, LATENCY) == ["source", "text", "measure", "latency"]
@@ -99,7 +99,7 @@ def test_what_is_timed_stands_alone() -> None:
     [
         (TEXT, "text", "texts"),
         (SETTLED, "settle", "settle"),
-        (Name("statistics", part=Part(0, 3)), "statistics 0 of 3", "statistics 0"),
+        (Name("statistics", part=Shard(0, 3)), "statistics 0 of 3", "statistics 0"),
         (evaluation_of(REBUILT), "evaluate rebuilt", "evaluate rebuilt"),
         (evaluation_of(DENSE.engine), "evaluate dense engine", "evaluate_engine dense"),
         (tasks_of(PRUNED.graph), "lm_eval pruned graph", "examine_graph pruned"),

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pipeline.common.errors import TrimlineError
-from trimline.sweeps.front import Place, knee, pareto
+from trimline.sweeps.front import FrontPoint, knee, pareto
 from trimline.sweeps.grid import axes_of, grid_points, parse_grid
 
 ONE_BUDGET = {"prune": {"steps": [{"method": "cfsp", "budget": {"ffn": {"remove": 0.3}}}]}}
@@ -101,15 +101,17 @@ def test_the_front_is_what_nobody_beats():
 
     draw = random.Random(3)
     for _ in range(50):
-        places = [Place(str(n), draw.choice([1.0, 1.2, 1.4, 1.6]), draw.choice([10.0, 12.0, 15.0])) for n in range(draw.randint(1, 12))]
+        places = [
+            FrontPoint(str(n), draw.choice([1.0, 1.2, 1.4, 1.6]), draw.choice([10.0, 12.0, 15.0])) for n in range(draw.randint(1, 12))
+        ]
         front = pareto(places)
         assert {place.name for place in front} == brute_front(places)
         assert [place.speed for place in front] == sorted(place.speed for place in front)
 
 
 def test_the_knee_is_farthest_from_the_chord():
-    ends = Place("a", 1.0, 10.0), Place("e", 2.0, 40.0)
-    inside = Place("b", 1.3, 11.0), Place("c", 1.6, 13.0), Place("d", 1.8, 25.0)
+    ends = FrontPoint("a", 1.0, 10.0), FrontPoint("e", 2.0, 40.0)
+    inside = FrontPoint("b", 1.3, 11.0), FrontPoint("c", 1.6, 13.0), FrontPoint("d", 1.8, 25.0)
     found, _ = knee([ends[0], *inside, ends[1]])
     chord = (ends[1].speed - ends[0].speed, math.log(ends[1].perplexity / ends[0].perplexity))
     distances = {p.name: (p.speed - 1.0) / chord[0] - math.log(p.perplexity / 10.0) / chord[1] for p in inside}
@@ -120,9 +122,9 @@ def test_the_knee_is_farthest_from_the_chord():
 @pytest.mark.parametrize(
     ("front", "why"),
     [
-        ([Place("a", 1.0, 10.0), Place("b", 2.0, 20.0)], "no point between its ends"),
-        ([Place("a", 1.0, 10.0), Place("b", 1.5, 19.0), Place("c", 2.0, 20.0)], "below the line"),
-        ([Place("a", 1.0, 10.0)], "no point between its ends"),
+        ([FrontPoint("a", 1.0, 10.0), FrontPoint("b", 2.0, 20.0)], "no point between its ends"),
+        ([FrontPoint("a", 1.0, 10.0), FrontPoint("b", 1.5, 19.0), FrontPoint("c", 2.0, 20.0)], "below the line"),
+        ([FrontPoint("a", 1.0, 10.0)], "no point between its ends"),
     ],
 )
 def test_a_front_without_a_knee_says_why(front, why):

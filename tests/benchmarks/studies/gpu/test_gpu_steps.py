@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.studies.gpu import __main__ as program
-from benchmarks.studies.gpu.steps import RUNTIMES, Step, recipe_file, recipe_text, steps
+from benchmarks.studies.gpu.steps import RUNTIMES, GpuStep, recipe_file, recipe_text, steps
 from pipeline.common.driver import cuda_devices
 from tests.tiny import tiny_model
 from trimline.recipe import parse_recipe
@@ -123,9 +123,9 @@ def test_dry_finds_what_is_wrong(tmp_path):
     said: list[str] = []
     bad = dict(steps("default", tmp_path, "python3")[-1].recipe or {}) | {"export": {"lowering": "sideways"}}
     todo = [
-        Step("packages", "why", ("python3", "-m", "pip", "install", ".[gpu,nothing]", "not a requirement!")),
-        Step("module", "why", ("python3", "-m", "trimline.no_such_module")),
-        Step("run", "why", ("python3", "-m", "trimline.cli"), recipe=bad),
+        GpuStep("packages", "why", ("python3", "-m", "pip", "install", ".[gpu,nothing]", "not a requirement!")),
+        GpuStep("module", "why", ("python3", "-m", "trimline.no_such_module")),
+        GpuStep("run", "why", ("python3", "-m", "trimline.cli"), recipe=bad),
     ]
     assert program.dry(todo, tmp_path, said.append) == 1
     wrong = [line.strip() for line in said if line.strip().startswith("wrong")]
@@ -151,8 +151,8 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path):
     (build / "build.log").write_text("a real log")
     (out / "report.html").write_text("page")
     todo = [
-        Step("fails", "first", (python, "-c", "print('what went wrong'); raise SystemExit(4)")),
-        Step("goes on", "second", (python, "-c", "print('fine')"), recipe={"name": "x"}, keep={"report.html": "report-x.html"}),
+        GpuStep("fails", "first", (python, "-c", "print('what went wrong'); raise SystemExit(4)")),
+        GpuStep("goes on", "second", (python, "-c", "print('fine')"), recipe={"name": "x"}, keep={"report.html": "report-x.html"}),
     ]
     assert program.take(todo, out, said.append) == 1
     assert any(line.startswith("failed: fails: what went wrong (exit status 4;") for line in said)
@@ -165,6 +165,6 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path):
 
 def test_an_essential_step_ends_it(tmp_path):
     said: list[str] = []
-    todo = [Step("first", "why", (sys.executable, "-c", "raise SystemExit(1)"), essential=True), Step("second", "why", ("never",))]
+    todo = [GpuStep("first", "why", (sys.executable, "-c", "raise SystemExit(1)"), essential=True), GpuStep("second", "why", ("never",))]
     assert program.take(todo, tmp_path, said.append) == 1
     assert [entry["step"] for entry in json.loads((tmp_path / "steps.json").read_text())] == ["first"]

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.studies.serving.ab import SMALLER, figures, main, rows
-from benchmarks.studies.serving.load import Run
-from benchmarks.studies.serving.request import Sample
+from benchmarks.studies.serving.load import LoadRun
+from benchmarks.studies.serving.request import RequestSample
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.common.errors import TrimlineError
 from tests.deploy.serve.conftest import serving, tiny_checkpoint, tiny_onnx  # noqa: F401 - fixtures
@@ -27,12 +27,12 @@ def compared(*arguments: str):
 
 
 def test_a_round_is_told_by_medians_and_a_failure_ends_it():
-    samples = [Sample(0, (0.2, 0.3, 0.5), 7, 4), Sample(0, (0.4, 1.0), 7, 4), Sample(0, (0.1,), 7, 1)]
-    found = figures(Run(1, 3.0, samples, []))
+    samples = [RequestSample(0, (0.2, 0.3, 0.5), 7, 4), RequestSample(0, (0.4, 1.0), 7, 4), RequestSample(0, (0.1,), 7, 1)]
+    found = figures(LoadRun(1, 3.0, samples, []))
     assert found == pytest.approx({"TTFT": 0.2, "latency": 0.5, "TPOT": 0.15, "wall time / output tokens": 3 / 9})
-    assert "TPOT" not in figures(Run(1, 3.0, samples[-1:], []))
+    assert "TPOT" not in figures(LoadRun(1, 3.0, samples[-1:], []))
     with pytest.raises(TrimlineError, match=r"1 requests of a round failed \(500: x\)"):
-        figures(Run(1, 3.0, samples, ["500: x"]))
+        figures(LoadRun(1, 3.0, samples, ["500: x"]))
 
 
 @pytest.mark.parametrize(

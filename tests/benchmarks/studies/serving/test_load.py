@@ -11,24 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.serving.load import Run, page, prompts
-from benchmarks.studies.serving.request import Sample
+from benchmarks.studies.serving.load import LoadRun, page, prompts
+from benchmarks.studies.serving.request import RequestSample
 from pipeline.common.errors import TrimlineError
 from tests.benchmarks.studies.serving.local_server import answering
 from tests.deploy.serve.conftest import ROOT, serving, tiny_checkpoint, tiny_onnx  # noqa: F401 - fixtures
 
-SAMPLE = Sample(0.5, (0.2, 0.3, 0.5), 7, 4)
+SAMPLE = RequestSample(0.5, (0.2, 0.3, 0.5), 7, 4)
 
 
 def test_times_of_a_request() -> None:
     assert (SAMPLE.ttft, SAMPLE.latency) == (0.2, 0.5)
     assert SAMPLE.tpot == pytest.approx(0.1)
     assert SAMPLE.gaps == pytest.approx([0.1, 0.2])
-    assert Sample(0, (0.2,), 7, 1).tpot is None
+    assert RequestSample(0, (0.2,), 7, 1).tpot is None
 
 
 def test_a_run_adds_up_and_says_what_it_cannot_tell() -> None:
-    run = Run(2, 2.0, [SAMPLE, Sample(0, (0.1,), 7, 1)], ["500: x"])
+    run = LoadRun(2, 2.0, [SAMPLE, RequestSample(0, (0.1,), 7, 1)], ["500: x"])
     assert run.tokens_per_second == 2.5
     found = run.summaries()
     assert {name: summary.n for name, summary in found.items()} == {"ttft": 2, "tpot": 1, "itl": 2, "latency": 2}
@@ -39,11 +39,11 @@ def test_a_run_adds_up_and_says_what_it_cannot_tell() -> None:
     assert "2 answered, 1 failed" in said
     assert "failed: 500: x" in said
     assert "too short" in said
-    assert not Run(1, 3.0, [SAMPLE] * 10, []).too_short
+    assert not LoadRun(1, 3.0, [SAMPLE] * 10, []).too_short
 
 
 def test_a_hundred_samples_have_a_p99() -> None:
-    assert "n/a" not in page(Run(1, 10, [SAMPLE] * 100, []))
+    assert "n/a" not in page(LoadRun(1, 10, [SAMPLE] * 100, []))
 
 
 def test_every_prompt_is_another() -> None:
@@ -66,7 +66,7 @@ def test_a_real_server_is_measured(tiny_onnx: Path, tmp_path: Path) -> None:  # 
         record = json.loads(out.read_text(encoding="utf-8"))
         assert record["workload"]["model"] == tiny_onnx.name
         for run, clients in zip(record["runs"], (1, 8), strict=True):
-            samples = [Sample(**sample) for sample in run["samples"]]
+            samples = [RequestSample(**sample) for sample in run["samples"]]
             assert (run["concurrency"], len(samples), run["failures"]) == (clients, 100, [])
             assert {sample.output_tokens for sample in samples} == {12}
             assert all(0 < sample.ttft <= sample.latency <= run["seconds"] for sample in samples)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.serving.load import Run, page
-from benchmarks.studies.serving.request import RequestFailed, Sample
+from benchmarks.studies.serving.load import LoadRun, page
+from benchmarks.studies.serving.request import RequestFailed, RequestSample
 from benchmarks.studies.serving.service_levels import BARS, level, levels, table
 from benchmarks.studies.serving.triton import TritonEndpoint, TritonReading
 from tests.benchmarks.studies.serving.local_server import answering
@@ -97,8 +97,8 @@ def test_the_request_is_greedy_and_of_limited_length():
     assert TritonEndpoint("m", 9).body("p") == {"text_input": "p", "max_tokens": 9}
 
 
-def sample(ttft: float, tpot: float) -> Sample:
-    return Sample(0.0, (ttft, ttft + 2 * tpot), 7, 3)
+def sample(ttft: float, tpot: float) -> RequestSample:
+    return RequestSample(0.0, (ttft, ttft + 2 * tpot), 7, 3)
 
 
 def test_a_service_is_judged_by_p99_and_says_so_where_there_is_none():
@@ -118,7 +118,7 @@ def test_what_failed_meets_no_bar():
 
 
 def test_a_run_shows_bars_and_tokens_per_user():
-    said = page(Run(1, 10.0, [sample(0.4, 0.02)] * 100, []))
+    said = page(LoadRun(1, 10.0, [sample(0.4, 0.02)] * 100, []))
     assert "50.0 output tokens/s/user (1 / median TPOT)" in said
     assert "| llama2-70b interactive | 450 | 400.00 | 40 | 20.00 | 100.0% | yes |" in said
     assert "no MLPerf result" in said

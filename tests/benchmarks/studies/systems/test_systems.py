@@ -22,14 +22,14 @@ from benchmarks.studies.systems import speed as systems_speed
 from benchmarks.studies.systems import systems as systems_list
 from benchmarks.studies.systems.measure import Setting, without_paths
 from benchmarks.studies.systems.row import Pruning
-from benchmarks.studies.systems.speed import Speeds, Timing, is_timed, of_rows, time_shapes, timings
+from benchmarks.studies.systems.speed import Speeds, TimingPlan, is_timed, of_rows, time_shapes, timings
 from benchmarks.studies.systems.systems import (
     DENSE,
     OURS,
     OURS_FFN,
     SYSTEMS,
-    Row,
     System,
+    SystemRow,
     anywhere,
     even_budget,
     ffn_alone,
@@ -84,7 +84,7 @@ def test_a_model_whose_blocks_differ_or_a_budget_beyond_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize("row", rows_of(SYSTEMS, (0.2, 0.3, 0.5), (0.25,))[1:], ids=lambda row: row.name)
-def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: Row) -> None:
+def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: SystemRow) -> None:
     recipe = row.recipe(SMOL, CALIBRATION)
     assert recipe is not None
     resolve_steps(recipe)
@@ -98,7 +98,7 @@ def test_every_row_is_a_sound_recipe_on_the_same_tokens(row: Row) -> None:
 
 def test_rows_are_sorted_by_size_with_more_of_ours() -> None:
     found = rows_of(SYSTEMS, (0.3, 0.2), (0.25,))
-    assert found[0] == Row(DENSE)
+    assert found[0] == SystemRow(DENSE)
     smaller = [row.remove for row in found[1:] if row.remove]
     assert smaller == sorted(smaller)
     assert [row.size == "2:4" for row in found] == sorted(row.size == "2:4" for row in found)
@@ -159,8 +159,8 @@ def test_sizes_on_the_way_of_a_run_are_those_of_shorter_runs(tmp_path: Path, our
 
 def test_only_sizes_that_a_run_passes_are_its_models() -> None:
     surgeon = next(system for system in SYSTEMS if system.through)
-    assert [Row(surgeon, size).shot for size in (0.1, 0.2, 0.3, 0.5, 0.25, 0.6, None)] == [1, 2, 3, 5, None, None, None]
-    whole, on_the_way, apart = (Row(surgeon, size).recipe(SMOL, CALIBRATION) for size in (0.5, 0.2, 0.25))
+    assert [SystemRow(surgeon, size).shot for size in (0.1, 0.2, 0.3, 0.5, 0.25, 0.6, None)] == [1, 2, 3, 5, None, None, None]
+    whole, on_the_way, apart = (SystemRow(surgeon, size).recipe(SMOL, CALIBRATION) for size in (0.5, 0.2, 0.25))
     assert on_the_way == whole != apart
 
 
@@ -349,7 +349,7 @@ def test_shapes_are_timed_again_for_one_that_waits(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
     recipe = BenchmarkSlice()
-    once = Timing(recipe, runs=1)
+    once = TimingPlan(recipe, runs=1)
     first = time_shapes([{"a": shapes["a"]}], setting, once)
     both = time_shapes([shapes], setting, once)
     assert asked == [["a"], ["a", "b", "c"]]
@@ -360,10 +360,10 @@ def test_shapes_are_timed_again_for_one_that_waits(tmp_path: Path, monkeypatch: 
     better = time_shapes([shapes], setting, replace(once, again=True))
     assert asked[2:] == [["a", "b", "c"]]
     assert better.rows["b"]["decode"].control_holds
-    assert set(time_shapes([shapes], setting, Timing(BenchmarkSlice(rounds=30), new=False)).rows) == set()
+    assert set(time_shapes([shapes], setting, TimingPlan(BenchmarkSlice(rounds=30), new=False)).rows) == set()
     assert len(asked) == 3
     assert better.rows["a"]["decode"].speedup.rounds == 4
-    assert time_shapes([shapes], setting, Timing(recipe)).rows == better.rows
+    assert time_shapes([shapes], setting, TimingPlan(recipe)).rows == better.rows
     assert len(asked) == 3  # all are in two runs already
     assert set(time_shapes([shapes | {"d": {"blocks": [[9, 1]], "biases": []}}], setting, once).rows) == set("abcd")
     assert asked[3:] == [["a", "b", "c", "d"]]
@@ -383,7 +383,7 @@ def test_shapes_of_one_size_are_timed_side_by_side(tmp_path: Path, monkeypatch: 
         raise TrimlineError("No room.", "Make some.")
 
     monkeypatch.setattr(systems_speed, "_measured", measured)
-    assert set(timings(records, setting, Timing(BenchmarkSlice(), together=3)).failures) == set("0123456")
+    assert set(timings(records, setting, TimingPlan(BenchmarkSlice(), together=3)).failures) == set("0123456")
     assert asked == [[1, 2, 3], [4], [5, 6]]  # what failed is not tried a second time
 
 

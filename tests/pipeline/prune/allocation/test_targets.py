@@ -21,10 +21,11 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.loading import load_model
 from pipeline.plan.selection import Selection
-from pipeline.prune.allocation.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.allocation.program import Choice, least_loss
 from pipeline.prune.allocation.targeted import Aim, best_sizes, by_scores, size_grid
-from pipeline.prune.allocation.targets import Consumer, bounds, measures, part_of
+from pipeline.prune.allocation.targets import bounds, measures, part_of
+from pipeline.prune.consumer import Consumer
+from pipeline.prune.latency import Entry, LatencyTable, Times, identity
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from pipeline.prune.stage import check_targets, make_plan

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exporters.onnx.sparsity import load_graph
-from exporters.tensorrt.decoder import DECODE, PREFILL
 from pipeline.common.errors import TrimlineError
 
+PREFILL, DECODE = "prefill", "decode"  # the two kinds of calls, and the names of their profiles
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
 Axes = tuple[str | int, ...]
 Range = tuple[int, int, int]  # least, where it is fastest, most
 
 
-class Request(NamedTuple):
+class EngineRequest(NamedTuple):
     """A request that the engine must serve: tokens of the prompt, tokens to make, equal requests at once."""
 
     prompt: int
@@ -28,11 +28,11 @@ class Request(NamedTuple):
     batch: int = 1
 
 
-DEFAULT_REQUESTS = (Request(512), Request(128, 17))
+DEFAULT_REQUESTS = (EngineRequest(512), EngineRequest(128, 17))
 
 
 @dataclass(frozen=True)
-class Profile:
+class OptimizationProfile:
     """Least, best and largest shape of every input, for one kind of call."""
 
     name: str
@@ -49,7 +49,7 @@ def graph_inputs(graph: Path) -> dict[str, Axes]:
     return {value.name: tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim) for value in model.graph.input}
 
 
-def profiles_for(inputs: Mapping[str, Axes], requests: Sequence[Request]) -> tuple[Profile, ...]:
+def profiles_for(inputs: Mapping[str, Axes], requests: Sequence[EngineRequest]) -> tuple[OptimizationProfile, ...]:
     """The prompt's profile and the step's. Their optimum is the first request's; all requests fit into their limits.
 
     Args:
@@ -60,11 +60,12 @@ def profiles_for(inputs: Mapping[str, Axes], requests: Sequence[Request]) -> tup
         TrimlineError: the graph has a free axis of another name.
     """
     return tuple(
-        Profile(name, {value: _shapes(value, axes, ranges) for value, axes in inputs.items()}) for name, ranges in _ranges(requests)
+        OptimizationProfile(name, {value: _shapes(value, axes, ranges) for value, axes in inputs.items()})
+        for name, ranges in _ranges(requests)
     )
 
 
-def _ranges(requests: Sequence[Request]) -> tuple[tuple[str, dict[str, Range]], ...]:
+def _ranges(requests: Sequence[EngineRequest]) -> tuple[tuple[str, dict[str, Range]], ...]:
     first = requests[0]
     step = next((request for request in requests if request.output > 1), first)
     batches = max(request.batch for request in requests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.tensorrt.shapes import Request, graph_inputs, profiles_for
+from exporters.onnx.running.shapes import EngineRequest, graph_inputs, profiles_for
 from pipeline.common.errors import TrimlineError
 
 INPUTS = {
@@ -19,7 +19,9 @@ def fits(shape: tuple[int, ...], ranges: tuple) -> bool:
     return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
 
 
-@pytest.mark.parametrize("requests", [[Request(512)], [Request(128, 17), Request(512, 1, 4)], [Request(1, 64)], [Request(7, 2, 3)]])
+@pytest.mark.parametrize(
+    "requests", [[EngineRequest(512)], [EngineRequest(128, 17), EngineRequest(512, 1, 4)], [EngineRequest(1, 64)], [EngineRequest(7, 2, 3)]]
+)
 def test_every_call_of_every_request_fits(requests):
     prefill, decode = profiles_for(INPUTS, requests)
     for request in requests:
@@ -31,7 +33,7 @@ def test_every_call_of_every_request_fits(requests):
 
 
 def test_the_optimum_is_the_first_request():
-    prefill, decode = profiles_for(INPUTS, [Request(512, 1, 2), Request(128, 17)])
+    prefill, decode = profiles_for(INPUTS, [EngineRequest(512, 1, 2), EngineRequest(128, 17)])
     assert prefill.shapes["input_ids"] == ((1, 1), (2, 512), (2, 512))
     assert prefill.shapes["past_key_values.3.key"][1] == (2, 2, 0, 16)
     assert decode.shapes["past_key_values.3.key"][1] == (1, 2, 135, 16)  # in the middle of the steps
@@ -44,9 +46,9 @@ def test_inputs_of_an_exported_graph(sparse_onnx):
     found = graph_inputs(sparse_onnx / "model.onnx")
     assert found["past_key_values.2.key"] == ("batch", 2, "past", 16)
     assert "past_key_values.1.key" not in found
-    assert len(profiles_for(found, [Request(8)])) == 2
+    assert len(profiles_for(found, [EngineRequest(8)])) == 2
 
 
 def test_an_axis_of_another_name_is_refused():
     with pytest.raises(TrimlineError, match="'length'"):
-        profiles_for({"input_ids": ("batch", "length")}, [Request(8)])
+        profiles_for({"input_ids": ("batch", "length")}, [EngineRequest(8)])
