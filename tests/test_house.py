@@ -176,6 +176,18 @@ def test_rooms_do_not_know_what_they_may_not(folder: str) -> None:
     assert known == []
 
 
+def test_the_name_of_a_class_means_one_thing() -> None:
+    defined = [(node.name, path) for path in sources(*MAY_IMPORT) for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
+    files = Counter(name for name, _ in set(defined))
+    assert [name for name, count in files.items() if count > 1] == []
+
+
+def test_steps_are_resolved_in_one_place() -> None:
+    asking = re.compile(r"\bmethod_named\(|\bMETHODS\[|isinstance\([\w.]+, \(?\w+Method\b")
+    found = {str(path.relative_to(ROOT)) for path in sources("pipeline", "trimline") if asking.search(path.read_text(encoding="utf-8"))}
+    assert found == {"pipeline/prune/steps.py", "pipeline/prune/methods/__init__.py"}
+
+
 def test_every_room_says_what_it_may_not_know() -> None:
     assert [f"{folder}/{room}" for folder, table in rooms().items() for room, strangers in table.items() if not strangers] == []
 
