@@ -16,9 +16,10 @@ from benchmarks.latency.cut_models import EXPORT
 from benchmarks.latency.shapes import Form
 from benchmarks.latency.stage import adopt, latency_table
 from benchmarks.recipe import BenchmarkSlice, Workload
+from benchmarks.studies.systems.asking import TILE
 from benchmarks.studies.systems.measure import QUIET, Record, Setting, made_by, row_in_child, row_key
 from benchmarks.studies.systems.row import MODEL, made
-from benchmarks.studies.systems.systems import OURS, TILE, System
+from benchmarks.studies.systems.systems import OURS, System
 from exporters.onnx.stage import export
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.latency.cut_models import shape_of
 from benchmarks.machine.memory import AnonymousPeak
-from benchmarks.studies.systems.systems import TWO_FOUR
+from benchmarks.studies.systems.asking import TWO_FOUR
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.artefacts.artefact import digest, file_digest, whole_folder

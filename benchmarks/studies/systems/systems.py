@@ -7,27 +7,32 @@ system is slower for widths that kernels do not like; a system's own rounding wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.architecture.geometry import BlockShape, Geometry
+from benchmarks.studies.systems.asking import (
+    TWO_FOUR,
+    Steps,
+    anywhere,
+    every_block_alike,
+    every_ffn_alike,
+    ffn_alone,
+    pooled,
+    two_four,
+    whole_blocks,
+)
+from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
-from pipeline.common.errors import TrimlineError
-from pipeline.prune.recipe import Budget, Pool, PruneSlice, PruneStep
+from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.sources.recipe import CalibrationWindows
 
-TILE = 64
 SURGEON_SHOTS = 5
 # Weights whose correlations are solved for at once; 2000 are published. A row that loses more is solved for whole all the same.
 SURGEON_TOGETHER = 500
 OURS, OURS_FFN = "trimline", "trimline_ffn"
 ALL_OURS = (OURS, OURS_FFN)  # the others are published
 SURGEON = "llm_surgeon"
-TWO_FOUR = "2:4"
-Steps = Callable[[Geometry, float], tuple[PruneStep, ...]]
 Removed = Mapping[str, float]  # what went, in every definition (``removed_in_every_definition``)
 
 
@@ -121,63 +126,16 @@ class SystemRow:
         return PruneSlice(calibration=calibration, steps=self.system.smaller(geometry, asked))
 
 
-def ffn_alone(method: str, **more: Any) -> Steps:
-    """All of it from the FFN."""
-    budget = lambda remove: {Space.FFN: Budget(remove=remove, of="parameters")}  # noqa: E731
-    return lambda geometry, remove: (PruneStep(method=method, budget=budget(remove), round_to=TILE, **more),)
-
-
-def pooled(method: str, spaces: tuple[Space, ...] = (Space.FFN, Space.KV_GROUP), **more: Any) -> Steps:
-    """Units of all blocks compete."""
-    return lambda geometry, remove: (PruneStep(method=method, pooled=Pool(spaces=spaces, remove=remove), round_to=TILE, **more),)
-
-
-def whole_blocks(method: str, **more: Any) -> Steps:
-    """Blocks, which are all of one size."""
-    return lambda geometry, remove: (PruneStep(method=method, budget={Space.LAYER: Budget(remove=remove)}, **more),)
-
-
-def every_block_alike(method: str, **more: Any) -> Steps:
-    """The same from every block: KV groups, and FFN channels for the rest."""
-    return lambda geometry, remove: (PruneStep(method=method, budget=even_budget(geometry, remove), round_to=TILE, **more),)
-
-
-def two_four(method: str, **more: Any) -> PruneStep:
-    """Two zeros in every four inputs of all linears."""
-    return PruneStep(method=method, budget={Space.WEIGHT: Budget(remove=0.5)}, pattern=TWO_FOUR, **more)
-
-
-def anywhere(method: str) -> Callable[[float], PruneStep]:
-    """Zeros wherever the method puts them."""
-    return lambda remove: PruneStep(method=method, budget={Space.WEIGHT: Budget(remove=remove)})
-
-
-def even_budget(geometry: Geometry, remove: float) -> dict[Space, Budget]:
-    """Sizes that every block keeps: the nearest whole number of KV groups, and FFN widths that make up for the difference.
-
-    Of two equally near numbers of groups the smaller goes. Widths are whole tiles; where the same for all would miss the
-    budget, some blocks, evenly spaced, keep one tile more.
-
-    Raises:
-        TrimlineError: the blocks differ, or less than a tile would be left.
-    """
-    if not geometry.is_uniform:
-        raise TrimlineError("The blocks of this model differ already, and the system treats all alike.", "Start from a dense model.")
-    blocks, first = len(geometry.blocks), geometry.blocks[0]
-    gone = min(first.kv_groups - 1, math.ceil(first.kv_groups * remove - 0.5))
-    channel, group = (geometry.block_parameters(shape) for shape in (BlockShape(1, 0), BlockShape(0, 1)))
-    channels = first.ffn * blocks - (remove * geometry.decoder_parameters() - gone * group * blocks) / channel
-    tiles = round(min(channels, first.ffn * blocks) / TILE)
-    if tiles < blocks:
-        raise TrimlineError(f"Removing {remove:.0%} of the decoder leaves less than {TILE} FFN channels per block.", "Remove less.")
-    shares = (tiles * (block + 1) // blocks - tiles * block // blocks for block in range(blocks))
-    widths = tuple(min(first.ffn, TILE * share) for share in shares)
-    budget = {Space.FFN: Budget(keep=widths)}
-    return budget | ({Space.KV_GROUP: Budget(keep=first.kv_groups - gone)} if gone else {})
-
-
 def _channels(removed: Removed) -> str:
     return f"{percent(removed['ffn_channels'])} of the FFN channels"
+
+
+def _channels_alike(removed: Removed) -> str:
+    return f"{_channels(removed)}, in every block"
+
+
+def _channels_alike_refitted(removed: Removed) -> str:
+    return f"{_channels_alike(removed)}; published is the score, the update is ours"
 
 
 def _alike(removed: Removed) -> str:
@@ -219,6 +177,8 @@ SYSTEMS = (
     System("gblm", "GBLM-Pruner", every_block_alike("gblm"), _alike_of_ours, two_four("gblm")),
     System("flap", "FLAP", pooled("flap", compensation="bias"), _together),
     System("cfsp", "CFSP", ffn_alone("cfsp"), _channels),
+    System("taylor", "Taylor", every_ffn_alike("taylor"), _channels_alike),
+    System("taylor_ls", "Taylor, least squares", every_ffn_alike("taylor", compensation="least_squares"), _channels_alike_refitted),
     System(
         SURGEON,
         "LLM Surgeon, reduced",

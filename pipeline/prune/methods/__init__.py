@@ -15,6 +15,7 @@ from pipeline.prune.methods.llm_surgeon import LLMSurgeon
 from pipeline.prune.methods.magnitude import Magnitude
 from pipeline.prune.methods.residual_energy import ResidualEnergy
 from pipeline.prune.methods.sparsegpt import SparseGPT
+from pipeline.prune.methods.taylor import Taylor
 from pipeline.prune.methods.trimline import Trimline
 from pipeline.prune.methods.wanda import Wanda, WandaStructured
 from pipeline.prune.step import Method
@@ -33,6 +34,7 @@ REGISTERED: tuple[Method, ...] = (
     Trimline(),
     LaCo(),
     ResidualEnergy(),
+    Taylor(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

@@ -17,8 +17,9 @@ from benchmarks.studies.equal_speed.__main__ import TimedSpeed, at_speed, lines,
 from benchmarks.studies.equal_speed.rows import SpeedRow, asked_of, form_of, shots_by_speed
 from benchmarks.studies.serving.genai_client import Seconds
 from benchmarks.studies.systems import __main__ as systems
+from benchmarks.studies.systems.asking import TILE, ffn_alone, pooled
 from benchmarks.studies.systems.measure import Setting
-from benchmarks.studies.systems.systems import OURS, SYSTEMS, TILE, System, ffn_alone, pooled
+from benchmarks.studies.systems.systems import OURS, SYSTEMS, System
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.architecture.families import FAMILIES
 from pipeline.architecture.geometry import BlockShape, Geometry

@@ -27,6 +27,7 @@ STEPS = {
     "magnitude": {"method": "magnitude"} | FFN,
     "wanda_sp": {"method": "wanda_sp"} | FFN,
     "gblm": {"method": "gblm"} | FFN,
+    "taylor, least squares": {"method": "taylor", "compensation": "least_squares"} | FFN,
     "flap": {"method": "flap", "compensation": "bias"} | POOLED,
     "llm_surgeon": {"method": "llm_surgeon", "compensation": "least_squares", "shots": 2} | POOLED,
     "trimline": {"method": "trimline", "shots": 2} | POOLED,

@@ -20,23 +20,11 @@ from benchmarks.results.document import Results
 from benchmarks.studies.systems import __main__ as systems
 from benchmarks.studies.systems import speed as systems_speed
 from benchmarks.studies.systems import systems as systems_list
+from benchmarks.studies.systems.asking import anywhere, even_budget, even_widths, ffn_alone, pooled, two_four
 from benchmarks.studies.systems.measure import Setting, without_paths
 from benchmarks.studies.systems.row import Pruning
 from benchmarks.studies.systems.speed import Speeds, TimingPlan, is_timed, of_rows, time_shapes, timings
-from benchmarks.studies.systems.systems import (
-    DENSE,
-    OURS,
-    OURS_FFN,
-    SYSTEMS,
-    System,
-    SystemRow,
-    anywhere,
-    even_budget,
-    ffn_alone,
-    pooled,
-    rows_of,
-    two_four,
-)
+from benchmarks.studies.systems.systems import DENSE, OURS, OURS_FFN, SYSTEMS, System, SystemRow, rows_of
 from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
@@ -76,9 +64,20 @@ def test_blocks_alike_meet_the_definition_to_half_a_tile(remove: float) -> None:
     assert max(widths) - min(widths) in (0, 64)
 
 
+@pytest.mark.parametrize("remove", [0.1, 0.2, 0.3, 0.5, 0.7])
+def test_the_ffn_alone_meets_it_too_where_blocks_are_alike(remove: float) -> None:
+    widths = even_widths(SMOL, remove)
+    left = SMOL.with_blocks(tuple(BlockShape(width, 3) for width in widths)).decoder_parameters()
+    assert abs(left - (1 - remove) * SMOL.decoder_parameters()) <= 32 * SMOL.block_parameters(BlockShape(1, 0))
+    assert all(width % 64 == 0 for width in widths)
+    assert max(widths) - min(widths) in (0, 64)
+
+
 def test_a_model_whose_blocks_differ_or_a_budget_beyond_it_is_refused() -> None:
     with pytest.raises(TrimlineError, match="differ"):
         even_budget(SMOL.with_blocks((BlockShape(1536, 3), BlockShape(64, 3))), 0.2)
+    with pytest.raises(TrimlineError, match="differ"):
+        even_widths(SMOL.with_blocks((BlockShape(1536, 3), BlockShape(64, 3))), 0.2)
     with pytest.raises(TrimlineError, match="less than 64"):
         even_budget(SMOL, 0.95)
 
