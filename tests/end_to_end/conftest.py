@@ -21,6 +21,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_measuring() -> object:
     """Models timed in this process, in as many rounds whatever else the machine does: results.json grows with each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         patch.setattr(benchmarks.timing.timing, "agrees_with_itself", lambda samples, rounds_per_opening: True)
         yield

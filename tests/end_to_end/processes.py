@@ -67,7 +67,7 @@ def _wait(found: Callable[[], bool], ended: Callable[[], bool]) -> bool:
 def _call(arguments: list[str], out: Path, err: Path) -> None:
     from trimline.cli.app import main
 
-    benchmarks.stage.Child = InProcess  # type: ignore[misc, assignment]
+    benchmarks.stage.BenchmarkWorker = InProcess  # type: ignore[misc, assignment]
     with _redirected(1, out), _redirected(2, err):
         sys.argv = ["trimline", *arguments]
         main()

@@ -27,7 +27,7 @@ DECODE = Times(0.004, (0.0, 0.002, 0.003), (0, 32, 64, 96), (0.0, 0.001, 0.003, 
 
 @pytest.fixture(autouse=True)
 def _quick_table(monkeypatch):
-    monkeypatch.setattr(benchmarks.latency.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.latency.stage, "BenchmarkWorker", InProcess)
 
 
 def test_a_target_of_time_and_size(inputs, tmp_path):

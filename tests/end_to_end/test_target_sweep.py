@@ -21,8 +21,8 @@ latency_stage = pytest.importorskip("benchmarks.latency.stage")
 
 @pytest.fixture(autouse=True)
 def _quick_measuring(monkeypatch):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
-    monkeypatch.setattr(latency_stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
+    monkeypatch.setattr(latency_stage, "BenchmarkWorker", InProcess)
 
 
 def given_table(source, form, tile, out, events):

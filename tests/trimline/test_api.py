@@ -36,7 +36,7 @@ def values(inputs):
 
 @pytest.fixture(autouse=True)
 def _quick_measuring(monkeypatch):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
 
 
 def test_every_public_function_is_typed_and_says_what_it_does():

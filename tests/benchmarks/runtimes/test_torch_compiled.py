@@ -176,7 +176,7 @@ def test_numbers_are_as_wide_as_the_device_computes(folders):
 
 def test_torch_is_timed_on_a_processor(tmp_path, monkeypatch):
     """The whole stage, all models in this process: what a real one does is tested with ONNX Runtime."""
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
     dense, smaller = tiny_model("llama", tmp_path / "dense"), tiny_model("llama", tmp_path / "smaller", intermediate_size=32)
     recipe = BenchmarkSlice(runtime="torch", workloads=(Workload(prompt=6, output=4),), rounds=2, minimum_seconds=0.0)
     out = tmp_path / "out"

@@ -31,7 +31,7 @@ SETTINGS = ("--threads", 1, "--json")
 @pytest.fixture(scope="module", autouse=True)
 def _quick_measuring():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         yield
 
 

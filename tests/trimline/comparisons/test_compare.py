@@ -140,7 +140,7 @@ def test_pairs_that_are_too_many_to_list_are_said(count, said, tmp_path):
 def made(tmp_path_factory):
     """A folder with a run, its package and a sweep of the same tiny model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         folder = tmp_path_factory.mktemp("made")
         values = changed(recipe("cfsp-least-squares", tiny_inputs(folder / "inputs")), "rebuild", "profile", to="free")
         run(values, folder / "run", options=OPTIONS)
@@ -204,7 +204,7 @@ def test_results_and_lines_of_a_real_sweep_at_made_up_speeds(made):
 
 
 def test_measured_anew_the_first_is_what_the_others_are_over(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
     timing = checked_recipe(recipe("uniform", made / "inputs")).benchmark
     paths = [made / "run" / "package", made / "sweep" / "points" / "method=cfsp,remove=0.75"]
     found = compare(paths, measure=True, recipe=timing, options=OPTIONS, output=tmp_path / "out")[0]
@@ -217,7 +217,7 @@ def test_measured_anew_the_first_is_what_the_others_are_over(made, monkeypatch, 
 
 
 def test_many_results_are_timed_a_few_at_a_time(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
     timing = checked_recipe(recipe("uniform", made / "inputs")).benchmark
     names = [f"cfsp, remove {share}" for share in (0.25, 0.5, 0.75)]
     paths = [made / "run", *(made / "sweep" / "points" / f"method=cfsp,remove={share}" for share in (0.25, 0.5, 0.75))]

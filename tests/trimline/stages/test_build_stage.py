@@ -133,7 +133,7 @@ def test_a_whole_run_with_engines(values, tmp_path, rtx, monkeypatch):  # noqa: 
     import benchmarks.stage
     from tests.end_to_end.scenario import InProcess
 
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
     result = begun(changed(values, "build", "sparsity", to="auto"), tmp_path / "out").all()
     assert {"build dense", "build pruned"} <= set(result.artefacts)
     rows = [gate for gate in result.report.gates if "tensorrt_rtx engine" in gate.name]

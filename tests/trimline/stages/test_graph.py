@@ -51,7 +51,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _quick_measuring(monkeypatch):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
 
 
 def until(values, output, *jobs, options=OPTIONS):

@@ -73,7 +73,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     values = recipe("cfsp-least-squares", tiny_inputs(folder / "inputs"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         run = Run(checked_recipe(values), OPTIONS, folder / "out", Events(), "trimline run")
         run.all()
         return values, run

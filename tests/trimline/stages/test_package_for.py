@@ -21,7 +21,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     path = written(recipe("cfsp-least-squares", tiny_inputs(folder / "inputs")), folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         called = trimline("package", path, "-o", folder / "out", "--for", "onnxruntime-genai", *SETTINGS)
     assert called.code == 0, called.stderr
     assert called.answer["package"] == str(folder / "out" / "package")

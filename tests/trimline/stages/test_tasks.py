@@ -24,7 +24,7 @@ OWN = Path(__file__).parents[3] / "recipes" / "tasks"
 
 @pytest.fixture(autouse=True)
 def _quick_measuring(monkeypatch):
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
 
 
 def record(metric: str, aggregation: str, value: float, documents: list, **more):

@@ -85,7 +85,7 @@ def test_a_sweep_outlives_a_node_and_makes_what_the_local_one_makes(values, clus
     assert len(cluster.worker_nodes) == 1
     assert [point.failure or point.untimed for point in found.points] == [""] * 2
     assert all(point.speeds for point in found.points)
-    monkeypatch.setattr(benchmarks.stage, "Child", InProcess)  # its times are compared with none
+    monkeypatch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)  # its times are compared with none
     local = sweep(values, GRID, tmp_path / "local", options=OPTIONS, shards=2)
     assert computed_files(tmp_path / "ray") == computed_files(tmp_path / "local")
     stages = {

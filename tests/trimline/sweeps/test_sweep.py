@@ -29,7 +29,7 @@ GRID = {"method": ["cfsp", "flap"], "remove": [0.25, 0.5]}
 @pytest.fixture(scope="module", autouse=True)
 def _quick_measuring():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         yield
 
 

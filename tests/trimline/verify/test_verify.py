@@ -33,7 +33,7 @@ def output(inputs, tmp_path_factory) -> Path:
     """A whole run; tests leave it as it was."""
     folder = tmp_path_factory.mktemp("run") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.stage, "Child", InProcess)
+        patch.setattr(benchmarks.stage, "BenchmarkWorker", InProcess)
         api.run(recipe("cfsp-least-squares", inputs) | {"package": {"targets": ["onnxruntime-genai"]}}, folder, options=OPTIONS)
     return folder
 

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def timed(models: dict[str, Path], folder: Path, recipe: BenchmarkSlice) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "Child", InProcess)
+        patch.setattr(stage, "BenchmarkWorker", InProcess)
         patch.setattr("benchmarks.studies.precisions.__main__.has_llama_cpp", lambda: False)
         return json.loads(json.dumps(measured(models, "int4", folder, recipe, OPTIONS).as_record()))
 
