@@ -13,6 +13,7 @@ from pathlib import Path
 NAMES = ("pipeline", "exporters", "deploy", "benchmarks")
 HOME = Path(__file__).parents[1]  # what lies beside this package is ours
 COMMAND = "trimline"
+IN_MEMORY = "a module in memory"
 EXIT_CODE = 2  # as of every error that the user can mend
 
 
@@ -42,7 +43,7 @@ def in_the_way(name: str) -> str | None:
     try:
         spec = find_spec(name)
     except ValueError:  # a module in memory that no import made
-        return str(getattr(sys.modules[name], "__file__", None) or "a module in memory")
+        return str(getattr(sys.modules[name], "__file__", None) or IN_MEMORY)
     if spec is None:
         return None
     folders = list(spec.submodule_search_locations or ())
@@ -74,6 +75,8 @@ def _own_folder() -> str:
 
 
 def _remedy(place: str, command: bool) -> str:
+    if place == IN_MEMORY:
+        return "import trimline before what makes it"
     if not (command or sys.flags.safe_path) and same(os.path.dirname(place), _own_folder()):
         return f"rename it, run python -P, or use the command {COMMAND}"
     return "rename or uninstall it, or take its folder off PYTHONPATH"

@@ -1,6 +1,6 @@
 """LoRA through peft: adapters beside the projections of any family, and back into the weights.
 
-The only module that imports peft; see ``pipeline.recover.stage.demand_peft``.
+The only module that imports peft.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from deploy.recipe import PackageSlice
 from deploy.targets import ModelToServe, check_targets
 from deploy.targets.triton import backend
 from deploy.targets.triton.backend import decoder as backend_file
-from deploy.targets.triton.backend.decoder import FolderDecoder, generate
+from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
 from deploy.targets.triton.gate import gate_text_model
 from exporters.onnx.running.placement import SHAPE_OPERATORS
@@ -97,7 +97,7 @@ def test_without_a_gpu_none_is_asked_for(shipped):
 
 @pytest.mark.parametrize("lowering", ["fused", "portable"])
 def test_texts_of_unequal_length_continue_together_as_each_alone(graphs, lowering):
-    decoder, alone = FolderDecoder(graphs[lowering], 1), OnnxDecoder(graphs[lowering], 1)
+    decoder, alone = Decoder(graphs[lowering], 1), OnnxDecoder(graphs[lowering], 1)
     tokenizer = tiny_tokenizer().backend_tokenizer
     reader = Reader(tokenizer, decoder.context)
     replies = [Reply(reader.wish(text.encode(), count), tokenizer, frozenset()) for text, count in zip(PROMPTS, (20, 3, 12), strict=True)]
@@ -109,7 +109,7 @@ def test_texts_of_unequal_length_continue_together_as_each_alone(graphs, lowerin
 
 
 def test_an_answer_that_is_stopped_from_outside_leaves_the_batch(graphs):
-    decoder = FolderDecoder(graphs["fused"], 1)
+    decoder = Decoder(graphs["fused"], 1)
     tokenizer = tiny_tokenizer().backend_tokenizer
     replies = [Reply(Wish((5, 6, 7), 10), tokenizer, frozenset()), Reply(Wish((8,), 10), tokenizer, frozenset())]
     for number, _ in enumerate(generate(decoder, replies)):
@@ -119,12 +119,12 @@ def test_an_answer_that_is_stopped_from_outside_leaves_the_batch(graphs):
 
 
 def test_no_requests_make_no_rounds(graphs):
-    assert list(generate(FolderDecoder(graphs["fused"], 1), [])) == []
+    assert list(generate(Decoder(graphs["fused"], 1), [])) == []
 
 
 def test_a_repository_outside_its_package_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="has to stay inside its package"):
-        FolderDecoder(tmp_path)
+        Decoder(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_no_processor_instead(graphs):
@@ -133,7 +133,7 @@ def test_a_device_that_is_not_there_is_no_processor_instead(graphs):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has a CUDA provider")
     with pytest.raises(RuntimeError, match="could not start CUDAExecutionProvider"):
-        FolderDecoder(graphs["fused"], device="cuda")
+        Decoder(graphs["fused"], device="cuda")
 
 
 # --- requests and replies -------------------------------------------------------------------------------------------
@@ -428,18 +428,18 @@ def with_gpu(monkeypatch, on_processor: set[str]) -> list[str]:
 def test_the_backend_refuses_what_a_gpu_leaves_to_the_processor(graphs, monkeypatch):
     told = with_gpu(monkeypatch, {"Shape", "Neg", "GroupQueryAttention"})
     with pytest.raises(RuntimeError, match="CUDAExecutionProvider leaves GroupQueryAttention to the processor"):
-        FolderDecoder(graphs["fused"], 1, "cuda")
+        Decoder(graphs["fused"], 1, "cuda")
     assert told == ["libraries", "session"]
 
 
 def test_the_backend_takes_shapes_on_the_processor_and_asks_none_of_it(graphs, monkeypatch):
     told = with_gpu(monkeypatch, set(SHAPE_OPERATORS))
-    assert FolderDecoder(graphs["fused"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
-    assert FolderDecoder(graphs["portable"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
+    assert Decoder(graphs["fused"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
+    assert Decoder(graphs["portable"], 1, "cuda").session.get_providers()[0] == "CUDAExecutionProvider"
     monkeypatch.undo()
     monkeypatch.setattr(backend_file, "_demand_placed", lambda *_: pytest.fail("the processor was asked"))
     monkeypatch.setattr(backend_file.ort, "preload_dlls", lambda: pytest.fail("a GPU's libraries were loaded"), raising=False)
-    FolderDecoder(graphs["fused"], 1)
+    Decoder(graphs["fused"], 1)
     assert told == ["libraries", "session"] * 2
 
 

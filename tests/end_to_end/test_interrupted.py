@@ -176,7 +176,7 @@ def test_a_disk_that_fills_at_a_kind_of_file(inputs, tmp_path, monkeypatch, suff
 
     monkeypatch.setattr(Path, "write_text", write_text)
     if suffix == ".safetensors":
-        monkeypatch.setattr("pipeline.checkpoints.checkpoint.save_file", full)
+        monkeypatch.setattr("pipeline.tensors.tensorfile.save_file", full)
     if suffix == ".onnx":
         monkeypatch.setattr("exporters.onnx.files.ir.save", full)
     called = trimline("run", written(recipe("cfsp-least-squares", inputs), tmp_path), "-o", tmp_path / "out", *SETTINGS)

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from deploy.targets.triton.backend.decoder import FolderDecoder, generate
+from deploy.targets.triton.backend.decoder import Decoder, generate
 from deploy.targets.triton.backend.replies import Reader, Reply, Wish
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.common.errors import GateError, TrimlineError
@@ -46,14 +46,14 @@ def gate_text_model(onnx: Path, options: RunOptions, events: Events) -> None:
     events.gate(f"Triton's text model: {len(replies)} texts together as each alone")
 
 
-def _opened(onnx: Path, options: RunOptions) -> FolderDecoder:
+def _opened(onnx: Path, options: RunOptions) -> Decoder:
     try:
-        return FolderDecoder(onnx, options.threads)
+        return Decoder(onnx, options.threads)
     except RuntimeError as error:
         raise TrimlineError(str(error), "Serve it with another target, or export it in fp32 or fp16.") from error
 
 
-def _together(decoder: FolderDecoder, reader: Reader, tokenizer: Tokenizer) -> list[Reply]:
+def _together(decoder: Decoder, reader: Reader, tokenizer: Tokenizer) -> list[Reply]:
     wishes = [reader.wish(text.encode(), min(TOKENS - at, decoder.context // 4)) for at, text in enumerate(TEXTS)]
     replies = [Reply(wish, tokenizer, frozenset()) for wish in wishes]
     for _ in generate(decoder, replies):

@@ -96,7 +96,7 @@ def test_one_model_has_the_interval_of_its_openings():
 def test_a_ratio_of_before_openings_were_counted_is_read():
     old = {"value": 1.2, "low": 1.1, "high": 1.3, "rounds": 25, "of_medians": 1.2, "of_medians_low": 1.1, "of_medians_high": 1.3}
     assert Ratio(**old).reaches(1.25)
-    assert (rounds_of(old), rounds_of(ratio(1.2, 1.1, 1.3).as_record())) == ("25", "25 of 5 openings")
+    assert (rounds_of(Ratio(**old)), rounds_of(ratio(1.2, 1.1, 1.3))) == ("25", "25 of 5 openings")
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0, 2.0], [1.0]), ([1.0], [1.0]), ([1.0, 0.0], [1.0, 1.0])])

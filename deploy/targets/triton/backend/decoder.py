@@ -41,7 +41,7 @@ class Growing(Protocol):
     def accept(self, logits: Logits) -> None: ...
 
 
-def generate(decoder: FolderDecoder, replies: Sequence[Growing]) -> Iterator[None]:
+def generate(decoder: Decoder, replies: Sequence[Growing]) -> Iterator[None]:
     """Lets all replies grow together; yields after every round. A reply whose ``finish`` is set from outside stops."""
     if not replies:
         return
@@ -58,7 +58,7 @@ def generate(decoder: FolderDecoder, replies: Sequence[Growing]) -> Iterator[Non
             reply.accept(logits[row])
 
 
-def _read_all(decoder: FolderDecoder, replies: Sequence[Growing]) -> Batch:
+def _read_all(decoder: Decoder, replies: Sequence[Growing]) -> Batch:
     batches = []
     for reply in replies:
         logits, batch = decoder.read(reply.wish.ids, len(reply.wish.ids) + reply.wish.max_tokens)
@@ -67,7 +67,7 @@ def _read_all(decoder: FolderDecoder, replies: Sequence[Growing]) -> Batch:
     return Batch.joined(batches)
 
 
-class FolderDecoder:
+class Decoder:
     """A folder that ``trimline export`` wrote, opened.
 
     Args:
@@ -129,7 +129,7 @@ class Batch:
         lengths: tokens of each row that are in the cache.
     """
 
-    def __init__(self, decoder: FolderDecoder, lengths: list[int], cache: dict[str, Any], mask: Ids | None = None) -> None:
+    def __init__(self, decoder: Decoder, lengths: list[int], cache: dict[str, Any], mask: Ids | None = None) -> None:
         self._decoder, self.lengths, self._cache = decoder, lengths, cache
         self._mask = np.zeros((len(lengths), 0), np.int64) if mask is None else mask
         self._binding = decoder.session.io_binding()
