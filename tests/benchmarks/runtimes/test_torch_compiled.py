@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import benchmarks.runtimes.opening
+import benchmarks.runtimes.torch_compiled
 import benchmarks.stage
 from benchmarks.recipe import BenchmarkSlice, Workload
 from benchmarks.runtimes.opening import opener
@@ -156,7 +156,7 @@ def test_without_a_compiler_there_is_one_sentence(monkeypatch, folders):
 def test_the_compiler_is_the_one_that_inductor_calls(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     asked: list[str] = []
-    monkeypatch.setattr(benchmarks.runtimes.opening.shutil, "which", lambda name: asked.append(name) or name)
+    monkeypatch.setattr(benchmarks.runtimes.torch_compiled.shutil, "which", lambda name: asked.append(name) or name)
     demand_compiler()
     from torch._inductor import config
 

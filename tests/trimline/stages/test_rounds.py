@@ -51,7 +51,7 @@ def given(monkeypatch):
 
     def speeds(*values: float, holds: bool = True) -> None:
         left = list(values)
-        monkeypatch.setattr(trimline.stages.rounds, "read_json", lambda path: {})
+        monkeypatch.setattr(trimline.stages.rounds, "read", lambda path: {})
         monkeypatch.setattr(trimline.stages.rounds, "_selection", lambda run: run.done[PLAN].key)
         monkeypatch.setattr(
             trimline.stages.rounds,
