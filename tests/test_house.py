@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from benchmarks.studies.house import circles
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -76,21 +78,6 @@ def taken_from(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-
-
-def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups of modules that reach each other."""
-    reach: dict[str, set[str]] = {}
-    for name in graph:
-        seen, waiting = set[str](), list(graph[name])
-        while waiting:
-            one = waiting.pop()
-            if one not in seen:
-                seen.add(one)
-                waiting += graph.get(one, ())
-        reach[name] = seen
-    groups = {frozenset(other for other in reach[name] if name in reach.get(other, ())) for name in graph if name in reach[name]}
-    return sorted((sorted(group) for group in groups), key=len, reverse=True)
 
 
 def rooms() -> dict[str, dict[str, tuple[str, ...]]]:
