@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.folder import HTML
 from deploy.folder import REPORT as REPORT_FILE
+from deploy.shipping import ship
 from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, make_artefact
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
@@ -46,7 +48,7 @@ class RunResult:
     @property
     def page(self) -> Path:
         """The report to look at."""
-        return self.folder / "report.html"
+        return self.folder / HTML
 
 
 class Run:
@@ -124,9 +126,10 @@ class Run:
             shutil.rmtree(left, ignore_errors=True)
 
     def _show(self) -> None:
-        """Links with stable names to what people look for."""
-        for name, target in ((SHIPPED, self.done[PACKAGE].folder / SHIPPED), ("report.html", self.done[REPORT].folder / "report.html")):
-            link, beside = self.output / name, self.output / f".{name}-{digest(str(target))[:8]}"
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(target.relative_to(self.output))
-            beside.replace(link)
+        """The folder to ship, and a link with a stable name to the report."""
+        ship(self.done[PACKAGE].folder / SHIPPED, self.output / SHIPPED, self.store)
+        target = self.done[REPORT].folder / HTML
+        link, beside = self.output / HTML, self.output / f".{HTML}-{digest(str(target))[:8]}"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(target.relative_to(self.output))
+        beside.replace(link)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.folder import HTML, MANIFEST
+from deploy.shipping import is_same_package
 from deploy.verify import verify as verify_package
 from exporters.folder import EXPORT
 from exporters.gguf.files import MODEL as GGUF
@@ -77,7 +78,7 @@ def _after_sums(found: Verification, name: str, quick: bool, examine: Callable[[
 
 
 def _verify_run(folder: Path, found: Verification, quick: bool, options: RunOptions, events: Events) -> None:
-    """Every artefact in the store, what lies beside them, and the links to what people look for."""
+    """Every artefact in the store, what lies beside them, the folder to ship, and the link to the report."""
     store, artefacts = folder / STORE, []
     for path in sorted(store.iterdir()):
         name = f"{STORE}/{path.name}"
@@ -95,13 +96,21 @@ def _verify_run(folder: Path, found: Verification, quick: bool, options: RunOpti
 def _strange_beside(folder: Path) -> list[Problem]:
     known = {STORE, SHIPPED, HTML}
     strange = [Problem(path.name, "the run left no such file there") for path in sorted(folder.iterdir()) if path.name not in known]
-    for name in sorted(known - {STORE}):
+    for name in (HTML, SHIPPED):
         path = folder / name
-        if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to((folder / STORE).resolve())):
-            strange.append(Problem(name, "the link leads to nothing in the store"))
-        elif path.exists() and not path.is_symlink():
-            strange.append(Problem(name, "it is no link into the store"))
+        if path.is_symlink():
+            if not (path.exists() and path.resolve().is_relative_to((folder / STORE).resolve())):
+                strange.append(Problem(name, "the link leads to nothing in the store"))
+        elif path.exists():
+            strange += _shipped(path) if name == SHIPPED else [Problem(name, "it is no link into the store")]
     return strange
+
+
+def _shipped(package: Path) -> list[Problem]:
+    """What is wrong with the folder to ship, which is a copy of a package in the store."""
+    if not any(is_same_package(made, package) for made in (package.parent / STORE).glob(f"package-*/{SHIPPED}")):
+        return [Problem(SHIPPED, "it is no package of this store")]
+    return [Problem(f"{SHIPPED}/{problem.path}", problem.what) for problem in verify_package(package)]
 
 
 def _examine_store(store: Path, artefacts: list[Path], found: Verification, options: RunOptions, events: Events) -> None:
