@@ -94,7 +94,7 @@ bench: $(STAMP) ## README's first table, realised gain, CFSP's cost and variants
 
 results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)
 	$(BIN)/python -m benchmarks.studies.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
-		--records benchmarks/studies/measured/systems --page README.md --details docs/results.md --image docs/images/systems.svg
+		--records benchmarks/studies/measured/systems --front README.md --details docs/results.md --image docs/images/systems.svg
 
 gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10, 11 or none)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.studies.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)

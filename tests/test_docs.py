@@ -75,9 +75,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(place), f"{page.name} links to a heading that is not there: {target}"
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
-    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert {f"docs/{page.name}" for page in DOCS.glob("*.md")} <= linked
+def test_every_page_stands_in_the_index_and_the_index_in_the_readme() -> None:
+    linked = set(LINK.findall((DOCS / "index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= linked
+    assert "docs/index.md" in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1500, "tables and code count too"
+    results = text.partition("<!-- systems-few:begin -->")[2].partition("<!-- systems-few:end -->")[0]
+    assert sum(line.startswith("| ") for line in results.splitlines()) == 1 + 6
+    assert "docs/images/report.png" in text[:1500], "the report's picture stands on the first screen"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -162,14 +171,14 @@ def test_the_recipes_page_names_every_method_and_space() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_sound_and_in_the_readme(path: Path) -> None:
+def test_recipes_are_sound_and_listed(path: Path) -> None:
     recipe = read_recipe(path)
     shapes = shapes_asked_for(resolve_steps(recipe.prune), recipe.rebuild.profile)
     config = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     check_request(recipe.rebuild.profile, family_named("llama"), *shapes, config)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    row = re.search(rf"^\| \[{path.stem}\]\(recipes/{path.name}\) \| .* \| `(\w+)` \|$", readme, re.MULTILINE)
-    assert row, f"the README does not list {path.name}"
+    listed = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| \[{path.stem}\]\(../recipes/{path.name}\) \| .* \| `(\w+)` \|$", listed, re.MULTILINE)
+    assert row, f"docs/recipes.md does not list {path.name}"
     assert row.group(1) == recipe.rebuild.profile
 
 
@@ -230,9 +239,9 @@ def test_the_worked_architecture_is_pruned(tmp_path: Path, starcoder2: str) -> N
     trimline.rebuild(source, tmp_path / "plan", tmp_path / "out", profile="free")
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_its_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
-    page = ROOT / "README.md"
+    page = DOCS / "python.md"
     whole_run, by_stages = blocks(page, "python")
     model = tiny_model("llama", tmp_path / "dense", intermediate_size=256)
     recipe = {

@@ -22,7 +22,7 @@ from benchmarks.studies.systems.plot import plot
 from benchmarks.studies.systems.row import code
 from benchmarks.studies.systems.speed import ROUNDS, RUNS, TOGETHER, Speeds, TimingPlan, timings
 from benchmarks.studies.systems.systems import SURGEON, SURGEON_SHOTS, SURGEON_TOGETHER, SYSTEMS, System, rows_of, size_text
-from benchmarks.studies.systems.tables import named, results_table
+from benchmarks.studies.systems.tables import few_rows, named, results_table
 from benchmarks.studies.systems.verdicts import SAME_SIZE, VERDICTS, at_the_same_size, verdicts
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -34,27 +34,43 @@ from pipeline.sources.recipe import CalibrationWindows, TextSlice, TextSource
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the results go, apart from the terminal: a page for table and plot, one for the verdicts, the plot's own file."""
+    """Where the results go, apart from the terminal.
 
-    table: Path | None = None
-    verdicts: Path | None = None
+    Attributes:
+        front: a page for a few rows and the plot.
+        details: a page for all rows, the plot and the verdicts.
+        image: the plot's own file.
+    """
+
+    front: Path | None = None
+    details: Path | None = None
     image: Path | None = None
 
-    def write(self, table: str, judged: str, drawn: str | None, surroundings: str) -> None:
+    def write(self, tables: tuple[str, str], judged: str, drawn: str | None, surroundings: str) -> None:
         """Fills the places of the pages that were named.
+
+        Args:
+            tables: a few rows, and all of them with their notes.
+            judged: the verdicts.
+            drawn: the plot as SVG, None without one.
+            surroundings: the machine.
 
         Raises:
             TrimlineError: a page has no place for it.
         """
-        picture = ""
         if self.image is not None and drawn is not None:
             self.image.write_text(drawn, encoding="utf-8")
-            near = os.path.relpath(self.image, self.table.parent if self.table else Path())
-            picture = f"\n\n![Perplexity against decode speed-up, a line per system]({near})"
-        if self.table is not None:
-            fill(self.table, "systems", table + picture)
-        if self.verdicts is not None:
-            fill(self.verdicts, "systems-verdict", f"{judged}\n\n{surroundings}")
+        few, whole = tables
+        if self.front is not None:
+            fill(self.front, "systems-few", few + self._picture(self.front, drawn))
+        if self.details is not None:
+            fill(self.details, "systems", whole + self._picture(self.details, drawn))
+            fill(self.details, "systems-verdict", f"{judged}\n\n{surroundings}")
+
+    def _picture(self, page: Path, drawn: str | None) -> str:
+        if self.image is None or drawn is None:
+            return ""
+        return f"\n\n![Perplexity against decode speed-up, a line per system]({os.path.relpath(self.image, page.parent)})"
 
 
 def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
@@ -81,7 +97,7 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     stale, fresh = ([record["name"] for record in planned if (record["code"] == now) is same] for same in (False, True))
     if stale:
         rest = f"all rows{' but ' if fresh else ''}{', '.join(fresh)}"
-        lines.append(f"Planned by another version of the code than this page's: {', '.join(stale) if len(stale) <= len(fresh) else rest}.")
+        lines.append(f"The code has changed since these rows were made: {', '.join(stale) if len(stale) <= len(fresh) else rest}.")
     commits = sorted({short(record["commit"]) for record in records if record.get("commit")})
     lines.append(f"Rows were made at commit {', '.join(commits) or 'unknown'}; interleaved runs that were timed: {len(speeds.runs)}.")
     return "\n\n".join(lines)
@@ -101,7 +117,8 @@ def show(records: Sequence[Record], speeds: Speeds, setting: Setting, sizes: Seq
     if alike:
         judged += f"\n\nWith as many weights:\n\n{markdown_table(list(SAME_SIZE), alike)}"
     typer.echo(f"{table}\n\n{judged}")
-    pages.write(table, judged, plot(records, speeds.rows), machine(speeds.runs[0]) if speeds.runs else "")
+    surroundings = machine(speeds.runs[0]) if speeds.runs else ""
+    pages.write((few_rows(records, speeds.rows), table), judged, plot(records, speeds.rows), surroundings)
 
 
 def chosen(names: Sequence[str] | None) -> tuple[System, ...]:
@@ -173,8 +190,10 @@ def main(
     threads: Annotated[int, typer.Option(help="0: all that this process may use.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the passes that measure; auto: bfloat16 where the processor has it.")] = "auto",
     anew: Annotated[bool, typer.Option(help="Measure the chosen rows again.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Put table and plot into this page, at systems.")] = None,
-    details: Annotated[Path | None, typer.Option(help="Put the verdicts into this page, at systems-verdict.")] = None,
+    front: Annotated[Path | None, typer.Option(help="Put a few rows and the plot into this page, at systems-few.")] = None,
+    details: Annotated[
+        Path | None, typer.Option(help="Put all rows and the plot into this page, at systems, and the verdicts at systems-verdict.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Write the plot there, as SVG.")] = None,
 ) -> None:
     """Prune a model with every system at the same sizes, evaluate, time, and print one table."""
@@ -187,7 +206,7 @@ def main(
         timed = BenchmarkSlice(rounds=rounds, minimum_seconds=0.0, most_seconds=most_seconds)
         speeds = timings(found, setting, TimingPlan(timed, together, runs, new=measure, again=again)) if latency else Speeds()
         found = [record | speeds.why(record["name"]) for record in found]
-        show(found, speeds, setting, fractions(sizes), Pages(page, details, image))
+        show(found, speeds, setting, fractions(sizes), Pages(front, details, image))
     except TrimlineError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None

@@ -40,12 +40,22 @@ COLUMNS = (
     "peak MiB",
 )
 NOT_RESOLVED = "not resolved"
+FEW_SYSTEMS, FEW_AT = ("dense", "shortgpt", "flap", "cfsp", "llm_surgeon", "trimline"), 0.3  # README's rows: decoder fraction removed
+FEW_COLUMNS = ("system", "parameters", "perplexity", "÷ dense", "prefill speed-up", "decode speed-up")
 
 
 def results_table(records: Sequence[Record], speed: Speed) -> str:
     """One line per row; the dense model's comes first."""
     dense = next((record for record in records if record["system"] == "dense" and not record.get("failure")), None)
     return markdown_table(list(COLUMNS), [line(record, dense, speed) for record in records])
+
+
+def few_rows(records: Sequence[Record], speed: Speed) -> str:
+    """The table for a front page: ``FEW_SYSTEMS`` at one size, in ``FEW_COLUMNS``; a system without such a row is left out."""
+    dense = next((record for record in records if record["system"] == "dense" and not record.get("failure")), None)
+    wanted = [record for record in records if record["name"] in {"dense", *(f"{name}-{FEW_AT:g}" for name in FEW_SYSTEMS)}]
+    rows = [dict(zip(COLUMNS, line(record, dense, speed), strict=True)) for record in wanted if not record.get("failure")]
+    return markdown_table(list(FEW_COLUMNS), [[row[column] for column in FEW_COLUMNS] for row in rows])
 
 
 def line(record: Record, dense: Record | None, speed: Speed) -> list[str]:

@@ -181,8 +181,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny_model("llama", folder / "dense", intermediate_size=256, max_position_embeddings=1024)
     for name, words in (("calibration", "one two three "), ("evaluation", "other words are here ")):
         (folder / f"{name}.txt").write_text("".join(f"{words}{number} " for number in range(60)), encoding="utf-8")
-    (folder / "page.md").write_text("<!-- systems:begin -->\n<!-- systems:end -->\n", encoding="utf-8")
-    (folder / "more.md").write_text("<!-- systems-verdict:begin -->\n<!-- systems-verdict:end -->\n", encoding="utf-8")
+    for name, places in (("front", ("systems-few",)), ("page", ("systems", "systems-verdict"))):
+        text = "".join(f"<!-- {place}:begin -->\n<!-- {place}:end -->\n" for place in places)
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(systems, "SYSTEMS", TINY)
@@ -211,8 +212,8 @@ def run_command(folder: Path, measure: bool = True) -> None:
         rounds=2,
         together=1,
         threads=1,
-        page=folder / "page.md",
-        details=folder / "more.md",
+        front=folder / "front.md",
+        details=folder / "page.md",
         image=folder / "plot.svg",
     )
 
@@ -260,17 +261,25 @@ def test_what_is_recorded_is_shown_without_measuring(finished: dict[str, Any], m
     assert "| 30 % | Absent | not measured yet |" in (folder / "page.md").read_text(encoding="utf-8")
 
 
+def test_the_front_page_has_few_rows(finished: dict[str, Any]) -> None:
+    front, page = ((finished["folder"] / f"{name}.md").read_text(encoding="utf-8") for name in ("front", "page"))
+    rows = [line for line in front.splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == ["system", "dense", "CFSP", "Trimline"]
+    cells = next(line for line in page.splitlines() if line.startswith("| 30 % | CFSP")).split("|")
+    assert rows[2].split("|")[2:5] == cells[5:8], "parameters, perplexity and its ratio are those of the whole table"
+    assert "](plot.svg)" in front
+
+
 def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
     folder = finished["folder"]
     page = (folder / "page.md").read_text(encoding="utf-8")
     assert "](plot.svg)" in page
     assert "same shapes" in page
     assert str(folder) not in page
-    more = (folder / "more.md").read_text(encoding="utf-8")
-    assert "| CFSP, 30 % |" in more
-    assert "not resolved" in more  # two rounds resolve nothing
-    assert "With as many weights" in more
-    assert "- processor:" in more
+    assert "| CFSP, 30 % |" in page
+    assert "not resolved" in page  # two rounds resolve nothing
+    assert "With as many weights" in page
+    assert "- processor:" in page
     ET.parse(folder / "plot.svg")
 
 
