@@ -54,8 +54,9 @@ def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out:
         _copy(package, out)
         document["package"] = recipe.model_dump(mode="json", exclude_defaults=True)
         write_text(out / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-        written = write_targets(Shipment(out, options, events, shipped_engine(package)), recipe)
-        write_text(out / CARD, with_section(_text(package / CARD), written))
+        card = with_section(_text(package / CARD), [])
+        written = write_targets(Shipment(out, options, events, shipped_engine(package), card), recipe)
+        write_text(out / CARD, with_section(card, written))
         write_json(out / MANIFEST, manifest | {"targets": [target.name for target in written], "files": sums(out, events)})
         write_sums(out)
     except OSError as error:

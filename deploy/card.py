@@ -19,6 +19,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.common.markdown import escape
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ONLY_PACKAGE = ("<!-- of the package alone -->", "<!-- -->")  # around what is not in a hub's folder
 SHARES = {
     "ffn_channels": "FFN channels",
     "kv_groups": "KV groups (a key/value head and its query heads)",
@@ -64,6 +65,16 @@ def model_card(
         onnx=onnx,
         licence=slice_.licence,
         licence_files=licence_files,
+        only_package=ONLY_PACKAGE,
+    )
+
+
+def hub_card(card: str) -> str:
+    """A package's card for a folder in which the checkpoint lies at the top, as model hubs have it."""
+    begin, end = map(re.escape, ONLY_PACKAGE)
+    shorter = re.sub(rf"{begin}\n.*?{end}\n", "", card, flags=re.DOTALL)
+    return (
+        shorter.replace('from_pretrained("model"', 'from_pretrained("."').replace("in `model/`", "in this folder").replace("`model/", "`")
     )
 
 

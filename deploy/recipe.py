@@ -9,7 +9,7 @@ from pydantic import Field
 from exporters.gguf.recipe import GgufSlice
 from pipeline.common.slices import Slice
 
-TargetName = Literal["onnxruntime-genai", "triton", "kserve", "llama.cpp", "vllm"]  # as deploy.targets.TARGETS
+TargetName = Literal["onnxruntime-genai", "triton", "kserve", "llama.cpp", "vllm", "hub"]  # as deploy.targets.TARGETS
 
 
 class PackageSlice(Slice):
@@ -18,7 +18,7 @@ class PackageSlice(Slice):
     onnx: bool = Field(True, description="ship the ONNX export beside the checkpoint")
     licence: str | None = Field(None, max_length=100, description="of the dense model, as an SPDX identifier such as apache-2.0")
     base_model: str | None = Field(None, max_length=200, description="hub id of the dense model, for the card")
-    targets: tuple[TargetName, ...] = Field((), description="servers that the package brings a folder for, below serve/")
+    targets: tuple[TargetName, ...] = Field((), description="servers, or a model hub, that the package brings a folder for, below serve/")
     gguf: GgufSlice = Field(GgufSlice(), description="of the file for llama.cpp: precision and quantisation")
     served_name: str = Field(
         "model",

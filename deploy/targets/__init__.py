@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deploy.recipe import PackageSlice
 from deploy.targets.genai import Genai
+from deploy.targets.hub import Hub
 from deploy.targets.kserve import KServe
 from deploy.targets.llama_cpp import LlamaCpp
 from deploy.targets.target import ModelToServe, Obstacle, Part, ServerTarget, Shipment
@@ -20,7 +21,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import TrimlineError
 
-TARGETS: dict[str, ServerTarget] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm())}
+TARGETS: dict[str, ServerTarget] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm(), Hub())}
 SERVE = "serve"
 
 

@@ -59,12 +59,14 @@ class Shipment:
         options: device and threads; a target that computes keeps to them.
         events: progress.
         engine: folder of a TensorRT engine of this model, outside the package; None without one.
+        card: the model card, without the section on servers.
     """
 
     folder: Path
     options: RunOptions
     events: Events
     engine: Path | None = None
+    card: str = ""
 
     @property
     def model(self) -> Path:
