@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from trimline.reporting import formats
@@ -51,28 +52,41 @@ def tiles(data: ReportData) -> tuple[Tile, ...]:
 
 
 def changed(measure: Measure) -> bool:
-    """Whether a speed-up's interval lies wholly on one side of 1. Without an interval nothing is claimed."""
-    if measure.low is None or measure.high is None:
-        return False
-    return measure.low > 1 or measure.high < 1
+    """Whether a speed-up's interval lies wholly on one side of 1."""
+    return measure.low is not None and measure.high is not None and (measure.low > 1 or measure.high < 1)
 
 
 def speedup_cell(workload: WorkloadRow) -> Cell:
-    """The speed-up with its interval, or that there is no measurable one; coloured only where the run resolved it."""
+    """The speed-up with its interval; that there is none, where the control held; that nothing was shown, where it did not."""
     speedup = workload.speedup
     if speedup is None:
         return Cell(formats.NONE)
     bounds = formats.interval(speedup)
+    if unresolved(workload):
+        return Cell(UNRESOLVED, "quiet", detail=f"{formats.ratio(speedup.value)} {bounds}".rstrip())
     if not changed(speedup):
         return Cell("no measurable change", "quiet", detail=bounds)
-    if unresolved(workload):
-        return Cell(formats.ratio(speedup.value), "quiet", detail=f"{bounds} {UNRESOLVED}")
     return Cell(formats.ratio(speedup.value), "good" if speedup.value > 1 else "bad", detail=bounds)
 
 
 def unresolved(workload: WorkloadRow) -> bool:
-    """Whether the run's control did not hold, so that its speed-up proves nothing."""
-    return workload.verdict.startswith(UNRESOLVED)
+    """Whether the speed-up proves nothing: the run's control did not hold, or there is no interval."""
+    without = workload.speedup is not None and (workload.speedup.low is None or workload.speedup.high is None)
+    return without or workload.verdict.startswith(UNRESOLVED)
+
+
+def busy_warning(workloads: Iterable[WorkloadRow]) -> Iterator[str]:
+    """What to do where speeds were not resolved; nothing where all were."""
+    doubtful = [workload for workload in workloads if unresolved(workload)]
+    if not doubtful:
+        return
+    off = [abs(workload.control.value - 1) for workload in doubtful if workload.control]
+    why = f": dense differed from itself by up to {max(off):.1%}" if off else ""
+    named = ", ".join(f"{workload.phase} of {workload.name}" for workload in doubtful)
+    yield (
+        f"Not resolved is the speed of {named}{why}. Time it again when nothing else runs: with benchmark.rounds: 100 and a larger "
+        "benchmark.most_seconds the same command measures anew."
+    )
 
 
 def _phases() -> tuple[Phase, Phase]:
@@ -89,10 +103,11 @@ def _speed_tile(workload: WorkloadRow) -> Tile:
 
 
 def _gain(workload: WorkloadRow, speedup: Measure) -> str:
+    if unresolved(workload):
+        return f"{workload.phase} speed {UNRESOLVED}"
     if not changed(speedup):
         return f"{workload.phase} without measurable change"
-    doubt = f", {UNRESOLVED}" if unresolved(workload) else ""
-    return f"{workload.phase} {formats.ratio(speedup.value)} as fast {formats.interval(speedup)}{doubt}"
+    return f"{workload.phase} {formats.ratio(speedup.value)} as fast {formats.interval(speedup)}"
 
 
 def _what_went(removed: Removed) -> str:

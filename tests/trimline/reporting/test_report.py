@@ -32,6 +32,7 @@ from trimline.reporting import (
 from trimline.reporting import formats as shown
 from trimline.reporting.content import Table
 from trimline.reporting.data import RoundRow, TargetRow
+from trimline.reporting.headline import busy_warning
 from trimline.reporting.sections import sections
 from trimline.reporting.speed import summary
 
@@ -133,8 +134,22 @@ def test_a_speedup_whose_control_failed_is_marked_everywhere():
     data = sample()
     doubtful = dataclasses.replace(data.workloads[1], speedup=Measure(1.38, 1.3, 1.46), verdict="not resolved")
     data = dataclasses.replace(data, workloads=(doubtful,))
-    assert "decode 1.38× as fast [1.30, 1.46], not resolved" in headline(data)
-    assert render_markdown(data).count("1.38× [1.30, 1.46] not resolved") == 2  # in both tables that show it
+    assert headline(data).endswith("decode speed not resolved.")
+    assert render_markdown(data).count("not resolved 1.38× [1.30, 1.46]") == 2  # in both tables that show it
+
+
+def test_a_wide_interval_whose_control_failed_is_not_called_no_change():
+    busy = dataclasses.replace(
+        sample().workloads[1], speedup=Measure(1.4, 0.73, 2.78), verdict="not resolved", control=Measure(0.93, 0.7, 1.2)
+    )
+    data = dataclasses.replace(sample(), workloads=(busy,))
+    assert "no measurable change" not in render_markdown(data)
+    assert "measurable change" not in headline(data)
+    (warning,) = busy_warning(data.workloads)
+    assert "dense differed from itself by up to 7.0%" in warning
+    assert "benchmark.rounds: 100" in warning
+    quiet = dataclasses.replace(busy, verdict="faster")
+    assert list(busy_warning([quiet])) == []
 
 
 def test_what_an_engines_call_is_made_of_stands_where_one_was_timed_only():
@@ -154,7 +169,7 @@ def test_what_an_engines_call_is_made_of_stands_where_one_was_timed_only():
 def test_a_speedup_without_interval_claims_nothing():
     data = sample()
     data = dataclasses.replace(data, workloads=(dataclasses.replace(data.workloads[1], speedup=Measure(1.4)),))
-    assert "decode without measurable change" in headline(data)
+    assert "decode speed not resolved" in headline(data)
 
 
 def test_no_speed_without_perplexity():
