@@ -10,6 +10,8 @@ QUICK := not slow and not gpu and not servers and not fuzz
 # Environments of `make test-servers`, of servers that need other versions than ours: which, and where they are kept.
 SERVERS ?= triton llama_cpp vllm optimum
 TRIMLINE_SERVERS ?= $(CURDIR)/.servers
+# Of `make docs`.
+SITE := mkdocs==1.6.1 mkdocs-material==9.7.0
 RTX := tensorrt-rtx-cu12==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116 tensorrt-rtx-cu12-libs==1.7.1.116
 # Texts of `make results`: files, or 'default' for the two halves of the built-in one.
 CALIBRATION ?= default
@@ -30,7 +32,7 @@ TENSORRT ?= 10
 PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers findings quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers docs findings quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -79,6 +81,14 @@ test-servers: $(STAMP) ## real servers in environments of their own, which this 
 	for name in $(SERVERS); do PYTHON=$(PYTHON) TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) tests/servers/make_$$name.sh || exit 1; done
 	TRIMLINE_SERVERS=$(TRIMLINE_SERVERS) $(BIN)/python -m pytest -m servers
 
+docs: ## the documentation as a site in build/site, links checked (an environment of its own)
+	test -x $(VENV)-docs/bin/mkdocs || { $(PYTHON) -m venv $(VENV)-docs && $(VENV)-docs/bin/pip install --quiet $(SITE); }
+	rm -rf build/docs && mkdir -p build/docs/pages
+	# Pages link to each other, to recipes and to modules as they lie in the repository, so they are copied as they lie.
+	git ls-files README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs recipes findings 'pipeline/*.py' | xargs cp --parents -t build/docs/pages
+	cp docs/mkdocs.yml build/docs/
+	$(VENV)-docs/bin/mkdocs build --quiet --config-file build/docs/mkdocs.yml
+
 findings: ## what surprises about other people's packages, run anew, each in an environment of its own (FINDINGS= names scripts)
 	@failed=; for script in $(FINDINGS); do \
 		echo "== $$script"; PYTHON=$(PYTHON) sh $$script || failed="$$failed $$script"; \
@@ -100,4 +110,4 @@ gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints an
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.studies.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)
 
 clean: ## remove the environment and all runs
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs
+	rm -rf build $(VENV) $(VENV)-docs $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs

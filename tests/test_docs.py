@@ -81,6 +81,18 @@ def test_every_page_stands_in_the_index_and_the_index_in_the_readme() -> None:
     assert "docs/index.md" in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
+def test_the_site_has_the_groups_of_the_index() -> None:
+    index = re.split(r"^## (\w+)$", (DOCS / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    groups = {
+        name: [target for target in LINK.findall(text) if not target.startswith("../")]
+        for name, text in zip(*[iter(index)] * 2, strict=True)
+    }
+    nav = {
+        name: pages for entry in yaml.safe_load((DOCS / "mkdocs.yml").read_text(encoding="utf-8"))["nav"] for name, pages in entry.items()
+    }
+    assert groups == {name: [page.removeprefix("docs/") for page in nav[name] if page.startswith("docs/")] for name in groups}
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 1500, "tables and code count too"
