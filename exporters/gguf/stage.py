@@ -27,8 +27,8 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
     """
     options.apply()
     source = Checkpoint(checkpoint)
-    if "quantization_config" in source.config:
-        raise TrimlineError(f"{source.folder} is quantised.", "Export the unquantised checkpoint.")
+    source.demand_no_doubt()
+    source.check_finite()
     form = gguf_form(source.geometry, source.config)
     python = llama_cpp_python()
     if recipe.quantise and python is None:

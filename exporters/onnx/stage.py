@@ -103,5 +103,5 @@ def _shorter(source: Checkpoint) -> str | None:
 def _check(source: Checkpoint) -> None:
     if not any(block.kv_groups for block in source.geometry.blocks):
         raise TrimlineError(f"No block of {source.folder} has attention left, so there is no cache to export.", "Keep one.")
-    if "quantization_config" in source.config:
-        raise TrimlineError(f"{source.folder} is quantised.", "Export the unquantised checkpoint.")
+    source.demand_no_doubt()
+    source.check_finite()

@@ -1,32 +1,47 @@
-"""A checkpoint folder: config.json, safetensors shards, tokenizer files. Read lazily, written whole, never unpickled."""
+"""A checkpoint folder: config.json, safetensors shards, tokenizer files. Read lazily, written whole, never unpickled.
+
+To open one is to decide what it means, by the rules of transformers, once for everything that reads it: which files, which
+tensors by which names, which head. What cannot be right is refused here, before anything is measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.common.errors import TrimlineError, shortened, shown
+from pipeline.checkpoints.promise import check_size, check_special_tokens, check_tensors
+from pipeline.checkpoints.quantised import check_not_quantised
+from pipeline.checkpoints.sources_beside import Doubt, doubts_about, same_tensor
+from pipeline.checkpoints.stored import Shards, StoredTensor, by_canonical_name
+from pipeline.checkpoints.weight_files import INDEX, NAMED_BY_CONFIG, check_adapter_alone, weight_files
+from pipeline.common.errors import TrimlineError, shown
+from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.foreign import check_files
 from pipeline.tensors.tensorfile import save_tensors
 
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_BYTES = 2**30  # in memory at once when a checkpoint is written
+TIE = "tie_word_embeddings"
 
 
 class Checkpoint:
     """A Hugging Face folder opened for reading, one tensor at a time.
 
+    Attributes:
+        config: config.json as the weights have it: a head of its own makes ``tie_word_embeddings`` false.
+        geometry: of that config; its tensors are the checkpoint's, name by name and shape by shape.
+        doubts: what else the folder could mean; whoever makes something of it calls ``demand_no_doubt``.
+        bytes: of the files that are read.
+
     Raises:
-        TrimlineError: no such folder, no safetensors in it (pickles are refused), a config that is not JSON, or a
-            shard that is truncated, corrupt or missing.
+        TrimlineError: no such folder, no safetensors in it (pickles are refused), a config that is not JSON or of no
+            supported model, a shard that is truncated, corrupt or missing, a quantised model, an adapter alone, or tensors
+            that are not those that the config describes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,58 +49,77 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise TrimlineError(f"There is no checkpoint folder {folder}.", "Give a folder that holds config.json and safetensors.")
         check_files(self.folder)
-        self.config = read_json(self.folder / "config.json")
-        self._shards = {path.name: _open_shard(path) for path in self._shard_paths()}
+        check_adapter_alone(self.folder)
+        config = read_json(self.folder / "config.json")
+        self._files = weight_files(self.folder, config)
+        self._shards = Shards(self._files.read)
+        self.bytes = self._files.bytes
+        stored = list(self._shards)
+        check_not_quantised(self.folder, config, stored)
+        geometry = Geometry.from_config(config)
+        check_special_tokens(self.folder, config, geometry)
+        check_size(self.folder, geometry, len(stored), self.bytes)
+        self._held, tied = self._with_head(geometry)
+        self.geometry = replace(geometry, tied=tied)
+        check_tensors(self.folder, self.geometry, self._held, self._index())
+        self.config = {key: value for key, value in config.items() if key != NAMED_BY_CONFIG}
+        if tied != geometry.tied:
+            self.config[TIE] = tied
+        self.doubts: tuple[Doubt, ...] = doubts_about(self.folder, self._files)
 
-    @cached_property
-    def geometry(self) -> Geometry:
-        return Geometry.from_config(self.config)
-
-    @cached_property
+    @property
     def locations(self) -> dict[str, str]:
         """Tensor name to shard file name."""
-        found: dict[str, str] = {}
-        for shard, handle in self._shards.items():
-            for name in handle.keys():  # noqa: SIM118 - not a mapping
-                if name in found:
-                    raise TrimlineError(f"The tensor {name} stands in both {found[name]} and {shard}.", "Fetch the checkpoint again.")
-                found[name] = shard
+        return {name: stored.shard for name, stored in self._held.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model is computed in unless another dtype is asked for: what its config says, else its first tensor's.
+
+        Raises:
+            TrimlineError: the config says what is no type of floating point.
+        """
+        named = self.config.get("dtype") if self.config.get("dtype") is not None else self.config.get("torch_dtype")
+        if named is None:
+            return self.tensor(next(iter(self._held))).dtype
+        found = getattr(torch, named, None) if isinstance(named, str) else None
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise TrimlineError(
+                f"config.json of {self.folder} has an unusable dtype: {shown(named)}.", "Say float32, bfloat16 or float16, or delete it."
+            )
         return found
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor by its stored name.
+        """One tensor by the name that the model's class has for it.
 
         Raises:
             TrimlineError: the checkpoint holds no such tensor.
         """
-        if name not in self.locations:
+        if name not in self._held:
             raise TrimlineError(f"{self.folder} holds no tensor {name}.", "Its config describes another model than its weights.")
-        return self._shards[self.locations[name]].get_tensor(name)
+        return self._shards.read(self._held[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._shards[self.locations[name]].get_slice(name).get_shape())
+        return self._held[name].shape
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor, in name order."""
-        for name in sorted(self.locations):
+        for name in sorted(self._held):
             yield name, self.tensor(name)
 
-    def _shard_paths(self) -> list[Path]:
-        if (self.folder / INDEX).exists():
-            weight_map = read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-                raise TrimlineError(f"{self.folder / INDEX} has no usable weight_map.", "Fetch the checkpoint again.")
-            return [_inside(self.folder, name) for name in sorted(set(weight_map.values()))]
-        paths = sorted(self.folder.glob("*.safetensors"))
-        if paths:
-            return paths
-        pickles = [path.name for pattern in PICKLES for path in sorted(self.folder.glob(pattern))]
-        if pickles:
-            raise TrimlineError(
-                f"{self.folder} holds pickled weights ({pickles[0]}), which can run code when they are opened.",
-                "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder).",
-            )
-        raise TrimlineError(f"{self.folder} holds no safetensors file.", "Give a folder with model.safetensors or its shards.")
+    def demand_no_doubt(self) -> None:
+        """For whatever makes something of the checkpoint.
+
+        Raises:
+            TrimlineError: the folder could mean another model than the one that is read.
+        """
+        for doubt in self.doubts:
+            raise TrimlineError(doubt.problem, doubt.remedy)
+
+    def say_doubts(self, events: Events) -> None:
+        """For whatever only measures."""
+        for doubt in self.doubts:
+            events.note(f"{doubt.problem} {doubt.read} {doubt.remedy}")
 
     def check_finite(self) -> None:
         """Reads every tensor once.
@@ -94,11 +128,45 @@ class Checkpoint:
             TrimlineError: a tensor holds NaN or Inf; it is named.
         """
         for name, tensor in self.tensors():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                kind = "NaN" if torch.isnan(tensor).any() else "Inf"
-                raise TrimlineError(
-                    f"The tensor {name} of {self.folder} holds {kind}.", "Fetch the checkpoint again, or repair that tensor."
-                )
+            self.demand_finite(name, tensor)
+
+    def demand_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Of a tensor that was read.
+
+        Raises:
+            TrimlineError: it holds NaN or Inf.
+        """
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            kind = "NaN" if torch.isnan(tensor).any() else "Inf"
+            raise TrimlineError(
+                f"The tensor {name} of {self.folder} holds {kind}.", "Repair that tensor, or take the checkpoint from where it came."
+            )
+
+    def _with_head(self, geometry: Geometry) -> tuple[dict[str, StoredTensor], bool]:
+        """Every tensor by its canonical name, and whether the head is the token table.
+
+        As transformers ties: a table or a head that is stored alone is both, equal ones are one, and unlike ones stay two,
+        whatever the config says.
+        """
+        table, head = f"{geometry.family.embeddings[0]}.weight", f"{geometry.family.head}.weight"
+        names = {name: None for name, _ in replace(geometry, tied=False).tensors()}
+        held = by_canonical_name(self._shards, geometry.family, names, self.folder)
+        if not geometry.tied or head not in held:
+            return held, geometry.tied
+        if table not in held:
+            held[table] = held.pop(head)
+        elif self._same(held[table], held[head]):
+            del held[head]
+        return held, head not in held
+
+    def _same(self, one: StoredTensor, other: StoredTensor) -> bool:
+        return same_tensor(self.folder / one.shard, self.folder / other.shard, one, other)
+
+    def _index(self) -> Mapping[str, str]:
+        """Tensor to file, of the index that is read or stands beside what is read."""
+        named = self.folder / INDEX if self._files.other else self._files.index
+        weight_map: Mapping[str, str] = {} if named is None else read_json(named)["weight_map"]
+        return weight_map
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -139,26 +207,3 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Ten
 
 def _part(number: int) -> str:
     return f"part-{number:05d}.safetensors"
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if Path(name).name != name or not _is_file(path):
-        raise TrimlineError(
-            f"The index of {folder} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch the checkpoint again."
-        )
-    return path
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        return False
-
-
-def _open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Fetch the checkpoint again.") from None

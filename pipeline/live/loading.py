@@ -28,6 +28,8 @@ from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.files import read_json
 from pipeline.common.foreign import check_files
 
+NO_ADAPTER = ".no-adapter"  # a folder that no checkpoint has
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -44,7 +46,7 @@ def load_model(
 
     Args:
         folder: config.json and safetensors.
-        dtype: of the loaded weights; the checkpoint's own by default.
+        dtype: of the loaded weights; the checkpoint's own by default, as ``Checkpoint.dtype`` has it.
         device: where the weights go; or each part of the model, by the number of its GPU.
         trust_remote_code: run modelling files even where they are not ours.
 
@@ -53,9 +55,7 @@ def load_model(
     """
     model, report = load_with_report(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if report.missing:
-        raise TrimlineError(
-            f"{folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.", "Fetch or rebuild the checkpoint."
-        )
+        raise TrimlineError(f"{folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.", MISFIT)
     return model
 
 
@@ -63,37 +63,18 @@ def load_with_report(
     folder: Path, *, dtype: torch.dtype | None = None, device: str | dict[str, int] = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, LoadReport]:
     """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
-    checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
+    checkpoint = Checkpoint(folder)  # what transformers would make up, drop or put on by itself is refused or settled there
     trust = trusts(folder, checkpoint.config, trust_remote_code)
-    check_promise(checkpoint)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
+    # It looks for an adapter beside the weights, and here in a place where there is none: the checkpoint is the weights.
+    options["adapter_kwargs"] = {"subfolder": NO_ADAPTER}
     if not isinstance(device, str):
         options["device_map"] = device
     with quiet_transformers(), as_trimline_error(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, **options
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options)
         model, info = loaded
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     return (model.to(device) if isinstance(device, str) else model).eval(), report
-
-
-def check_promise(checkpoint: Checkpoint) -> None:
-    """Refuses a config that describes a far larger model than there are weights, before transformers makes it.
-
-    What is missing or misshapen within these bounds, transformers itself reports.
-    """
-    named, held = sum(1 for _ in checkpoint.geometry.tensors()), len(checkpoint.locations)
-    if named > 2 * held + 16:
-        raise TrimlineError(
-            f"config.json of {checkpoint.folder} describes {named:,} tensors, and the folder holds {held:,}.", "Fetch the checkpoint again."
-        )
-    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-    if (parameters := checkpoint.geometry.total_parameters()) > 8 * size:
-        raise TrimlineError(
-            f"config.json of {checkpoint.folder} describes {shown(parameters)} parameters, and the weights have {size:,} bytes.",
-            "Fetch the checkpoint again.",
-        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -183,9 +164,27 @@ def first_words(error: BaseException, most: int = 300) -> str:
     return " ".join(str(error).split())[:most].rstrip(" .") or type(error).__name__
 
 
+# What to do about what transformers and the libraries below it say, by words that stand in it.
+MISFIT = "Its config describes another model than its weights, or the modelling file that it names does."
+REMEDIES = (
+    ("FlashAttention", "Delete attn_implementation from config.json, which asks for a package that is not installed, or install that one."),
+    ("attn_implementation", "Delete attn_implementation from config.json, or set it to sdpa."),
+    ("bitsandbytes", "Give the checkpoint in full precision, or install bitsandbytes where it runs."),
+    ("above report", MISFIT),
+    ("Padding_idx", "Set pad_token_id in config.json to null or to an id below vocab_size."),
+    (
+        "Couldn't instantiate the backend tokenizer",
+        "Save the model's tokenizer into the folder: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER).",
+    ),
+    ("requires the following packages", "Install these packages."),
+    ("pip install", "Install that package."),
+)
+OTHERWISE = "Correct what it names in the folder's files, or fetch or rebuild the checkpoint."
+
+
 @contextmanager
 def as_trimline_error(folder: Path) -> Iterator[None]:
-    """What transformers raises for a folder that it cannot open, as a sentence."""
+    """What transformers raises for a folder that it cannot open, as a sentence with a remedy that fits it."""
     try:
         yield
     except (TrimlineError, MemoryError):
@@ -193,8 +192,9 @@ def as_trimline_error(folder: Path) -> Iterator[None]:
     except Exception as error:  # what it raises, and what the libraries below it raise, depends on what is broken
         if _was_interrupted(error):
             raise KeyboardInterrupt from error
-        reason = first_words(error)
-        raise TrimlineError(f"transformers cannot open {folder}: {reason}.", "Fetch or rebuild the checkpoint.") from error
+        remedy = next((remedy for words, remedy in REMEDIES if words in str(error)), OTHERWISE)
+        reason = "tensors do not fit its model" if remedy is MISFIT else first_words(error)
+        raise TrimlineError(f"transformers cannot open {folder}: {reason}.", remedy) from error
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ from pipeline.architecture.families import Family
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
-from pipeline.live.loading import LoadReport, check_promise, load_model
+from pipeline.live.loading import LoadReport, load_model
 from pipeline.live.placing import devices_for, empty_model
 
 Overlay = Callable[[int], None]
@@ -32,11 +32,14 @@ class Paging:
 
     Attributes:
         overlay: told of a block's number after its tensors were read, so that it can change them.
+        demands_finite: whether a tensor that holds NaN or Inf is refused when it is read for the first time.
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path, family: Family, options: RunOptions, dtype: torch.dtype) -> None:
         self.folder, self.family, self.options, self.dtype = folder, family, options, dtype
         self.overlay: Overlay = lambda block: None
+        self.demands_finite = False
+        self._looked_at: set[int] = set()
         self._blocks = model.get_submodule(family.blocks)
         self._resident: int | None = None
         self._stored = {name for name, _ in self._blocks.named_parameters()}
@@ -59,7 +62,12 @@ class Paging:
         # A sweep may run in inference mode, and the block may serve one with gradients next.
         with torch.inference_mode(False), torch.no_grad():
             module = self._blocks.get_submodule(str(block))
-            fill(module, Checkpoint(self.folder), f"{self.family.blocks}.{block}.", self.dtype, self.options.device)
+            checkpoint, prefix = Checkpoint(self.folder), f"{self.family.blocks}.{block}."
+            fill(module, checkpoint, prefix, self.dtype, self.options.device)
+            if self.demands_finite and block not in self._looked_at:
+                for name, parameter in module.named_parameters():
+                    checkpoint.demand_finite(prefix + name, parameter)
+                self._looked_at.add(block)
             self._resident = block
             self.overlay(block)
 
@@ -134,8 +142,7 @@ def open_mapped(folder: Path, options: RunOptions, dtype: torch.dtype, keep: Kee
 
 
 def _opened(folder: Path, options: RunOptions, dtype: torch.dtype, skip: str | None = None, keep: Keep | None = None) -> PreTrainedModel:
-    checkpoint = Checkpoint(folder)  # opens every shard: refuses pickles and names a truncated file
-    check_promise(checkpoint)
+    checkpoint = Checkpoint(folder)
     model = empty_model(folder, options, dtype)  # with its head tied, which is then no parameter of its own to read
     fill(model, checkpoint, "", dtype, options.device, skip, keep)
     model.tie_weights()
@@ -152,12 +159,12 @@ def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = No
         TrimlineError: as ``load_model``.
     """
     checkpoint = Checkpoint(folder)
-    stored = checkpoint.tensor(next(iter(checkpoint.locations))).dtype
-    if options.holds(weights_bytes(checkpoint, dtype or stored)):
-        return load_model(folder, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code), None
-    if (places := devices_for(folder, options, dtype or stored)) is not None:
-        return load_model(folder, dtype=dtype, device=places, trust_remote_code=options.trust_remote_code), None
-    return open_paged(folder, options, dtype or stored)
+    wanted = dtype or checkpoint.dtype
+    if options.holds(weights_bytes(checkpoint, wanted)):
+        return load_model(folder, dtype=wanted, device=options.device, trust_remote_code=options.trust_remote_code), None
+    if (places := devices_for(folder, options, wanted)) is not None:
+        return load_model(folder, dtype=wanted, device=places, trust_remote_code=options.trust_remote_code), None
+    return open_paged(folder, options, wanted)
 
 
 def paged_with_report(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, LoadReport]:

@@ -27,9 +27,11 @@ def empty_model(folder: Path, options: RunOptions, dtype: torch.dtype) -> PreTra
     Raises:
         TrimlineError: as ``load_model``, of its config.
     """
-    trust = trusts(folder, Checkpoint(folder).config, options.trust_remote_code)
+    checkpoint = Checkpoint(folder)
+    trust = trusts(folder, checkpoint.config, options.trust_remote_code)
     with quiet_transformers(), as_trimline_error(folder), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        config.tie_word_embeddings = checkpoint.geometry.tied
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
     return model

@@ -14,9 +14,6 @@ from pipeline.common.errors import TrimlineError
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 
-# Old Llama checkpoints store this buffer; every current loader computes it.
-STALE_BUFFER = "rotary_emb.inv_freq"
-
 
 @dataclass(frozen=True)
 class Place:
@@ -74,10 +71,7 @@ def placed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Pl
     """
     check_same_model(checkpoint, plan)
     family = plan.family
-    tied_head = f"{family.head}.weight" if checkpoint.geometry.tied else ""
     for name in sorted({*checkpoint.locations, *added_biases(checkpoint, plan)}):
-        if name.endswith(STALE_BUFFER) or name == tied_head:
-            continue
         yield name, place_of(family, name)
 
 

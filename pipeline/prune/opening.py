@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
 from pipeline.live.loading import load_tokenizer
 from pipeline.live.paging import open_model
@@ -27,14 +29,35 @@ def opened(source: Path, texts: Path, calibration: CalibrationWindows, options: 
         options: device, dtype and threads.
 
     Raises:
-        TrimlineError: the text is too short, or a window longer than the model's positions.
+        TrimlineError: the folder may mean another model, holds NaN or Inf, the text is too short, or a window longer than the model's
+            positions.
     """
     options.apply()
     folder = checkpoint_folder(source)
     checkpoint = Checkpoint(folder)
+    checkpoint.demand_no_doubt()
     text = "" if calibration.token_ids is not None else (texts / CALIBRATION).read_text(encoding="utf-8")
     windows = draw_windows(load_tokenizer(folder), text, calibration)
     check_windows(windows, checkpoint.geometry)
     dtype = options.resolved_dtype()
     model, paging = open_model(folder, options, dtype)
+    if paging is None:
+        _demand_finite(model, checkpoint)
+    else:
+        paging.demands_finite = True  # as it reads
     return ShrinkingModel(model, checkpoint, paging), windows
+
+
+def _demand_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Looks through a model that is whole in memory, so that nothing is read twice.
+
+    Raises:
+        TrimlineError: a tensor holds NaN or Inf, or numbers beyond the dtype that measures.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            checkpoint.demand_finite(name, checkpoint.tensor(name))
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise TrimlineError(
+                f"The tensor {name} of {checkpoint.folder} holds numbers beyond {kind}.", "Use --dtype bfloat16 or float32."
+            )

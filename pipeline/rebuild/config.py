@@ -18,7 +18,7 @@ from pipeline.plan.selection import Selection
 from pipeline.rebuild.biases import switches_of
 
 # Written by loaders, quantisers or an earlier rebuild, and no longer true of the result.
-STALE = ("_name_or_path", "quantization_config", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
+STALE = ("_name_or_path", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
 
 
 def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> dict[str, Any]:

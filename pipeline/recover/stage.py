@@ -64,6 +64,10 @@ def recover(
     check_recovery(recipe, options)
     checkpoint = Checkpoint(pruned)
     taught = Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None
+    for source in (checkpoint, taught):
+        if source is not None:
+            source.demand_no_doubt()
+            source.check_finite()
     demand_memory(checkpoint, taught, recipe, options)
     text = (texts / CALIBRATION).read_text(encoding="utf-8")
     windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)

@@ -68,9 +68,10 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         blocks=_widths(geometry.blocks),
         parameters=geometry.total_parameters(),
         decoder_parameters=geometry.decoder_parameters(),
-        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        bytes=checkpoint.bytes,
         patterns=_patterns(checkpoint),
         consumers=_loadings(geometry, profile, checkpoint.config),
+        notes=tuple(f"{doubt.problem} {doubt.read} {doubt.remedy}" for doubt in checkpoint.doubts),
     )
 
 

@@ -132,7 +132,7 @@ def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> Model
         parameters=geometry.total_parameters(),
         decoder_parameters=geometry.decoder_parameters(),
         decoder_flops=geometry.decoder_flops(FLOPS_CONTEXT),
-        checkpoint_bytes=_bytes(lane.checkpoint, "*.safetensors"),
+        checkpoint_bytes=checkpoint.bytes,
         onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
         perplexity=_perplexity(found),
         peak_memory_bytes=measured.memory.get("peak") if measured else None,

@@ -160,7 +160,7 @@ def _sizes(geometry: Geometry, folder: Path) -> dict[str, Any]:
     return {
         "parameters": geometry.total_parameters(),
         "decoder_parameters": geometry.decoder_parameters(),
-        "checkpoint_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "checkpoint_bytes": Checkpoint(folder).bytes,
     }
 
 

@@ -41,6 +41,7 @@ def examine(checkpoint: Path, recipe: LmEvalSlice, options: RunOptions, out: Pat
     options.apply()
     folder = checkpoint_folder(checkpoint)
     tasks = open_tasks(recipe, events)
+    Checkpoint(folder).say_doubts(events)
     write_json(out / RESULT, {"form": "checkpoint"} | scores(_model(folder, recipe, options), tasks, recipe, events))
 
 

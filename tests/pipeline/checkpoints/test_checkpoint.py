@@ -56,18 +56,19 @@ def test_files_may_be_read_as_the_umask_says(tmp_path):
 
 
 def test_a_shard_that_the_index_leaves_out_is_not_read(dense, tmp_path):
-    save_file({"a": torch.ones(1)}, tmp_path / "one.safetensors")
-    save_file({"b": torch.ones(1)}, tmp_path / "two.safetensors")
     write_json(tmp_path / "config.json", dense.config)
-    write_json(tmp_path / INDEX, {"weight_map": {"a": "one.safetensors"}})
-    assert set(Checkpoint(tmp_path).locations) == {"a"}
+    save_file(dict(dense.tensors()), tmp_path / "one.safetensors")
+    save_file({"b": torch.ones(1)}, tmp_path / "two.safetensors")
+    write_json(tmp_path / INDEX, {"weight_map": {"model.norm.weight": "one.safetensors"}})
+    assert set(Checkpoint(tmp_path).locations.values()) == {"one.safetensors"}
 
 
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "Inf"), (float("-inf"), "Inf")])
-def test_check_finite_names_the_tensor(tmp_path, value, kind):
-    save_file({"fine": torch.ones(3), "bad.weight": torch.tensor([1.0, value]), "ids": torch.arange(3)}, tmp_path / "a.safetensors")
-    write_json(tmp_path / "config.json", {})
-    with pytest.raises(TrimlineError, match=rf"bad\.weight .* {kind}"):
+def test_check_finite_names_the_tensor(dense, tmp_path, value, kind):
+    tensors = dict(dense.tensors())
+    tensors["model.norm.weight"][1] = value
+    write_checkpoint(tmp_path, dense.config, tensors)
+    with pytest.raises(TrimlineError, match=rf"model\.norm\.weight .* {kind}"):
         Checkpoint(tmp_path).check_finite()
 
 

@@ -52,13 +52,19 @@ def edit(path: Path, **values: object) -> None:
         ("tokenizer.json", {"normalizer": {"type": "Nothing"}}),
         ("tokenizer_config.json", {"model_max_length": [1]}),  # believed until a text is split
         ("config.json", {"pad_token_id": "a"}),  # huggingface_hub's dataclasses have errors of their own
-        ("config.json", {"dtype": []}),  # IndexError inside transformers
     ],
 )
 def test_errors_of_every_kind_inside_transformers_become_sentences(model, name, values):
     edit(model / name, **values)
-    with pytest.raises(TrimlineError, match=r"transformers cannot open .*\. Fetch or rebuild the checkpoint\.$"):
+    with pytest.raises(TrimlineError, match=r"transformers cannot open .*, or fetch or rebuild the checkpoint\.$"):
         (load_model if name == "config.json" else load_tokenizer)(model)
+
+
+@pytest.mark.parametrize("value", [[], "auto", "int8", "nothing"])
+def test_a_type_that_no_model_has(model, value):
+    edit(model / "config.json", dtype=value)
+    with pytest.raises(TrimlineError, match="unusable dtype: .* Say float32"):
+        load_model(model)
 
 
 def test_a_config_that_promises_a_far_larger_model_is_refused_before_it_is_made(model):

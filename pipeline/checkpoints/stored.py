@@ -1,0 +1,127 @@
+"""Tensors as they stand in files, by the names that the model's class has for them.
+
+transformers opens a folder whose names lack the class's prefix (``layers.0...``, as its base model saves itself), and one
+that has it twice; it passes over buffers that it computes. Here is the one place that knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pipeline.architecture.families import Family
+from pipeline.common.errors import TrimlineError, shortened
+
+# Buffers of old checkpoints: rotary tables, which every current loader computes, and fairseq's mark of a version.
+PASSED_OVER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)decoder\.version$")
+CHUNK = 2**24  # numbers compared at once
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is.
+
+    Attributes:
+        shard: name of its file.
+        name: in that file.
+        shape: rows first.
+        dtype: safetensors' word for it, such as ``BF16``.
+    """
+
+    shard: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Shards:
+    """Opened files of tensors.
+
+    Raises:
+        TrimlineError: one is truncated or corrupt.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._handles = {path.name: _open(path) for path in paths}
+
+    def __iter__(self) -> Iterator[StoredTensor]:
+        """Every tensor, file by file in their order."""
+        for shard, handle in self._handles.items():
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                found = handle.get_slice(name)
+                yield StoredTensor(shard, name, tuple(found.get_shape()), str(found.get_dtype()))
+
+    def read(self, stored: StoredTensor) -> torch.Tensor:
+        """The whole tensor."""
+        tensor: torch.Tensor = self._handles[stored.shard].get_tensor(stored.name)
+        return tensor
+
+    def rows(self, stored: StoredTensor, first: int, last: int) -> torch.Tensor:
+        """Some of its rows."""
+        tensor: torch.Tensor = self._handles[stored.shard].get_slice(stored.name)[first:last]
+        return tensor
+
+    def same(self, one: StoredTensor, other: StoredTensor, theirs: Shards | None = None) -> bool:
+        """Whether two tensors hold the same numbers, whatever their types; ``theirs`` are the files of ``other``."""
+        if one.shape != other.shape:
+            return False
+        if not one.shape:
+            return torch.equal(self.read(one), (theirs or self).read(other))
+        step = max(1, CHUNK // max(1, torch.Size(one.shape[1:]).numel()))
+        return all(
+            torch.equal(self.rows(one, first, first + step).double(), (theirs or self).rows(other, first, first + step).double())
+            for first in range(0, one.shape[0], step)
+        )
+
+
+def canonical_name(name: str, family: Family, known: Mapping[str, Any]) -> str:
+    """What the model's class calls a stored tensor; names that it does not know stay.
+
+    Args:
+        name: in the file.
+        family: of the model.
+        known: the names that the class has.
+    """
+    prefix = family.blocks.partition(".")[0] + "."
+    if name in known:
+        return name
+    if name.removeprefix(prefix) in known:
+        return name.removeprefix(prefix)
+    return prefix + name if prefix + name in known else name
+
+
+def by_canonical_name(shards: Shards, family: Family, known: Mapping[str, Any], folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor by the name that the model's class has for it, without the buffers that are passed over.
+
+    Raises:
+        TrimlineError: one stands there twice, with other numbers.
+    """
+    found: dict[str, StoredTensor] = {}
+    for stored in shards:
+        name = canonical_name(stored.name, family, known)
+        if PASSED_OVER.search(name):
+            continue
+        before = found.setdefault(name, stored)
+        if before is not stored and not shards.same(before, stored):
+            raise TrimlineError(
+                f"The tensor {name} of {folder} stands in both {_place(before)} and {_place(stored)}, with other numbers.",
+                "Delete what is left over of the two, or fetch the checkpoint again.",
+            )
+    return found
+
+
+def _place(stored: StoredTensor) -> str:
+    return f"{stored.shard} ({stored.name})"
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise TrimlineError(f"{path} is truncated or corrupt ({shortened(str(error), 200)}).", "Fetch the checkpoint again.") from None
