@@ -69,7 +69,7 @@ def check_tensors(folder: Path, geometry: Geometry, held: Held, index: Mapping[s
     if other := [name for name in promised if held[name].dtype not in FLOATS]:
         raise TrimlineError(
             f"The tensor {other[0]} of {folder} has type {held[other[0]].dtype}, and weights are {', '.join(FLOATS)}.",
-            "If it is quantised, give the checkpoint in full precision; else fetch it again.",
+            "Store it as a float, or take the checkpoint from where it came.",
         )
     if unexpected:
         raise _unexpected(folder, geometry, unexpected, held)

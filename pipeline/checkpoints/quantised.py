@@ -19,10 +19,11 @@ MARKS = (
     ("bitsandbytes", re.compile(r"\.(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\b")),
     ("with scales beside the weights", re.compile(r"[._](scale|scales|scale_inv|scale_\d)$")),
 )
+# transformers quantises again while it saves, unless it is told that the format on disk need not be the one that was read.
+FP8 = "FineGrainedFP8Config(dequantize=True)).save_pretrained(NEW, save_original_format=False)"
 DEQUANTISE = {
-    "fp8": "AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config=FineGrainedFP8Config(dequantize=True)).save_pretrained(NEW)",
-    "compressed-tensors": "AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config=CompressedTensorsConfig(dequantize=True)).save_pretrained(NEW)",
-    "bitsandbytes": "AutoModelForCausalLM.from_pretrained(FOLDER).dequantize().save_pretrained(NEW), on a machine where bitsandbytes runs",
+    "fp8": f"AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config={FP8}",
+    "bitsandbytes": "the model's dequantize() does it where bitsandbytes runs",
 }
 
 
@@ -43,12 +44,20 @@ def check_not_quantised(folder: Path, config: Mapping[str, Any], tensors: Collec
             raise TrimlineError(
                 f"{folder} is quantised ({mark}: it holds {stored.name}, and its config says nothing of it).", _remedy(mark)
             )
-    narrow = next((stored for stored in tensors if stored.dtype.startswith(("F8", "F4"))), None)
+    narrow = next((stored for stored in tensors if _is_narrow(stored)), None)
     if narrow is not None:
+        kind = "fp8" if narrow.dtype.startswith("F8") else narrow.dtype
         raise TrimlineError(
-            f"{folder} is quantised (fp8: {narrow.name} is {narrow.dtype}, and neither its config nor a tensor says by which scale).",
+            f"{folder} is quantised ({kind}: {narrow.name} is {narrow.dtype}, and neither config nor tensors say by which scale).",
             _remedy(""),
         )
+
+
+def _is_narrow(stored: StoredTensor) -> bool:
+    """Whether a matrix is in a type that weights are only quantised to."""
+    return stored.dtype.startswith(("F8", "F4", "F6")) or (
+        stored.dtype not in FLOATS and stored.name.endswith("weight") and len(stored.shape) == 2
+    )
 
 
 def _method(value: object) -> str:

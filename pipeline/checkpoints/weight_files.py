@@ -93,7 +93,9 @@ def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
         raise TrimlineError(f"{index} has no usable weight_map.", "Fetch the checkpoint again.")
     for name in names:
         if not _is_inside(folder, name):
-            raise TrimlineError(f"{index} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch that shard.")
+            raise TrimlineError(
+                f"{index} names the shard {shown(name, 200)}, which is not a file in it.", "Fetch that shard, and put it beside the index."
+            )
         if not name.endswith(".safetensors"):
             raise TrimlineError(f"{index} names the shard {shown(name, 200)}, which is no safetensors file.", "Fetch the checkpoint again.")
     return tuple(folder / name for name in names)
