@@ -1,4 +1,7 @@
-"""Gates: checks between two forms of the same model. A gate that fails names the first place that differs."""
+"""Gates: checks between two forms of the same model. A gate that fails names the first place that differs.
+
+Which tokens and positions a gate reads is decided here for all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from pipeline.common.errors import GateError
 
 RELATIVE_BAR = 1e-5
 ABSOLUTE_FLOOR = 1e-4
+BEYOND_WINDOW = 8  # tokens of a row that go past a sliding window
+LONGEST_ROW = 8192 + BEYOND_WINDOW  # a longer row costs more than a gate should
 
 
 @dataclass(frozen=True)
@@ -99,3 +105,41 @@ def gate_tokens(vocabulary: int, rows: int = 2, length: int = 48, seed: int = 0)
     """Token ids for a gate, shape (rows, length): spread over the whole vocabulary, the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, vocabulary, (rows, length), generator=generator)
+
+
+def late_positions(promised: int, length: int = 48) -> torch.Tensor:
+    """Ascending positions for a row that is far shorter than the context, shape (min(length, promised),).
+
+    A quarter of them counts up from 0, a quarter up to the last promised one, the others are spread in between. So a short
+    row reads a rotary or position table from end to end, and attends over distances at which every angle matters.
+    transformers takes jumps in positions for several texts in one row, unless it is given an attention mask of ones.
+
+    Args:
+        promised: positions that the model was made for.
+        length: of the row.
+    """
+    length = min(length, promised)
+    edge = length // 4
+    between = torch.linspace(edge, promised - edge - 1, length - 2 * edge, dtype=torch.float64).floor().long()
+    return torch.cat((torch.arange(edge), between, torch.arange(promised - edge, promised)))
+
+
+def attention_window(config: PretrainedConfig) -> int | None:
+    """Tokens that a block with a sliding window attends to, as transformers' own config says; None where no block has one."""
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None or (types is not None and not any("sliding" in kind for kind in types)):
+        return None
+    return int(window)
+
+
+def row_past_window(window: int | None, promised: int) -> int | None:
+    """Tokens of a row that shows whether a window of ``window`` tokens is kept to; None where no row that a gate can afford does.
+
+    Args:
+        window: as ``attention_window``.
+        promised: positions that the model was made for; a window as long as these never shows.
+    """
+    if window is None or window >= promised:
+        return None
+    row = min(window + BEYOND_WINDOW, promised)
+    return row if row <= LONGEST_ROW else None
