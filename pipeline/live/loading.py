@@ -40,7 +40,11 @@ class LoadReport:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | None = None, device: str | dict[str, int] = "cpu", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | dict[str, int] | dict[str, str] = "cpu",
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Opens a folder with transformers' real loader, in eval mode.
 
@@ -60,7 +64,11 @@ def load_model(
 
 
 def load_with_report(
-    folder: Path, *, dtype: torch.dtype | None = None, device: str | dict[str, int] = "cpu", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | dict[str, int] | dict[str, str] = "cpu",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
     checkpoint = Checkpoint(folder)  # what transformers would make up, drop or put on by itself is refused or settled there

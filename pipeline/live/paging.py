@@ -20,7 +20,7 @@ from pipeline.architecture.families import Family
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
-from pipeline.live.loading import LoadReport, load_model
+from pipeline.live.loading import load_model
 from pipeline.live.placing import devices_for, empty_model
 
 Overlay = Callable[[int], None]
@@ -165,13 +165,6 @@ def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = No
     if (places := devices_for(folder, options, wanted)) is not None:
         return load_model(folder, dtype=wanted, device=places, trust_remote_code=options.trust_remote_code), None
     return open_paged(folder, options, wanted)
-
-
-def paged_with_report(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, LoadReport]:
-    """A paged model, and how the folder's tensors match its parameters."""
-    model, _ = open_paged(folder, options, dtype)
-    parameters, stored = {name for name, _ in model.named_parameters()}, set(Checkpoint(folder).locations)
-    return model, LoadReport(tuple(sorted(parameters - stored)), tuple(sorted(stored - parameters)))
 
 
 def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

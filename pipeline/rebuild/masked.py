@@ -1,83 +1,103 @@
-"""The reference of the rebuild gate: the dense model with the plan applied as zeros and updates."""
+"""The reference of the rebuild gate: the dense model, loaded by transformers, with the plan applied as zeros and updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.architecture.families import Axis, Linear
+from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
-from pipeline.live.paging import Paging, open_model
-from pipeline.plan.places import Place, dense_tensor, indices_of, over_stream, placed_tensors
+from pipeline.live.untouched import change_parameters, load_untouched
+from pipeline.plan.places import Place, added_biases, check_same_model, dense_tensor, indices_of, over_stream, place_of
 from pipeline.plan.plan import Plan
-from pipeline.rebuild.surgery import finished, norm_scale
+from pipeline.plan.selection import select
+from pipeline.rebuild.surgery import norm_scale
 
-Wanted = Callable[[Place | None], bool]  # of a tensor's place; None is outside the blocks
 
+class PlanMask:
+    """A plan as a change of the dense model's parameters: they compute then what the smaller model must compute.
 
-def masked_tensors(checkpoint: Checkpoint, plan: Plan, wanted: Wanted = lambda place: True) -> Iterator[tuple[str, torch.Tensor]]:
-    """Dense-shaped tensors that compute what the smaller model must compute, one at a time, of the places that are wanted.
-
-    They are in the checkpoint's dtype, but for norms.
-
-    Rows and columns of removed units are zero, updates stand where their units stood. A sublayer or block that goes
+    Rows and columns of removed units become zero, updates stand where their units stood. A sublayer or block that goes
     has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Norms
-    over that stream are in fp32, as the smaller model's rounded ones are worth among the zeros (``norm_scale``).
+    over that stream are what the smaller model's rounded ones are worth among the zeros (``norm_scale``).
+
+    Args:
+        plan: with the biases that its profile needs (``for_profile``).
+        geometry: the dense model's sizes.
+        stored: a parameter's name to the dtype that its tensor is stored in, to which the smaller model rounds what is new.
+    """
+
+    def __init__(self, plan: Plan, geometry: Geometry, stored: Callable[[str], torch.dtype]) -> None:
+        self._plan, self._geometry, self._stored = plan, geometry, stored
+
+    def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A parameter's masked value.
+
+        Raises:
+            TrimlineError: the family does not describe it, or an update does not fit it.
+        """
+        plan, place = self._plan, place_of(self._plan.family, name)
+        if place is not None and not place.stays(plan.selection):
+            return torch.zeros_like(value) if _adds_to_residual(place) else value
+        kept_indices = indices_of(name, place, plan.selection, self._geometry)
+        rows, columns = (None if indices is None else indices.to(value.device) for indices in kept_indices)
+        kept = self._rounded(name, place, self._updated(name, select(value, rows, columns)))
+        return kept if kept.shape == value.shape else _scatter(value, rows, columns, kept)
+
+    def _updated(self, name: str, kept: torch.Tensor) -> torch.Tensor:
+        update = self._plan.updates.get(name)
+        if update is None:
+            return kept
+        if update.shape != kept.shape:
+            raise TrimlineError(
+                f"The plan's update of {name} has shape {tuple(update.shape)}, and {tuple(kept.shape)} of it stay.",
+                "Prune again with this version.",
+            )
+        return update.to(self._stored(name)).to(kept)
+
+    def _rounded(self, name: str, place: Place | None, kept: torch.Tensor) -> torch.Tensor:
+        if self._plan.selection.residual is None or not over_stream(name, place, self._plan.family):
+            return kept
+        scale = norm_scale(self._plan.selection, self._geometry)
+        return (kept.float() * scale).to(self._stored(name)).to(kept) / scale
+
+
+def open_masked(checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype) -> PreTrainedModel:
+    """The dense model as transformers loads it, whole or with its blocks on disk, with the plan applied.
 
     Raises:
-        TrimlineError: the plan does not fit the checkpoint.
+        TrimlineError: as ``load_model``, or the plan does not fit.
     """
-    for name, place in placed_tensors(checkpoint, plan):
-        if not wanted(place):
-            continue
-        dense = dense_tensor(checkpoint, name)
-        if place is None or place.stays(plan.selection):
-            values = finished(name, place, checkpoint, plan)
-            if over_stream(name, place, plan.family):
-                values = values.float() / norm_scale(plan.selection, checkpoint.geometry)
-            yield name, _scatter(dense, *indices_of(name, place, plan.selection, checkpoint.geometry), values)
-        else:
-            yield name, torch.zeros_like(dense) if _adds_to_residual(place) else dense
+    check_same_model(checkpoint, plan)
+    model, report = load_untouched(checkpoint.folder, options, dtype)
+    if report.missing:
+        raise TrimlineError(
+            f"{checkpoint.folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.",
+            "Fetch the checkpoint again.",
+        )
+    apply_plan(model, checkpoint, plan)
+    return model
 
 
-def open_masked(checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, Paging | None]:
-    """The dense model with the plan applied as zeros and updates, whole or paged as ``open_model`` decides.
-
-    Raises:
-        TrimlineError: as ``open_model``, or the plan does not fit.
-    """
-    model, paging = open_model(checkpoint.folder, options, dtype)
-    if paging is None:
-        load_masked(model, checkpoint, plan)
-    else:
-        load_masked(model, checkpoint, plan, lambda place: place is None)
-        paging.overlay = lambda block: load_masked(model, checkpoint, plan, lambda place: place is not None and place.block == block)
-    return model, paging
+def apply_plan(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Changes the parameters of the dense ``model`` as the plan says, and adds the plan's biases; of ``checkpoint`` no value is read."""
+    mask = PlanMask(plan, checkpoint.geometry, lambda name: dense_tensor(checkpoint, name).dtype)
+    change_parameters(model, mask, sorted(added_biases(checkpoint, plan)))
 
 
-def load_masked(model: torch.nn.Module, checkpoint: Checkpoint, plan: Plan, wanted: Wanted = lambda place: True) -> None:
-    """Overwrites the parameters of a dense ``model`` with the masked ones, one tensor at a time, and adds the plan's biases."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in masked_tensors(checkpoint, plan, wanted):
-            if name in parameters:
-                parameters[name].copy_(tensor)
-            else:
-                module = model.get_submodule(name.removesuffix(".bias"))
-                assert isinstance(module, torch.nn.Linear)
-                module.bias = torch.nn.Parameter(tensor.to(module.weight))
-
-
-def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    rows = torch.arange(dense.shape[0]) if rows is None else rows
-    masked = torch.zeros_like(dense, dtype=values.dtype)
+def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:
+    masked = torch.zeros_like(dense)
+    rows = torch.arange(dense.shape[0], device=dense.device) if rows is None else rows
     if dense.dim() == 1:
-        masked[rows] = values
+        masked[rows] = kept
     else:
-        masked[rows[:, None], torch.arange(dense.shape[1]) if columns is None else columns] = values
+        masked[rows[:, None], torch.arange(dense.shape[1], device=dense.device) if columns is None else columns] = kept
     return masked
 
 

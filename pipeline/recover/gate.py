@@ -13,26 +13,36 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
+from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
 from pipeline.live.loading import load_with_report
-from pipeline.rebuild.stage import GREEDY_TOKENS, PROMPT_TOKENS, cache_comparison
+from pipeline.rebuild.readings import cache_comparison, logits_of, readings_for
 
 
 @dataclass(frozen=True)
 class RecoveryOutcome:
-    """The gate in one dtype."""
+    """The gate in one dtype: reading by reading against the trained model, and with a cache against itself without."""
 
     dtype: torch.dtype
-    reopened: LogitDifference
+    readings: dict[str, LogitDifference]
     cache: LogitDifference
 
     @property
     def passed(self) -> bool:
-        return self.reopened.passed and self.cache.passed
+        return self.cache.passed and all(found.passed for found in self.readings.values())
+
+    @property
+    def reopened(self) -> LogitDifference:
+        """Against the trained model, at the first positions."""
+        return next(iter(self.readings.values()))
 
     def as_record(self) -> dict[str, Any]:
-        cache = self.cache.as_record() | {"tokens": GREEDY_TOKENS}
-        return {"dtype": str(self.dtype).removeprefix("torch."), "reopened": self.reopened.as_record(), "cache": cache}
+        first, *more = self.readings
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "reopened": self.reopened.as_record(),
+            **{name: self.readings[name].as_record() for name in more},
+            "cache": self.cache.as_record(),
+        }
 
 
 def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Events) -> list[RecoveryOutcome]:
@@ -47,20 +57,24 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
     Raises:
         GateError: a comparison is beyond its bar in both dtypes, or tensors and parameters are not the same set.
     """
-    tokens = gate_tokens(Checkpoint(out).geometry.vocab).to(options.device)
+    geometry = Checkpoint(out).geometry
+    with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
+    readings = readings_for(trained.config, with_attention, options.device)
     trained.eval()
     outcomes: list[RecoveryOutcome] = []
     for dtype in (torch.float32, torch.float64):
         with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 2) as advance:
             reopened = _reopened(out, options, dtype)
-            against_trained = compare_logits(_logits(trained.to(dtype=dtype), tokens), _logits(reopened, tokens))  # type: ignore[call-arg]
+            trained.to(dtype=dtype)  # type: ignore[call-arg]
+            found = {r.name: compare_logits(*(logits_of(model, geometry.family, r) for model in (trained, reopened))) for r in readings}
             advance(1)
-            cached = cache_comparison(reopened, tokens[:, :PROMPT_TOKENS], GREEDY_TOKENS)
+            cached = cache_comparison(reopened, readings[0].tokens)
             advance(1)
-        outcomes.append(RecoveryOutcome(dtype, against_trained, cached))
+        outcomes.append(RecoveryOutcome(dtype, found, cached))
         if outcomes[-1].passed:
             break
-    demand(outcomes[-1].reopened, "the trained model", "the written checkpoint")
+    for name, comparison in outcomes[-1].readings.items():
+        demand(comparison, "the trained model", f"the written checkpoint ({name})")
     demand(outcomes[-1].cache, "the written checkpoint without a cache", "the same with its cache")
     return outcomes
 
@@ -73,8 +87,3 @@ def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> PreTrainedM
             "This is a fault of the recovery, not of the recipe; please report it with the recipe.",
         )
     return model
-
-
-def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(tokens, use_cache=False).logits

@@ -19,8 +19,8 @@ from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan
+from pipeline.rebuild.gate import gate_again
 from pipeline.rebuild.gguf_form import gguf_form
-from pipeline.rebuild.stage import gate_again
 from pipeline.recover.folder import RECOVERED
 from trimline.inspect.graph import inspect_graph
 

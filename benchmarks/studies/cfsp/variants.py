@@ -29,7 +29,7 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import Budget, Pool, PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
-from pipeline.rebuild.masked import load_masked
+from pipeline.rebuild.masked import apply_plan
 from pipeline.sources.recipe import CalibrationWindows, TextSource
 from pipeline.sources.text import load_text
 from pipeline.sources.windows import consecutive_windows, draw_windows
@@ -58,7 +58,7 @@ def perplexity_of(checkpoint: Checkpoint, plan: Plan | None, windows: torch.Tens
     """Of the dense model, or of the dense model with a plan applied, in the checkpoint's dtype."""
     model = load_model(checkpoint.folder)
     if plan is not None:
-        load_masked(model, checkpoint, plan)
+        apply_plan(model, checkpoint, plan)
     return perplexity_record(window_losses(model, windows, Events()))
 
 

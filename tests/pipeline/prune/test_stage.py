@@ -18,7 +18,7 @@ from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
-from pipeline.rebuild.masked import load_masked
+from pipeline.rebuild.masked import apply_plan
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_seed(3))
@@ -102,7 +102,7 @@ def test_the_live_model_is_what_the_plan_says(family, steps, tmp_path):
     folder = tiny_model(family, tmp_path)
     plan, model = planned(folder, *steps)
     masked = load_model(folder, dtype=torch.float32)
-    load_masked(masked, Checkpoint(folder), plan)
+    apply_plan(masked, Checkpoint(folder), plan)
     torch.testing.assert_close(logits(model.model), logits(masked), atol=1e-4, rtol=0)
 
 

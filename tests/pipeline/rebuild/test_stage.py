@@ -15,8 +15,8 @@ from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.plan.plan import Plan
-from pipeline.rebuild.masked import load_masked, masked_tensors
-from pipeline.rebuild.stage import gate
+from pipeline.rebuild.gate import gate
+from pipeline.rebuild.masked import apply_plan, open_masked
 from tests.pipeline.rebuild.cases import (
     OPTIONS,
     Choice,
@@ -63,7 +63,7 @@ def test_result_computes_what_the_masked_dense_model_computes(
     with torch.inference_mode():
         dense, small = load_model(source), load_model(out)
         difference = (dense(tokens).logits - small(tokens).logits).abs().max()
-        load_masked(dense, Checkpoint(source), plan)
+        apply_plan(dense, Checkpoint(source), plan)
         assert (dense(tokens).logits - small(tokens).logits).abs().max() < 1e-4
     assert difference > 0.1
 
@@ -83,7 +83,7 @@ def test_updates_take_the_place_of_cut_tensors(tmp_path: Path) -> None:
     plan = plan_for(source, lambda choice: choice.ffn.__setitem__(0, tuple(range(0, 96, 2))), updates)
     out = rebuilt(tmp_path, source, plan, Profile.DECILM)
     assert torch.equal(Checkpoint(out).tensor(f"{name}.weight"), updates[f"{name}.weight"])
-    masked = dict(masked_tensors(Checkpoint(source), plan))[f"{name}.weight"]
+    masked = open_masked(Checkpoint(source), plan, OPTIONS, torch.float32).get_parameter(f"{name}.weight")
     assert torch.equal(masked[:, ::2], updates[f"{name}.weight"])
     assert not masked[:, 1::2].any()
 

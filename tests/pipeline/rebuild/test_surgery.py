@@ -14,9 +14,9 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.plan.places import Place
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import select
-from pipeline.rebuild.masked import masked_tensors
+from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.surgery import Cut
-from tests.pipeline.rebuild.cases import Choice, absent_parts, plan_for
+from tests.pipeline.rebuild.cases import OPTIONS, Choice, absent_parts, plan_for
 from tests.tiny import tiny_model
 
 
@@ -64,7 +64,7 @@ def test_fused_projections_are_cut_section_by_section(tmp_path: Path) -> None:
     assert torch.equal(select(stacked, rows, columns), stacked[[3, 90, 99, 186]])
 
 
-def test_masked_tensors_are_zero_exactly_where_units_go(tmp_path: Path) -> None:
+def test_masked_parameters_are_zero_exactly_where_units_go(tmp_path: Path) -> None:
     source = tiny_model("opt", tmp_path / "dense")
 
     def choose(choice: Choice) -> None:
@@ -74,7 +74,7 @@ def test_masked_tensors_are_zero_exactly_where_units_go(tmp_path: Path) -> None:
 
     plan: Plan = plan_for(source, choose)
     checkpoint = Checkpoint(source)
-    masked = dict(masked_tensors(checkpoint, plan))
+    masked = dict(open_masked(checkpoint, plan, OPTIONS, torch.float32).named_parameters())
     zero: dict[str, Any] = {name: tensor.count_nonzero().item() for name, tensor in masked.items()}
     block = "model.decoder.layers"
     assert zero[f"{block}.1.fc1.weight"] == 2 * 64

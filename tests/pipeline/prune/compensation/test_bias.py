@@ -27,7 +27,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.consumers import READ, consumers
-from pipeline.rebuild.masked import load_masked
+from pipeline.rebuild.masked import apply_plan
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import TINY_FAMILIES, tiny_model
 from trimline.inspect.read import inspect_folder
@@ -227,7 +227,7 @@ def test_steps_after_it_build_on_it(family: str, second: dict[str, Any], tmp_pat
     source = tiny_model(family, tmp_path / "dense")
     plan, model = planned(source, FFN, second)
     masked = load_model(source, dtype=torch.float32)
-    load_masked(masked, Checkpoint(source), plan)
+    apply_plan(masked, Checkpoint(source), plan)
     torch.testing.assert_close(logits(model.model), logits(masked), atol=1e-4, rtol=0)
     assert json.loads((rebuilt(tmp_path, source, plan, Profile.FREE) / "gate.json").read_text())["passed"]
 
@@ -242,7 +242,7 @@ def test_what_a_lost_sublayer_gave_goes_to_the_one_before_it(family: str, tmp_pa
     # What is published: projections without inputs left, whose bias is what they gave on average (and had as a bias).
     published = load_model(source, dtype=torch.float32)
     described = Checkpoint(source).geometry.family
-    load_masked(published, Checkpoint(source), planned(source, step | {"compensation": "none"})[0])
+    apply_plan(published, Checkpoint(source), planned(source, step | {"compensation": "none"})[0])
     changed = ((1, Sublayer.FFN), (2, Sublayer.ATTENTION), (3, Sublayer.ATTENTION), (3, Sublayer.FFN))
     dense = load_model(source, dtype=torch.float32)
     for block, sublayer in changed:
