@@ -127,10 +127,11 @@ def packaged_files(folder: Path) -> list[Path]:
 
 
 def _place(source: Path, target: Path) -> None:
-    target.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in NOT_SHIPPED and not path.name.startswith("."):
-            link_or_copy(path, target / path.name)
+    """All of an artefact but its records: a stage that wrote it has chosen what comes along (``pipeline.sources.companions``)."""
+    for name in names_below(source):
+        if name not in NOT_SHIPPED and not any(part.startswith(".") for part in name.split("/")):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(source / name, target / name)
 
 
 def _card(parts: PackageParts, recipe: PackageSlice, report: dict[str, Any], out: Path, with_onnx: bool) -> str:

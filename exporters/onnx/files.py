@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,17 +11,6 @@ from pipeline.common.errors import TrimlineError
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 LOWERING_KEY = "trimline.lowering"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 INLINE_BYTES = 1024
 
 
@@ -37,13 +25,6 @@ def save_graph(model: ir.Model, folder: Path, lowering: str) -> None:
         ir.save(model, folder / GRAPH, external_data=WEIGHTS, size_threshold_bytes=INLINE_BYTES)
     except OSError as error:
         raise TrimlineError(f"{folder / GRAPH} could not be written: {error}.", "Free some space and run it again.") from error
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies what a checkpoint folder has of a tokenizer, a chat template and generation settings, byte for byte."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _strip(model: ir.Model, lowering: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporters.folder import CONFIG, EXPORT
 from exporters.held import is_mapped
-from exporters.onnx.files import copy_tokenizer, save_graph
+from exporters.onnx.files import save_graph
 from exporters.onnx.gate.gate import gate_onnx
 from exporters.onnx.gate.perplexity import calibration_windows
 from exporters.onnx.lowering.config import context_length
@@ -26,11 +26,12 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
+from pipeline.sources.companions import copy_companions
 from pipeline.tensors.mapped import MappedTensors
 
 
 def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path, events: Events) -> None:
-    """Writes model.onnx, its weights, genai_config.json, the tokenizer's files and gate.json into ``out``.
+    """Writes model.onnx, its weights, genai_config.json, what comes along with the checkpoint and gate.json into ``out``.
 
     Where blocks are alike, config.json is the checkpoint's: libraries of Hugging Face open no folder without one, and could not read
     another profile's. Weights of any float type become fp32, which changes no value, and then what ``recipe.precision`` says.
@@ -62,7 +63,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
                 events.note(f"{len(left)} products stay in fp32: one int8 scale would round their activations to nothing")
         advance(1)
         save_graph(graph, out, lowering)
-        copy_tokenizer(source.folder, out)
+        copy_companions(source.folder, out, events)
         write_json(out / CONFIG, source.config)
         if profile_of(source.config) is Profile.UNIFORM:
             write_json(out / "config.json", source.config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.folder import CONFIG, EXPORT, GENAI_CONFIG
-from exporters.onnx.files import GRAPH, TOKENIZER_FILES, WEIGHTS
+from exporters.onnx.files import GRAPH, WEIGHTS
 from exporters.onnx.running.shapes import DEFAULT_REQUESTS, EngineRequest, graph_inputs, profiles_for
 from exporters.onnx.sparsity import check_two_four, load_graph, weight_patterns
 from exporters.recipe import BuildSlice
@@ -25,9 +25,10 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
+from pipeline.sources.companions import copy_companions
 
 NOT_RUN = "built, not run"
-CARRIED = (CONFIG, EXPORT, GENAI_CONFIG, *TOKENIZER_FILES)
+CARRIED = (CONFIG, EXPORT, GENAI_CONFIG)
 
 
 def build(
@@ -72,7 +73,7 @@ def build(
     proof = _proof(request, found, out)
     events.note(f"engine of {found['bytes']:,} bytes; sparse kernels: {proof.verdict} ({proof.why})")
     write_json(out / SECONDS, found["seconds"])  # what is measured stands apart
-    _carry(onnx, out, recipe)
+    _carry(onnx, out, recipe, events)
     record = _record(builder, recipe, found, request, gpus) | {"two_four": sparsity, "sparse_kernels": proof.as_record(), "int8": quality}
     record |= {"log": LOG, "warnings": warnings_of(out / LOG), "run": {"run": False, "why": NOT_RUN, "proves": builder.proves}}
     write_json(out / RECORD, record)
@@ -141,11 +142,12 @@ def _proof(request: dict[str, Any], found: dict[str, Any], out: Path) -> SparseP
     return judge(request["sparse"], read_log(log_lines(out / LOG)), read_inspector(layers))
 
 
-def _carry(onnx: Path, out: Path, recipe: BuildSlice) -> None:
+def _carry(onnx: Path, out: Path, recipe: BuildSlice, events: Events) -> None:
     """What a server and a benchmark want beside the engine: the tokenizer, sizes per block, the precision."""
     for name in CARRIED:
         if (onnx / name).is_file():
             shutil.copyfile(onnx / name, out / name)
+    copy_companions(onnx, out, events)
     if recipe.precision == "int8":
         write_json(out / EXPORT, read_json(out / EXPORT) | {"precision": "int8"})
 

@@ -18,11 +18,7 @@ from pipeline.rebuild.gate import gate
 from pipeline.rebuild.profiles import check_profile
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.surgery import Cut
-
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-)  # fmt: skip
+from pipeline.sources.companions import copy_companions
 
 
 def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions, out: Path, events: Events) -> None:
@@ -45,13 +41,6 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
         advance(1)
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")
-    copy_companions(source, out)
+    copy_companions(source, out, events)
     shutil.copyfile(plan / PLAN, out / PLAN)
     gate(checkpoint, decision, out, options, events)
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Copies what belongs to a checkpoint beside weights and config: tokenizer, templates, generation config, licence."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)

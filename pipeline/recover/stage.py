@@ -19,7 +19,6 @@ from pipeline.common.options import RunOptions
 from pipeline.live.blocks import blocks_of
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.plan.folder import PLAN
-from pipeline.rebuild.stage import copy_companions
 from pipeline.recover.budget import demand_memory
 from pipeline.recover.data import training_windows
 from pipeline.recover.folder import RECOVERED
@@ -27,6 +26,7 @@ from pipeline.recover.origins import Origins
 from pipeline.recover.processes import first_process
 from pipeline.recover.ranks import block_ranks
 from pipeline.recover.recipe import RecoverSlice
+from pipeline.sources.companions import copy_companions
 from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.model import checkpoint_folder
 
@@ -197,7 +197,7 @@ def _finish(
     write_checkpoint(out, checkpoint.config, _stored(model, checkpoint))
     for path in sorted(checkpoint.folder.glob("*.py")):
         shutil.copyfile(path, out / path.name)
-    copy_companions(checkpoint.folder, out)
+    copy_companions(checkpoint.folder, out, events)
     if (checkpoint.folder / PLAN).is_file():
         shutil.copyfile(checkpoint.folder / PLAN, out / PLAN)
     zeros = demand_zeros(checkpoint, Checkpoint(out))

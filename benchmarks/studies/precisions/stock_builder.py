@@ -11,14 +11,16 @@ import onnx
 import onnx_ir as ir
 
 from exporters.folder import CONFIG, EXPORT
-from exporters.onnx.files import GRAPH, LOWERING_KEY, PAST, PRESENT, copy_tokenizer
+from exporters.onnx.files import GRAPH, LOWERING_KEY, PAST, PRESENT
 from exporters.onnx.lowering.precision import NUMBERS, bits_by_operator
 from exporters.recipe import Precision
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.children import module_command
 from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
 from pipeline.common.files import write_json
+from pipeline.sources.companions import copy_companions
 
 
 def stock_graph(checkpoint: Path, precision: Precision, out: Path) -> None:
@@ -37,7 +39,7 @@ def stock_graph(checkpoint: Path, precision: Precision, out: Path) -> None:
         raise TrimlineError(f"onnxruntime-genai's builder fails on {checkpoint}: {last}.", "It knows blocks that are alike only.")
     source = Checkpoint(checkpoint)
     _made_readable(out / GRAPH, source.geometry)
-    copy_tokenizer(source.folder, out)
+    copy_companions(source.folder, out, Events())
     write_json(out / CONFIG, source.config)
     bits = bits_by_operator(ir.load(out / GRAPH), precision, source.geometry)
     write_json(out / EXPORT, {"lowering": "fused", "precision": precision, "logits": "all"} | ({"bits": bits} if bits else {}))

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from exporters.onnx.files import copy_tokenizer, save_graph
+from exporters.onnx.files import save_graph
 from exporters.onnx.lowering.portable import lower_portable
 from exporters.recipe import Precision
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.prune.model.masks import n_m
+from pipeline.sources.companions import copy_companions
 from tests.exporters.models import uneven
 
 
@@ -33,7 +34,7 @@ def portable_folder(checkpoint: Path, out: Path, precision: Precision = "fp32") 
     out.mkdir()
     source = Checkpoint(checkpoint)
     save_graph(lower_portable(source, precision, Events()), out, "portable")
-    copy_tokenizer(source.folder, out)
+    copy_companions(source.folder, out, Events())
     write_json(out / "checkpoint_config.json", source.config)
     write_json(out / "export.json", {"lowering": "portable", "precision": precision, "logits": "all"})
     return out

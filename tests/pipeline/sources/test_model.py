@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,14 +48,22 @@ def test_a_hub_id_is_known_by_name_and_revision():
 def test_a_hub_model_is_checked_and_leaves_no_traces(model, tmp_path, monkeypatch):
     import huggingface_hub
 
-    def download(name, *, revision, local_dir, allow_patterns):
-        assert "*.bin" not in allow_patterns
-        assert "*.py" not in allow_patterns
+    def download(name, *, revision, local_dir, ignore_patterns):
+        fetched = set(huggingface_hub.utils.filter_repo_objects([file.rfilename for file in on_the_hub], ignore_patterns=ignore_patterns))
+        assert fetched == {"config.json", "tekken.json", "model-00001-of-00001.safetensors", "additional_chat_templates/tools.jinja"}
         shutil.copytree(model, local_dir)
         (local_dir / ".cache" / "huggingface").mkdir(parents=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    on_the_hub = [
+        SimpleNamespace(rfilename=name, size=size)
+        for name, size in {
+            "config.json": 10, "tekken.json": 10**7, "model-00001-of-00001.safetensors": 10**10, "additional_chat_templates/tools.jinja": 9,
+            "pytorch_model.bin": 10**10, "onnx/model.onnx": 10**9, "modeling_x.py": 10, "original/consolidated.00.pth": 9, "demo [1].mp4": 10**9,
+            ".gitattributes": 9,
+        }.items()
+    ]  # fmt: skip
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=on_the_hub))
     source(ModelSlice(source="org/name"), RunOptions(), tmp_path, Events())
     assert read_json(tmp_path / "source.json") == {"name": "org/name", "folder": "checkpoint"}
     assert not (tmp_path / "checkpoint" / ".cache").exists()
