@@ -26,6 +26,7 @@ from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import Reading, cache_comparison, logits_of, readings_for
+from pipeline.rebuild.settings import demand_settings
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
     with a difference of 0 in fp64), so fp64 decides where fp32 fails: what it still sees is a fault.
 
     Raises:
-        GateError: a comparison is beyond its bar in both dtypes, or loaded and stored tensors are not the same set.
+        GateError: a comparison is beyond its bar in both dtypes, loaded and stored tensors are not the same set, or what stands
+            beside the weights is not as it should be.
     """
+    settings = demand_settings(checkpoint.folder, plan, out, options.trust_remote_code)
     outcomes = _outcomes(checkpoint, plan, out, options, events)
-    write_json(out / GATE, _record(outcomes))
+    write_json(out / GATE, _record(outcomes) | {"settings": settings})
     _demand(outcomes, events)
 
 
@@ -82,6 +85,7 @@ def gate_again(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOption
     options.apply()
     check_same_model(checkpoint, plan)
     decision = for_profile(plan, checkpoint.geometry, profile_of(Checkpoint(out).config))
+    demand_settings(checkpoint.folder, decision, out, options.trust_remote_code)
     _demand(_outcomes(checkpoint, decision, out, options, events), events)
 
 

@@ -18,6 +18,7 @@ from pipeline.rebuild.gate import gate
 from pipeline.rebuild.profiles import check_profile
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.surgery import Cut
+from pipeline.rebuild.tokenizer import name_tokenizer_class
 from pipeline.sources.companions import copy_companions
 
 
@@ -42,5 +43,6 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")
     copy_companions(source, out, events)
+    name_tokenizer_class(source, out, options.trust_remote_code)
     shutil.copyfile(plan / PLAN, out / PLAN)
     gate(checkpoint, decision, out, options, events)

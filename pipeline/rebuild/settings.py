@@ -1,0 +1,175 @@
+"""What the rebuilt folder says beside its weights, against the source: config, generation, tokenizer, companion files.
+
+``changes_of`` is the table of the keys of config.json that a plan and a profile change on purpose, and what they must be then. It is
+worked out here from the plan and the source, and shares nothing with ``pipeline.rebuild.config``, which writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.families.mistral import MISTRAL
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.modelling import names_for, profile_of
+from pipeline.common.errors import GateError
+from pipeline.common.files import read_json
+from pipeline.evaluate.settings import ABSENT, CONFIG, MayBe, demand_same_config, demand_same_generation
+from pipeline.evaluate.tokenizers import OURS, demand_same_tokenizer
+from pipeline.plan.plan import Plan
+from pipeline.rebuild.tokenizer import CLASS, SETTINGS
+from pipeline.sources.companions import companions
+
+GONE = MayBe((ABSENT,))
+ANY = MayBe((ABSENT,), lambda value: True)
+
+
+def demand_settings(source: Path, plan: Plan, out: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Compares all that is no weight.
+
+    Args:
+        source: the dense checkpoint's folder.
+        plan: with the biases that its profile needs.
+        out: the rebuilt folder.
+        trust_remote_code: as for loading a model.
+
+    Returns:
+        What was compared, for gate.json.
+
+    Raises:
+        GateError: something is missing or says other things than it should.
+    """
+    dense, written = read_json(source / CONFIG), read_json(out / CONFIG)
+    keys = demand_same_config(source, out, changes_of(dense, written, plan), trust_remote_code)
+    return {"config keys": keys} | demand_companions(source, out, trust_remote_code)
+
+
+def demand_companions(source: Path, out: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Compares what comes along with weights, byte by byte; and generation config and tokenizer as transformers opens them.
+
+    Raises:
+        GateError: something is missing or another.
+    """
+    files = companions(source).taken
+    for name in files:
+        path = out / name
+        if not path.is_file():
+            raise GateError(f"{source} has {name}, and {out} has not.", OURS)
+        if _content(path) != _content(source / name):
+            raise GateError(f"{path} is not the {name} of {source}.", OURS)
+    generation = demand_same_generation(source, out)
+    return {
+        "companion files": len(files),
+        "generation config": generation,
+        "tokenizer": demand_same_tokenizer(source, out, trust_remote_code),
+    }
+
+
+def _content(path: Path) -> Any:
+    """What a file holds; of a tokenizer's settings without the name of its class (``name_tokenizer_class``), which the opened ones tell."""
+    return {key: value for key, value in read_json(path).items() if key != CLASS} if path.name == SETTINGS else path.read_bytes()
+
+
+def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan) -> dict[str, MayBe]:
+    """The keys of config.json that differ on purpose, and what they must be.
+
+    Args:
+        dense: config.json of the source.
+        written: of the result; only its form (profile, stock class) is taken as it says, the gate opens it as that.
+        plan: with the biases that its profile needs.
+    """
+    original = Geometry.from_config(dense)
+    result, profile = plan.geometry(original), profile_of(written)
+    changes = _sizes(original, result, profile) | _stream(dense, original, result) | _blocks(dense, original, plan)
+    changes |= _names(result, profile) | dict.fromkeys(("pruned_heads", "quantization_config"), ANY)
+    if profile is Profile.UNIFORM and written.get("model_type") == MISTRAL.model_type != original.family.model_type:
+        names = {"model_type": MISTRAL.model_type, "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"], "sliding_window": None}
+        changes |= {key: MayBe((value,)) for key, value in names.items()}
+        changes |= dict.fromkeys(("pretraining_tp", *original.switches), GONE)
+    if profile is not Profile.FREE:
+        changes |= {str(ln.bias): MayBe((True,)) for ln in original.family.linears if ln.name in plan.biases and isinstance(ln.bias, str)}
+    # A head of its own that the source's config denies is a head of its own in the result; the gate compares the models.
+    return changes | {"tie_word_embeddings": MayBe((dense.get("tie_word_embeddings", ABSENT), original.tied, False))}
+
+
+def _sizes(original: Geometry, result: Geometry, profile: Profile) -> dict[str, MayBe]:
+    family, widths = result.family, [block.ffn for block in result.blocks]
+    sizes: dict[str, Any] = {family.layers_key: len(result.blocks), family.ffn_key: max(1, *widths)}
+    if profile is not Profile.FREE:
+        groups = max(block.kv_groups for block in result.blocks)
+        sizes |= {family.heads_key: groups * original.queries_per_group}
+        sizes |= {} if family.kv_heads_key is None else {family.kv_heads_key: groups}
+    changes = {key: MayBe((value,)) for key, value in sizes.items()}
+    return changes | ({} if family.square_attention else {"head_dim": MayBe((original.head_dim,))})
+
+
+def _stream(dense: Mapping[str, Any], original: Geometry, result: Geometry) -> dict[str, MayBe]:
+    key = original.family.norm_eps
+    if result.hidden == original.hidden or key is None:
+        return {}
+    wider = original.hidden / result.hidden
+    # Where config.json leaves ε to the stock class, the gate over the logits says whether it is right.
+    epsilon = dense.get(key)
+    fits = (lambda value: isinstance(value, float)) if epsilon is None else (lambda value: math.isclose(value, epsilon * wider))
+    return {"hidden_size": MayBe((result.hidden,)), key: MayBe(fits=fits)}
+
+
+def _blocks(dense: Mapping[str, Any], original: Geometry, plan: Plan) -> dict[str, MayBe]:
+    """Lists and thresholds by block, which lose what their blocks lose."""
+    kept, types, threshold = plan.selection.blocks, dense.get("layer_types"), dense.get("max_window_layers")
+    changes: dict[str, MayBe] = {}
+    if isinstance(types, list):
+        changes["layer_types"] = MayBe(fits=_types_fit(types, plan))
+    elif len(kept) < len(original.blocks):
+        changes["layer_types"] = ANY  # worked out by the stock class, from the threshold
+    if isinstance(threshold, int) and threshold < len(original.blocks):
+        changes["max_window_layers"] = MayBe((sum(block < threshold for block in kept),))
+    return changes
+
+
+def _types_fit(types: list[str], plan: Plan) -> Callable[[Any], bool]:
+    """Every block that attends does so as it did; of one that does not, the type says nothing."""
+    selection = plan.selection
+
+    def fits(found: Any) -> bool:
+        if not isinstance(found, list) or len(found) != len(selection.blocks):
+            return False
+        pairs = zip(selection.blocks, found, strict=True)
+        return all(kind == types[block] if selection.kv_groups[block] else kind in types for block, kind in pairs)
+
+    return fits
+
+
+def _names(result: Geometry, profile: Profile) -> dict[str, MayBe]:
+    family, names = result.family, names_for(result.family, profile)
+    if names is None:
+        gone = ("auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
+        stock = {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
+        return dict.fromkeys(gone, GONE) | {key: MayBe((value,)) for key, value in stock.items()}
+    sure = {"model_type": names.model_type, "architectures": [names.model_class], "base_model_type": family.model_type}
+    changes = {key: MayBe((value,)) for key, value in sure.items()}
+    changes["auto_map"] = MayBe((names.auto_map,))
+    changes["block_configs"] = MayBe(fits=lambda entries: _entries_fit(entries, result))
+    biases = sorted(result.biases) or None
+    changes["biases"] = MayBe((biases,) if profile is Profile.FREE and biases else (ABSENT, None))
+    changes["qkv_bias"] = MayBe((True,)) if profile is Profile.DECILM and family.decilm == "qkv_bias" else GONE
+    return changes
+
+
+def _entries_fit(entries: Any, result: Geometry) -> bool:
+    """Whether ``block_configs`` tells of each block what it has."""
+    if not isinstance(entries, list) or len(entries) != len(result.blocks):
+        return False
+    return all(_entry_fits(entry, block, result.queries_per_group) for entry, block in zip(entries, result.blocks, strict=True))
+
+
+def _entry_fits(entry: Any, block: BlockShape, queries: int) -> bool:
+    attention, ffn = entry["attention"], entry["ffn"]
+    heads = attention["n_heads_in_group"] is None if not block.kv_groups else attention["n_heads_in_group"] == queries
+    groups = attention.get("num_key_value_heads", block.kv_groups) == block.kv_groups
+    absent = (attention["no_op"], ffn["no_op"]) == tuple(not block.units(part) for part in (Sublayer.ATTENTION, Sublayer.FFN))
+    return heads and groups and absent and ffn["intermediate_size"] == (block.ffn or None)
