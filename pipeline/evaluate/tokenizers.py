@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,11 @@ def demand_alike(theirs: Any, ours: Any, place: str) -> None:
     """
     for text in texts_for(theirs):
         for special in (True, False):
-            ids = [list(one(text, verbose=False, add_special_tokens=special)["input_ids"]) for one in (theirs, ours)]
-            if ids[0] != ids[1]:
-                raise _other(place, f"makes {shown(ids[1])} of {shown(text)} where the source's makes {shown(ids[0])}")
+            reference, found = (list(one(text, verbose=False, add_special_tokens=special)["input_ids"]) for one in (theirs, ours))
+            if reference != found:
+                pairs = enumerate(zip_longest(reference, found))
+                at, (wanted, made) = next((at, pair) for at, pair in pairs if pair[0] != pair[1])
+                raise _other(place, f"makes {shown(made)} at place {at} of {shown(text)} where the source's makes {shown(wanted)}")
     views = {
         "vocabulary": lambda one: one.get_vocab(),
         "special tokens": lambda one: one.special_tokens_map,

@@ -55,18 +55,14 @@ def demand_companions(source: Path, out: Path, trust_remote_code: bool = False) 
         GateError: something is missing or another.
     """
     files = companions(source).taken
-    for name in files:
-        path = out / name
-        if not path.is_file():
-            raise GateError(f"{source} has {name}, and {out} has not.", OURS)
-        if _content(path) != _content(source / name):
-            raise GateError(f"{path} is not the {name} of {source}.", OURS)
-    generation = demand_same_generation(source, out)
-    return {
-        "companion files": len(files),
-        "generation config": generation,
-        "tokenizer": demand_same_tokenizer(source, out, trust_remote_code),
-    }
+    missing = next((name for name in files if not (out / name).is_file()), None)
+    if missing is not None:
+        raise GateError(f"{source} has {missing}, and {out} has not.", OURS)
+    generation, tokenizer = demand_same_generation(source, out), demand_same_tokenizer(source, out, trust_remote_code)
+    changed = next((name for name in files if _content(out / name) != _content(source / name)), None)
+    if changed is not None:
+        raise GateError(f"{out / changed} is not the {changed} of {source}.", OURS)
+    return {"companion files": len(files), "generation config": generation, "tokenizer": tokenizer}
 
 
 def _content(path: Path) -> Any:
