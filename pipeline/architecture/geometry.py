@@ -15,6 +15,7 @@ from pipeline.architecture.families import Axis, Family, Linear, Sublayer, famil
 from pipeline.common.errors import TrimlineError, shown
 
 MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
+STRETCHED = ("linear", "dynamic", "yarn")  # rotary embeddings that reach as many times as far as their factor says
 MOST_BLOCKS = 2**12  # counting tensors takes a hundred microseconds per block
 
 
@@ -50,6 +51,7 @@ class Geometry:
         vocab: rows of the token table.
         tied: the output head is the token table.
         positions: rows of a learned position table, 0 without one.
+        context: tokens that the model was made to read at once, 0 where its config does not say.
         blocks: one shape per block.
         switches: the boolean config keys that decide about biases.
         biases: projections, by their names inside a block, that have one whatever family and switches say.
@@ -65,6 +67,7 @@ class Geometry:
     blocks: tuple[BlockShape, ...]
     switches: Mapping[str, bool]
     biases: frozenset[str] = frozenset()
+    context: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Geometry:
@@ -96,6 +99,7 @@ class Geometry:
             blocks=_block_shapes(config, family, groups),
             switches={ln.bias: bool(config.get(ln.bias, False)) for ln in family.linears if isinstance(ln.bias, str)},
             biases=_biases(config, family),
+            context=_context(config),
         )
 
     def axis_size(self, axis: Axis, block: BlockShape) -> int:
@@ -170,11 +174,6 @@ class Geometry:
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         return sum(2 * self.axis_size(Axis.KV, block) * bytes_per_value for block in self.blocks)
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens that a learned position table has room for; 0 without one."""
-        return self.positions - (self.family.position_offset or 0)
-
     def with_blocks(self, blocks: tuple[BlockShape, ...]) -> Geometry:
         return replace(self, blocks=blocks)
 
@@ -212,6 +211,21 @@ def _biases(config: Mapping[str, Any], family: Family) -> frozenset[str]:
     if not isinstance(named, list) or not all(isinstance(name, str) and name in known for name in named):
         raise _bad("biases", f"it is no list of projections of {family.model_type}")
     return frozenset(named)
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """What max_position_embeddings says; where a rotary embedding is stretched by a factor, what the stretched one reaches.
+
+    Some configs state the context after stretching, others before it (Qwen2.5's YaRN), so the larger of the two is taken.
+    """
+    stated, scaling = config.get("max_position_embeddings"), config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(stated, bool) or not isinstance(stated, int) or stated <= 0:
+        return 0
+    if not isinstance(scaling, dict) or (scaling.get("rope_type") or scaling.get("type")) not in STRETCHED:
+        return stated
+    factor, before = scaling.get("factor"), scaling.get("original_max_position_embeddings") or stated
+    numbers = all(isinstance(number, int | float) and 0 < number <= MOST for number in (factor, before))
+    return max(stated, int(before * factor)) if numbers else stated
 
 
 def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:

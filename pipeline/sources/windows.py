@@ -95,15 +95,23 @@ def check_windows(windows: torch.Tensor, geometry: Geometry) -> None:
     """Whether a model can read the windows (N, S) at all.
 
     Raises:
-        TrimlineError: the tokenizer makes an id that the token table lacks, or a window is longer than the position table.
+        TrimlineError: the tokenizer makes an id that the token table lacks, or a window is longer than what the model was made to read.
     """
     if windows.max() >= geometry.vocab:
         raise TrimlineError(
             f"The tokenizer makes the token id {int(windows.max())}, and the model's token table has {geometry.vocab} rows.",
             "Its tokenizer belongs to another model.",
         )
-    if geometry.positions and windows.shape[1] > geometry.most_tokens:
-        raise TrimlineError(
-            f"A window of {windows.shape[1]} tokens is longer than the model's {geometry.most_tokens} learned positions.",
-            f"Set window to at most {geometry.most_tokens}.",
-        )
+    if geometry.context:
+        kind = "learned positions" if geometry.positions else "positions"
+        check_length(windows, geometry.context, f"model's {geometry.context:,} {kind} (max_position_embeddings)")
+
+
+def check_length(windows: torch.Tensor, most: int, of_what: str) -> None:
+    """Whether windows (N, S) are no longer than ``most`` tokens; ``of_what`` says in a sentence what has no more.
+
+    Raises:
+        TrimlineError: they are.
+    """
+    if windows.shape[1] > most:
+        raise TrimlineError(f"A window of {windows.shape[1]:,} tokens is longer than the {of_what}.", f"Set window to at most {most}.")

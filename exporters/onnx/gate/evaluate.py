@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from exporters.folder import CONFIG, EXPORT
+from exporters.folder import CONFIG, EXPORT, GENAI_CONFIG
 from exporters.onnx.gate.perplexity import graph_losses
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.architecture.geometry import Geometry
@@ -19,7 +19,7 @@ from pipeline.evaluate.perplexity import RESULT, perplexity_record
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.live.loading import as_trimline_error, load_tokenizer, quiet_transformers
 from pipeline.sources.folder import EVALUATION
-from pipeline.sources.windows import check_windows, consecutive_windows
+from pipeline.sources.windows import check_length, check_windows, consecutive_windows
 
 
 def evaluate_graph(
@@ -46,6 +46,9 @@ def evaluate_graph(
         tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
     windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
     check_windows(windows, geometry)
+    if (folder / GENAI_CONFIG).is_file():  # a fused graph may end before its checkpoint does
+        most = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
+        check_length(windows, most, f"{most:,} tokens that the graph was exported for")
     decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
     found = perplexity_record(graph_losses(decoder, windows, events))
     precision = read_json(folder / EXPORT)["precision"]

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
@@ -69,7 +70,34 @@ def test_a_text_that_is_too_short(tmp_path):
         evaluated(folder, tmp_path, windows=100, window=64)
 
 
-def test_learned_positions_bound_the_window(tmp_path):
-    folder = tiny_model("opt", tmp_path / "model", max_position_embeddings=32)
-    with pytest.raises(TrimlineError, match="33 tokens .* 32 learned positions"):
+@pytest.mark.parametrize(("family", "kind"), [("opt", "learned positions"), ("llama", "positions")])
+def test_positions_bound_the_window(tmp_path, family, kind):
+    folder = tiny_model(family, tmp_path / "model", max_position_embeddings=32)
+    with pytest.raises(TrimlineError, match=f"33 tokens .* 32 {kind}"):
         evaluated(folder, tmp_path, windows=1, window=33)
+
+
+@pytest.mark.parametrize(
+    ("said", "context"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2}}, 8192),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
+        ({"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 1024}}, 8192),
+        ({"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 8192),
+        ({"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "yarn", "factor": "many"}}, 8192),
+        ({}, 0),
+        ({"max_position_embeddings": None}, 0),
+    ],
+)  # fmt: skip
+def test_the_context_is_what_a_stretched_embedding_reaches(said, context):
+    sizes = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 4,
+        "vocab_size": 9,
+    }
+    assert Geometry.from_config(sizes | said).context == context
