@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
+from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
+from pipeline.evaluate.settings import CONFIG, MayBe, demand_same_config
 from pipeline.live.loading import load_with_report
 from pipeline.rebuild.readings import cache_comparison, logits_of, readings_for
+from pipeline.rebuild.settings import GONE, demand_companions
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,19 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
         demand(comparison, "the trained model", f"the written checkpoint ({name})")
     demand(outcomes[-1].cache, "the written checkpoint without a cache", "the same with its cache")
     return outcomes
+
+
+def demand_settings(checkpoint: Checkpoint, out: Path, options: RunOptions) -> dict[str, Any]:
+    """Compares all that is no weight with the checkpoint that was trained, which training changes nothing of.
+
+    Raises:
+        GateError: something is missing or says other things.
+    """
+    # What opening a checkpoint settles, the written one says: a head of its own, weights that are not quantised any more.
+    settled = {"tie_word_embeddings": MayBe((checkpoint.geometry.tied,)), "quantization_config": GONE}
+    changes = {key: may for key, may in settled.items() if key in read_json(checkpoint.folder / CONFIG)}
+    keys = demand_same_config(checkpoint.folder, out, changes, options.trust_remote_code)
+    return {"config keys": keys} | demand_companions(checkpoint.folder, out, options.trust_remote_code)
 
 
 def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> PreTrainedModel:

@@ -186,7 +186,7 @@ def _finish(
     student: _Student, checkpoint: Checkpoint, recipe: RecoverSlice, options: RunOptions, out: Path, record: dict[str, Any], events: Events
 ) -> None:
     """Merges, writes, reopens and proves."""
-    from pipeline.recover.gate import gate
+    from pipeline.recover.gate import demand_settings, gate
     from pipeline.recover.zeros import demand_zeros
 
     model, merge = student.model, None
@@ -201,8 +201,11 @@ def _finish(
     if (checkpoint.folder / PLAN).is_file():
         shutil.copyfile(checkpoint.folder / PLAN, out / PLAN)
     zeros = demand_zeros(checkpoint, Checkpoint(out))
+    settings = demand_settings(checkpoint, out, options)
     outcomes = gate(model, out, options, events)
-    write_json(out / GATE, {"merged": merge, "zeros": zeros, "attempts": [outcome.as_record() for outcome in outcomes]})
+    write_json(
+        out / GATE, {"merged": merge, "zeros": zeros, "settings": settings, "attempts": [outcome.as_record() for outcome in outcomes]}
+    )
     write_json(out / RECOVERED, record)
     last = outcomes[-1]
     events.gate(f"recovered = trained: logits within {last.reopened.difference:.2g} ({last.dtype})", zeros=zeros, merged=merge)
