@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.folder import HTML, MANIFEST
+from deploy.folder import HTML, MANIFEST, RECIPE
 from deploy.shipping import is_same_package
 from deploy.verify import verify as verify_package
 from exporters.folder import EXPORT
@@ -18,12 +18,14 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
+from pipeline.common.plain_yaml import read_plain_yaml
 from pipeline.plan.folder import PLAN, UPDATES
 from pipeline.sources.model import check_checkpoint, checkpoint_folder, identify
 from pipeline.sources.recipe import ModelSlice
 from trimline.inspect.read import graph_file
 from trimline.stages.names import KERNEL_TIMINGS, SHIPPED
 from trimline.verify.findings import Sides, Verification
+from trimline.verify.parts import unlike_parts
 
 STORE = "store"
 LOCK = ".lock"
@@ -39,8 +41,8 @@ def verify_folder(
 
     Args:
         folder: what to check.
-        against: the checkpoint that it was made from; a package and a run hold it themselves.
-        plan: of a rebuilt checkpoint, beside ``against``.
+        against: the checkpoint that it was made from, of a package the dense one; a run holds it itself.
+        plan: of a rebuilt checkpoint or a package, beside ``against``.
         quick: only the sums.
         options: threads.
         events: progress.
@@ -51,14 +53,14 @@ def verify_folder(
     folder, found = Path(folder), Verification()
     if not folder.is_dir():
         raise TrimlineError(f"There is no folder {folder}.", "Give a package, a run's output folder, or a folder that a verb wrote.")
+    sides = Sides(None if against is None else checkpoint_folder(against), plan)
     if (folder / STORE).is_dir():
         _verify_run(folder, found, quick, options, events)
     elif (folder / MANIFEST).exists():
         found.problems += verify_package(folder)
-        _after_sums(found, folder.name, quick, lambda: _examine_package(folder, folder.name, found, options, events))
+        _after_sums(found, folder.name, quick, lambda: _examine_package(folder, folder.name, sides, found, options, events))
     elif (folder / SUMS).exists():
         found.problems += check_sums(folder)
-        sides = Sides(None if against is None else checkpoint_folder(against), plan)
         _after_sums(found, folder.name, quick, lambda: _examine(folder, folder.name, sides, found, options, events))
     else:
         raise TrimlineError(
@@ -119,6 +121,7 @@ def _examine_store(store: Path, artefacts: list[Path], found: Verification, opti
         if stage == "package":
             # Its parts are artefacts of this store, which are examined as such.
             found.problems += [Problem(f"{name}/{SHIPPED}/{problem.path}", problem.what) for problem in verify_package(path / SHIPPED)]
+            found.problems += unlike_parts(store, path / SHIPPED, f"{name}/{SHIPPED}", depends.get("inputs"))
         elif stage == "source":
             _examine_source(path, name, depends.get("model"), found)
         else:
@@ -152,6 +155,8 @@ def _sides(store: Path, stage: str, inputs: Any) -> Sides:
     if stage == "rebuild":
         dense = made("source")
         return Sides(None if dense is None else _unchanged(dense), made("prune"))
+    if stage == "recover":
+        return Sides(made("rebuild"))
     if stage == "export":
         origin = next((place for name in ("source", "rebuild", "recover") if (place := made(name))), None)
         return Sides(None if origin is None else _unchanged(origin))
@@ -170,12 +175,18 @@ def _pointed_to(folder: Path, model: Any) -> Path | None:
     return folder if folder.is_dir() and identify(ModelSlice(source=str(folder)))["sha256"] == known else None
 
 
-def _examine_package(folder: Path, name: str, found: Verification, options: RunOptions, events: Events) -> None:
+def _examine_package(folder: Path, name: str, dense: Sides, found: Verification, options: RunOptions, events: Events) -> None:
     model = folder / "model"
-    _examine(model, f"{name}/model", Sides(), found, options, events)
+    _examine(model, f"{name}/model", Sides() if _was_trained(folder) else dense, found, options, events)
     for place in sorted({path.parent for pattern in ("*.onnx", "*.gguf") for path in folder.rglob(pattern)}):
         sides = Sides(model) if place == folder / "onnx" or (place / GGUF).exists() else Sides()
         _examine(place, f"{name}/{place.relative_to(folder).as_posix()}", sides, found, options, events)
+
+
+def _was_trained(package: Path) -> bool:
+    """Whether its recipe trains what it rebuilt, which is no dense model with a plan any more."""
+    recipe = read_plain_yaml((package / RECIPE).read_text(encoding="utf-8"), RECIPE) if (package / RECIPE).is_file() else None
+    return isinstance(recipe, dict) and bool(recipe.get("recover"))
 
 
 def _examine(folder: Path, name: str, sides: Sides, found: Verification, options: RunOptions, events: Events) -> None:

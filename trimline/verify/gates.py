@@ -22,6 +22,7 @@ from pipeline.plan.plan import Plan
 from pipeline.rebuild.gate import gate_again
 from pipeline.rebuild.gguf_form import gguf_form
 from pipeline.recover.folder import RECOVERED
+from pipeline.recover.gate import demand_settings
 from trimline.inspect.graph import inspect_graph
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ Wanted = TypeVar("Wanted", ExportSlice, GgufSlice)
 
 
 def rebuilt(folder: Path, name: str, sides: Sides, found: Verification, options: RunOptions, events: Events) -> None:
-    """A smaller checkpoint, against the dense model with the plan applied."""
+    """A smaller checkpoint, against the dense model with the plan applied; a trained one, against the one that was trained."""
     if (folder / RECOVERED).exists():
+        if sides.checkpoint is not None and sides.plan is None:
+            trained = Checkpoint(sides.checkpoint)
+            found.check(name, "says what the checkpoint says that was trained", lambda: demand_settings(trained, folder, options))
         found.left_out.append(
             f"{name}: its gate, since the trained weights before they were written are gone{_recorded(folder, found, name)}"
         )

@@ -13,6 +13,8 @@ import pytest
 
 import benchmarks.stage
 import trimline as api
+from deploy.folder import MANIFEST
+from deploy.package import sums
 from pipeline.artefacts.artefact import RECORD
 from pipeline.artefacts.sums import SUMS, read_sums, write_sums
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -21,6 +23,7 @@ from pipeline.common.files import read_json, write_json
 from tests.end_to_end.scenario import OPTIONS, InProcess, assert_refused, recipe, tiny_inputs, trimline
 from trimline.verify.findings import Verification
 from trimline.verify.folders import verify_folder
+from trimline.verify.parts import unlike_parts
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,41 @@ def test_a_package_is_gated_again(output):
     assert found.problems == []
     assert "package/onnx: computes what the checkpoint computes" in found.passed
     assert [line for line in found.left_out if line.startswith("package/model: its gate against the dense model")]
+
+
+def test_a_package_whose_sums_were_made_again_is_held_against_its_artefacts(output, tmp_path):
+    store = output / "store"
+    made = next(store.glob("package-*"))
+    inputs, package = read_json(made / RECORD)["depends"]["inputs"], Path(shutil.copytree(made / "package", tmp_path / "package"))
+    assert list(unlike_parts(store, package, "p", inputs)) == []
+    write_json(package / "model" / "generation_config.json", {"eos_token_id": 7})
+    (package / "model" / "tokenizer.json").unlink()
+    (package / "onnx" / "genai_config.json").write_text("{}")
+    (package / "model" / "additional_chat_templates").mkdir()
+    (package / "model" / "additional_chat_templates" / "x.jinja").write_text("x")
+    found = {problem.path: problem.what for problem in unlike_parts(store, package, "p", inputs)}
+    origin = next(store.glob("rebuild-*")).name
+    assert found == {
+        "p/model/generation_config.json": f"it is not the file of {origin}",
+        "p/model/tokenizer.json": f"missing, and {origin} has it",
+        "p/onnx/genai_config.json": f"it is not the file of export-{inputs['export pruned'][:12]}",
+        "p/model/additional_chat_templates/x.jinja": f"{origin} has no such file",
+    }
+
+
+def test_a_package_is_gated_against_the_dense_model_where_that_is_named(output, inputs, tmp_path):
+    package = Path(shutil.copytree(output / "package", tmp_path / "package"))
+    shutil.rmtree(package / "onnx")  # whose gates other tests run
+    sides = {"against": inputs / "model", "plan": next((output / "store").glob("prune-*"))}
+
+    def summed_again() -> Verification:
+        write_json(package / MANIFEST, read_json(package / MANIFEST) | {"files": sums(package, Events())})
+        write_sums(package)
+        return verified(package, quick=False, **sides)
+
+    assert "package/model: computes what the dense model with the plan computes" in summed_again().passed
+    write_json(package / "model" / "config.json", read_json(package / "model" / "config.json") | {"eos_token_id": 7})
+    assert ["eos_token_id is 7" in problem.what for problem in summed_again().problems] == [True]
 
 
 @pytest.fixture
