@@ -9,6 +9,7 @@ from typing import Any
 
 from exporters.folder import GENAI_CONFIG
 from exporters.onnx.runtime import has_genai, needs_runtime
+from exporters.text.tokens import check_tokens
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
@@ -70,6 +71,7 @@ class ServedModel:
             ends = stated.get("eos_token_id", [])
         except (KeyError, TypeError, ValueError) as error:
             raise TrimlineError(f"{place / GENAI_CONFIG} does not state {error}.", "Export the model again.") from error
+        check_tokens(self.tokenizer, self.vocabulary, place)
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self.search: dict[str, Any] = config.get("search", {})
 

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exporters.gguf.tensors import query_heads, written_geometry
 from exporters.gguf.tokenizer import strips_like_phi3
+from exporters.positions import promised, say_bound
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.stock import has_sliding_window
@@ -72,7 +73,9 @@ def stock_config(source: Checkpoint) -> Any:
 
 def context_length(source: Checkpoint, events: Events) -> int:
     """Positions that the file promises: those of the model, or its sliding window, beyond which llama.cpp would compute another thing."""
-    positions = int(stock_config(source).max_position_embeddings)
+    stated = int(stock_config(source).max_position_embeddings)
+    say_bound(stated, events)
+    positions = promised(stated)
     if not has_sliding_window(source.geometry.family, source.config):
         return positions
     stock = CONFIG_MAPPING[source.geometry.family.model_type]()

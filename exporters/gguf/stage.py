@@ -10,6 +10,7 @@ from exporters.gguf.child import HOW, llama_cpp_python, quantise
 from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_file, gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
+from exporters.text.tokens import check_text
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -29,6 +30,7 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
     source = Checkpoint(checkpoint)
     source.demand_no_doubt()
     source.check_finite()
+    check_text(source, options.trust_remote_code)
     form = gguf_form(source.geometry, source.config)
     python = llama_cpp_python()
     if recipe.quantise and python is None:

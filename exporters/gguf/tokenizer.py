@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from transformers import PreTrainedTokenizerBase
 
+from exporters.text.tokens import check_tokens
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
@@ -55,10 +57,12 @@ def write_tokenizer(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
     """Adds the tokenizer's keys, special tokens and chat template.
 
     Raises:
-        TrimlineError: there is no tokenizer.json, or llama.cpp has no tokenizer that does the same.
+        TrimlineError: there is no tokenizer.json, it has tokens that the model does not know, or llama.cpp has no tokenizer that does the same.
     """
     data = _read(source.folder)
     model = data["model"]
+    tokenizer = load_tokenizer(source.folder)
+    check_tokens(tokenizer, source.geometry.vocab, source.folder)
     vocabulary = _vocabulary(data, source.geometry.vocab)
     byte_level = "ByteLevel" in _types(data.get("pre_tokenizer"))
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
@@ -71,7 +75,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
         # llama.cpp insists on merges. Symbols start as single letters, so this one is never applied.
         writer.add_token_merges([" ".join(pair) for pair in _merges(model)] or ["no-such-symbol no-such-symbol"])
     writer.add_add_space_prefix(not byte_level and _adds_space(data))
-    _special(writer, source)
+    _special(writer, tokenizer)
 
 
 def strips_like_phi3(folder: Path) -> bool:
@@ -128,8 +132,7 @@ def scores(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> list[float]
     return [-float(rank.get(token, 0)) for token in vocabulary.tokens]
 
 
-def _special(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
-    tokenizer = load_tokenizer(source.folder)
+def _special(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
     named = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id}
     for role, number in named.items():
         if number is not None:
@@ -156,10 +159,6 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
 def _vocabulary(data: Mapping[str, Any], rows: int) -> Vocabulary:
     added = {entry["id"]: entry for entry in data.get("added_tokens") or ()}
     found = {number: token for token, number in data["model"]["vocab"].items()} | {number: e["content"] for number, e in added.items()}
-    if found and max(found) >= rows:
-        raise TrimlineError(
-            f"The tokenizer has a token {max(found)}, and the token table only {rows} rows.", "Fetch the checkpoint again: they do not fit."
-        )
     fallback, unknown = bool(data["model"].get("byte_fallback")), data["model"].get("unk_token")
     tokens = [found.get(number, f"[PAD{number}]") for number in range(rows)]
     kinds = [_kind(number, found, added, fallback, unknown) for number in range(rows)]

@@ -10,7 +10,7 @@ from exporters.held import is_mapped
 from exporters.onnx.files import save_graph
 from exporters.onnx.gate.gate import gate_onnx
 from exporters.onnx.gate.perplexity import calibration_windows
-from exporters.onnx.lowering.config import context_length
+from exporters.onnx.lowering.config import context_length, stock_config
 from exporters.onnx.lowering.fused import fused_obstacle, lower_fused
 from exporters.onnx.lowering.last_position import keep_last_position
 from exporters.onnx.lowering.portable import give_back_weights, lower_portable
@@ -18,7 +18,9 @@ from exporters.onnx.lowering.precision import NUMBERS, bits_by_operator, check_b
 from exporters.onnx.lowering.quantise import quantised_graph
 from exporters.onnx.running.genai import fused_positions, write_genai_config
 from exporters.onnx.runtime import has_genai, needs_runtime
+from exporters.positions import say_bound
 from exporters.recipe import ExportSlice
+from exporters.text.tokens import check_text
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
@@ -45,6 +47,8 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     options.apply()
     source = Checkpoint(checkpoint)
     _check(source)
+    check_text(source, options.trust_remote_code)
+    say_bound(int(stock_config(source).max_position_embeddings), events)
     lowering = choose_lowering(source, recipe, options, events)
     check_budget(source, lowering, recipe.precision, options)
     keep = MappedTensors(out).keep if is_mapped(source, options) else None

@@ -45,8 +45,8 @@ class Divergence:
         }
 
 
-def compare_distributions(reference: torch.Tensor, candidate: torch.Tensor) -> Divergence:
-    """Compares logits of shape (batch, positions, vocabulary).
+def compare_distributions(reference: torch.Tensor, candidate: torch.Tensor, bar: float = BAR) -> Divergence:
+    """Compares logits of shape (batch, positions, vocabulary); ``bar`` in nats.
 
     Raises:
         GateError: the shapes differ, or the candidate holds NaN or Inf.
@@ -58,4 +58,4 @@ def compare_distributions(reference: torch.Tensor, candidate: torch.Tensor) -> D
     log_p, log_q = reference.float().log_softmax(-1), candidate.float().log_softmax(-1)
     apart = (log_p.exp() * (log_p - log_q)).sum(-1)
     agreed = int((reference.argmax(-1) == candidate.argmax(-1)).sum())
-    return Divergence(apart.mean().item(), BAR, apart.max().item(), agreed, apart.numel())
+    return Divergence(apart.mean().item(), bar, apart.max().item(), agreed, apart.numel())

@@ -5,9 +5,8 @@ Nothing is compared here, so that a graph can be closed before what it is compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from exporters.onnx.running.genai import GenaiDecoder
 from exporters.onnx.running.session import OnnxDecoder
 
 GREEDY_TOKENS = 64
+GENAI = "onnxruntime-genai"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,19 @@ def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iter
     yield GraphPath(f"{GREEDY_TOKENS} greedy tokens", (_greedy(decoder, prompt),), greedy=True)
 
 
-def through_genai(folder: Path, ids: torch.Tensor, mapped: bool = False) -> GraphPath:
-    """One row of ids in onnxruntime-genai: half of it as a prompt, the rest token by token."""
+def through_genai(genai: GenaiDecoder, ids: torch.Tensor, last: Sequence[int] = ()) -> Iterator[GraphPath]:
+    """One row of ids in onnxruntime-genai: half of it as a prompt, the rest token by token; then prompts that end with ``last``.
+
+    Args:
+        last: tokens that end or pad texts, which a runtime may take to be no part of a prompt.
+    """
     half = len(ids) // 2
-    found = GenaiDecoder(folder, mapped=mapped).forced(ids[:half].tolist(), ids[half:].tolist())
-    return GraphPath("onnxruntime-genai", (RowGroup(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
+    found = genai.forced(ids[:half].tolist(), ids[half:].tolist())
+    yield GraphPath(GENAI, (RowGroup(ids[None], tuple(range(half - 1, len(ids))), torch.from_numpy(found)[None]),))
+    prompts = [torch.cat([ids[: half - 2], torch.tensor([token, token])]) for token in last]
+    parts = (RowGroup(prompt[None], (half - 1,), torch.from_numpy(genai.forced(prompt.tolist(), []))[None]) for prompt in prompts)
+    if last:
+        yield GraphPath(f"{GENAI}, prompts that end with {' or '.join(map(str, last))}", tuple(parts))
 
 
 def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> RowGroup:

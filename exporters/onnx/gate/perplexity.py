@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from exporters.onnx.lowering.config import context_length
 from exporters.onnx.running.session import OnnxDecoder
+from exporters.text.tokens import has_tokenizer
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
@@ -36,7 +37,7 @@ def calibration_windows(source: Checkpoint, trust_remote_code: bool = False) -> 
 
 
 def _windows(source: Checkpoint, trust_remote_code: bool, longest: int, part: Literal["calibration", "evaluation"]) -> torch.Tensor | None:
-    if not any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(source.folder):
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     windows = consecutive_windows(tokenizer, load_text(TEXT, part), WINDOWS, min(WINDOW, longest, context_length(source)))

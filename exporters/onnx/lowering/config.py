@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
+from exporters.positions import promised
 from pipeline.checkpoints.checkpoint import Checkpoint
 
 OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "layer_types", "per_layer_config", "biases"}
@@ -23,5 +24,5 @@ def stock_config(checkpoint: Checkpoint) -> PretrainedConfig:
 
 
 def context_length(checkpoint: Checkpoint) -> int:
-    """Positions that the model was made for."""
-    return int(stock_config(checkpoint).max_position_embeddings)
+    """Positions that an export promises: those that the model was made for, within the bound of all exports."""
+    return promised(int(stock_config(checkpoint).max_position_embeddings))

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from exporters.positions import promised
 from pipeline.architecture.families import Family
 from pipeline.common.errors import TrimlineError, shortened
 
 KINDS = {"default", "linear", "llama3", "yarn", "proportional", "dynamic", "longrope"}
+CHUNK = 2**16  # positions that transformers' module is asked for at once: it takes several times the room of a table
 WIDTH = 8  # columns of a table come in multiples of this: 16 channels of a head
 
 
@@ -35,7 +37,7 @@ def rotary_obstacle(family: Family, config: PretrainedConfig) -> str | None:
 
 def table_positions(config: PretrainedConfig) -> int:
     """Positions that have the same angles in every text which the tables hold."""
-    positions, rotary = int(config.max_position_embeddings), _parameters(config)
+    positions, rotary = promised(int(config.max_position_embeddings)), _parameters(config)
     if rotary.get("rope_type") != "longrope":
         return positions
     return min(positions, int(rotary["original_max_position_embeddings"]))
@@ -43,8 +45,11 @@ def table_positions(config: PretrainedConfig) -> int:
 
 def rotary_tables(family: Family, config: PretrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, scaled as the attention wants them, (positions, rotated channels / 2) each, fp32."""
-    tables = _module(family, config)(torch.zeros(1), torch.arange(table_positions(config))[None])
-    cosines, sines = (table[0, :, : table.shape[-1] // 2].contiguous() for table in tables)  # the other half is the same
+    module, parts = _module(family, config), list[tuple[torch.Tensor, ...]]()
+    for positions in torch.arange(table_positions(config)).split(CHUNK):
+        tables = module(torch.zeros(1), positions[None])
+        parts.append(tuple(table[0, :, : table.shape[-1] // 2].contiguous() for table in tables))  # the other half is the same
+    cosines, sines = (torch.cat(tables) for tables in zip(*parts, strict=True))
     return cosines, sines
 
 

@@ -22,6 +22,9 @@ from pipeline.common.files import read_json, write_json
 # What genai calls its plain decoder runner; it reads every size from the graph and the config, none from this name.
 KNOWN_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
 GENERIC_TYPE = "llama"
+# onnxruntime-genai 0.18 takes a prompt that ends with the pad token to end before it. Rows are computed one at a time and
+# need no padding, so no token is the pad token; a folder that states none has token 0 for it.
+NO_TOKEN = -1
 
 
 def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> None:
@@ -31,7 +34,8 @@ def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> N
     """
     geometry = checkpoint.geometry
     generation = checkpoint.folder / "generation_config.json"
-    settings = checkpoint.config | (read_json(generation) if generation.is_file() else {})
+    stated = read_json(generation) if generation.is_file() else {}
+    settings = checkpoint.config | {key: value for key, value in stated.items() if value is not None}
     groups = max(block.kv_groups for block in geometry.blocks)
     fused = lowering == "fused"
     inputs = ["input_ids", "attention_mask", *([] if fused else ["position_ids"])]
@@ -74,10 +78,8 @@ def promised_positions(folder: Path, checkpoint: Checkpoint) -> int:
 
 
 def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    end = settings.get("eos_token_id")
-    first_end = end[0] if isinstance(end, list) else end
-    found = {"bos_token_id": settings.get("bos_token_id"), "eos_token_id": end, "pad_token_id": settings.get("pad_token_id", first_end)}
-    return {key: value for key, value in found.items() if value is not None}
+    found = {"bos_token_id": settings.get("bos_token_id"), "eos_token_id": settings.get("eos_token_id")}
+    return {key: value for key, value in found.items() if value is not None} | {"pad_token_id": NO_TOKEN}
 
 
 class GenaiDecoder:
@@ -119,6 +121,18 @@ class GenaiDecoder:
             generator.append_tokens(np.asarray([token], np.int32))
             rows.append(generator.get_logits()[0, -1].copy())
         return np.stack(rows)
+
+    def settings(self) -> dict[str, Any]:
+        """What it takes the folder to say of searching, under its own names; and ``ends``, ids of the tokens that end a text.
+
+        ``ends`` is None where it cannot open the folder's tokenizer, which it knows fewer kinds of than transformers.
+        """
+        found: dict[str, Any] = dict(self._genai.GeneratorParams(self._model).get_search_options())
+        try:
+            ends = list(self._genai.Tokenizer(self._model).eos_token_ids)
+        except RuntimeError:
+            ends = None
+        return found | {"ends": ends}
 
     def empty(self, batch: int, capacity: int) -> Any:
         """A generator of ``batch`` rows that goes on for ``capacity`` tokens, whatever ends a text."""

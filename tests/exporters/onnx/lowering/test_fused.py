@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from exporters.onnx.gate import gate
+from exporters.onnx.gate import judging
 from exporters.onnx.gate.gate import gate_onnx
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.onnx.stage import export
@@ -127,8 +127,8 @@ def test_gate_is_set_against_rounding_where_the_bar_is_below_it(tmp_path, monkey
     checkpoint = stock("llama", tmp_path)
     out = exported(checkpoint, tmp_path / "out")
     assert json.loads((out / "gate.json").read_text())["rounding of torch"] is None
-    monkeypatch.setattr(gate, "BAR", 1e-9)
-    monkeypatch.setattr(gate, "ROUNDINGS", 50)
+    monkeypatch.setattr(judging, "BAR", 1e-9)
+    monkeypatch.setattr(judging, "ROUNDINGS", 50)
     record = gate_onnx(checkpoint, out, FUSED, OPTIONS, Events())
     assert 0 < record["rounding of torch"] < 1e-4
     bars = [check["bar"] for check in (*record["checks"].values(), record["genai"])]

@@ -1,0 +1,121 @@
+"""What a graph should have said along its paths: torch's logits where it is exact, else its own without a past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from exporters.onnx.gate.divergence import BAR as BAR_OF_DIVERGENCE
+from exporters.onnx.gate.divergence import Divergence, compare_distributions
+from exporters.onnx.gate.far import FarRow
+from exporters.onnx.gate.paths import GraphPath
+from pipeline.evaluate.gates import LogitDifference, compare_logits
+from pipeline.live.paging import Paging
+
+BAR = 1e-3
+ROUNDINGS = 4  # of torch's own: two programs that round differently, each off by as much, and as much again for luck
+
+Found = LogitDifference | Divergence
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the graph should say.
+
+    Attributes:
+        reference: token ids (rows, tokens) to logits of all positions, read without a past.
+        compare: a path's reference and candidate logits into what was found.
+        name: of the reference, for messages.
+    """
+
+    reference: Callable[[torch.Tensor], torch.Tensor]
+    compare: Callable[[torch.Tensor, torch.Tensor, GraphPath], Found]
+    name: str
+
+
+def judged(walked: Iterable[GraphPath], judge: Judge) -> dict[str, Found]:
+    """What was found along each path, by its name."""
+    found = {}
+    for walk in walked:
+        pairs = [(judge.reference(part.ids)[:, list(part.positions)], part.logits) for part in walk.parts]
+        reference, candidate = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+        found[walk.name] = judge.compare(reference, candidate, walk)
+    return found
+
+
+def against_torch(model: PreTrainedModel, paging: Paging | None, walked: list[GraphPath]) -> tuple[dict[str, Found], str, float | None]:
+    """Walks beyond the bar are judged again, by torch's rounding on their own tokens: on others it may be far less.
+
+    Returns:
+        What was found, the reference's name, and the largest rounding where one was needed.
+    """
+    found = judged(walked, judge := _torch_judge(model, BAR))
+    failed = [walk for walk in walked if not found[walk.name].passed]
+    if not failed:
+        return found, judge.name, None
+    roundings = _roundings(model, paging, failed)
+    for walk in failed:
+        found |= judged([walk], _torch_judge(model, max(BAR, ROUNDINGS * roundings[walk.name])))
+    return found, judge.name, max(roundings.values())
+
+
+def against_itself(logits: Callable[[torch.Tensor], torch.Tensor], walked: list[GraphPath]) -> tuple[dict[str, Found], str]:
+    """Paths against the same graph without a past."""
+    judge = Judge(logits, lambda reference, candidate, _: compare_distributions(reference, candidate), "the graph without a past")
+    return judged(walked, judge), judge.name
+
+
+def judged_far(model: PreTrainedModel, paging: Paging | None, rows: Sequence[FarRow], *, exact: bool) -> dict[str, Found]:
+    """Rows that reach far, against torch. In fewer bits, what the first row costs may be paid twice more by those behind it."""
+    pairs = {row.name: (row.reference(model), row.logits) for row in rows}
+    if not exact:
+        near = compare_distributions(*pairs[rows[0].name])
+        return {name: compare_distributions(*pair, bar=BAR_OF_DIVERGENCE + 3 * near.difference) for name, pair in pairs.items()}
+    found: dict[str, Found] = {name: compare_logits(*pair, bar=BAR) for name, pair in pairs.items()}
+    if failed := [row for row in rows if not found[row.name].passed]:
+        exactly = _in_double(model, paging, lambda of: [row.reference(of) for row in failed])
+        for row, double in zip(failed, exactly, strict=True):
+            rounding = (pairs[row.name][0] - double).abs().max().item()
+            found[row.name] = compare_logits(*pairs[row.name], bar=max(BAR, ROUNDINGS * rounding))
+    return found
+
+
+def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
+    def compare(reference: torch.Tensor, candidate: torch.Tensor, walk: GraphPath) -> LogitDifference:
+        found = compare_logits(reference, candidate, bar)
+        if not walk.greedy:
+            return found
+        # What the graph said next has to be what torch would have said, or a close call for torch too.
+        gap = reference.max(-1).values - reference.gather(-1, candidate.argmax(-1)[..., None])[..., 0]
+        agreed = int((gap < 2 * bar).sum())
+        return LogitDifference(found.difference, bar, found.kl_divergence, found.first_difference, agreed, gap.numel())
+
+    return Judge(lambda ids: _reference(model, ids), compare, "torch, float32")
+
+
+def _roundings(model: PreTrainedModel, paging: Paging | None, walked: list[GraphPath]) -> dict[str, float]:
+    """How far fp32 takes torch's own logits of each walk from those of fp64."""
+
+    def logits(of: PreTrainedModel) -> list[torch.Tensor]:
+        rows = ([_reference(of, part.ids)[:, list(part.positions)].flatten() for part in walk.parts] for walk in walked)
+        return [torch.cat(parts) for parts in rows]
+
+    single, exact = logits(model), _in_double(model, paging, logits)
+    return {walk.name: (b - a.double()).abs().max().item() for walk, a, b in zip(walked, single, exact, strict=True)}
+
+
+def _in_double(model: PreTrainedModel, paging: Paging | None, of: Callable[[PreTrainedModel], list[torch.Tensor]]) -> list[torch.Tensor]:
+    """The same in fp64; the model goes back to fp32 unchanged."""
+    try:
+        return of(model.double() if paging is None else paging.again(torch.float64)[0])
+    finally:
+        if paging is None:
+            model.float()
+
+
+def _reference(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits
