@@ -24,7 +24,7 @@ from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
-from pipeline.evaluate.perplexity import paged_losses, window_losses
+from pipeline.evaluate.perplexity import window_losses
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.rebuild.gguf_form import GgufForm
 from pipeline.sources.recipe import TextSource
@@ -44,7 +44,7 @@ def gate_file(source: Checkpoint, form: GgufForm, precision: str, path: Path, op
     Raises:
         GateError: a number, a size or a logit differs.
     """
-    tensors = compare_tensors(source, form, precision, path)
+    tensors = compare_tensors(source, open_reference(source.folder, options, is_mapped(source, options)), form, precision, path)
     events.gate(f"GGUF: {tensors} tensors read back, every number the checkpoint's")
     obstacle = transformers_obstacle(source, form, path) or _memory_obstacle(source, options)
     if obstacle is not None:
@@ -68,7 +68,7 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
     if python is None:
         events.note(f"not run in llama.cpp, which is not installed: {HOW}")
         return {"run": False, "why": f"llama-cpp-python is not installed; {HOW}"}
-    reference, paging = open_reference(source.folder, options, is_mapped(source, options))
+    reference = open_reference(source.folder, options, is_mapped(source, options)).model
     tokenizer = load_tokenizer(source.folder)
     room = min(context_length(source, Events()), 2 * WINDOW) // 2
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, room))
@@ -81,7 +81,7 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
     with torch.inference_mode():
         expected = reference(input_ids=ids, use_cache=False).logits.float()
     comparison = compare_logits(expected, torch.from_numpy(found["logits"]), BAR * expected.abs().max().item())
-    losses = window_losses(reference, windows, Events()) if paging is None else paged_losses(reference, paging.family, windows, Events())
+    losses = window_losses(reference, windows, Events())
     ratio = math.exp(_mean(found["losses"]) - _mean(losses))
     greedy = _greedy(reference, prompt, found["greedy"], comparison.bar)
     record: dict[str, Any] = {"run": True, "llama-cpp-python": found["version"], "perplexity ratio": ratio, "greedy": greedy}

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from exporters.gguf.metadata import context_length, stock_config
-from exporters.gguf.tensors import GgufTensor, entries, part_halves, stored, written_geometry
+from exporters.gguf.tensors import DTYPES, GgufTensor, entries, part_halves, written_geometry
+from exporters.held import Reference
 from pipeline.architecture.geometry import BlockShape
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
@@ -22,8 +23,14 @@ from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
 REPORT = "This is a fault of the conversion; please report it."
 
 
-def compare_tensors(source: Checkpoint, form: GgufForm, precision: str, path: Path) -> int:
+def compare_tensors(source: Checkpoint, reference: Reference, form: GgufForm, precision: str, path: Path) -> int:
     """Reads every tensor back and compares it, number by number, with the checkpoint's in the stored type.
+
+    Args:
+        source: the checkpoint, for its sizes.
+        reference: as transformers loads it, for its numbers.
+        form, precision: as it was written.
+        path: the file.
 
     Returns:
         How many there are.
@@ -39,7 +46,7 @@ def compare_tensors(source: Checkpoint, form: GgufForm, precision: str, path: Pa
     if unknown or len(listed) > len(held):
         raise GateError(f"{path} does not hold the checkpoint's tensors (unknown: {sorted(unknown)}).", REPORT)
     for entry in listed:
-        if entry.name not in held or not torch.equal(_read(held[entry.name], entry, source), stored(source, entry)):
+        if entry.name not in held or not torch.equal(_read(held[entry.name], entry, source), _expected(reference, entry)):
             raise GateError(f"{path}: {entry.name} is not the checkpoint's {entry.source or 'zeros'}.", REPORT)
     return len(listed)
 
@@ -102,6 +109,12 @@ def _key(reader: gguf.GGUFReader, form: GgufForm, name: str) -> Any:
 def _per_block(reader: gguf.GGUFReader, form: GgufForm, name: str, blocks: int) -> list[int]:
     value = _key(reader, form, name)
     return list(value) if isinstance(value, list) else [value] * blocks
+
+
+def _expected(reference: Reference, entry: GgufTensor) -> torch.Tensor:
+    if entry.source is None:
+        return torch.zeros(entry.shape, dtype=DTYPES[entry.precision])
+    return reference.tensor(entry.source).to(DTYPES[entry.precision])
 
 
 def _read(tensor: gguf.ReaderTensor, entry: GgufTensor, source: Checkpoint) -> torch.Tensor:

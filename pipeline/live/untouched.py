@@ -67,6 +67,15 @@ def change_parameters(model: nn.Module, change: Change, added: Collection[str] =
         hook.weights_map = _ChangedWeights(hook.weights_map, f"{path}.", change, added)
 
 
+def parameter_of(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter of a module of such a model, by its name in the module: from its file where it is not in memory."""
+    parameter: torch.Tensor = module.get_parameter(name)
+    if parameter.device.type != "meta":
+        return parameter.detach()
+    found: torch.Tensor = next(hook.weights_map for path, hook in _reading_hooks(module) if not path)[name]
+    return found
+
+
 @contextmanager
 def _quiet_accelerate() -> Iterator[None]:
     """Without its warning that tensors are on disk, which is what was asked for."""

@@ -35,8 +35,13 @@ def fused(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def portable(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(checkpoint, tmp_path_factory.mktemp("portable") / "out", PORTABLE)
+def one_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stock("mistral", tmp_path_factory.mktemp("one"), num_hidden_layers=1, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def portable(one_block: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(one_block, tmp_path_factory.mktemp("portable") / "out", PORTABLE)
 
 
 def window(tokens: int) -> Damage:
@@ -125,7 +130,7 @@ PORTABLE_MUTANTS: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("name", PORTABLE_MUTANTS)
-def test_rows_that_reach_far_show_what_a_portable_graph_does_there(name: str, checkpoint: Path, portable: Path, tmp_path: Path) -> None:
+def test_rows_that_reach_far_show_what_a_portable_graph_does_there(name: str, one_block: Path, portable: Path, tmp_path: Path) -> None:
     damage, said = PORTABLE_MUTANTS[name]
     with pytest.raises(GateError, match=said):
-        gated(checkpoint, damaged(portable, tmp_path / "mutant", damage), PORTABLE)
+        gated(one_block, damaged(portable, tmp_path / "mutant", damage), PORTABLE)

@@ -41,7 +41,7 @@ from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, attention_window, demand, gate_tokens
-from pipeline.evaluate.perplexity import paged_losses, window_losses
+from pipeline.evaluate.perplexity import window_losses
 
 TEXT = "The river had been frozen for three weeks when the first boats of the year came up from the harbour, and"
 NO_GENAI = "onnxruntime-genai is not installed"
@@ -128,22 +128,21 @@ def _judge(
 ) -> dict[str, Found]:
     """Everything that needs the checkpoint in torch; adds to the record."""
     mapped, exact = is_mapped(source, options), recipe.precision == "fp32"
-    model, paging = open_reference(source.folder, options, mapped)
+    reference = open_reference(source.folder, options, mapped)
     if form.lowering == "fused":
-        record["attention"] = compare_attention(model, folder, room, recipe.precision)
+        record["attention"] = compare_attention(reference.model, folder, room, recipe.precision)
     if windows is not None:
-        expected = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
-        record["perplexity"] = compared(expected, walked.losses, recipe.most_perplexity)
-    far = judged_far(model, paging, walked.far, exact=exact)
+        record["perplexity"] = compared(window_losses(reference.model, windows, events), walked.losses, recipe.most_perplexity)
+    far = judged_far(reference, walked.far, exact=exact)
     if exact:
-        found, record["reference"], record["rounding of torch"] = against_torch(model, paging, walked.paths)
+        found, record["reference"], record["rounding of torch"] = against_torch(reference, walked.paths)
         return far | found
     assert windows is not None
-    products = compare_products(model, source.geometry, folder, form, windows[0])
+    products = compare_products(reference.model, source.geometry, folder, form, windows[0])
     events.gate(f"ONNX: {products.compared} products, at most {products.noise[0]:.2g} times the expected error", **products.as_record())
     demand_products(products, folder, recipe.precision)
     record["products"] = products.as_record()
-    del model, paging  # before the graph is opened again
+    del reference  # before the graph is opened again
     view = OnnxDecoder(folder, options.threads, options.device, every_position=True, mapped=mapped)
     found, record["reference"] = against_itself(lambda ids: torch.from_numpy(view.logits(ids.numpy())), walked.paths)
     return far | found

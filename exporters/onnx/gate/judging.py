@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from exporters.held import Reference
 from exporters.onnx.gate.divergence import BAR as BAR_OF_DIVERGENCE
 from exporters.onnx.gate.divergence import Divergence, compare_distributions
 from exporters.onnx.gate.far import FarRow
 from exporters.onnx.gate.paths import GraphPath
 from pipeline.evaluate.gates import LogitDifference, compare_logits
-from pipeline.live.paging import Paging
 
 BAR = 1e-3
 ROUNDINGS = 4  # of torch's own: two programs that round differently, each off by as much, and as much again for luck
@@ -46,19 +46,19 @@ def judged(walked: Iterable[GraphPath], judge: Judge) -> dict[str, Found]:
     return found
 
 
-def against_torch(model: PreTrainedModel, paging: Paging | None, walked: list[GraphPath]) -> tuple[dict[str, Found], str, float | None]:
+def against_torch(reference: Reference, walked: list[GraphPath]) -> tuple[dict[str, Found], str, float | None]:
     """Walks beyond the bar are judged again, by torch's rounding on their own tokens: on others it may be far less.
 
     Returns:
         What was found, the reference's name, and the largest rounding where one was needed.
     """
-    found = judged(walked, judge := _torch_judge(model, BAR))
+    found = judged(walked, judge := _torch_judge(reference.model, BAR))
     failed = [walk for walk in walked if not found[walk.name].passed]
     if not failed:
         return found, judge.name, None
-    roundings = _roundings(model, paging, failed)
+    roundings = _roundings(reference, failed)
     for walk in failed:
-        found |= judged([walk], _torch_judge(model, max(BAR, ROUNDINGS * roundings[walk.name])))
+        found |= judged([walk], _torch_judge(reference.model, max(BAR, ROUNDINGS * roundings[walk.name])))
     return found, judge.name, max(roundings.values())
 
 
@@ -68,15 +68,15 @@ def against_itself(logits: Callable[[torch.Tensor], torch.Tensor], walked: list[
     return judged(walked, judge), judge.name
 
 
-def judged_far(model: PreTrainedModel, paging: Paging | None, rows: Sequence[FarRow], *, exact: bool) -> dict[str, Found]:
+def judged_far(reference: Reference, rows: Sequence[FarRow], *, exact: bool) -> dict[str, Found]:
     """Rows that reach far, against torch. In fewer bits, what the first row costs may be paid twice more by those behind it."""
-    pairs = {row.name: (row.reference(model), row.logits) for row in rows}
+    pairs = {row.name: (row.reference(reference.model), row.logits) for row in rows}
     if not exact:
         near = compare_distributions(*pairs[rows[0].name])
         return {name: compare_distributions(*pair, bar=BAR_OF_DIVERGENCE + 3 * near.difference) for name, pair in pairs.items()}
     found: dict[str, Found] = {name: compare_logits(*pair, bar=BAR) for name, pair in pairs.items()}
     if failed := [row for row in rows if not found[row.name].passed]:
-        exactly = _in_double(model, paging, lambda of: [row.reference(of) for row in failed])
+        exactly = reference.in_double(lambda model: [row.reference(model) for row in failed])
         for row, double in zip(failed, exactly, strict=True):
             rounding = (pairs[row.name][0] - double).abs().max().item()
             found[row.name] = compare_logits(*pairs[row.name], bar=max(BAR, ROUNDINGS * rounding))
@@ -96,24 +96,15 @@ def _torch_judge(model: PreTrainedModel, bar: float) -> Judge:
     return Judge(lambda ids: _reference(model, ids), compare, "torch, float32")
 
 
-def _roundings(model: PreTrainedModel, paging: Paging | None, walked: list[GraphPath]) -> dict[str, float]:
+def _roundings(reference: Reference, walked: list[GraphPath]) -> dict[str, float]:
     """How far fp32 takes torch's own logits of each walk from those of fp64."""
 
     def logits(of: PreTrainedModel) -> list[torch.Tensor]:
         rows = ([_reference(of, part.ids)[:, list(part.positions)].flatten() for part in walk.parts] for walk in walked)
         return [torch.cat(parts) for parts in rows]
 
-    single, exact = logits(model), _in_double(model, paging, logits)
+    single, exact = logits(reference.model), reference.in_double(logits)
     return {walk.name: (b - a.double()).abs().max().item() for walk, a, b in zip(walked, single, exact, strict=True)}
-
-
-def _in_double(model: PreTrainedModel, paging: Paging | None, of: Callable[[PreTrainedModel], list[torch.Tensor]]) -> list[torch.Tensor]:
-    """The same in fp64; the model goes back to fp32 unchanged."""
-    try:
-        return of(model.double() if paging is None else paging.again(torch.float64)[0])
-    finally:
-        if paging is None:
-            model.float()
 
 
 def _reference(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

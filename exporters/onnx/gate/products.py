@@ -30,6 +30,7 @@ from exporters.onnx.gate.matching import Matching, Share
 from exporters.onnx.gate.rounding import Rounding
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import GateError
+from pipeline.live.untouched import parameter_of
 
 TOKENS = 96  # of the text that are read: enough directions to tell a scale from noise
 OUTPUTS = 4096  # rows of a weight that are looked at together
@@ -116,7 +117,7 @@ def _watched(model: PreTrainedModel, paths: set[str], matching: Matching, found:
         def judge(module: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             given = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
             given = given / given.norm(dim=1, keepdim=True).clamp_min(1e-12) * math.sqrt(given.shape[1])
-            weight = module.weight.detach()
+            weight = parameter_of(module, "weight")
             for share in matching.shares(path, (weight.shape[0], weight.shape[1])):
                 _judge(share, given, weight[share.rows].float(), found)
 

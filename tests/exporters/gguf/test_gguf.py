@@ -19,6 +19,7 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors
 from exporters.gguf.stage import export_gguf
 from exporters.gguf.tensors import pair_neighbours, part_halves
+from exporters.held import open_reference
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError, TrimlineError
@@ -142,7 +143,7 @@ def test_wrong_numbers_fail_the_gate(tmp_path: Path) -> None:
     tensors[name][3, 5] += 1e-3
     save_file(tensors, source.folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GateError, match=r"blk\.1\.ffn_up\.weight is not the checkpoint's"):
-        compare_tensors(Checkpoint(source.folder), form, "fp32", path)
+        compare_tensors(Checkpoint(source.folder), open_reference(source.folder, OPTIONS, mapped=False), form, "fp32", path)
 
 
 def test_wrong_sizes_fail_the_gate(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_wrong_sizes_fail_the_gate(tmp_path: Path) -> None:
     write_gguf(source, form, "fp32", path, Events())
     write_json(source.folder / "config.json", source.config | {"rms_norm_eps": 1e-3})
     with pytest.raises(GateError, match="layer_norm_rms_epsilon"):
-        compare_tensors(Checkpoint(source.folder), form, "fp32", path)
+        compare_tensors(Checkpoint(source.folder), open_reference(source.folder, OPTIONS, mapped=False), form, "fp32", path)
 
 
 def test_pairing_is_undone_exactly() -> None:
