@@ -27,7 +27,7 @@ from pipeline.evaluate.harness.tasks import check_tasks
 from pipeline.evaluate.perplexity import RESULT
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
 from pipeline.plan.plan import Plan
-from pipeline.prune.steps import resolve_steps
+from pipeline.prune.steps import reads_text
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.processes import first_process
 from pipeline.recover.recipe import RecoverSlice
@@ -56,9 +56,9 @@ def prune(
     """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's."""
     wanted = as_recipe(recipe)
     named = wanted.model if model is None else ModelSlice(source=str(model))
-    resolve_steps(wanted.prune)  # what is wrong with the steps is said before anything is fetched
+    reads = reads_text(wanted.prune)  # what is wrong with the steps is said before anything is fetched
     with checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
-        if wanted.prune.calibration.token_ids is None:
+        if reads and wanted.prune.calibration.token_ids is None:
             alone(TEXT, wanted.text, {}, Path(scratch), options, events)
         alone(PLAN, wanted, {SOURCE: folder, TEXT: Path(scratch)}, out, options, events)
     return Plan.read(Path(output))

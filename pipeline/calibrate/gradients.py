@@ -9,7 +9,7 @@ is that of its own sequence's loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,7 @@ from pipeline.calibrate.statistics import BlockGradients
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, standing_in
+from pipeline.live.finite import demand_finite
 from pipeline.tensors.saved_states import SavedStates, saved_states
 
 __all__ = ["BlockGradients", "GradientNeeds", "gradient_sweep"]
@@ -47,7 +48,8 @@ def gradient_sweep(
         limit: bytes of what entered the blocks that stay in memory, 1 GiB at most; the rest waits in a file.
 
     Raises:
-        TrimlineError: a window has no token to predict, or gradients overflow in the model's dtype; it names the block.
+        TrimlineError: a window has no token to predict, or activations or gradients are not finite; names the block,
+            and the tensor or the dtype.
         OSError: the disk is full.
     """
     if windows.shape[1] < 2:
@@ -64,7 +66,7 @@ def gradient_sweep(
             for index, gradient in enumerate(upstream):
                 upstream[index] = tally.through(saved.take((number, index)), given[index], gradient)
             found = tally.gradients(windows)
-            _demand_finite((*found.tensors(), *upstream), number, model)
+            demand_finite((*found.tensors(), *upstream), f"The gradients of block {number}", model)
             advance(1)
             yield number, found
             del found, tally  # whoever took them may have let go by now, and the next block's come to as much
@@ -96,6 +98,7 @@ def _forward(
         for index, before in enumerate(states):
             saved.put((number, index), before)
             states[index] = block(before, **given[index])
+        demand_finite(states, f"The activations of block {number}", model)
         advance(1)
     return states, arguments
 
@@ -126,12 +129,3 @@ def _head_gradient(model: nn.Module, blocks: nn.ModuleList, rows: torch.Tensor, 
     slope[torch.arange(len(slope), device=slope.device), targets] -= 1
     (gradient,) = torch.autograd.grad(logits, hidden, (slope * share).to(logits.dtype))
     return gradient[:, 0]
-
-
-def _demand_finite(found: Iterable[torch.Tensor], block: int, model: nn.Module) -> None:
-    if not all(torch.isfinite(tensor).all() for tensor in found):
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        raise TrimlineError(
-            f"The gradients of block {block} are not finite: its activations or gradients overflow in {dtype}.",
-            "Measure in float32: --dtype float32.",
-        )

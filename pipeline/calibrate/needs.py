@@ -69,3 +69,7 @@ class Needs:
     def forward(self) -> bool:
         """Whether a forward sweep has anything to collect."""
         return self.distance or bool(self.points)
+
+    def __bool__(self) -> bool:
+        """Whether any sweep has."""
+        return self.forward or bool(self.gradients)

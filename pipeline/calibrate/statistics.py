@@ -52,6 +52,14 @@ class InputStatistics:
         assert self.upper is not None
         return self.upper.triu().add_(self.upper.triu(1).T)
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        yield from (self.squares, self.total)
+        if self.upper is not None:
+            yield self.upper
+        if self.fluctuation is not None:
+            yield from (self.fluctuation.mean, self.fluctuation.between, self.fluctuation.centred)
+
     def restricted(self, channels: torch.Tensor) -> InputStatistics:
         """The same of some of the channels, given by ascending numbers."""
         upper = None if self.upper is None else self.upper[channels][:, channels]
@@ -87,6 +95,12 @@ class BlockStatistics:
     def mean_influence(self) -> float:
         """Mean of 1 − cosine per token, in [0, 2] (ShortGPT's block influence, arXiv 2403.03853, eq. 1)."""
         return self.influence / self.tokens
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that a forward sweep collects."""
+        yield torch.tensor([self.distance, self.influence])
+        for inputs in self.inputs.values():
+            yield from inputs.tensors()
 
     def compare(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Adds how far a batch of hidden states turned, shape (..., H)."""

@@ -14,6 +14,7 @@ from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
 from pipeline.live.blocks import batches_of, blocks_of, brought, enter
+from pipeline.live.finite import demand_finite
 
 
 @torch.inference_mode()
@@ -32,6 +33,9 @@ def sweep(
         needs: what to collect.
         events: gets one progress step per block.
         sequential: whoever takes the block changes its weights; it then runs again, so that later blocks see that.
+
+    Raises:
+        TrimlineError: what a block gives, or what was collected of it, is not finite; names the tensor that is not, or the dtype.
     """
     states, arguments = enter(model, family, batches_of(windows))
     blocks = blocks_of(model, family)
@@ -46,6 +50,7 @@ def sweep(
                     if needs.distance:
                         statistics.compare(before, after)
                     states[index] = after
+            demand_finite((*states, *statistics.tensors()), f"The activations of block {number}", model)
             advance(1)
             yield number, statistics
             for index, before in enumerate(entered):

@@ -11,6 +11,7 @@ from accelerate.utils import find_device, send_to_device
 from torch import nn
 
 from pipeline.architecture.families import Family
+from pipeline.live.finite import demand_finite
 
 BATCH_TOKENS = 2048
 
@@ -35,6 +36,9 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
 
     The blocks only note their arguments and hand their input on, so nothing is computed twice. Batches of one shape
     share one copy of the arguments: masks and rotary tables depend on nothing else.
+
+    Raises:
+        TrimlineError: the states are not finite.
     """
     blocks = blocks_of(model, family)
     states: list[torch.Tensor] = []
@@ -48,6 +52,7 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
             body(input_ids=batch.to(device), use_cache=False)
         states.append(noted[0][0])
         arguments.append(by_shape.setdefault(batch.shape, [kept for _, kept in noted]))
+    demand_finite(states, "The hidden states that enter the first block", model)
     return states, arguments
 
 

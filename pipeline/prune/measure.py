@@ -12,6 +12,7 @@ from pipeline.common.options import RunOptions
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.sharding import MeasuredParts
+from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import resolve_steps
 
 # Gram matrices of a 7B's FFN channels are 15 GB. Beyond this, pruning measures for itself, as each block's turn comes.
@@ -36,7 +37,7 @@ def measure(
         TrimlineError: a step cannot be done, or the text is too short.
     """
     first = resolve_steps(recipe)[0]
-    model, windows = opened(source, texts, recipe.calibration, options)
+    model, windows = opened(source, texts, recipe.calibration, options, _reads_text(first))
     first.measure(model, windows, events, MeasuredParts(parts) if parts else None).write(out)
 
 
@@ -54,4 +55,9 @@ def measured_part(recipe: PruneSlice, geometry: Geometry) -> dict[str, Any] | No
     if described["pooled"]:
         del described["pooled"]["remove"]
     described |= {"spaces": [space.value for space in first.spaces], "allow_empty": first.recipe.allow_empty}
-    return {"calibration": recipe.calibration.model_dump(mode="json"), "step": described}
+    return {"calibration": recipe.calibration.model_dump(mode="json") if _reads_text(first) else None, "step": described}
+
+
+def _reads_text(first: ResolvedStep) -> bool:
+    """Whether what is measured beforehand needs the text; what a compensation needs may be measured as it goes."""
+    return first.reads_text if first.statistics is None else bool(first.statistics)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
@@ -19,14 +20,17 @@ from pipeline.sources.recipe import CalibrationWindows
 from pipeline.sources.windows import check_windows, draw_windows
 
 
-def opened(source: Path, texts: Path, calibration: CalibrationWindows, options: RunOptions) -> tuple[ShrinkingModel, torch.Tensor]:
-    """The dense model in the dtype that measures, and the calibration tokens, shape (N, S).
+def opened(
+    source: Path, texts: Path, calibration: CalibrationWindows, options: RunOptions, reads: bool = True
+) -> tuple[ShrinkingModel, torch.Tensor]:
+    """The dense model in the dtype that measures, and the calibration tokens, shape (N, S); (0, 0) where nothing reads them.
 
     Args:
         source: a source artefact or a checkpoint folder.
         texts: folder with calibration.txt; not read where the recipe gives token ids.
         calibration: which windows.
         options: device, dtype and threads.
+        reads: whether anything is measured on the text; without, it is neither read nor split into tokens.
 
     Raises:
         TrimlineError: the folder may mean another model, holds NaN or Inf, the text is too short, or a window longer than the model's
@@ -36,9 +40,7 @@ def opened(source: Path, texts: Path, calibration: CalibrationWindows, options: 
     folder = checkpoint_folder(source)
     checkpoint = Checkpoint(folder)
     checkpoint.demand_no_doubt()
-    text = "" if calibration.token_ids is not None else (texts / CALIBRATION).read_text(encoding="utf-8")
-    windows = draw_windows(load_tokenizer(folder), text, calibration)
-    check_windows(windows, checkpoint.geometry)
+    windows = _windows(folder, texts, calibration, checkpoint.geometry) if reads else torch.zeros(0, 0, dtype=torch.long)
     dtype = options.resolved_dtype()
     model, paging = open_model(folder, options, dtype)
     if paging is None:
@@ -46,6 +48,13 @@ def opened(source: Path, texts: Path, calibration: CalibrationWindows, options: 
     else:
         paging.demands_finite = True  # as it reads
     return ShrinkingModel(model, checkpoint, paging), windows
+
+
+def _windows(folder: Path, texts: Path, calibration: CalibrationWindows, geometry: Geometry) -> torch.Tensor:
+    text = "" if calibration.token_ids is not None else (texts / CALIBRATION).read_text(encoding="utf-8")
+    windows = draw_windows(load_tokenizer(folder), text, calibration)
+    check_windows(windows, geometry)
+    return windows
 
 
 def _demand_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:

@@ -17,6 +17,18 @@ from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.step import ResolvedStep
 
 
+def finite(model: ShrinkingModel, step: ResolvedStep, scores: Scores) -> Scores:
+    """The scores that a method gives.
+
+    Raises:
+        TrimlineError: they are not finite; names the tensor that is not, or the dtype.
+    """
+    for by_block in scores.values():
+        for block, score in by_block.items():
+            model.demand_finite([score], f"The scores of block {block} by {step.recipe.method}")
+    return scores
+
+
 @dataclass(frozen=True, kw_only=True)
 class OwnStep(ResolvedStep):
     """A step that its method does.
@@ -30,7 +42,8 @@ class OwnStep(ResolvedStep):
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
     ) -> Iterator[tuple[Step, Scores]]:
-        return self.method.run(model, windows, self, events)
+        for done, scores in self.method.run(model, windows, self, events):
+            yield done, finite(model, self, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +59,13 @@ class MeasuringStep(ResolvedStep):
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
     ) -> Iterator[tuple[Step, Scores]]:
-        return self.method.run(model, windows, self, events, measurements)
+        for done, scores in self.method.run(model, windows, self, events, measurements):
+            yield done, finite(model, self, scores)
 
     def measure(self, model: ShrinkingModel, windows: torch.Tensor, events: Events, given: GivenStatistics | None = None) -> Measurements:
-        return self.method.measured(model, windows, self, events)
+        found = self.method.measured(model, windows, self, events)
+        model.demand_finite(found.tensors.values(), f"The measurements of {self.recipe.method}")
+        return found
 
     def gram_bytes(self, geometry: Geometry) -> int:
         return 0

@@ -16,7 +16,6 @@ from pipeline.calibrate.measurements import Measured, Measurements, Scores, meas
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, GivenStatistics
 from pipeline.calibrate.sweep import sweep
-from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.prune.methods.method import BlockView, ScoringMethod
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -53,6 +52,10 @@ class ScoredStep(ResolvedStep):
         return self.needs(compensated=not self.sequential)
 
     @property
+    def reads_text(self) -> bool:
+        return bool(self.needs())
+
+    @property
     def measures_importance(self) -> bool:
         return self.needs().distance
 
@@ -74,7 +77,7 @@ def scored(
         given: statistics of this model on these windows, where they are known; without, it is swept.
     """
     needs, family, measured = step.statistics, model.geometry.family, {}
-    if needs.forward or not needs.gradients:
+    if needs.forward:
         seen_forward = given.forward() if given else sweep(model.model, family, windows, needs, events)
         measured = {block: seen for block, seen in seen_forward if block in model.selection.blocks}
     else:
@@ -100,7 +103,7 @@ def score_block(model: ShrinkingModel, step: ScoredStep, block: int, seen: Block
     """Puts into ``scores`` those of one block, in each of its spaces.
 
     Raises:
-        TrimlineError: they are not finite.
+        TrimlineError: they are not finite; names the tensor that is not, or the dtype.
     """
     left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
     view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
@@ -109,7 +112,7 @@ def score_block(model: ShrinkingModel, step: ScoredStep, block: int, seen: Block
             by_block[block] = torch.zeros(0)
             continue
         score = step.method.score(view, space, step).float().cpu()
-        _demand_finite(score, block, model.model)
+        model.demand_finite([score], f"The scores of block {block} by {step.recipe.method}")
         by_block[block] = score[list(_units_left(model, space, left))]
 
 
@@ -118,11 +121,3 @@ def _units_left(model: ShrinkingModel, space: Space, left: Mapping[Sublayer, tup
     if space is Space.RESIDUAL:
         return model.selection.residual or range(model.geometry.hidden)
     return left[SUBLAYERS[space]] if space in SUBLAYERS else (0,)
-
-
-def _demand_finite(score: torch.Tensor, block: int, model: torch.nn.Module) -> None:
-    if not torch.isfinite(score).all():
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        raise TrimlineError(
-            f"The scores of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
-        )

@@ -28,7 +28,9 @@ Part = tuple[int, int]  # which, of how many
 def why_whole(recipe: PruneSlice) -> str:
     """Why the first step's statistics cannot be measured in parts; empty where they can."""
     needs = resolve_steps(recipe)[0].statistics
-    return f"{recipe.steps[0].method} measures as it goes" if needs is None else why_not_merged(needs)
+    if needs is None:
+        return f"{recipe.steps[0].method} measures as it goes"
+    return why_not_merged(needs) if needs else f"{recipe.steps[0].method} measures nothing"
 
 
 def statistics_part(recipe: PruneSlice) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def measure_part(source: Path, texts: Path, recipe: PruneSlice, part: Part, opti
     if len(windows) < parts:
         raise TrimlineError(f"The calibration has {len(windows)} windows, which do not make {parts} parts.", "Measure in fewer parts.")
     mine, family = windows.tensor_split(parts)[number], model.geometry.family
-    if needs.forward or not needs.gradients:
+    if needs.forward:
         for block, seen in sweep(model.model, family, mine, needs, events):
             measurements_of({}, {block: seen}).write(_new(out / FORWARD / str(block)))
     if needs.gradients:

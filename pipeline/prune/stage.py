@@ -43,7 +43,7 @@ def prune(
 
     Args:
         source: a source artefact or a checkpoint folder.
-        texts: folder with calibration.txt; not read where the recipe gives token ids.
+        texts: folder with calibration.txt; not read where the recipe gives token ids, or no step measures anything.
         recipe: the steps.
         options: device, dtype and threads of the measuring passes.
         out: empty folder.
@@ -56,7 +56,7 @@ def prune(
     """
     steps = resolve_steps(recipe, consumer)
     check_targets(steps, Checkpoint(checkpoint_folder(source)).geometry)
-    model, windows = opened(source, texts, recipe.calibration, options)
+    model, windows = opened(source, texts, recipe.calibration, options, any(step.reads_text for step in steps))
     with closing(model):
         *_, last = plans(model, windows, steps, events, Measurements.read(measured) if measured else None)
         last().write(out)

@@ -93,6 +93,11 @@ class ResolvedStep(ABC):
         return None
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it measures anything on the calibration text."""
+        return True
+
+    @property
     def measures_importance(self) -> bool:
         """Whether the importance of blocks is among what is measured."""
         return False

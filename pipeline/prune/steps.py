@@ -57,6 +57,11 @@ def resolve_step(recipe: PruneStep, consumer: Consumer = ANYWHERE) -> ResolvedSt
     return step
 
 
+def reads_text(recipe: PruneSlice) -> bool:
+    """Whether any step measures anything on the calibration text."""
+    return any(step.reads_text for step in resolve_steps(recipe))
+
+
 def demand_methods(names: Iterable[str]) -> None:
     """Raises TrimlineError where a recipe names a method that there is not; the nearest is named."""
     for name in names:

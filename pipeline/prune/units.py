@@ -83,13 +83,13 @@ def remove_units(
         check_stream(model.geometry.family)
     scores, measured = scores_of(measurements) if measurements else scored(model, windows, step, events)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if step.measures_importance else {}
-    facts: dict[str, Any] = {"tokens": windows.numel()}
+    facts: dict[str, Any] = {"tokens": windows.numel() if step.reads_text else 0}
     if importance:
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
     units = _layers(model, counts, scores) | _residual(model, counts, scores)
-    if step.sequential and set(step.spaces) & set(SUBLAYERS):
+    if step.sequential and step.reads_text and set(step.spaces) & set(SUBLAYERS):
         measured.clear()
         units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:

@@ -12,6 +12,7 @@ from pipeline.architecture.families import Linear
 from pipeline.architecture.spaces import Space
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
 from pipeline.calibrate.measurements import Measurements, Scores
+from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.common.errors import TrimlineError
@@ -36,6 +37,10 @@ class WeightStep(ResolvedStep):
 
     method: WeightMethod
 
+    @property
+    def reads_text(self) -> bool:
+        return bool(self.method.weight_needs(self))
+
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
     ) -> Iterator[tuple[Step, Scores]]:
@@ -50,7 +55,7 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: WeightStep, eve
 
     Raises:
         TrimlineError: a projection's inputs are no multiple of the pattern's group, the pattern comes in several shots,
-            or activations overflow.
+            or something is not finite.
     """
     pattern, remove = Pattern.parse(step.recipe.pattern), step.recipe.budget[Space.WEIGHT].remove
     assert remove is not None
@@ -60,17 +65,23 @@ def sparsify(model: ShrinkingModel, windows: torch.Tensor, step: WeightStep, eve
     needs = step.method.weight_needs(step)
     zeros = total = 0
     with weight_gradients(model, windows, needs.gradients, events) as gradients:
-        for block, seen in sweep(model.model, model.geometry.family, windows, needs, events, sequential=True):
+        for block, seen in _measured(model, windows, needs, events):
             if block not in model.selection.blocks:
                 continue
-            _demand_finite(seen, block, model.model)
             seen.gradients = gradients(block)
             for linear in live_linears(model, block):
                 pruned = step.method.prune(layer_view(model, block, linear, seen), pattern, remove, step)
                 store(model, block, linear, pruned, step.recipe.pattern)
                 zeros, total = zeros + int((pruned == 0).sum()), total + pruned.numel()
-    facts = {"tokens": windows.numel(), "pattern": step.recipe.pattern, "zero fraction": zeros / max(total, 1)}
+    facts = {"tokens": windows.numel() if needs else 0, "pattern": step.recipe.pattern, "zero fraction": zeros / max(total, 1)}
     return Step(f"{step.recipe.method}, {step.recipe.pattern}", step.record, {}, facts)
+
+
+def _measured(model: ShrinkingModel, windows: torch.Tensor, needs: Needs, events: Events) -> Iterator[tuple[int, BlockStatistics]]:
+    """Block after block; no block runs where nothing is collected of its inputs."""
+    if needs.forward:
+        return sweep(model.model, model.geometry.family, windows, needs, events, sequential=True)
+    return ((block, BlockStatistics(windows.numel(), len(windows))) for block in range(len(model.geometry.blocks)))
 
 
 @contextmanager
@@ -101,14 +112,6 @@ def weight_gradients(
             return found
 
         yield take
-
-
-def _demand_finite(seen: BlockStatistics, block: int, model: torch.nn.Module) -> None:
-    if not all(inputs.squares.isfinite().all() for inputs in seen.inputs.values()):
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        raise TrimlineError(
-            f"The inputs of block {block} are not finite: its activations overflow in {dtype}.", "Measure in float32: --dtype float32."
-        )
 
 
 def layer_view(model: ShrinkingModel, block: int, linear: Linear, seen: BlockStatistics) -> LayerView:

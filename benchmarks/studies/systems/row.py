@@ -127,8 +127,8 @@ class Pruning:
         """The prune stage, writing the plan after every shot; ``known`` is its kept measurement."""
         cost = Cost()
         with cost.peak:
-            model, windows = opened(self.source, self.texts, self.recipe.calibration, self.options)
             steps, measurements = resolve_steps(self.recipe, self._consumer), Measurements.read(known) if known else None
+            model, windows = opened(self.source, self.texts, self.recipe.calibration, self.options, any(step.reads_text for step in steps))
             with closing(model):
                 for number, plan in enumerate(plans(model, windows, steps, QUIET, measurements), start=1):
                     folder = out / str(number)

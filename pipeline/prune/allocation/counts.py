@@ -94,4 +94,4 @@ def _check_tile(tile: int, narrowest: int) -> None:
 def _z_scores(score: torch.Tensor) -> torch.Tensor:
     score = score.double()
     spread = score.std() if len(score) > 1 else torch.tensor(0.0)
-    return (score - score.mean()) / spread if spread > 0 else torch.zeros_like(score)
+    return torch.zeros_like(score) if spread == 0 else (score - score.mean()) / spread

@@ -13,6 +13,7 @@ from pipeline.architecture.families import Sublayer
 from pipeline.architecture.spaces import SPACES, IndexSet, channels
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
+from pipeline.live.finite import demand_finite
 from pipeline.prune.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
 from pipeline.prune.model.shrinking import ShrinkingModel
 
@@ -61,6 +62,7 @@ def refit(
                 ours = [read.stream() for read in reads] or _through(block, ours, given)
             else:
                 ours = _through(block, ours, given)
+            demand_finite((*ours, *theirs), f"The activations of block {number}", model.model)
             advance(1)
 
 

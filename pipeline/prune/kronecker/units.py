@@ -33,6 +33,8 @@ def coupled_costs(
         mean: of the inputs, shape (C,), where the reader has a bias, which then adapts with the columns that stay.
     """
     live = live_columns(weight, inputs).view(-1, width).any(1)
+    if not live.any():  # as in a block whose reader is all zeros
+        return torch.zeros(len(live), dtype=torch.float64, device=weight.device)
     columns = live.repeat_interleave(width)
     left = principal(inputs, columns)
     if variant is Variant.SURGEON:

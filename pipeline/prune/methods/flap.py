@@ -50,7 +50,7 @@ def standardised(metric: torch.Tensor, among: torch.Tensor | None = None) -> tor
     """
     base = metric if among is None else metric[among]
     spread = base.std() if len(base) > 1 else torch.zeros(())
-    return (metric - base.mean()) / spread if spread > 0 else torch.zeros_like(metric)
+    return torch.zeros_like(metric) if spread == 0 else (metric - base.mean()) / spread  # a spread that is no number is passed on
 
 
 def published_unit_costs(geometry: Geometry) -> dict[Space, float]:

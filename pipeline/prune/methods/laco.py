@@ -143,8 +143,7 @@ class Similarity:
         self.model, self.windows, self.rule = model, windows, options.merge
         self.dense = self._states()
         self.known: dict[tuple[Collapsed, ...], float] = {}
-        if not torch.isfinite(self.dense).all():
-            raise TrimlineError("The last hidden states are not finite: activations overflow.", "Measure in float32: --dtype float32.")
+        model.demand_finite([self.dense], "The last hidden states")
 
     def __call__(self, blocks: tuple[Collapsed, ...]) -> float:
         if blocks not in self.known:

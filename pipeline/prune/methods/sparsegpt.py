@@ -48,14 +48,14 @@ def inverse_factor(second_moment: torch.Tensor, damping: float) -> torch.Tensor:
         damping: what is added to the diagonal, in units of its mean.
 
     Raises:
-        TrimlineError: H is not positive definite with this damping, or not finite.
+        TrimlineError: H is not positive definite with this damping.
     """
     damped = second_moment.double().clone()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
     lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    if failed or not lower.isfinite().all():
+    if failed:
         raise TrimlineError(
             f"SparseGPT cannot factorise a second moment of {len(damped)} inputs with damping {damping:g}.",
             "Give a larger options.damping, or measure in float32: --dtype float32.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,9 @@ from pipeline.architecture.families import Axis, Linear, Sublayer
 from pipeline.architecture.families.family import check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.live.blocks import blocks_of
+from pipeline.live.finite import demand_finite, is_finite, kind_of
 from pipeline.live.paging import Paging
 from pipeline.plan.places import place_of
 from pipeline.plan.selection import Selection, select
@@ -72,8 +74,33 @@ class ShrinkingModel:
         return self.selection.geometry(self.geometry)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A dense-shaped tensor by its full name, fp32, with the updates so far; removed columns hold old values."""
-        return (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
+        """A dense-shaped tensor by its full name, fp32, with the updates so far; removed columns hold old values.
+
+        Raises:
+            TrimlineError: it holds NaN or Inf.
+        """
+        found = (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
+        if not is_finite(found):
+            raise TrimlineError(
+                f"The tensor {name} of {self.checkpoint.folder} holds {kind_of(found)}.",
+                "Fetch the checkpoint again, or repair that tensor.",
+            )
+        return found
+
+    def demand_finite(self, tensors: Iterable[torch.Tensor], what: str) -> None:
+        """Refuses NaN and Inf in what was computed from this model.
+
+        Args:
+            tensors: of any shape.
+            what: they are, in the plural: "The scores of block 3".
+
+        Raises:
+            TrimlineError: one is not finite. Names the tensor of the checkpoint that is not, or else what overflows.
+        """
+        found = list(tensors)
+        if not all(map(is_finite, found)):
+            self.checkpoint.check_finite()
+            demand_finite(found, what, self.model)
 
     def weight(self, block: int, linear: str) -> torch.Tensor:
         """A projection's weight, fp32, shape (rows, columns) in the original numbering; zero for channels that left the stream."""
@@ -202,8 +229,16 @@ class ShrinkingModel:
         self._changed.close()
 
     def _store(self, name: str, value: torch.Tensor) -> None:
+        """What is not finite, or would not be in the checkpoint's dtype, is never written."""
         stored = name if name in self.checkpoint.locations else name.removesuffix("bias") + "weight"
-        self._changed.put(name, value.to(self.checkpoint.tensor(stored).dtype))
+        rounded = value.to(self.checkpoint.tensor(stored).dtype)
+        if not is_finite(rounded):
+            dtype = str(rounded.dtype).removeprefix("torch.")
+            raise TrimlineError(
+                f"The new values of {name} are not finite in {dtype}, which the checkpoint is stored in.",
+                "Give a larger damping, or leave the compensation out; measure in float32 if you did not: --dtype float32.",
+            )
+        self._changed.put(name, rounded)
 
     def _silence(self, block: int, linear: Linear) -> None:
         """Zeros in the live projection where its rows or columns are gone."""
