@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
-from pipeline.prune.allocation.allocate import allocate, keep_best
+from pipeline.prune.allocation.allocate import allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.prune.allocation.budget import removed_fraction, removed_in_every_definition
 from pipeline.prune.allocation.cfsp import retained_fractions
 from pipeline.prune.allocation.counts import nearest_tile, pooled_counts, published_count, tiled_counts
-from pipeline.prune.recipe import Budget, PruneStep
+from pipeline.prune.allocation.pooled import unit_sizes, whole_of
+from pipeline.prune.recipe import Budget, Pool, PruneStep
 
 WORKED = torch.tensor([0.40, 0.20, 0.10, 0.10, 0.12, 0.30])  # the worked example of the specification, I = 11008
 CONFIG = {
@@ -146,3 +147,58 @@ def test_cfsps_rule_meets_the_budget_over_units_where_widths_differ_already(geom
     found = allocate(step, Space.FFN, "cfsp", uneven, scores, torch.tensor([0.1, 0.5, 0.1, 0.4]))
     assert sum(found.counts) == pytest.approx(0.5 * 544, abs=1)
     assert all(count <= block.ffn for count, block in zip(found.counts, uneven.blocks, strict=True))
+
+
+def test_no_block_keeps_more_than_it_has() -> None:
+    assert nearest_tile(100, 1.0, 64) == 100  # not two tiles
+    assert tiled_counts([100, 100], [1.0, 1.0], 64) == [100, 100]
+    assert published_count(100, 1.0, 1) == published_count(100, 1.0, 128) == 100
+
+
+def test_a_block_that_is_important_enough_keeps_all_of_it_and_the_others_share_the_rest(geometry: Geometry) -> None:
+    uneven = geometry.with_blocks(tuple(BlockShape(ffn, 2) for ffn in (256, 16, 128, 128)))
+    step = PruneStep(budget={Space.FFN: Budget(remove=0.3)}, round_to=1)
+    distances = torch.tensor([0.1, 0.5, 0.1, 0.2])
+    found = allocate(step, Space.FFN, "cfsp", uneven, [torch.rand(block.ffn) for block in uneven.blocks], distances)
+    fractions, wanted = found.facts["retained fractions"], retained_fractions(distances, 0.3).tolist()
+    assert fractions[1] == 1.0 == max(fractions)
+    assert sum(f * block.ffn for f, block in zip(fractions, uneven.blocks, strict=True)) == pytest.approx(0.7 * 528)
+    assert fractions[0] / fractions[2] == pytest.approx(wanted[0] / wanted[2])
+    assert found.counts[1] == 16
+
+
+def test_sizes_are_the_nearest_and_not_the_next_below(geometry: Geometry) -> None:
+    assert blocks_to_keep(Budget(remove=0.26), geometry) == 3  # 2.96 of 4
+    groups = Geometry.from_config(CONFIG | {"num_key_value_heads": 4})
+    step = PruneStep(method="cfsp_extended", budget={Space.KV_GROUP: Budget(remove=0.26)})
+    assert allocate(step, Space.KV_GROUP, "uniform", groups, [torch.zeros(4)] * 4, None).counts == (3, 3, 3, 3)
+    scores = [torch.arange(256.0)] * 4
+    pooled = allocate(PruneStep(budget={Space.FFN: Budget(remove=0.1)}, round_to=1), Space.FFN, "global", geometry, scores, None)
+    assert sum(pooled.counts) == 922  # 921.6 of 1024
+    assert channels_to_keep(Budget(remove=0.26), geometry, 16) == 48  # 47.36 of 64
+
+
+def test_among_blocks_alike_the_first_keeps_more() -> None:
+    assert tiled_counts([256, 256], [0.75, 0.75], 128) == [256, 128]
+    assert tiled_counts([256] * 3, [16 / 256, 0.5, 0.5], 64) == [64, 128, 64]  # the last gives back what the first may not lose
+    assert pooled_counts([torch.ones(2), torch.ones(2)], keep=3, minimum=1) == [2, 1]
+
+
+def test_z_scores_divide_by_the_unbiased_deviation() -> None:
+    """Blocks of 3 and 11 units: 0.577 and 0.603 are 0.707 and 0.632 by the biased one, and the other unit would stay."""
+    assert pooled_counts([torch.tensor([0.0, 1.0, 1.0]), torch.arange(11.0)], keep=5, minimum=1) == [1, 4]
+
+
+def test_flops_are_those_at_the_context_of_the_budget(geometry: Geometry) -> None:
+    half = geometry.with_blocks(tuple(BlockShape(block.ffn, 1) for block in geometry.blocks))
+    for context in (1, 4096):
+        without = geometry.with_blocks(tuple(BlockShape(block.ffn, 0) for block in geometry.blocks))
+        share = 1 - without.decoder_flops(context) / geometry.decoder_flops(context)
+        budget = Budget(remove=0.1, of="flops", context=context)
+        assert removed_fraction(budget, Space.KV_GROUP, geometry) == pytest.approx(0.1 / share)
+        assert removed_in_every_definition(geometry, half, context)["decoder_flops"] == pytest.approx(share / 2)
+        pool = Pool(remove=0.1, of="flops", context=context)
+        assert whole_of(geometry, pool) == geometry.decoder_flops(context)
+        sizes, block = unit_sizes(geometry, pool), geometry.blocks[0]
+        both = block.ffn * sizes[Space.FFN] + block.kv_groups * sizes[Space.KV_GROUP]
+        assert both == pytest.approx(geometry.block_flops(block, context))
