@@ -102,6 +102,7 @@ def plans(
     steps: list[Step] = []
     scores: dict[str, torch.Tensor] = {}
     for number, step in enumerate(resolved):
+        step.demand_units(model.selection)
         for done, per_space in step.run(model, windows, events, None if number else measurements):
             for space, by_block in per_space.items():
                 scores |= {step_scores_name(len(steps), IndexSet(space, block)): score for block, score in by_block.items()}

@@ -13,14 +13,17 @@ from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import Space
+from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import GivenStatistics
+from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.slices import Slice
 from pipeline.plan.plan import Step
+from pipeline.plan.selection import Selection
 from pipeline.prune.consumer import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import Budget, Pool, PruneStep
@@ -74,6 +77,19 @@ class ResolvedStep(ABC):
             measurements: what ``measure`` gave for this model, where that is known.
         """
 
+    def demand_units(self, left: Selection) -> None:
+        """Whether earlier steps left anything of what this one is about; of spaces that share a budget, one is enough.
+
+        Raises:
+            TrimlineError: they did not.
+        """
+        gone = [space for space in self.spaces if _is_gone(space, left)]
+        if gone and (self.recipe.budget or len(gone) == len(self.spaces)):
+            raise TrimlineError(
+                f"Nothing is left of {gone[0]} when {self.recipe.method} is to remove some of it: earlier steps removed it all.",
+                "Leave that space or that step out.",
+            )
+
     def measure(self, model: ShrinkingModel, windows: torch.Tensor, events: Events, given: GivenStatistics | None = None) -> Measurements:
         """What the first shot measures, the same for every budget; only where ``gram_bytes`` says something.
 
@@ -123,3 +139,9 @@ class ResolvedStep(ABC):
         if Space.LAYER not in self.spaces and self.pools:
             return self.stating(target=None, pooled=Pool(spaces=self.spaces, remove=0.5, allow_empty=self.recipe.allow_empty))
         return self.stating(target=None, budget={space: Budget(remove=0.5) for space in self.spaces})
+
+
+def _is_gone(space: Space, left: Selection) -> bool:
+    """Whether no block holds any of a space; single weights are in both sublayers."""
+    sublayers = tuple(Sublayer) if space is Space.WEIGHT else tuple(kind for known, kind in SUBLAYERS.items() if known is space)
+    return bool(sublayers) and not any(left.units(kind)[block] for kind in sublayers for block in left.blocks)

@@ -51,6 +51,10 @@ def resolve_step(recipe: PruneStep, consumer: Consumer = ANYWHERE) -> ResolvedSt
     options = _options(recipe, method)
     if Space.WEIGHT in spaces:
         _check_weights(recipe)
+    if recipe.allocation == "optimal" and not set(spaces) <= set(SUBLAYERS):
+        raise TrimlineError(
+            "The allocation 'optimal' chooses sizes of ffn and kv_group, and whole blocks have none.", "Leave allocation out."
+        )
     step = _of_its_kind(method, {"recipe": recipe, "spaces": spaces, "options": options, "consumer": consumer})
     if isinstance(method, CheckingMethod):
         method.check(step)

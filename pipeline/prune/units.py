@@ -134,6 +134,8 @@ def _targeted_counts(model: ShrinkingModel, step: UnitStep, scores: Scores, impo
 def _units_to_keep(
     model: ShrinkingModel, step: UnitStep, space: Space, scores: dict[int, torch.Tensor], importance: dict[int, float]
 ) -> tuple[Counts, dict[str, Any]]:
+    if not any(map(len, scores.values())):  # it went before, and a target is met in the other space
+        return {IndexSet(space, block): 0 for block in scores}, {"kept": [0] * len(scores)}
     recipe, rule = step.recipe, step.rule
     distances = torch.tensor(list(importance.values())) if importance else None
     allocation = allocate(recipe, space, rule, model.current, list(scores.values()), distances)

@@ -74,7 +74,10 @@ def _try(tree: Path, covered: Path | None, wanted: Sequence[Mutant], results: Pa
             outcome = {"mutant": mutant.key, "change": changed(mutant), "against": against} | json.loads(trier.stdout.readline())
             with results.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(outcome, ensure_ascii=False) + "\n")
-            print(f"{number}/{len(wanted)} {outcome['outcome']} {mutant.key} {outcome.get('seconds', '')}", flush=True)
+            print(
+                f"{number}/{len(wanted)} {outcome['outcome']} {mutant.path}:{mutant.line} {mutant.operator} {outcome.get('seconds', '')}",
+                flush=True,
+            )
         trier.stdin.close()
 
 

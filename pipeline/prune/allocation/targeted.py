@@ -225,10 +225,11 @@ class _Search(Generic[Resolved]):
 
     def nearly_even(self) -> tuple[Found, dict[str, Any]] | None:
         """One fraction of every space; KV groups are few, so of their possible fractions the nearest to the FFN's is taken."""
-        spaces = self._step.spaces
+        blocks = self._aim.current.blocks
+        spaces = [space for space in self._step.spaces if any(block.units(SUBLAYERS[space]) for block in blocks)]
         if Space.KV_GROUP not in spaces:
             return self.bisected(lambda remove: {"budget": {Space.FFN: Budget(remove=remove)}})
-        most = max(block.kv_groups for block in self._aim.current.blocks)
+        most = max(block.kv_groups for block in blocks)
         groups = [1 - left / most for left in range(most, 0, -1)]
         if Space.FFN not in spaces:
             return self.least(lambda remove: {"budget": {Space.KV_GROUP: Budget(remove=remove)}}, groups)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -195,6 +196,45 @@ def test_a_single_unit_is_kept_or_said_to_be_too_few(single: Any, name: str) -> 
     assert re.search(r"not possible|less than one tile", said)
 
 
+NOTHING_OF = {"kv_group": {"kv_group": {"keep": [0] * BLOCKS}}, "ffn": {"ffn": {"keep": [0] * BLOCKS}}}
+ON_NOTHING: dict[str, dict[str, Any]] = {
+    "uniform": {"method": "cfsp_extended", "allocation": "uniform"},
+    "cfsp": {"method": "cfsp_extended", "allocation": "cfsp"},
+    "global": {"method": "flap"},
+    "of parameters": {"method": "taylor", "budget": {"remove": 0.02, "of": "parameters"}},
+    "pooled": {"method": "gblm", "pooled": {"remove": 0.2}},
+    "own rule": {"method": "trimline", "pooled": {"remove": 0.2}},
+    "target": {"method": "wanda_sp", "target": {"parameters": 0.97}},
+    "optimal": {"method": "llm_surgeon", "target": {"parameters": 0.97}, "allocation": "optimal"},
+    "target of its own": {"method": "trimline", "target": {"parameters": 0.97}},
+}
+
+
+@pytest.mark.parametrize("name", ON_NOTHING)
+@pytest.mark.parametrize("space", NOTHING_OF)
+def test_a_space_of_which_nothing_is_left_is_named(made: Any, space: str, name: str) -> None:
+    """Before anything is measured. A budget or target that other spaces share is met in those."""
+    first = {"method": "magnitude", "budget": NOTHING_OF[space], "round_to": 1}
+    step = ON_NOTHING[name]
+    kind = next((kind for kind in ("pooled", "target") if kind in step), "budget")
+    stated = {space: step.get("budget", {"remove": 0.5})} if kind == "budget" else step[kind] | {"spaces": [space]}
+    with pytest.raises(TrimlineError, match=f"Nothing is left of {space} when {step['method']}"):
+        planned(*made("dense", lambda held: None), first, step | {kind: stated, "round_to": 1})
+    if kind != "budget":
+        shared = {"parameters": 5000 if space == "kv_group" else 6000} if kind == "target" else step[kind]
+        plan = planned(*made("dense", lambda held: None), first, step | {kind: shared, "round_to": 1})
+        assert sum(map(len, plan.selection.ffn)) + sum(map(len, plan.selection.kv_groups)) < BLOCKS * (
+            CHANNELS if space != "ffn" else GROUPS
+        )
+
+
+def test_weights_of_which_nothing_is_left_are_named(made: Any) -> None:
+    first = {"method": "magnitude", "budget": NOTHING_OF["ffn"] | NOTHING_OF["kv_group"], "round_to": 1}
+    for method in ("magnitude", "llm_surgeon"):
+        with pytest.raises(TrimlineError, match=f"Nothing is left of weight when {method}"):
+            planned(*made("dense", lambda held: None), first, {"method": method, "budget": {"weight": {"remove": 0.5}}})
+
+
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("tensor", BROKEN)
 def test_a_weight_that_is_no_number_is_named(made: Any, tensor: str, name: str) -> None:
@@ -224,3 +264,43 @@ def test_activations_that_overflow_are_named_with_the_remedy(made: Any, name: st
     with pytest.raises(TrimlineError, match=r"(of block 1|last hidden states) .*overflow in float16.*--dtype float32") as caught:
         planned(checkpoint, deepcopy(live).half(), STEPS[name])
     assert "tensor" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_text_that_says_one_thing_only_is_enough(made: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every token is the same, so that nothing varies between them."""
+    monkeypatch.setattr(sys.modules[__name__], "WINDOWS", torch.full_like(WINDOWS, 7))
+    demand_kept(planned(*made("dense", lambda held: None), STEPS[name]), STEPS[name])
+
+
+def test_an_update_that_is_not_finite_is_never_written(made: Any) -> None:
+    checkpoint, live = made("dense", lambda held: None)
+    model, name = ShrinkingModel(deepcopy(live), checkpoint), f"{LAYER}mlp.down_proj.weight"
+    for value in (math.nan, math.inf):
+        with pytest.raises(TrimlineError, match=f"new values of {name} are not finite in float32"):
+            model.replace(name, torch.full((HIDDEN, CHANNELS), value))
+        with pytest.raises(TrimlineError, match=r"down_proj\.bias are not finite"):
+            model.add_bias(1, "mlp.down_proj", torch.full((HIDDEN,), value))
+    assert not model.updates()
+    assert torch.equal(model.model.get_parameter(name), live.get_parameter(name))
+
+
+def test_an_update_must_be_finite_in_the_dtype_that_it_is_stored_in(made: Any) -> None:
+    def half(held: Tensors) -> None:
+        held |= {key: tensor.half() for key, tensor in held.items()}
+
+    checkpoint, live = made("half", half)
+    with pytest.raises(TrimlineError, match="not finite in float16, which the checkpoint is stored in"):
+        ShrinkingModel(deepcopy(live), checkpoint).replace(f"{LAYER}mlp.down_proj.weight", torch.full((HIDDEN, CHANNELS), 1e5))
+
+
+def test_scores_beyond_any_number_are_said_and_not_hidden(made: Any) -> None:
+    """Weights whose squares are beyond fp32: FLAP's metric is infinite, and its z-scores no numbers."""
+
+    def huge(held: Tensors) -> None:
+        held[f"{LAYER}mlp.down_proj.weight"] *= 1e30
+        held[f"{LAYER}mlp.up_proj.weight"] *= 1e-30
+
+    for step in ({"method": "flap"}, {"method": "magnitude", "options": {"score": "product"}}):
+        with pytest.raises(TrimlineError, match=f"The scores of block 1 by {step['method']} are not finite"):
+            planned(*made("huge", huge), step | {"budget": {"ffn": {"remove": 0.5}}, "round_to": 1})
