@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastapi import FastAPI, Request
 from openai.types import Model
@@ -13,16 +14,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from deploy.serve.answers import Answer, ChatAnswer, CompletionAnswer, as_json
+from deploy.serve.answers import ChatAnswer, CompletionAnswer, as_json
 from deploy.serve.engine import Engine
 from deploy.serve.errors import ApiError, add_handlers
 from deploy.serve.guard import Guard
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
-from deploy.serve.schemas import ChatRequest, CompletionRequest
+from deploy.serve.protocol.logprobs import TokenTexts
+from deploy.serve.protocol.stops import NeverFound, Stops, read_stops
+from deploy.serve.schemas import ChatRequest, CompletionRequest, Message
 from deploy.serve.schemas import Request as Asked
-from deploy.serve.streams import EventStream, Listener, unless_gone
+from deploy.serve.streams import EventStream, Listener, Wish, unless_gone
 
+Handler = Callable[..., Awaitable[Response]]
 LEAST_BODY, BYTES_PER_TOKEN = 2**18, 16
 CLIENT_GONE = 499  # nobody reads it; the metrics do
 
@@ -57,22 +61,45 @@ class Service:
         """Bytes; far more than fills the context."""
         return max(LEAST_BODY, BYTES_PER_TOKEN * self.model.context)
 
-    async def answer(self, request: Request, asked: Asked, encode: Callable[[], list[int]], answer: Answer, arrived: float) -> Response:
+    async def answer(
+        self, request: Request, asked: Asked, encode: Callable[[], list[int]], kind: type[CompletionAnswer | ChatAnswer]
+    ) -> Response:
         """Runs one request."""
+        arrived = time.monotonic()
         self.check_name(asked.model)
+        self._check_answers(asked.n)
+        stops = self._stops(asked.stop)
         try:
             prompt = await run_in_threadpool(encode)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_prompt") from error
         length = self._length(len(prompt), asked.limit)
-        options = asked.sampling().options(self.model.search, self.model.vocabulary, length)
-        listener = Listener(self.engine, prompt, options, tuple(asked.stop), arrived)
+        choices = [asked.sampling(choice).options(self.model.search, self.model.vocabulary, length) for choice in range(asked.n)]
+        listener = Listener(self.engine, Wish(prompt, choices, stops, asked.alternatives, arrived))
+        answer = kind(self.options.name, None if asked.alternatives is None else self._texts)
         if asked.stream:
-            return EventStream(listener, answer, asked.stream_options.include_usage)
+            return EventStream(listener, answer, asked.stream_options)
         result = await unless_gone(request, listener)
         if result is None:
             return Response(status_code=CLIENT_GONE)
-        return Response(as_json(answer.whole(*result)), media_type="application/json")
+        return Response(as_json(answer.whole(result)), media_type="application/json")
+
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self.model.fast)
+
+    def _stops(self, stops: Sequence[str]) -> Stops:
+        try:
+            return read_stops(stops, self.model.fast) if stops else Stops()
+        except NeverFound as error:
+            param = f"stop.{error.place}"
+            raise ApiError(400, f"{param}: {error}", "invalid_value", param) from error
+
+    def _check_answers(self, wanted: int) -> None:
+        """Refuses what would be refused by a queue that is empty too."""
+        most = self.options.parallel + self.options.max_queue
+        if wanted > most:
+            raise ApiError(400, f"n: {wanted} answers are asked for, and this server takes {most} at once.", "invalid_value", "n")
 
     def ids(self, prompt: str | list[int]) -> list[int]:
         """The tokens of a prompt.
@@ -87,6 +114,16 @@ class Service:
         if wrong := next((token for token in prompt if not 0 <= token < self.model.vocabulary), None):
             raise ValueError(f"{wrong} is not a token of this model, which has {self.model.vocabulary}.")
         return prompt
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation.
+
+        Raises:
+            ValueError: the model's template refuses it.
+        """
+        # Few templates know OpenAI's newer name of the role; the others would write it out, or refuse it.
+        knows = "developer" in str(self.model.tokenizer.chat_template)
+        return self.model.chat([message.plain("developer" if knows else "system") for message in messages])
 
     def check_name(self, name: str) -> None:
         """Refuses every name but the model's."""
@@ -105,8 +142,13 @@ class Service:
         return context if limit is None else wanted
 
 
-def create_app(service: Service) -> Guard:
-    """The application; at its end the engine, which was started before, finishes what it has."""
+def create_app(service: Service, local: bool = False) -> Guard:
+    """The application; at its end the engine, which was started before, finishes what it has.
+
+    Args:
+        service: what is served.
+        local: it listens where only this machine can reach it.
+    """
     options = service.options
 
     @asynccontextmanager
@@ -119,46 +161,51 @@ def create_app(service: Service) -> Guard:
     add_handlers(app, service.metrics)
     _add_generation(app, service)
     _add_status(app, service)
-    return Guard(app, options.api_key, service.largest_body, service.metrics)
+    return Guard(app, options.api_key, service.largest_body, service.metrics, local)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
-    name = service.options.name
-
     @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, asked: CompletionRequest) -> Response:
-        arrived = time.monotonic()
-        return await service.answer(request, asked, lambda: service.ids(asked.prompt), CompletionAnswer(name), arrived)
+        return await service.answer(request, asked, lambda: service.ids(asked.prompt), CompletionAnswer)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request, asked: ChatRequest) -> Response:
-        arrived = time.monotonic()
-        messages = [message.plain() for message in asked.messages]
-        return await service.answer(request, asked, lambda: service.model.chat(messages), ChatAnswer(name), arrived)
+        return await service.answer(request, asked, lambda: service.conversation(asked.messages), ChatAnswer)
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
     card = Model(id=service.options.name, created=service.started, object="model", owned_by="trimline").model_dump(exclude_none=True)
 
-    @app.get("/v1/models", response_model=None)
+    @_read(app, "/v1/models")
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [card]})
 
-    @app.get("/v1/models/{name:path}", response_model=None)
+    @_read(app, "/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
         service.check_name(name)
         return JSONResponse(card)
 
-    @app.get("/health/live", response_model=None)
+    @_read(app, "/health/live")
     async def live() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/health/ready", response_model=None)
+    @_read(app, "/health/ready")
     async def ready() -> Response:
         if not service.engine.alive:
             raise ApiError(503, "The engine does not run.", "not_ready")
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", response_model=None)
+    @_read(app, "/metrics")
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _read(app: FastAPI, path: str) -> Callable[[Handler], Handler]:
+    """A path to read from, or to ask whether it is there."""
+
+    def add(handler: Handler) -> Handler:
+        app.head(path, response_model=None, include_in_schema=False)(handler)
+        return app.get(path, response_model=None)(handler)
+
+    return add

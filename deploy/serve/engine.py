@@ -90,19 +90,20 @@ class Engine:
         """Whether requests are taken and worked on."""
         return self._process is not None and self._process.is_alive() and not (self._closing or self._gone)
 
-    def submit(self, job: Job) -> None:
-        """Puts a request at the end of the queue.
+    def submit(self, *jobs: Job) -> None:
+        """Puts the answers of a request at the end of the queue, all or none.
 
         Raises:
-            QueueFull: ``queue`` requests wait already.
+            QueueFull: ``queue`` requests wait already, or would.
             Stopping: the engine was told to stop, or its process is gone.
         """
         with self._changed:
             if self._closing or self._gone:
                 raise Stopping
-            if len(self._waiting) >= self._most and not (self._process and len(self._running) < self._parallel):
+            free = self._parallel - len(self._running) if self._process else 0
+            if len(self._waiting) + len(jobs) > self._most + free:
                 raise QueueFull
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._dispatch()
 
     def cancel(self, job: Job) -> None:
@@ -138,7 +139,7 @@ class Engine:
             except Exception as error:  # of whatever kind: one request must not take the others with it
                 _fail(job, error)
                 continue
-            self._commands.put(Start(self._numbers, job.prompt, job.options))
+            self._commands.put(Start(self._numbers, job.prompt, job.options, job.logprobs))
         self._changed.notify_all()
 
     def _end(self, number: int) -> None:
@@ -186,8 +187,8 @@ def _is_over(answering: Answering, event: Token | Broken) -> bool:
     """Gives an answer what the process says of it; an error ends this answer, since the others need the thread."""
     try:
         match event:
-            case Token(_, token, last):
-                return answering.token(token, last)
+            case Token(_, token, last, chance):
+                return answering.token(token, last, chance)
             case Broken(_, message):
                 answering.job.emit(Failed(message))
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -11,8 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from openai.types.shared import ErrorObject
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from deploy.serve.metrics import Metrics
+from deploy.serve.protocol.words import explained
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 TOO_LARGE = "request_too_large"
@@ -64,7 +66,9 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return answer(_explain(error))
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):  # of the router: routes raise their own
+            return answer(nowhere(app.routes, request))
         phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         code = TOO_LARGE if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else phrase
         return answer(ApiError(error.status_code, str(error.detail), code, headers=error.headers))
@@ -74,6 +78,22 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return answer(ApiError(500, f"Something went wrong inside ({type(error).__name__}).", "internal_error"))
 
 
+def nowhere(routes: Sequence[BaseRoute], request: Request) -> ApiError:
+    """What is said of a path, or of a method of a path, that this server does not have: a list of what it has."""
+    known = [route for route in routes if isinstance(route, Route)]
+    here = {method for route in known if route.matches(request.scope)[0] != Match.NONE for method in route.methods or ()}
+    asked = f"{request.method[:20]} {request.url.path[:100]!r}"
+    if here:
+        allow = ", ".join(sorted(here))
+        return ApiError(405, f"{asked} is not answered, only {allow}.", "method_not_allowed", headers={"Allow": allow})
+    has = ", ".join(f"{method} {_shown(route.path)}" for route in known for method in sorted(route.methods or ()) if method != "HEAD")
+    return ApiError(404, f"There is no {asked} here; a base URL ends in /v1. This server has {has}.", "not_found")
+
+
+def _shown(path: str) -> str:
+    return re.sub(r"\{(\w+)[^}]*\}", lambda found: found[1].upper(), path)
+
+
 def _explain(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong; what was sent is not repeated, since it may be long or no valid text."""
     first = error.errors()[0]
@@ -81,8 +101,5 @@ def _explain(error: RequestValidationError) -> ApiError:
         return ApiError(400, "The body is not valid JSON.", "invalid_json")
     if first["loc"] == ("body",) and first["type"] == "model_attributes_type":
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.", "invalid_json")
-    # Of a key that takes two types, pydantic also names the type that it tried.
-    parts = [str(part) for part in first["loc"] if part not in ("body", "str") and re.fullmatch(r"\w+", str(part))]
-    param = ".".join(parts)[:200] or None
-    message = str(first["msg"]).removeprefix("Value error, ")[:500]
-    return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
+    param, message = explained(first)
+    return ApiError(400, message, "invalid_value", param)

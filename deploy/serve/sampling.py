@@ -19,6 +19,7 @@ class Sampling:
         top_k: most tokens that are sampled from; 0 or -1: no limit.
         seed: same seed, same tokens; None: another text each time.
         ignore_end: goes on to the limit, as benchmarks want.
+        penalty: on tokens that were there before; 1: none.
     """
 
     temperature: float | None = None
@@ -26,6 +27,7 @@ class Sampling:
     top_k: int | None = None
     seed: int | None = None
     ignore_end: bool = False
+    penalty: float | None = None
 
     def options(self, folder: Mapping[str, Any], vocabulary: int, length: int) -> dict[str, Any]:
         """Search options of the runtime.
@@ -38,7 +40,8 @@ class Sampling:
         temperature = _first(self.temperature, folder.get("temperature"), 1.0)
         top_p = _first(self.top_p, folder.get("top_p"), 1.0)
         top_k = _first(self.top_k, folder.get("top_k"), 0)
-        common = {"max_length": length, "batch_size": 1, "min_length": length if self.ignore_end else 0}
+        common: dict[str, Any] = {"max_length": length, "batch_size": 1, "min_length": length if self.ignore_end else 0}
+        common |= {} if self.penalty is None else {"repetition_penalty": float(self.penalty)}
         if temperature == 0 or top_p == 0 or top_k == 1:
             return common | {"do_sample": False}
         # Version 0.18 samples top_p alone, without top_k, from too many tokens; with top_k over all tokens it is right.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -37,7 +38,9 @@ def serve(folder: Path, host: str, port: int, threads: int, options: ServeOption
     with _bound(host, port) as listening:  # before the model is read, which takes a while
         service = Service(ServedModel(folder), options)
         try:
-            config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
+            config = uvicorn.Config(
+                create_app(service, _is_loopback(listening)), log_level="warning", access_log=False, server_header=False
+            )
             server = _Server(config, lambda: announce(_url(listening)))
             service.engine.start(service.model.folder, threads, server.lose)
             with _signals_are_handled():
@@ -117,3 +120,7 @@ def _signals_are_handled() -> Iterator[None]:
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback

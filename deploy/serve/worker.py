@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from deploy.serve.protocol.chances import Chance, Distribution
 from pipeline.common.errors import TrimlineError
 
 
 @dataclass(frozen=True)
 class Start:
-    """Begin with a sequence now."""
+    """Begin with a sequence now; ``logprobs``: how many of the likeliest tokens to name beside each one, None: no probabilities."""
 
     number: int
     prompt: list[int]
     options: Mapping[str, Any]
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Token:
-    """The next token of a sequence; ``last``: there will be no more."""
+    """The next token of a sequence; ``last``: there will be no more; ``chance``: how likely it was, where that was asked for."""
 
     number: int
     token: int
     last: bool
+    chance: Chance | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class _Loop:
         self._connection, self._runtime = connection, runtime
         self._starting: dict[int, Start] = {}
         self._running: dict[int, Any] = {}
+        self._scored: dict[int, int] = {}  # sequences whose tokens come with probabilities: how many of the likeliest
         self._stopping = False
 
     def run(self) -> None:
@@ -157,17 +161,22 @@ class _Loop:
         try:
             if start := self._starting.pop(number, None):
                 self._running[number] = self._runtime.generator(start.prompt, dict(start.options))
+                self._scored |= {} if start.logprobs is None else {number: start.logprobs}
             generator = self._running[number]
+            # Before the token is drawn: drawing changes the logits where they lie.
+            said = Distribution(generator.get_logits()) if number in self._scored else None
             generator.generate_next_token()
             token, last = int(generator.get_next_tokens()[0]), bool(generator.is_done())
+            chance = said.chance(token, self._scored[number]) if said else None
         except Exception as error:  # plain RuntimeErrors; one sequence must not take the others with it
             self._forget(number)
             self._connection.send(Broken(number, " ".join(str(error).split())))
             return
         if last:
             self._forget(number)
-        self._connection.send(Token(number, token, last))
+        self._connection.send(Token(number, token, last, chance))
 
     def _forget(self, number: int) -> None:
         self._starting.pop(number, None)
         self._running.pop(number, None)
+        self._scored.pop(number, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.memory import usable_cores
 from trimline.cli.session import session
 
+KEY = "TRIMLINE_API_KEY"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -24,7 +26,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are refused with 429.")] = 128,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="TRIMLINE_API_KEY", help="Clients must send it. Others see a command line: better set the variable."),
+        typer.Option(envvar=KEY, help="Clients must send it. Others see a command line: better set the variable."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -34,16 +36,31 @@ def serve(
 
         needs_extra()
         onnx_folder(folder)
-        if api_key is not None and not api_key.strip():
-            raise TrimlineError("The API key is empty.", "Set one, or none.")
+        key = _key(os.environ.get(KEY) if api_key is None else api_key)  # an empty variable is none to click
         from deploy.serve.app import ServeOptions
         from deploy.serve.server import serve as run
 
-        options = ServeOptions(name or folder.resolve().name, parallel, max_queue, api_key)
-        if host not in LOCAL and api_key is None:
+        options = ServeOptions(name or folder.resolve().name, parallel, max_queue, key)
+        if host not in LOCAL and key is None:
             here.events.note(f"anybody who reaches {host} may use this model; --api-key demands a key")
         run(folder, host, port, threads or usable_cores(), options, lambda url: _announce(url, options.name))
 
 
 def _announce(url: str, name: str) -> None:
     typer.echo(f"Serving {name} at {url}/v1; Ctrl-C ends it.")
+
+
+def _key(given: str | None) -> str | None:
+    """The key as clients send it: one that was read from a file often ends with the line.
+
+    Raises:
+        TrimlineError: it is empty, or no header can carry it.
+    """
+    if given is None:
+        return None
+    key = given.removeprefix("\ufeff").strip()
+    if not key:
+        raise TrimlineError("The API key is empty.", f"Set one by --api-key or {KEY}, or neither of them.")
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+        raise TrimlineError("The API key holds a line's end or another control character.", "Give a key of one line.")
+    return key
