@@ -183,6 +183,8 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
     @_read(app, "/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
+        if not name:  # some clients end every path by a slash
+            return await models()
         service.check_name(name)
         return JSONResponse(card)
 
