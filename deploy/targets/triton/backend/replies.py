@@ -14,6 +14,8 @@ from tokenizers.decoders import DecodeStream
 DEFAULT_TOKENS = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
 SEED_TOKENS = 16  # of the prompt, before the answer: some tokenizers drop the space of a text's first word
+MOST_BYTES = 4  # of a character, in UTF-8
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Wish:
         temperature: 0 takes the most likely token each time.
         seed: of the draws; None: another one each time.
         stop: texts that end the answer and are left out of it.
+        stop_tokens: ids of special tokens that do; they are no part of the text.
     """
 
     ids: tuple[int, ...]
@@ -33,6 +36,7 @@ class Wish:
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
+    stop_tokens: frozenset[int] = frozenset()
 
 
 class Reader:
@@ -47,6 +51,7 @@ class Reader:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer, self._context = tokenizer, context
+        self._special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         # Longer texts have more tokens than the context, whatever they are: no need to split 10 MB into tokens first.
         self._most_bytes = context * max(len(token.encode()) for token in tokenizer.get_vocab())
 
@@ -75,7 +80,17 @@ class Reader:
             raise ValueError(f"temperature is {temperature}; 0 or more is wanted.")
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; 0 or more is wanted.")
-        return Wish(ids, wanted, temperature, seed, _stops(stop))
+        texts = _stops(stop)
+        return Wish(ids, wanted, temperature, seed, texts, self._stop_tokens(texts))
+
+    def _stop_tokens(self, stops: Sequence[str]) -> frozenset[int]:
+        """Of stop texts that are special tokens; those that hold one and more are refused, since no text holds one."""
+        for stop in stops:
+            held = [content for content in self._special if content and content in stop]
+            if held and stop not in self._special:
+                special = max(held, key=len)
+                raise ValueError(f"stop {stop!r} holds the special token {special!r}, which is no part of a text: send the token alone.")
+        return frozenset(self._special[stop] for stop in stops if stop in self._special)
 
 
 class Reply:
@@ -89,7 +104,7 @@ class Reply:
 
     def __init__(self, wish: Wish, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
         self.wish, self._tokenizer, self._ends = wish, tokenizer, ends
-        self._stream = DecodeStream(ids=list(wish.ids[-SEED_TOKENS:]), skip_special_tokens=True)
+        self._stream = DecodeStream(ids=_whole_characters(tokenizer, wish.ids[-SEED_TOKENS:]), skip_special_tokens=True)
         self._held: list[int] = []
         self._draws = np.random.default_rng(wish.seed)
         self._shown = self._sent = 0
@@ -101,7 +116,7 @@ class Reply:
         """Chooses the next token from logits, (vocabulary,)."""
         token = self._choose(logits)
         self.tokens.append(token)
-        if token in self._ends:
+        if token in self._ends or token in self.wish.stop_tokens:
             self.finish = "stop"
             return
         self.text += self._whole(token)
@@ -135,6 +150,16 @@ class Reply:
         scaled = (logits.astype(np.float64) - logits.max()) / self.wish.temperature
         chances = np.exp(scaled)
         return int(self._draws.choice(len(chances), p=chances / chances.sum()))
+
+
+def _whole_characters(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
+    """The end of a prompt up to its last whole character: a stream that begins with half of one gives its beginning out again."""
+    kept = list(prompt)
+    for _ in range(MOST_BYTES):
+        if not kept or not tokenizer.decode(kept, skip_special_tokens=True).endswith(BROKEN):
+            break
+        kept.pop()
+    return kept
 
 
 def _overlap(text: str, stop: str) -> int:
