@@ -1,6 +1,6 @@
 """Keys that other servers serve and this one does not: which values change nothing, and what is said of every other.
 
-Sources: parameters of OpenAI's API as its Python client 3.57 lists them; of vLLM 0.11 and llama.cpp as their docs do.
+Sources: OpenAI's parameters as its Python client 3.57 lists them; vLLM's as guidellm 0.8.1, whose stand-in for a server knows them, does.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_a_key_of_the_tables_is_taken_where_it_changes_nothing_and_named_otherwi
         # langchain-openai 1.7: a list of one prompt, and all defaults
         {"model": "none", "prompt": ["hi"], "temperature": 0.7, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "n": 1}
         | {"max_tokens": 256, "seed": None, "logprobs": None},
-        # SGLang's benchmark
+        # benchmarks
         PROMPT | {"temperature": 0.0, "best_of": 1, "max_tokens": 8, "stream": True, "ignore_eos": True},
         PROMPT | {"n": 3, "best_of": 3, "logprobs": 5},
         PROMPT | {"logprobs": False, "add_special_tokens": True},

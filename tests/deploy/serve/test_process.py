@@ -302,3 +302,22 @@ def test_without_a_number_of_threads_every_core_computes(tiny_onnx: Path, monkey
     assert called(str(tiny_onnx)) == (0, "")
     called(str(tiny_onnx), "--threads", "3")
     assert given == [usable_cores(), 3]
+
+
+def test_a_key_comes_from_a_file_and_an_empty_one_is_refused(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str | None] = []
+    monkeypatch.setattr(deploy.serve.server, "serve", lambda folder, host, port, threads, options, *_: given.append(options.api_key))
+    for variable in ("secret\n", "\ufeffcl\u00e9\r\n", " a b "):
+        monkeypatch.setenv("TRIMLINE_API_KEY", variable)
+        assert called(str(tiny_onnx)) == (0, "")
+    assert called(str(tiny_onnx), "--api-key", "of the option") == (0, "")
+    assert given == ["secret", "cl\u00e9", "a b", "of the option"]
+    for variable, what in (("", "is empty"), ("\n", "is empty"), ("a\nb", "a line's end")):
+        monkeypatch.setenv("TRIMLINE_API_KEY", variable)
+        code, said = called(str(tiny_onnx))
+        assert (code, said.count("\n")) == (2, 1)
+        assert what in said
+    monkeypatch.delenv("TRIMLINE_API_KEY")
+    assert called(str(tiny_onnx), "--api-key", "")[0] == 2
+    assert called(str(tiny_onnx)) == (0, "")
+    assert given[-1] is None
