@@ -157,7 +157,9 @@ def create_app(service: Service, local: bool = False) -> Guard:
         await run_in_threadpool(service.engine.stop)
 
     # The pages for browsers would load scripts from elsewhere; the description itself stays.
-    app = FastAPI(title="Trimline", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=service.largest_body)
+    app = FastAPI(
+        title="Trimline", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, max_body_size=service.largest_body
+    )
     add_handlers(app, service.metrics)
     _add_generation(app, service)
     _add_status(app, service)

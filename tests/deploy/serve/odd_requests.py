@@ -107,7 +107,7 @@ def odd_request(seed: int) -> OddRequest:
     """The request of a seed."""
     draw = random.Random(f"request {seed}")
     makers: tuple[tuple[int, Callable[[random.Random], OddRequest]], ...] = (
-        (45, _odd_body), (12, _odd_path), (12, _odd_headers), (8, _not_http), (13, _cut_off), (10, _left_alone),
+        (36, _odd_body), (10, _odd_path), (12, _odd_headers), (8, _not_http), (12, _cut_off), (22, _left_alone),
     )  # fmt: skip
     return draw.choices([maker for _, maker in makers], [weight for weight, _ in makers])[0](draw)
 

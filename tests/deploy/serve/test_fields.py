@@ -171,7 +171,9 @@ def test_templates_hear_of_names_and_of_the_developer_under_the_name_that_they_k
     assert asked.messages[0].plain("developer")["role"] == "developer"
 
 
-@pytest.mark.parametrize("path", ["/completions", "/chat/completions", "/v1/responses", "/v1/embeddings", "/", "//v1/completions"])
+@pytest.mark.parametrize(
+    "path", ["/completions", "/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions/", "/", "//v1/completions"]
+)
 def test_other_paths_say_what_there_is(http: TestClient, path: str) -> None:
     for answer in (http.post(path, json=PROMPT, follow_redirects=False), http.get(path, follow_redirects=False)):
         if path == "/v1/models/" and answer.request.method == "POST":
