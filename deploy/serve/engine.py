@@ -21,7 +21,7 @@ from typing import Any
 from deploy.serve.answering import Answering, Failed, Job
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
-from deploy.serve.worker import Broken, Cancel, Ready, Refused, Start, Stop, Token, work
+from deploy.serve.worker import Broken, Cancel, Pong, Ready, Refused, Start, Stop, Token, work
 from pipeline.common.errors import TrimlineError
 
 
@@ -162,6 +162,8 @@ class Engine:
             except (EOFError, OSError):
                 self._lose()
                 return
+            if isinstance(event, Pong):
+                continue
             with self._changed:
                 answering = self._running.get(event.number)  # None: it has ended on this side already
                 if answering is not None and _is_over(answering, event):

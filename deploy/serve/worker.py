@@ -1,7 +1,4 @@
-"""The process that computes. It has the runtime to itself and nothing else.
-
-onnxruntime-genai 0.18 holds Python's lock while it computes: in the server's own process, reading a long prompt would
-stop every answer, new requests and health checks for as long as it takes.
+"""The process that computes. It has the runtime to itself and nothing else, so that a lack of memory ends it and not the server.
 
 It does not speak the protocol of ``pipeline.common.children``: there one request has one reply, and here many answers come
 token by token while further commands arrive; and it ends in order, with what runs, where other children are killed.
@@ -9,16 +6,14 @@ token by token while further commands arrive; and it ends in order, with what ru
 
 from __future__ import annotations
 
-import json
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from deploy.serve.continuation import Continuation, Runtime
 from deploy.serve.protocol.chances import Chance, Distribution
 from pipeline.common.errors import TrimlineError
 
@@ -41,13 +36,29 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Ping:
+    """Say that you live."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """Finish what runs, then end."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is open."""
+    """The model is open.
+
+    Attributes:
+        cache_bytes: of the cache, per token of a text.
+    """
+
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Pong:
+    """Nothing hangs: no step, and not the process."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +87,6 @@ class Broken:
     message: str
 
 
-class Runtime:
-    """A model in onnxruntime-genai.
-
-    Args:
-        folder: with genai_config.json.
-        threads: of ONNX Runtime inside an operator; the library's own choice leaves cores idle.
-
-    Raises:
-        TrimlineError: it cannot be opened.
-    """
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        import onnxruntime_genai as genai
-
-        self._genai = genai
-        try:
-            config = genai.Config(str(folder))
-            session = {"session_options": {"intra_op_num_threads": threads}}
-            config.overlay(json.dumps({"model": {"decoder": session}}))
-            self._model = genai.Model(config)
-        except Exception as error:  # its exceptions are plain RuntimeErrors
-            raise TrimlineError(f"onnxruntime-genai cannot open {folder}: {str(error).strip()}.", "Export it again.") from error
-
-    def generator(self, prompt: Sequence[int], options: Mapping[str, Any]) -> Any:
-        """A generator that has read the prompt."""
-        params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(**options)
-        generator = self._genai.Generator(self._model, params)
-        generator.append_tokens(np.asarray(prompt, np.int32))
-        return generator
-
-
 def work(connection: Connection, folder: Path, threads: int) -> None:
     """Entry point of the process: opens the model and obeys until told to stop, or until the server is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a service manager send them to both processes
@@ -118,7 +97,7 @@ def work(connection: Connection, folder: Path, threads: int) -> None:
         except TrimlineError as error:
             connection.send(Refused(error.problem, error.remedy))
             return
-        connection.send(Ready())
+        connection.send(Ready(runtime.cache_bytes))
         _Loop(connection, runtime).run()
     except (EOFError, OSError):  # the other end of the pipe is closed
         return
@@ -130,7 +109,7 @@ class _Loop:
     def __init__(self, connection: Connection, runtime: Runtime) -> None:
         self._connection, self._runtime = connection, runtime
         self._starting: dict[int, Start] = {}
-        self._running: dict[int, Any] = {}
+        self._running: dict[int, Continuation] = {}
         self._scored: dict[int, int] = {}  # sequences whose tokens come with probabilities: how many of the likeliest
         self._stopping = False
 
@@ -154,21 +133,23 @@ class _Loop:
                     self._starting[start.number] = start
                 case Cancel(number):
                     self._forget(number)
+                case Ping():
+                    self._connection.send(Pong())
                 case Stop():
                     self._stopping = True
 
     def _step(self, number: int) -> None:
         try:
             if start := self._starting.pop(number, None):
-                self._running[number] = self._runtime.generator(start.prompt, dict(start.options))
+                self._running[number] = self._runtime.begin(start.prompt, start.options)
                 self._scored |= {} if start.logprobs is None else {number: start.logprobs}
-            generator = self._running[number]
-            # Before the token is drawn: drawing changes the logits where they lie.
-            said = Distribution(generator.get_logits()) if number in self._scored else None
-            generator.generate_next_token()
-            token, last = int(generator.get_next_tokens()[0]), bool(generator.is_done())
-            chance = said.chance(token, self._scored[number]) if said else None
-        except Exception as error:  # plain RuntimeErrors; one sequence must not take the others with it
+            chosen = self._running[number].step()
+            if chosen is None:
+                return
+            token, last = chosen
+            scored = self._scored.get(number)
+            chance = None if scored is None else Distribution(self._running[number].logits).chance(token, scored)
+        except Exception as error:  # of whatever kind: one sequence must not take the others with it
             self._forget(number)
             self._connection.send(Broken(number, " ".join(str(error).split())))
             return

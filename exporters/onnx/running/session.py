@@ -82,6 +82,11 @@ class OnnxDecoder:
         self.last_logits_only = logits.shape[1] == 1
         self.vocab: int = logits.shape[2]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the cache, per token of one row."""
+        return sum(heads * width for heads, width in self._cache_shapes.values()) * int(np.dtype(self._cache_dtype).itemsize)
+
     def empty(self, batch: int = 1, capacity: int = 0) -> Past:
         """A past without tokens; ``capacity`` tokens fit before a fused graph's buffers have to grow."""
         mask = np.zeros((batch, 0), np.int64)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deploy.serve.continuation import Runtime
 from deploy.serve.sampling import Sampling
-from deploy.serve.worker import Runtime
 from exporters.onnx.running.genai import GenaiDecoder
 
 DRAWS, VOCABULARY = 2000, 104
@@ -69,9 +69,9 @@ def test_tokens_come_as_often_as_they_should(runtime: Runtime, tiny_onnx: Path, 
     drawn: Counter[int] = Counter()
     for seed in range(DRAWS):
         asked = Sampling(temperature, top_p, top_k, seed).options({}, VOCABULARY, len(PROMPT) + 1)
-        generator = runtime.generator(PROMPT, asked)
-        generator.generate_next_token()
-        drawn[int(generator.get_next_tokens()[0])] += 1
+        chosen = runtime.begin(PROMPT, asked).step()
+        assert chosen is not None
+        drawn[chosen[0]] += 1
     counts = np.array([drawn[token] for token in range(VOCABULARY)], float)
     probabilities = wanted(logits, temperature, top_p, top_k)
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(probabilities))
