@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from openai.types import Model
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,11 +16,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from deploy.serve.answers import ChatAnswer, CompletionAnswer, as_json
+from deploy.serve.bounds.bodies import BodyLimit
+from deploy.serve.bounds.connections import Patience
 from deploy.serve.engine import Engine
 from deploy.serve.errors import ApiError, add_handlers
 from deploy.serve.guard import Guard
 from deploy.serve.metrics import Metrics
-from deploy.serve.model import ServedModel
+from deploy.serve.model import ServedModel, largest_text
 from deploy.serve.protocol.logprobs import TokenTexts
 from deploy.serve.protocol.stops import NeverFound, Stops, read_stops
 from deploy.serve.schemas import ChatRequest, CompletionRequest, Message
@@ -27,7 +30,7 @@ from deploy.serve.schemas import Request as Asked
 from deploy.serve.streams import EventStream, Listener, Wish, unless_gone
 
 Handler = Callable[..., Awaitable[Response]]
-LEAST_BODY, BYTES_PER_TOKEN = 2**18, 16
+PREPARING = 4  # prompts that are made into tokens at once, each in a thread
 CLIENT_GONE = 499  # nobody reads it; the metrics do
 
 
@@ -40,12 +43,20 @@ class ServeOptions:
         parallel: requests that take turns.
         max_queue: requests that may wait besides.
         api_key: that clients must send; None: none.
+        grace: seconds for what runs and waits, once the server is told to end.
+        patience: with clients.
+        step_timeout: seconds that one step of the computing process may take.
+        context: most tokens of prompt and answer together; None: what the model has.
     """
 
     name: str
     parallel: int = 4
     max_queue: int = 128
     api_key: str | None = None
+    grace: float = 30.0
+    patience: Patience = Patience()
+    step_timeout: float = 120.0
+    context: int | None = None
 
 
 class Service:
@@ -53,13 +64,19 @@ class Service:
 
     def __init__(self, model: ServedModel, options: ServeOptions) -> None:
         self.model, self.options, self.metrics = model, options, Metrics()
-        self.engine = Engine(model, options.parallel, options.max_queue, self.metrics)
+        self.engine = Engine(model, options.parallel, options.max_queue, self.metrics, options.step_timeout)
         self.started = int(time.time())
+        self._preparing = CapacityLimiter(PREPARING)
 
     @property
     def largest_body(self) -> int:
-        """Bytes; far more than fills the context."""
-        return max(LEAST_BODY, BYTES_PER_TOKEN * self.model.context)
+        """Bytes."""
+        return largest_text(self.model.context)
+
+    def kill(self) -> None:
+        """Ends all processes without waiting for anything."""
+        self.engine.kill()
+        self.model.templates.kill()
 
     async def answer(
         self, request: Request, asked: Asked, encode: Callable[[], list[int]], kind: type[CompletionAnswer | ChatAnswer]
@@ -70,7 +87,7 @@ class Service:
         self._check_answers(asked.n)
         stops = self._stops(asked.stop)
         try:
-            prompt = await run_in_threadpool(encode)
+            prompt = await to_thread.run_sync(encode, limiter=self._preparing)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_prompt") from error
         length = self._length(len(prompt), asked.limit)
@@ -163,7 +180,8 @@ def create_app(service: Service, local: bool = False) -> Guard:
     add_handlers(app, service.metrics)
     _add_generation(app, service)
     _add_status(app, service)
-    return Guard(app, options.api_key, service.largest_body, service.metrics, local)
+    limited = BodyLimit(app, options.patience.read)
+    return Guard(limited, options.api_key, service.largest_body, service.metrics, local)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:

@@ -1,9 +1,7 @@
 """Requests through one model: a bounded queue, a process that computes, text that comes back.
 
-onnxruntime-genai 0.18 has an engine of its own (``Engine``, ``Request``). It is not used: it batches statically, so
-that a late request waits until every sequence of the running batch has ended, and on graphs of the portable lowering
-rows of unequal length get wrong tokens or an error. Here each request has its own ``Generator``; a new one joins after
-the token that is being computed. The price: sequences that run together share the processor, and gain nothing by it.
+Each request has a text of its own in that process; a new one joins after the token that is being computed. The price:
+texts that grow together share the processor, and gain nothing by it (docs/serving.md says what else was tried).
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,8 +20,14 @@ from typing import Any
 from deploy.serve.answering import Answering, Failed, Job
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
-from deploy.serve.worker import Broken, Cancel, Pong, Ready, Refused, Start, Stop, Token, work
+from deploy.serve.worker import Broken, Cancel, Ping, Pong, Ready, Refused, Start, Stop, Token, work
 from pipeline.common.errors import TrimlineError
+
+BEAT = 0.5  # seconds between two questions whether the process lives
+UNREADY = 5.0  # seconds without an answer after which nobody should send more requests
+LEAVE = 2.0  # seconds for the process to end by itself
+LOST = "The process that computes was ended, for lack of memory perhaps."
+Lost = Callable[[TrimlineError], None]
 
 
 class QueueFull(Exception):
@@ -41,9 +46,15 @@ class Engine:
         parallel: sequences that take turns.
         queue: requests that may wait besides.
         metrics: told about tokens and times.
+        step_timeout: seconds that one step of the process may take before it counts as lost.
+
+    Attributes:
+        cache_bytes: of the cache, per token of a text; known once it has started.
     """
 
-    def __init__(self, model: ServedModel, parallel: int, queue: int, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, parallel: int, queue: int, metrics: Metrics, step_timeout: float = 120.0) -> None:
+        self._step_timeout, self._heard, self._asked = step_timeout, time.monotonic(), False
+        self.cache_bytes = 0
         self._model, self._parallel, self._most, self._metrics = model, parallel, queue, metrics
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -51,18 +62,20 @@ class Engine:
         self._numbers = 0
         self._closing = self._gone = False
         self._process: Any = None
-        self._on_lost: Callable[[], None] | None = None
+        self._on_lost: Lost | None = None
+        self._loss = TrimlineError(LOST, "Start again; a lower --parallel or --context takes less.")
         # Written by a thread, since the pipe is full while a long prompt is read, and the event loop must not wait.
-        self._commands: SimpleQueue[Start | Cancel | Stop | None] = SimpleQueue()
+        self._commands: SimpleQueue[Start | Cancel | Ping | Stop | None] = SimpleQueue()
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
 
-    def start(self, folder: Path, threads: int, on_lost: Callable[[], None] | None = None) -> None:
+    def start(self, folder: Path, threads: int, on_lost: Lost | None = None) -> None:
         """Opens the model in a process of its own.
 
         Args:
             folder: an ONNX export.
             threads: of the runtime.
-            on_lost: called by a thread of the engine when that process ends unasked, after every request was told.
+            on_lost: called by a thread of the engine with the reason when that process ends unasked or hangs, after every
+                request was told.
 
         Raises:
             TrimlineError: the runtime cannot open it, or the process ends meanwhile.
@@ -80,15 +93,22 @@ class Engine:
         if isinstance(answer, Refused):
             raise TrimlineError(answer.problem, answer.remedy)
         assert isinstance(answer, Ready)
-        threading.Thread(target=self._write, name="commands", daemon=True).start()
-        threading.Thread(target=self._read, name="tokens", daemon=True).start()
+        self.cache_bytes, self._heard = answer.cache_bytes, time.monotonic()
+        for work_of in (self._write, self._read, self._watch):
+            threading.Thread(target=work_of, name=work_of.__name__.strip("_"), daemon=True).start()
         with self._changed:
             self._dispatch()
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken and worked on."""
-        return self._process is not None and self._process.is_alive() and not (self._closing or self._gone)
+        """Whether requests are taken and worked on, and the process says so itself."""
+        hangs = self._silent > min(UNREADY, self._step_timeout / 2)
+        return self._process is not None and self._process.is_alive() and not (self._closing or self._gone or hangs)
+
+    @property
+    def _silent(self) -> float:
+        """Seconds that a question to the process has waited for; it is put between two steps."""
+        return time.monotonic() - self._heard if self._asked else 0.0
 
     def submit(self, *jobs: Job) -> None:
         """Puts the answers of a request at the end of the queue, all or none.
@@ -124,10 +144,25 @@ class Engine:
             self._closing = True
             self._changed.wait_for(lambda: self._gone or not (self._running or self._waiting))
         self._commands.put(Stop())
-        self._process.join()
+        self._process.join(LEAVE)
+        self.kill()
+
+    def abandon(self, why: str) -> None:
+        """Ends what runs and what waits, each with this reason."""
+        with self._changed:
+            self._closing = True
+            lost = [*(answering.job for answering in self._running.values()), *self._waiting]
+            for number in self._running:
+                self._commands.put(Cancel(number))
+            self._running.clear()
+            self._waiting.clear()
+            self._changed.notify_all()
+        for job in lost:
+            with suppress(Exception):  # a listener that cannot be told
+                job.emit(Failed(why))
 
     def kill(self) -> None:
-        """Ends the process without waiting for anything."""
+        """Ends the process without waiting for anything; a process that is stopped ends too."""
         if self._process is not None:
             self._process.kill()
 
@@ -162,6 +197,7 @@ class Engine:
             except (EOFError, OSError):
                 self._lose()
                 return
+            self._heard, self._asked = time.monotonic(), False
             if isinstance(event, Pong):
                 continue
             with self._changed:
@@ -169,20 +205,28 @@ class Engine:
                 if answering is not None and _is_over(answering, event):
                     self._end(event.number)
 
+    def _watch(self) -> None:
+        """Asks whether the process lives. One that is stopped, or in a step without end, is lost as one that has ended is."""
+        while not self._gone:
+            if not self._asked:
+                self._heard, self._asked = time.monotonic(), True
+                self._commands.put(Ping())
+            time.sleep(BEAT)
+            if self._silent > self._step_timeout:
+                hung = f"The process that computes has not answered for {self._step_timeout:g} s."
+                self._loss = TrimlineError(hung, "Start again; where its steps may take as long, raise --step-timeout.")
+                self.kill()
+                return
+
     def _lose(self) -> None:
         """The process has ended: as asked, or killed, and then nobody may wait for it."""
         with self._changed:
             asked = self._closing and not (self._running or self._waiting)
             self._gone = True
-            lost = [*(answering.job for answering in self._running.values()), *self._waiting]
-            self._running.clear()
-            self._waiting.clear()
-            self._changed.notify_all()
         self._commands.put(None)
-        for job in lost:
-            job.emit(Failed("the process that computes has ended"))
+        self.abandon("the process that computes has ended")
         if self._on_lost and not asked:
-            self._on_lost()
+            self._on_lost(self._loss)
 
 
 def _is_over(answering: Answering, event: Token | Broken) -> bool:

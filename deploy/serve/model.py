@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.serve.bounds.templates import PLAIN, Templates
 from exporters.folder import GENAI_CONFIG
-from exporters.onnx.runtime import has_genai, needs_runtime
+from exporters.onnx.runtime import needs_runtime
 from exporters.text.tokens import check_tokens
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
 ONNX = "onnx"
+LEAST_TEXT, BYTES_PER_TOKEN = 2**18, 16
+LONGER = 4  # times the largest body, which the text that a template makes of one may be
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "openai")
 
 
@@ -27,8 +30,6 @@ def needs_extra() -> None:
     if missing:
         raise TrimlineError(f"Serving needs {', '.join(missing)}, which is not installed.", "pip install 'trimline[cpu,serve]'.")
     needs_runtime()
-    if not has_genai():
-        raise TrimlineError("Serving needs onnxruntime-genai, which is not installed.", "pip install 'trimline[cpu,serve]'.")
 
 
 def onnx_folder(folder: Path) -> Path:
@@ -46,54 +47,76 @@ def onnx_folder(folder: Path) -> Path:
     )
 
 
+def largest_text(context: int) -> int:
+    """Bytes of text that are read; far more than fills a context of so many tokens."""
+    return max(LEAST_TEXT, BYTES_PER_TOKEN * context)
+
+
 class ServedModel:
     """What there is to know of a model without opening it.
 
+    Args:
+        folder: a package or an ONNX folder.
+        context: most tokens of prompt and answer together; None: all that the model has positions for.
+
     Attributes:
         folder: with the graph.
+        positions: that the model has.
         context: most tokens of prompt and answer together.
         vocabulary: tokens that the model knows.
         ends: ids of the tokens that end a text.
         search: what the folder says about sampling.
 
     Raises:
-        TrimlineError: the folder is no ONNX export for onnxruntime-genai, or has no tokenizer.
+        TrimlineError: the folder is no ONNX export for onnxruntime-genai, or has no tokenizer, or fewer positions than asked for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, context: int | None = None) -> None:
         self.folder = place = onnx_folder(folder)
         config = read_json(place / GENAI_CONFIG)
         self.tokenizer = _tokenizer(place)
         self.fast = self.tokenizer.backend_tokenizer
+        self.fast.no_truncation()  # as transformers does with what a training script has left in the file
+        self.fast.no_padding()
+        self.templates = Templates()
         try:
             stated = config["model"]
-            self.context, self.vocabulary = int(stated["context_length"]), int(stated["vocab_size"])
+            self.positions, self.vocabulary = int(stated["context_length"]), int(stated["vocab_size"])
             ends = stated.get("eos_token_id", [])
         except (KeyError, TypeError, ValueError) as error:
             raise TrimlineError(f"{place / GENAI_CONFIG} does not state {error}.", "Export the model again.") from error
         check_tokens(self.tokenizer, self.vocabulary, place)
+        if context is not None and context > self.positions:
+            raise TrimlineError(f"--context asks for {context:,} tokens, and the model has {self.positions:,} positions.", "Lower it.")
+        self.context = context or self.positions
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self.search: dict[str, Any] = config.get("search", {})
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids, with the tokens that the tokenizer puts around a text unless ``special`` is off."""
-        return list(self.fast.encode(text, add_special_tokens=special).ids)
+        # A batch of one: ``encode`` holds Python's lock, for more than a second where the text is long.
+        return list(self.fast.encode_batch([text], add_special_tokens=special)[0].ids)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's own template, up to where the assistant speaks.
 
         Raises:
-            ValueError: the model has no template, or its template refuses this conversation.
+            ValueError: the model has no template, or its template does not render this conversation within its limits.
         """
-        from jinja2 import TemplateError
-
         if not self.tokenizer.chat_template:
             raise ValueError("This model has no chat template; use /v1/completions.")
-        try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ValueError(f"The model's chat template refuses this conversation: {error}") from error
+        template = self.tokenizer.get_chat_template()
+        text = self.templates.render(template, self.tokenizer.special_tokens_map, messages, LONGER * largest_text(self.context))
         return self.encode(text, special=False)
+
+    def check_template(self) -> str | None:
+        """What is wrong with the template, as far as a plain conversation shows it; None: nothing, or there is none."""
+        try:
+            if self.tokenizer.chat_template:
+                self.chat(PLAIN)
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from deploy.serve.continuation import Continuation, Runtime
+from deploy.serve.compute.continuation import Continuation, Runtime
 from deploy.serve.protocol.chances import Chance, Distribution
 from pipeline.common.errors import TrimlineError
 

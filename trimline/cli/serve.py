@@ -28,6 +28,11 @@ def serve(
         str | None,
         typer.Option(envvar=KEY, help="Clients must send it. Others see a command line: better set the variable."),
     ] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Most tokens of prompt and answer together; default: the model's.")] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for what runs and waits, once the server is told to end.")] = 30.0,
+    read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to be read.")] = 30.0,
+    write_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which a client may read nothing of its answer.")] = 30.0,
+    step_timeout: Annotated[float, typer.Option(min=1, help="Seconds for one step; then the process that computes is lost.")] = 120.0,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Answer OpenAI's completions and chat over HTTP."""
@@ -38,12 +43,22 @@ def serve(
         onnx_folder(folder)
         key = _key(os.environ.get(KEY) if api_key is None else api_key)  # an empty variable is none to click
         from deploy.serve.app import ServeOptions
+        from deploy.serve.bounds.connections import Patience
         from deploy.serve.server import serve as run
 
-        options = ServeOptions(name or folder.resolve().name, parallel, max_queue, key)
+        options = ServeOptions(
+            name or folder.resolve().name,
+            parallel,
+            max_queue,
+            key,
+            grace,
+            Patience(read_timeout, write_timeout),
+            step_timeout,
+            context,
+        )
         if host not in LOCAL and key is None:
             here.events.note(f"anybody who reaches {host} may use this model; --api-key demands a key")
-        run(folder, host, port, threads or usable_cores(), options, lambda url: _announce(url, options.name))
+        run(folder, host, port, threads or usable_cores(), options, lambda url: _announce(url, options.name), here.events.note)
 
 
 def _announce(url: str, name: str) -> None:

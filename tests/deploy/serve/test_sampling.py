@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deploy.serve.continuation import Runtime
+from deploy.serve.compute.continuation import Runtime
 from deploy.serve.sampling import Sampling
 from exporters.onnx.running.genai import GenaiDecoder
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from deploy.serve.choosing import Chooser, Logits
+from deploy.serve.compute.choosing import Chooser, Logits
 from exporters.folder import GENAI_CONFIG
 from exporters.onnx.running.device import fetch
 from exporters.onnx.running.session import OnnxDecoder
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
-PIECE = 128  # tokens of a prompt that are read in one go; between two pieces other texts go on, and commands are heard
+LEAST, MOST = 16, 128  # tokens of a prompt that are read in one go; between two pieces other texts go on, and commands are heard
+WORK = 256e9  # multiplications and additions of one piece: some seconds on two cores
 ROOM = 256  # tokens beyond the prompt that a cache has room for at first; it doubles when it is full
 
 
@@ -32,6 +33,10 @@ class Runtime:
 
     Attributes:
         cache_bytes: of the cache, per token of a text.
+        context: most tokens of a text.
+        ends: tokens that end a text.
+        piece: tokens of a prompt that are read in one go.
+        penalty: of tokens that are repeated.
 
     Raises:
         TrimlineError: it cannot be opened.
@@ -44,6 +49,10 @@ class Runtime:
         ends = config["model"].get("eos_token_id", [])
         self.context = int(config["model"]["context_length"])
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
+        sizes = config["model"]["decoder"]
+        # A block has some 12 hidden² weights. The size follows from the model alone, so that equal requests get equal texts.
+        operations = 24 * int(sizes["hidden_size"]) ** 2 * int(sizes["num_hidden_layers"])
+        self.piece = min(MOST, max(LEAST, int(WORK / operations)))
         self.penalty = float(config.get("search", {}).get("repetition_penalty") or 1.0)
 
     def begin(self, prompt: Sequence[int], options: Mapping[str, Any]) -> Continuation:
@@ -93,7 +102,7 @@ class Continuation:
             TrimlineError: there is no memory for the cache, or ONNX Runtime fails.
             ValueError: a logit is no number.
         """
-        piece, self._unread = self._unread[:PIECE], self._unread[PIECE:]
+        piece, self._unread = self._unread[: self._runtime.piece], self._unread[self._runtime.piece :]
         logits = self._read(piece)
         if self._unread:
             return None

@@ -1,0 +1,1 @@
+"""What no client, template or hung process may exceed: times, sizes, and the end of the server itself."""
