@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deploy.pieces import Detokeniser
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
 from deploy.serve.protocol.chances import Chance
 from deploy.serve.protocol.logprobs import Scored
-from deploy.serve.text import Detokeniser, StopFilter
+from deploy.serve.text import StopFilter
 
 Reason = Literal["stop", "length"]
 

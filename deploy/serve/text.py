@@ -1,44 +1,8 @@
-"""From token ids to text that may be sent: whole characters only, and nothing that could still become a stop string."""
+"""Text that may be sent: nothing that could still become a stop string. ``deploy.pieces`` makes text of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
-
-CONTEXT = 8  # tokens of the prompt that decide how the first new token is written, such as whether its blank stays
-
-
-class Detokeniser:
-    """Text of a growing sequence, token by token.
-
-    Args:
-        tokenizer: of the model.
-        prompt: what comes before; its end only decides how the first tokens are written.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._stream: Any = DecodeStream(ids=list(prompt[-CONTEXT:]), skip_special_tokens=True)
-        self._held: list[int] = []
-
-    def push(self, token: int) -> str:
-        """What this token makes whole; empty while a character is still incomplete."""
-        held = [*self._held, token]
-        try:
-            text = self._stream.step(self._tokenizer, token)
-        except Exception:  # a plain one: bytes that make no character, after a byte such as a line's end, undo what was sent
-            text = self._tokenizer.decode(held, skip_special_tokens=True)
-            self._stream = DecodeStream(ids=held, skip_special_tokens=True)
-        self._held = held if text is None else []
-        return str(text or "")
-
-    def flush(self) -> str:
-        """What was held back when the sequence ends in the middle of a character."""
-        held, self._held = self._held, []
-        return str(self._tokenizer.decode(held, skip_special_tokens=True)) if held else ""
 
 
 class StopFilter:

@@ -21,6 +21,7 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from deploy import pieces
 from deploy.package import package
 from deploy.recipe import PackageSlice
 from deploy.targets import ModelToServe, check_targets
@@ -309,7 +310,7 @@ def model(shipped, monkeypatch):
     def make(place: str, name: str) -> Any:
         folder = shipped / "serve" / "triton" / place / name
         monkeypatch.syspath_prepend(folder / "1")
-        for module in ("model", "decoder", "replies"):
+        for module in ("model", "decoder", "replies", "pieces"):
             sys.modules.pop(module, None)
         made = importlib.import_module("model").TritonPythonModel()
         config = {"parameters": {"onnx": {"string_value": "../../../../onnx"}, "threads": {"string_value": "1"}}}
@@ -318,7 +319,7 @@ def model(shipped, monkeypatch):
         return made
 
     yield make
-    for module in ("model", "decoder", "replies"):
+    for module in ("model", "decoder", "replies", "pieces"):
         sys.modules.pop(module, None)
 
 
@@ -334,9 +335,10 @@ def test_the_relative_path_leads_to_the_packages_onnx(shipped):
         given = {entry.key: entry.value.string_value for entry in config.parameters}
         if given:
             assert (folder / given["onnx"]).resolve() == (shipped / "onnx").resolve()
-            assert {path.name for path in (folder / "1").iterdir()} == {"model.py", "decoder.py", "replies.py"}
+            assert {path.name for path in (folder / "1").iterdir()} == {"model.py", "decoder.py", "replies.py", "pieces.py"}
             for path in (folder / "1").iterdir():
-                assert path.read_bytes() == (Path(backend.__path__[0]) / path.name).read_bytes()
+                home = Path(pieces.__file__).parent if path.name == "pieces.py" else Path(backend.__path__[0])
+                assert path.read_bytes() == (home / path.name).read_bytes()
 
 
 def test_requests_that_come_together_are_answered_each_in_its_place(model, shipped):

@@ -7,6 +7,7 @@ import shutil
 import struct
 from pathlib import Path
 
+from deploy import pieces
 from deploy.recipe import PackageSlice
 from deploy.targets.target import ModelToServe, Obstacle, Part, Shipment
 from deploy.targets.text import write_rendered
@@ -54,8 +55,8 @@ def _write_text_model(folder: Path, shipment: Shipment, kind: str, streams: bool
     write_rendered(folder / "config.pbtxt", "triton.text.pbtxt", **values)
     version, warm = folder / "1", folder / "warmup"
     version.mkdir()
-    for file in FILES:
-        shutil.copyfile(Path(backend.__path__[0]) / file, version / file)
+    for file in (*(Path(backend.__path__[0]) / name for name in FILES), Path(pieces.__file__)):
+        shutil.copyfile(file, version / file.name)
     if not streams:
         warm.mkdir()
         (warm / "text").write_bytes(struct.pack("<I", len(WARM_TEXT)) + WARM_TEXT)  # Triton's form of a string tensor

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from deploy.serve.text import Detokeniser, StopFilter
+from deploy.pieces import Detokeniser
+from deploy.serve.text import StopFilter
 
 WORDS = "Ab, é 漢字 🎉👩‍👩‍👧 end"
 
@@ -57,6 +58,33 @@ def test_bytes_that_make_no_character_after_a_line_s_end_do_not_end_the_answer()
     pieces = streamed(fallback_tokenizer(), [ord("\n"), lone, 257, 258, *"é".encode(), 258], [258])
     assert pieces == ["\n", "", "\ufffd Paris", " is", "", "é", " is", ""]
     assert streamed(fallback_tokenizer(), [ord("\n"), lone], [258]) == ["\n", "", "\ufffd"]
+
+
+@given(st.text(alphabet=st.sampled_from(WORDS), max_size=8), st.text(alphabet=st.sampled_from(WORDS), max_size=8), st.integers(0, 5))
+def test_an_answer_never_repeats_the_end_of_its_prompt(before: str, after: str, cut: int) -> None:
+    tokenizer = byte_tokenizer()
+    asked, said = tokenizer.encode(before).ids, tokenizer.encode(after).ids
+    begun = asked[: max(0, len(asked) - cut)]  # may end within a character, which nothing completes
+    assert "".join(streamed(tokenizer, said, begun)) == after
+    assert "".join(streamed(tokenizer, asked[len(begun) :] + said, begun)) in _rests(before + after, len(begun))
+
+
+def _rests(text: str, begun: int) -> set[str]:
+    """What may follow on so many bytes of a text: the rest; a character that they cut is whole in it."""
+    raw = text.encode()
+    start = next(start for start in range(begun, -1, -1) if start == len(raw) or raw[start] & 0xC0 != 0x80)
+    return {raw[start:].decode()}
+
+
+def test_a_broken_character_that_a_prompt_ends_in_is_its_own() -> None:
+    tokenizer = byte_tokenizer()
+    prompt = tokenizer.encode("abc\ufffd").ids
+    assert streamed(tokenizer, tokenizer.encode("d").ids, prompt) == ["d", ""]
+    half = tokenizer.encode("🎉").ids
+    assert streamed(tokenizer, [*half[:2], *tokenizer.encode("xé").ids], prompt) == ["", "", "\ufffdx", "", "é", ""]
+    assert streamed(tokenizer, half[2:], [*prompt, *half[:2]]) == ["", "🎉", ""], "a whole one behind a broken one"
+    assert streamed(tokenizer, half[2:], [*tokenizer.encode("abc").ids, *half[:2]]) == ["", "🎉", ""]
+    assert streamed(tokenizer, half[2:3], [*tokenizer.encode("abc").ids, *half[:2]]) == ["", "\ufffd"]
 
 
 def test_the_blank_before_a_first_word_stays_after_a_prompt() -> None:

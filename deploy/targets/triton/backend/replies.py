@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+if __package__:
+    from deploy.pieces import Detokeniser
+else:  # in Triton the files of a model lie beside each other
+    from pieces import Detokeniser
 
 DEFAULT_TOKENS = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
-SEED_TOKENS = 16  # of the prompt, before the answer: some tokenizers drop the space of a text's first word
-MOST_BYTES = 4  # of a character, in UTF-8
-BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ class Reply:
     """
 
     def __init__(self, wish: Wish, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
-        self.wish, self._tokenizer, self._ends = wish, tokenizer, ends
-        self._stream = DecodeStream(ids=_whole_characters(tokenizer, wish.ids[-SEED_TOKENS:]), skip_special_tokens=True)
-        self._held: list[int] = []
+        self.wish, self._ends = wish, ends
+        self._pieces = Detokeniser(tokenizer, wish.ids)
         self._draws = np.random.default_rng(wish.seed)
         self._shown = self._sent = 0
         self.tokens: list[int] = []
@@ -119,7 +119,7 @@ class Reply:
         if token in self._ends or token in self.wish.stop_tokens:
             self.finish = "stop"
             return
-        self.text += self._whole(token)
+        self.text += self._pieces.push(token)
         found = [place for stop in self.wish.stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.text, self.finish = self.text[: min(found)], "stop"
@@ -133,33 +133,12 @@ class Reply:
         first, self._sent = self._sent, len(self.tokens)
         return self.text[start : self._shown], self.tokens[first:]
 
-    def _whole(self, token: int) -> str:
-        """What this token makes whole; empty while a character is still incomplete."""
-        held = [*self._held, token]
-        try:
-            text = self._stream.step(self._tokenizer, token)
-        except Exception:  # a plain one: bytes that make no character, after a byte such as a line's end, undo what was shown
-            text = self._tokenizer.decode(held, skip_special_tokens=True)
-            self._stream = DecodeStream(ids=held, skip_special_tokens=True)
-        self._held = held if text is None else []
-        return text or ""
-
     def _choose(self, logits: NDArray[np.float32]) -> int:
         if self.wish.temperature == 0:
             return int(logits.argmax())
         scaled = (logits.astype(np.float64) - logits.max()) / self.wish.temperature
         chances = np.exp(scaled)
         return int(self._draws.choice(len(chances), p=chances / chances.sum()))
-
-
-def _whole_characters(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The end of a prompt up to its last whole character: a stream that begins with half of one gives its beginning out again."""
-    kept = list(prompt)
-    for _ in range(MOST_BYTES):
-        if not kept or not tokenizer.decode(kept, skip_special_tokens=True).endswith(BROKEN):
-            break
-        kept.pop()
-    return kept
 
 
 def _overlap(text: str, stop: str) -> int:
