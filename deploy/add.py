@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from deploy.folder import CARD, MANIFEST, RECIPE
@@ -23,7 +22,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
-from pipeline.common.plain_yaml import read_plain_yaml
+from pipeline.common.plain_yaml import read_plain_yaml, write_plain_yaml
 
 
 def is_package(folder: Path) -> bool:
@@ -53,7 +52,7 @@ def add_targets(package: Path, targets: Sequence[str], options: RunOptions, out:
     try:
         _copy(package, out)
         document["package"] = recipe.model_dump(mode="json", exclude_defaults=True)
-        write_text(out / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        write_text(out / RECIPE, write_plain_yaml(document))
         card = with_section(_text(package / CARD), [])
         written = write_targets(Shipment(out, options, events, shipped_engine(package), card), recipe)
         write_text(out / CARD, with_section(card, written))

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from deploy.recipe import PackageSlice
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.markdown import escape
+from pipeline.common.plain_yaml import read_plain_yaml
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ONLY_PACKAGE = ("<!-- of the package alone -->", "<!-- -->")  # around what is not in a hub's folder
@@ -80,7 +81,7 @@ def hub_card(card: str) -> str:
 
 def front_matter(report: Mapping[str, Any], recipe_text: str, slice_: PackageSlice, *, onnx: bool) -> str:
     """The YAML that model hubs read, without its fences."""
-    source = str((yaml.safe_load(recipe_text) or {}).get("model", {}).get("source", ""))
+    source = str((read_plain_yaml(recipe_text, "the recipe") or {}).get("model", {}).get("source", ""))
     base = slice_.base_model or (source if HUB_ID.fullmatch(source) and not Path(source).exists() else None)
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields |= {"license": slice_.licence} if slice_.licence else {}

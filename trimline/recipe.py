@@ -8,14 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.common.errors import TrimlineError, shortened, shown
-from pipeline.common.plain_yaml import read_plain_yaml
+from pipeline.common.plain_yaml import DEEPEST, MOST_ENTRIES, read_plain_yaml, write_plain_yaml
 from pipeline.common.slices import Slice
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
 from pipeline.prune.recipe import PruneSlice
@@ -121,6 +120,8 @@ def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:
     Raises:
         TrimlineError: the first thing that is wrong, with its place.
     """
+    for place, given in _long_lists(value):
+        raise TrimlineError(f"{name} has {given:,} entries at {place!r}, and {MOST_ENTRIES:,} are read.", "Leave some out.")
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
@@ -142,7 +143,7 @@ def checked_slice(name: str, value: dict[str, Any]) -> Any:
 
 def recipe_text(recipe: Recipe) -> str:
     """YAML with every value that differs from its default, in a fixed order."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    return write_plain_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> TrimlineError:
@@ -191,6 +192,19 @@ def _real_parts(loc: Iterable[int | str], value: Any) -> list[int | str]:
 
 def _dotted(parts: Iterable[int | str]) -> str:
     return shortened(".".join(map(str, parts)), 200)
+
+
+def _long_lists(given: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Places of lists with more entries than are read, before each of them is validated; numbers cost little."""
+    if isinstance(given, Mapping) and depth < DEEPEST:
+        for key, part in given.items():
+            yield from _long_lists(part, f"{place}.{key}".lstrip("."), depth + 1)
+    elif isinstance(given, (list, tuple)) and depth < DEEPEST:
+        counted = [part for part in given if not isinstance(part, int | float)]
+        if len(counted) > MOST_ENTRIES:
+            yield place, len(given)
+        for part in counted:
+            yield from _long_lists(part, place, depth + 1)
 
 
 def _truths_read_as_numbers(given: Any, read: Any, place: str = "") -> Iterator[tuple[str, bool]]:

@@ -49,12 +49,6 @@ def step_scores_name(step: int, units: IndexSet) -> str:
     return f"{STEP}{step}.{units_name(*units)}"
 
 
-def step_scores_named(name: str) -> tuple[int, IndexSet]:
-    """What ``step_scores_name`` was given."""
-    step, _, units = name.partition(".")
-    return int(step.removeprefix(STEP)), _index_set(units)
-
-
 def first_scores_name(units: IndexSet) -> str:
     """``scores.ffn.3``."""
     return f"{SCORES}.{units_name(*units)}"

@@ -98,17 +98,17 @@ def test_a_missing_part_is_named(values, tmp_path, path, words):
         ("prune: [1\n", ("not valid YAML", "line 1")),
         ("prune:\n\t- cfsp\n", ("not valid YAML",)),
         ("name: &n a\nmodel: *n\n", ("aliases",)),
-        ("name: !!python/object/apply:os.system ['true']\n", ("not valid YAML",)),
+        ("name: !!python/object/apply:os.system ['true']\n", ("has the tag", "line 1")),
         ("", ("holds no recipe",)),
         ("- prune\n", ("holds no recipe",)),
         ("name: a\nname: b\nprune: {}\n", ("'name'", "twice")),
         ("prune:\n  steps: []\n  steps: []\n", ("'steps'", "twice")),
         ("1: a\nprune: {}\n", ("'1'",)),
-        ("[" * 2000, ("not valid YAML",)),
+        ("[" * 2000, ("nests more than", "line 1")),
         ("? {a: b}\n: c\n", ("key", "no word")),
-        ("a: 2024-99-99\n", ("not valid YAML",)),
+        ("name: a\nprune: {calibration: {windows: 010}}\n", ("010 in line 2", "Write 10")),
     ],
-    ids=("flow", "tab", "alias", "python tag", "empty", "list", "twice", "twice below", "number as key", "deep", "mapping as key", "date"),
+    ids=("flow", "tab", "alias", "python tag", "empty", "list", "twice", "twice below", "number as key", "deep", "mapping as key", "octal"),
 )
 def test_a_file_that_is_no_recipe(tmp_path, text, words):
     check_refused(text, tmp_path, "recipe.yaml", *words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -32,8 +34,9 @@ def test_a_bare_string_is_a_source():
     assert short == long
 
 
-def test_numbers_as_yaml_1_1_writes_them():
-    assert parse_recipe("prune: {steps: [{budget: {ffn: {remove: .5}}, damping: 1e-3}]}").prune.steps[0].damping == 0.001
+def test_numbers_as_yaml_1_2_writes_them():
+    step = parse_recipe("prune: {steps: [{budget: {ffn: {remove: .5}}, damping: 1e-3, round_to: 0o10, shots: 1e1}]}").prune.steps[0]
+    assert (step.damping, step.round_to, step.shots) == (0.001, 8, 10)
 
 
 def test_text_is_written_without_defaults_and_read_again():
@@ -85,6 +88,21 @@ def test_a_truth_is_no_number_wherever_it_stands():
     with pytest.raises(TrimlineError, match=r"'prune\.steps\.0\.budget\.ffn\.keep\.1': a number is wanted \(given True\)"):
         checked_recipe(value)
     assert checked_recipe({"text": {"allow_overlap": True}, **yaml.safe_load(SHORT)}).text.allow_overlap
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"prune": {"steps": [{"budget": {"ffn": {"remove": 0.1}}}] * 60_000}}, "prune.steps"),
+        ({"benchmark": {"workloads": ["512/1"] * 60_000}}, "benchmark.workloads"),
+        ({"prune": {"steps": [{"pooled": {"spaces": ["ffn"] * 60_000}}]}}, "prune.steps.pooled.spaces"),
+    ],
+)
+def test_more_entries_than_are_read_are_refused_at_once(value, place):
+    started = time.perf_counter()
+    with pytest.raises(TrimlineError, match=f"60,000 entries at '{place}', and 1,000 are read"):
+        checked_recipe(value)
+    assert time.perf_counter() - started < 5
 
 
 def sentence_about(text: str) -> str:

@@ -16,7 +16,6 @@ from pipeline.architecture.names import (
     statistic_name,
     statistic_named,
     step_scores_name,
-    step_scores_named,
     units_name,
     units_named,
 )
@@ -39,7 +38,6 @@ def test_units_and_their_scores_are_read_back(space: Space, block: int) -> None:
     units = IndexSet(space, block)
     assert units_named(units_name(space, block)) == (space, block)
     assert units_named(units_name(space)) == (space, None)
-    assert step_scores_named(step_scores_name(7, units)) == (7, units)
     assert first_scores_named(first_scores_name(units)) == units
 
 
@@ -63,7 +61,7 @@ def test_what_names_no_units_is_refused(name: str) -> None:
 
 def test_scores_of_no_block_are_refused() -> None:
     with pytest.raises(ValueError, match="names no block"):
-        step_scores_named("step0.ffn")
+        first_scores_named("scores.ffn")
 
 
 def test_values_per_space_keep_their_order() -> None:
