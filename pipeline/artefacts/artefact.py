@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,12 +113,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise TrimlineError(f"{folder} exists already.", "Name an output folder that is new or empty.")
     partial = folder.parent / f"{PARTIAL}{folder.name}"
     with _own(partial, folder):
-        try:
-            yield partial
-            write_sums(partial)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        yield partial
+        write_sums(partial)
+        os.replace(partial, folder)
 
 
 @contextmanager
@@ -130,12 +127,19 @@ def _own(partial: Path, folder: Path) -> Iterator[None]:
     if partial.exists():
         with _locked(partial, folder):
             shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except FileExistsError:
-        raise _taken(folder) from None
-    with _locked(partial, folder):
-        yield
+    ours = True
+    try:  # from here on: a signal may come between any two lines
+        with ExitStack() as held:
+            try:
+                partial.mkdir(parents=True)
+                held.enter_context(_locked(partial, folder))
+            except (FileExistsError, TrimlineError):
+                ours = False
+                raise _taken(folder) from None
+            yield
+    finally:
+        if ours:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ def answer_parent(answer: Callable[[Record], Record]) -> None:
     Args:
         answer: gives the reply to a request; a fault of ours ends the process.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole control group, say; the parent ends this process
+        signal.signal(number, signal.SIG_IGN)
     replies, requests, busy = _replies_alone(), SimpleQueue[bytes | None](), threading.Event()
     threading.Thread(target=_read_parent, args=(requests, busy), daemon=True).start()
     while (line := requests.get()) is not None:

@@ -98,7 +98,15 @@ class Child:
         self._fault: BaseException | None = None
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ | (environment or {}), encoding="utf-8", errors="replace"
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=os.environ | (environment or {}),
+            encoding="utf-8",
+            errors="replace",
+            # What a terminal or a service manager sends to all is the parent's to hear: it ends its children, and theirs.
+            process_group=0 if os.name == "posix" else None,
         )
         # Threads, since not every system can wait for two pipes at once.
         self._readers = [threading.Thread(target=work, daemon=True) for work in (self._take, self._listen)]
@@ -109,7 +117,7 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        self._kill()
         self._process.wait()
         self._join()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -193,7 +201,16 @@ class Child:
                     self._said.append(heard)
         except BaseException as fault:  # of whoever hears, such as a full disk: raised where the reply is waited for
             self._fault = fault
-            self._process.kill()
+            self._kill()
+
+    def _kill(self) -> None:
+        """Ends it with all that it has started, unless it has ended: its number may be another's by now."""
+        if self._process.poll() is not None:
+            return
+        if os.name == "posix":
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
 
 def ask_once(child: Child, do: str, **what: Any) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 
 class TrimlineError(Exception):
@@ -42,6 +43,15 @@ def shown(value: object, most: int = 60) -> str:
 
 
 INTERRUPTED, INTERNAL = 130, 70
+ENDED = {number: 128 + number for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")) if number}  # as shells say
+
+
+class Terminated(SystemExit):
+    """A signal asked this process to end; whatever is being done cleans up behind itself, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(ENDED[signal.Signals(number)])
+        self.number = signal.Signals(number)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,6 +66,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             return str(error), error.exit_code
         case KeyboardInterrupt():
             return "Interrupted. Finished stages are kept; the same command goes on from there.", INTERRUPTED
+        case Terminated():
+            return f"Ended by {error.number.name}. Finished stages are kept; the same command goes on from there.", 128 + error.number
         case MemoryError():
             return "There is not enough memory. Use fewer or shorter windows, or a machine with more.", 2
     if isinstance(error, OSError) and error.errno is not None:

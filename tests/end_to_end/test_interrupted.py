@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import trimline as api
@@ -80,10 +81,83 @@ def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed
     assert same_named(output) == undisturbed
 
 
+# Where signals may come: each said by a thread as soon as the main thread has done so much.
+BUSY = """
+import os, signal, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+from trimline.cli.ending import ended_by_itself
+from trimline.cli.session import session
+from pipeline.artefacts.artefact import whole_folder
+from pipeline.common.children import Child, Words, module_command
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+def work():
+    import typer
+    try:
+        with session(), whole_folder(Path("made/out")) as out:
+            tempfile.mkdtemp()
+            (out / "half").write_text("x")
+            with Child(["sleep", "600"], Words("sleeps")) as child:
+                print(child.pid, flush=True)
+                time.sleep(600)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+def before():
+    tempfile.mkdtemp()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+ended_by_itself(before if "before" in sys.argv else work)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "code"),
+    [("work", signal.SIGTERM, 143), ("work", signal.SIGHUP, 129), ("work", signal.SIGINT, 130), ("before", signal.SIGTERM, 143)],
+)
+def test_a_signal_ends_a_command_with_one_sentence_its_children_and_what_it_kept_for_a_while(tmp_path, where, number, code):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        for _ in range(3):  # several are sent by some, and the first is enough
+            process.send_signal(number)
+        stderr = process.communicate(timeout=60)[1]
+    begin = "error: Interrupted." if number == signal.SIGINT else f"error: Ended by {number.name}."
+    assert stderr == f"{begin} Finished stages are kept; the same command goes on from there.\n"
+    assert process.returncode == code
+    assert not psutil.pid_exists(child)
+    assert not list(scratch.iterdir())
+    assert not list(tmp_path.glob("made/*"))
+
+
+def test_what_was_ignored_stays_so(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, "nohup"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert "Ended by SIGTERM" in process.communicate(timeout=60)[1]
+
+
 def test_an_interrupted_command_waits_for_no_thread():
     """As when the interrupt came while a library held the lock that its worker threads wait for."""
     stuck = (
-        "import threading, sys; from trimline.cli.session import ended_by_itself, session\n"
+        "import threading, sys; from trimline.cli.ending import ended_by_itself\n"
+        "from trimline.cli.session import session\n"
         "threading.Thread(target=threading.Event().wait).start()\n"
         "def command():\n"
         "    import typer\n"
@@ -97,8 +171,11 @@ def test_an_interrupted_command_waits_for_no_thread():
     assert done.stderr.startswith("error: Interrupted.")
 
 
-@pytest.mark.parametrize("verb", ["prune", "evaluate"])
-def test_ctrl_c_in_a_single_verb_leaves_nothing(slow, tmp_path, verb):
+@pytest.mark.parametrize(
+    ("verb", "number", "sentence"),
+    [("prune", signal.SIGINT, "Interrupted"), ("prune", signal.SIGTERM, "Ended by SIGTERM"), ("evaluate", signal.SIGTERM, "SIGTERM")],
+)
+def test_a_single_verb_that_is_stopped_leaves_nothing_half_written(slow, tmp_path, verb, number, sentence):
     path = written(slow, tmp_path)
     arguments = (
         ("prune", path, "-o", tmp_path / "made" / "plan")
@@ -111,8 +188,8 @@ def test_ctrl_c_in_a_single_verb_leaves_nothing(slow, tmp_path, verb):
         time.sleep(0.2)
     else:
         time.sleep(1.0)
-    running.send(signal.SIGINT)
-    assert_refused(running.end(), "Interrupted", code=130)
+    running.send(number)
+    assert_refused(running.end(), sentence, code=128 + number)
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
 
 

@@ -8,6 +8,7 @@ from trimline.cli.bench import bench
 from trimline.cli.build import build
 from trimline.cli.compare import compare
 from trimline.cli.doctor import doctor
+from trimline.cli.ending import ended_by_itself
 from trimline.cli.evaluate import evaluate
 from trimline.cli.export import export
 from trimline.cli.inspect import inspect
@@ -18,7 +19,6 @@ from trimline.cli.recover import recover
 from trimline.cli.report import report
 from trimline.cli.run import run
 from trimline.cli.serve import serve
-from trimline.cli.session import ended_by_itself
 from trimline.cli.sweep import sweep
 from trimline.cli.verify import verify
 

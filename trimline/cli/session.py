@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.common.errors import INTERRUPTED, explain
+from pipeline.common.errors import Terminated, explain
 from pipeline.common.events import Events
 
 # Libraries draw bars of their own with tqdm, which reads this when it is imported; the events here say the same.
@@ -49,28 +48,12 @@ def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
     try:
         with TerminalEvents(console) as shown:
             yield Session(as_json, Events(shown))
-    except (typer.Exit, SystemExit):  # the second is what rich makes of a reader that went away, such as `| head`
-        raise
     except BaseException as error:
+        # A SystemExit is what rich makes of a reader that went away, such as `| head`.
+        if isinstance(error, typer.Exit | SystemExit) and not isinstance(error, Terminated):
+            raise
         if debug:
             traceback.print_exc()
         sentence, code = explain(error)
         console.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
         raise typer.Exit(code) from None
-
-
-def ended_by_itself(command: Callable[[], object]) -> None:
-    """Runs the command line; an interrupted one ends here and now.
-
-    An interrupt may come while a library holds a lock that its threads wait for, and Python waits for those threads before
-    it ends. By now every stage has cleaned up behind itself.
-    """
-    try:
-        command()
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a reader that went away
-                stream.flush()
-        os._exit(INTERRUPTED)

@@ -46,7 +46,11 @@ def last():
     atexit.register(lambda: os._exit(4))
     return {}
 
-WORK = {"double": double, "refuse": refuse, "fail": fail, "sleep": sleep, "complain": complain, "last": last}
+def begin():
+    import subprocess
+    return {"pid": subprocess.Popen(["sleep", "600"]).pid}
+
+WORK = {"begin": begin, "double": double, "refuse": refuse, "fail": fail, "sleep": sleep, "complain": complain, "last": last}
 answer_parent(lambda request: answered(WORK[request.pop("do")], **request))
 """
 PARENT = """
@@ -141,7 +145,23 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(start):
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
+    assert_over(child)
+
+
+def assert_over(child: psutil.Process) -> None:
     limit = time.monotonic() + 20
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < limit, "it works for nobody"
         time.sleep(0.05)
+
+
+def test_what_a_terminal_sends_to_all_is_the_parents_to_hear_and_grandchildren_end_with_the_child(start):
+    with start() as child:
+        assert child.ask("double", number=1) == {"double": 2}
+        assert os.getpgid(child.pid) == child.pid
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(child.pid, number)
+        assert child.ask("double", number=2) == {"double": 4}
+        grandchild = psutil.Process(child.ask("begin")["pid"])
+        assert grandchild.is_running()
+    assert_over(grandchild)
