@@ -17,6 +17,7 @@ from deploy.add import add_targets, is_package
 from deploy.folder import HTML, REPORT
 from deploy.targets import with_targets
 from pipeline.artefacts.artefact import whole_folder
+from pipeline.artefacts.inputs import Watched
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
@@ -79,7 +80,7 @@ def bench(
         events: progress.
     """
     folders = {name: Path(folder) for name, folder in candidates.items()}
-    with whole_folder(Path(output)) as out:
+    with whole_folder(Path(output), Watched(Path(dense), *folders.values()).demand_unchanged) as out:
         benchmark(Path(dense), folders, recipe or BenchmarkSlice(), options, out, events, accuracy or {})
     return read(Path(output)).as_record()
 
@@ -179,7 +180,8 @@ def package(
         events: progress.
     """
     if isinstance(recipe, (str, Path)) and is_package(Path(recipe)):
-        with whole_folder(Path(output)) as out:
+        parts = (path for path in (Path(recipe), *Path(recipe).rglob("*")) if path.is_dir())
+        with whole_folder(Path(output), Watched(*parts).demand_unchanged) as out:
             add_targets(Path(recipe), targets, options, out, events)
         return Path(output)
     wanted = as_recipe(recipe)

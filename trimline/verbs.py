@@ -17,7 +17,8 @@ from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice, ExportSlice
 from exporters.tensorrt.stage import RECORD as BUILD_RECORD
 from pipeline.architecture.profile import Profile
-from pipeline.artefacts.artefact import WORK, digest, file_digest, folder_digest, whole_folder
+from pipeline.artefacts.artefact import WORK, whole_folder
+from pipeline.artefacts.inputs import Watched
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
@@ -30,16 +31,30 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.steps import reads_text
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.processes import first_process
-from pipeline.recover.recipe import RecoverSlice
-from pipeline.recover.stage import check_recovery, result_key
-from pipeline.sources.folder import CALIBRATION, EVALUATION, TEXTS
+from pipeline.recover.stage import check_recovery
+from pipeline.sources.folder import EVALUATION, TEXTS
+from pipeline.sources.places import typed_path
 from pipeline.sources.recipe import ModelSlice, TextSlice, TextSource
 from pipeline.sources.text import describe, load_text
+from trimline.kept import first_shot_of, states_of, text_files, work_of
 from trimline.recipe import Recipe, as_recipe
 from trimline.stages.alone import alone, alone_into, checkpoint
-from trimline.stages.names import PLAN, PRUNED, RECOVERED, SMALLER, SOURCE, TEXT, Lane, Name, engine_of, evaluation_of, export_of, tasks_of
-from trimline.stages.table import stage_of
-from trimline.stages.works import BuildInput
+from trimline.stages.names import (
+    MEASURED,
+    PLAN,
+    PRUNED,
+    RECOVERED,
+    SMALLER,
+    SOURCE,
+    TEXT,
+    Lane,
+    Name,
+    engine_of,
+    evaluation_of,
+    export_of,
+    tasks_of,
+)
+from trimline.stages.works import BuildInput, first_shot
 
 QUIET = Events()
 HERE = RunOptions()
@@ -53,14 +68,22 @@ def prune(
     options: RunOptions = HERE,
     events: Events = QUIET,
 ) -> Plan:
-    """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's."""
+    """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's.
+
+    Stopped, the same call goes on from what its first shot measured, where that can be kept (``pipeline.prune.measure``).
+    """
     wanted = as_recipe(recipe)
     named = wanted.model if model is None else ModelSlice(source=str(model))
     reads = reads_text(wanted.prune)  # what is wrong with the steps is said before anything is fetched
-    with checkpoint(named, options, events) as folder, whole_folder(Path(output)) as out, tempfile.TemporaryDirectory() as scratch:
-        if reads and wanted.prune.calibration.token_ids is None:
-            alone(TEXT, wanted.text, {}, Path(scratch), options, events)
-        alone(PLAN, wanted, {SOURCE: folder, TEXT: Path(scratch)}, out, options, events)
+    with checkpoint(named, options, events) as folder, tempfile.TemporaryDirectory() as scratch:
+        watched, taken = Watched(folder, *text_files(wanted.text)), {SOURCE: folder, TEXT: Path(scratch)}
+        with whole_folder(Path(output), watched.demand_unchanged) as out, work_of(Path(output)) as work:
+            if reads and wanted.prune.calibration.token_ids is None:
+                alone(TEXT, wanted.text, {}, Path(scratch), options, events)
+            if (part := first_shot(wanted.prune, folder)) is not None:
+                taken |= {MEASURED: first_shot_of(wanted, part, taken, work, options, events, watched)}
+            alone(PLAN, wanted, taken, out, options, events)
+    shutil.rmtree(work, ignore_errors=True)
     return Plan.read(Path(output))
 
 
@@ -111,10 +134,11 @@ def recover(
     with tempfile.TemporaryDirectory() as scratch, checkpoint(named, options, events) if taught else nullcontext() as dense:
         texts = Path(scratch) / "texts"
         texts.mkdir()
+        watched = Watched(Path(pruned), *([dense] if dense else []), *text_files(wanted.text))
         alone(TEXT, wanted.text, {}, texts, options, events)
-        states = _states_of(Path(output), wanted.recover, Path(pruned), dense, texts, options)
+        states = states_of(Path(output), wanted.recover, Path(pruned), dense, texts, options)
         taken = {SMALLER: Path(pruned), TEXT: texts} | ({SOURCE: dense} if dense else {})
-        with whole_folder(Path(output) if first_process() else Path(scratch) / "other") as out:
+        with whole_folder(Path(output) if first_process() else Path(scratch) / "other", watched.demand_unchanged) as out:
             alone(RECOVERED, wanted.recover, taken, out, options, events, states=states)
     if first_process():
         for left in states.parent.glob(f"{WORK}{Path(output).name}-*"):
@@ -144,10 +168,11 @@ def evaluate(
     """Perplexity on non-overlapping windows of a text, of a model or of a folder that ``export`` wrote, by its graph."""
     named, wanted = TextSource(source=text), EvaluateSlice(windows=windows, window=window)
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch)
+        out, watched = Path(scratch), Watched(typed_path(text), typed_path(str(model)))
         (out / EVALUATION).write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
         write_json(out / TEXTS, {"evaluation": {"name": describe(named, "evaluation")}})
         _judge(evaluation_of, model, wanted, {TEXT: out}, out, options, events)
+        watched.demand_unchanged()
         found = read_json(out / RESULT)
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
 
@@ -157,7 +182,9 @@ def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOption
     with tempfile.TemporaryDirectory() as scratch:
         if not is_export(Path(model)):
             check_tasks(recipe, events)
+        watched = Watched(typed_path(str(model)))
         _judge(tasks_of, model, recipe, {}, Path(scratch), options, events)
+        watched.demand_unchanged()
         return dict(read_json(Path(scratch) / TASKS))
 
 
@@ -173,7 +200,10 @@ def export_gguf(
     model: Path | str, output: Path | str, *, recipe: GgufSlice | None = None, options: RunOptions = HERE, events: Events = QUIET
 ) -> Path:
     """Writes and gates a folder with one GGUF file that llama.cpp loads."""
-    with checkpoint(ModelSlice(source=str(model)), options, events) as folder, whole_folder(Path(output)) as out:
+    with (
+        checkpoint(ModelSlice(source=str(model)), options, events) as folder,
+        whole_folder(Path(output), Watched(folder).demand_unchanged) as out,
+    ):
         write_gguf(folder, recipe or GgufSlice(), options, out, events)
     return Path(output)
 
@@ -203,7 +233,8 @@ def build(
         events: progress.
     """
     wanted = BuildInput(recipe or BuildSlice(), tuple(requests))
-    with tempfile.TemporaryDirectory() as scratch, whole_folder(Path(output)) as out:
+    watched = Watched(Path(onnx), typed_path(calibration), typed_path(evaluation))
+    with tempfile.TemporaryDirectory() as scratch, whole_folder(Path(output), watched.demand_unchanged) as out:
         taken = {export_of(PRUNED): Path(onnx), TEXT: Path(scratch)}
         if wanted.recipe.precision == "int8":
             named = TextSlice(calibration=TextSource(source=calibration), evaluation=TextSource(source=evaluation))
@@ -226,17 +257,6 @@ def _judge(
 def is_export(folder: Path) -> bool:
     """Whether ``export`` wrote it."""
     return (folder / GRAPH).is_file()
-
-
-def _states_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | None, texts: Path, options: RunOptions) -> Path:
-    """Where a recovery of exactly these inputs keeps its states: beside the output, under a name that no other one has."""
-    inputs = {
-        "pruned": folder_digest(pruned),
-        "dense": folder_digest(dense) if dense else "",
-        "text": file_digest(texts / CALIBRATION),
-        "code": stage_of(RECOVERED).code(None, None),
-    }
-    return output.parent / f"{WORK}{output.name}-{digest(inputs | result_key(recipe, options))[:12]}"
 
 
 __all__ = ["Perplexity", "build", "evaluate", "evaluate_tasks", "export", "export_gguf", "prune", "rebuild", "recover"]

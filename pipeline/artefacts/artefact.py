@@ -25,6 +25,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+from pipeline.artefacts.inputs import Unchanged, known_digest, unwatched
 from pipeline.artefacts.sums import SUMS, file_digest, write_sums
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -61,7 +62,14 @@ class Artefact:
 
 
 def make_artefact(
-    store: Path, stage: str, depends: Mapping[str, Any], work: Callable[[Path], None], events: Events, *, lane: str = ""
+    store: Path,
+    stage: str,
+    depends: Mapping[str, Any],
+    work: Callable[[Path], None],
+    events: Events,
+    *,
+    lane: str = "",
+    unchanged: Unchanged = unwatched,
 ) -> Artefact:
     """Runs ``work`` on an empty folder unless an artefact with the same key is there.
 
@@ -72,6 +80,7 @@ def make_artefact(
         work: writes into the folder it is given.
         events: told about start, end and skipping.
         lane: which of several models this is about, for people.
+        unchanged: as for ``whole_folder``.
     """
     found = expected(store, stage, depends)
     key, folder = found.key, found.folder
@@ -80,7 +89,7 @@ def make_artefact(
         events.emit("stage_skipped", f"already in {folder.name}")
         return Artefact(stage, key, folder, float(read_json(folder / MEASURED)["seconds"]), skipped=True)
     events.emit("stage_started")
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, unchanged) as partial:
         started = time.monotonic()
         work(partial)
         seconds = time.monotonic() - started
@@ -103,8 +112,12 @@ def is_whole(artefact: Artefact) -> bool:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, unchanged: Unchanged = unwatched) -> Iterator[Path]:
     """Yields an empty folder beside ``folder``, sums what is in it at the end and renames it; whatever fails leaves nothing.
+
+    Args:
+        folder: new or empty.
+        unchanged: raises where what the folder is made from did not stay as it was, such as ``Watched.demand_unchanged``.
 
     Raises:
         TrimlineError: something is at that place already, or another process is writing it.
@@ -115,6 +128,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with _own(partial, folder):
         yield partial
         write_sums(partial)
+        unchanged()
         os.replace(partial, folder)
 
 
@@ -203,4 +217,4 @@ def digest(value: Any) -> str:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of all files directly in a folder, hidden ones and their sums left out."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != SUMS)
-    return digest({path.name: file_digest(path) for path in files})
+    return digest({path.name: known_digest(path) for path in files})

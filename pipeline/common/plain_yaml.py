@@ -39,7 +39,7 @@ def read_plain_yaml(text: str, name: str) -> Any:
             than any recipe.
     """
     try:
-        return _Reader(text).document()
+        return _PlainReader(text).document()
     except _NotRead as error:
         raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -78,7 +78,7 @@ class _NotRead(yaml.YAMLError):
         self.problem, self.remedy = problem, remedy
 
 
-class _Reader:
+class _PlainReader:
     """Makes values of the parser's events, so that what is too large is noticed where it grows too large."""
 
     def __init__(self, text: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.artefacts.artefact import file_digest, folder_digest
+from pipeline.artefacts.artefact import folder_digest
+from pipeline.artefacts.inputs import known_digest
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.events import Events
@@ -40,7 +41,7 @@ def identify(recipe: ModelSlice) -> dict[str, str]:
         return {"kind": kind, "id": recipe.source, "revision": recipe.revision or "main"}
     if kind == "folder":
         check_files(Path(place))
-    content = file_digest(Path(place)) if kind == "gguf" else folder_digest(Path(place))
+    content = known_digest(Path(place)) if kind == "gguf" else folder_digest(Path(place))
     return {"kind": kind, "sha256": content, "folder": place if kind == "folder" else ""}
 
 

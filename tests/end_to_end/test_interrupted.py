@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 import trimline as api
-from pipeline.artefacts.artefact import PARTIAL
+from pipeline.artefacts.artefact import PARTIAL, RECORD, WORK
+from pipeline.plan.plan import Plan
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import (
     OPTIONS,
@@ -191,6 +192,26 @@ def test_a_single_verb_that_is_stopped_leaves_nothing_half_written(slow, tmp_pat
     running.send(number)
     assert_refused(running.end(), sentence, code=128 + number)
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_prune_goes_on_from_what_its_first_shot_measured(slow, tmp_path, number):
+    shots = changed(slow, "prune", "steps", 0, "shots", to=4)
+    path, made = written(shots, tmp_path), tmp_path / "made"
+    running = Running(tmp_path / "process", "prune", path, "-o", made / "plan", *SETTINGS)
+    assert running.until(made, f"{WORK}plan/measure-*/{RECORD}")
+    running.send(number)
+    assert running.end().code == (-number if number == signal.SIGKILL else 128 + number)
+    assert [place.name for place in made.glob(f"{WORK}*/*")] == [next(made.glob(f"{WORK}*/measure-*")).name]
+    assert not (made / "plan").exists()
+    told: list[api.Event] = []
+    api.prune(path, made / "plan", options=OPTIONS, events=api.Events(told.append))
+    assert [event.kind for event in told if event.kind.startswith("stage")] == ["stage_skipped"]
+    assert [place.name for place in made.iterdir()] == ["plan"]
+    whole = api.prune(path, tmp_path / "undisturbed", options=OPTIONS)
+    assert whole.selection == Plan.read(made / "plan").selection
+    for file in ("plan.json", "updates.safetensors", "scores.safetensors"):
+        assert (made / "plan" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes(), file
 
 
 def test_killed_again_and_again_it_still_finishes_with_the_same_bytes(slow, undisturbed, tmp_path):

@@ -114,7 +114,7 @@ def test_the_verbs_one_after_another(values, inputs, tmp_path):
     )
     assert results["models"]["smaller"]["perplexity"] == found["smaller"].value
     assert results == json.loads((tmp_path / "timings" / "results.json").read_text())
-    assert {event.kind for event in told} == {"progress", "note", "gate"}
+    assert {event.kind for event in told} == {"progress", "note", "gate", "stage_started", "stage_finished"}
 
 
 def test_report_is_drawn_again_the_same(values, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts.artefact import Artefact, whole_folder
+from pipeline.artefacts.inputs import Watched
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.sources.model import checkpoint_folder
@@ -50,7 +51,7 @@ def alone(
 
 def alone_into(name: Name, slice_: Any, folders: Mapping[Name, Path], output: Path | str, options: RunOptions, events: Events) -> Path:
     """The same into a new or empty folder, which is whole or is not there."""
-    with whole_folder(Path(output)) as out:
+    with whole_folder(Path(output), Watched(*folders.values()).demand_unchanged) as out:
         alone(name, slice_, folders, out, options, events)
     return Path(output)
 
@@ -63,5 +64,7 @@ def checkpoint(named: ModelSlice, options: RunOptions, events: Events) -> Iterat
         yield checkpoint_folder(path)
         return
     with tempfile.TemporaryDirectory(prefix="trimline-source-") as scratch:
+        watched = Watched(path)
         alone(SOURCE, named, {}, Path(scratch), options, events)
+        watched.demand_unchanged()
         yield checkpoint_folder(Path(scratch))

@@ -11,19 +11,21 @@ from typing import Any
 from deploy.folder import HTML
 from deploy.folder import REPORT as REPORT_FILE
 from deploy.shipping import ship
-from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, make_artefact
+from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, expected, make_artefact
+from pipeline.artefacts.inputs import Unchanged, Watched, changed
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.steps import resolve_steps
+from pipeline.sources.places import typed_path
 from trimline.recipe import Recipe
 from trimline.reporting.data import ReportData
-from trimline.stages.lanes import Done
-from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, TIMINGS, Name, export_of
+from trimline.stages.lanes import Done, opened
+from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, SOURCE, TIMINGS, Name, export_of
 from trimline.stages.order import SHARED, deciding, examining, judging, rebuilding
 from trimline.stages.rounds import Round
 from trimline.stages.stage import Check, Inputs, Loop, Stage, StageCase, StageRow
-from trimline.stages.table import row_of
+from trimline.stages.table import row_of, stage_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Run:
         self.store = output / "store"
         self.done: Done = {}
         self.rounds: tuple[Round, ...] = ()
+        texts = (recipe.text.calibration.source, recipe.text.evaluation.source)
+        self._watched = Watched(*map(typed_path, (recipe.model.source, *texts)))
 
     def all(self) -> RunResult:
         """Every stage, in order.
@@ -101,12 +105,25 @@ class Run:
 
     def _make(self, row: Stage[Any], case: StageCase) -> None:
         inputs = self._inputs(row, case)
-        self.done[case.name] = self._artefact(case.name, row.depends(case, inputs), lambda out: row.work(inputs, out))
+        depends = row.depends(case, inputs)
+
+        def unchanged() -> None:
+            if row.depends(case, inputs) != depends or self._source_moved(row, case):
+                raise changed(self._watched.changed() or f"What {row.title(case.name)} is made from")
+
+        self.done[case.name] = self._artefact(case.name, depends, lambda out: row.work(inputs, out), unchanged)
         if row.resumes:
             self._forget_states()
 
-    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None]) -> Artefact:
-        return make_artefact(self.store, name.stage, depends, work, self.events, lane=name.about)
+    def _source_moved(self, row: Stage[Any], case: StageCase) -> bool:
+        """Whether the user's own folder, which stages read where it lies, is another one than the source's key says."""
+        if SOURCE not in row.needs(case) or opened(self.done, SOURCE).is_relative_to(self.done[SOURCE].folder):
+            return False
+        source, of_source = stage_of(SOURCE), StageCase(self.recipe, SOURCE, {})
+        return expected(self.store, SOURCE.stage, source.depends(of_source, self._inputs(source, of_source))).key != self.done[SOURCE].key
+
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None], unchanged: Unchanged) -> Artefact:
+        return make_artefact(self.store, name.stage, depends, work, self.events, lane=name.about, unchanged=unchanged)
 
     def _inputs(self, row: StageRow[Any], case: StageCase) -> Inputs[Any]:
         return Inputs(

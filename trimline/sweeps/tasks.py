@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts.artefact import WORK, Artefact, expected, is_whole
+from pipeline.artefacts.inputs import Unchanged
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
@@ -51,7 +52,7 @@ class LaneRun(Run):
 class _Foreseen(LaneRun):
     """Finds out what a stage would make, and makes nothing."""
 
-    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None]) -> Artefact:
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Callable[[Path], None], unchanged: Unchanged) -> Artefact:
         return expected(self.store, name.stage, depends)
 
     def _forget_states(self) -> None:

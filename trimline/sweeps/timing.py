@@ -15,6 +15,7 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.stage import benchmark
 from benchmarks.timing.timing import CONTROL, DENSE
 from pipeline.artefacts.artefact import RECORD, make_artefact
+from pipeline.artefacts.inputs import Watched
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
@@ -129,6 +130,7 @@ def _timed_together(spec: Spec, base: Mapping[str, Any], batch: Mapping[str, Any
         lambda out: benchmark(dense, folders, recipe, options, out, events, accuracy),
         events,
         lane=f"{len(batch)} points",
+        unchanged=Watched(dense, *folders.values()).demand_unchanged,
     )
     return str(made.folder)
 
