@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         evaluate_tasks,
         export,
         export_gguf,
+        new,
         package,
         prune,
         rebuild,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
     from trimline.stages.run import RunResult
+    from trimline.starting.new import NewRecipe
 
 _PLACES = {
     "trimline.api": (
@@ -51,6 +53,7 @@ _PLACES = {
         "evaluate_tasks",
         "export",
         "export_gguf",
+        "new",
         "package",
         "prune",
         "rebuild",
@@ -60,6 +63,7 @@ _PLACES = {
         "sweep",
     ),  # fmt: skip
     "trimline.stages.run": ("RunResult",),
+    "trimline.starting.new": ("NewRecipe",),
     "trimline.inspect": ("inspect_folder",),
     "trimline.recipe": ("Recipe", "read_recipe"),
     "pipeline.common.options": ("RunOptions",),
@@ -83,6 +87,7 @@ __all__ = [
     "GateError",
     "GgufSlice",
     "LmEvalSlice",
+    "NewRecipe",
     "Perplexity",
     "Plan",
     "Recipe",
@@ -97,6 +102,7 @@ __all__ = [
     "export",
     "export_gguf",
     "inspect_folder",
+    "new",
     "package",
     "prune",
     "read_recipe",

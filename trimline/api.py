@@ -20,6 +20,7 @@ from pipeline.artefacts.artefact import whole_folder
 from pipeline.artefacts.inputs import Watched
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
+from pipeline.common.memory import parse_bytes
 from pipeline.common.options import RunOptions
 from trimline.comparisons.comparison import Comparison, comparisons
 from trimline.comparisons.measure import measured
@@ -28,12 +29,44 @@ from trimline.comparisons.tables import write_comparison
 from trimline.recipe import Recipe, as_recipe, plain_values
 from trimline.reporting import ReportData, write_report
 from trimline.stages.run import Run, RunResult
+from trimline.starting.new import NewRecipe, like_shipped, new_recipe
+from trimline.starting.purpose import Purpose
 from trimline.sweeps.data import SweepData
 from trimline.sweeps.executors import executor_of
 from trimline.sweeps.grid import grid_points
 from trimline.sweeps.run import sweep as run_sweep
 from trimline.sweeps.timing import TOGETHER
 from trimline.verbs import HERE, QUIET, Perplexity, build, evaluate, evaluate_tasks, export, export_gguf, prune, rebuild, recover
+
+
+def new(
+    model: str,
+    output: Path | str | None = None,
+    *,
+    speedup: float | None = None,
+    fit: int | str | None = None,
+    remove: float | None = None,
+    consumers: Sequence[str] = (),
+    like: str | None = None,
+    command: str | None = None,
+) -> NewRecipe:
+    """Writes a recipe to start from, with comments; of the model only its config is read.
+
+    Args:
+        model: ``default``, a folder, a .gguf file or a hub id.
+        output: a new file; by default named after the model, in the current folder.
+        speedup: how many times as fast decoding is to be, in ONNX Runtime.
+        fit: what weights and a cache of 4,096 tokens may take where the result is served: bytes, or ``8GiB``.
+        remove: share of the decoder's linear parameters that goes; 0.2 where nothing is asked for.
+        consumers: who is to load the result, as ``--for`` has them.
+        like: instead of these, the name of a recipe that ships with Trimline.
+        command: what the recipe says was typed.
+    """
+    path = None if output is None else Path(output)
+    if like is not None:
+        return like_shipped(model, path, like)
+    purpose = Purpose(speedup, parse_bytes(fit) if isinstance(fit, str) else fit, remove)
+    return new_recipe(model, path, purpose, consumers, command or f"trimline new {model}")
 
 
 def run(
@@ -198,6 +231,6 @@ def _report_of(folder: Path) -> Path:
 
 
 __all__ = [
-    "Perplexity", "bench", "build", "compare", "evaluate", "evaluate_tasks", "export", "export_gguf", "package", "prune", "rebuild", "recover", "report", "run",
+    "Perplexity", "bench", "build", "compare", "evaluate", "evaluate_tasks", "export", "export_gguf", "new", "package", "prune", "rebuild", "recover", "report", "run",
     "sweep",
 ]  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def identify(recipe: ModelSlice) -> dict[str, str]:
     Raises:
         TrimlineError: nothing goes by that name, or the folder holds what cannot be read.
     """
-    kind, place = _locate(recipe.source)
+    kind, place = locate(recipe.source)
     if kind == "hub":
         return {"kind": kind, "id": recipe.source, "revision": recipe.revision or "main"}
     if kind == "folder":
@@ -51,7 +53,7 @@ def glance(name: str) -> str:
     Raises:
         TrimlineError: nothing does, or a folder's config is not of a model that is supported.
     """
-    kind, place = _locate(name)
+    kind, place = locate(name)
     if kind == "folder":
         geometry = Checkpoint(Path(place)).geometry
         return f"a folder, {geometry.family.model_type} of {geometry.total_parameters():,} parameters"
@@ -65,7 +67,7 @@ def source(recipe: ModelSlice, options: RunOptions, out: Path, events: Events) -
         TrimlineError: no such model, an unsupported family, corrupt files, weights that contradict the config,
             NaN or Inf.
     """
-    kind, place = _locate(recipe.source)
+    kind, place = locate(recipe.source)
     if kind == "gguf":
         _convert_gguf(Path(place), recipe, out / "checkpoint", events)
     elif kind == "hub":
@@ -111,8 +113,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     checkpoint.check_finite()
 
 
-def _locate(name: str) -> tuple[str, str]:
-    """('gguf' | 'folder' | 'hub', path or id)."""
+def locate(name: str) -> tuple[str, str]:
+    """('gguf' | 'folder' | 'hub', path or id) of what goes by a name.
+
+    Raises:
+        TrimlineError: nothing does.
+    """
     if name == DEFAULT:
         return "gguf", str(default_gguf())
     path = typed_path(name)
@@ -162,7 +168,7 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
     dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
         with quiet_transformers():
-            _check_promise(path, AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict())
+            check_promise(path, AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict())
             model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (TrimlineError, MemoryError):
@@ -186,7 +192,7 @@ def _convert_gguf(path: Path, recipe: ModelSlice, out: Path, events: Events) -> 
         shutil.copyfile(licence, out / licence.name)
 
 
-def _check_promise(path: Path, config: dict[str, Any]) -> None:
+def check_promise(path: Path, config: dict[str, Any]) -> None:
     """Whether a GGUF can hold the model that its keys describe, before anything of that size is made.
 
     Raises:
@@ -212,21 +218,29 @@ def _licences(gguf: Path) -> list[Path]:
 
 def _download(recipe: ModelSlice, out: Path) -> None:
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     sizes: dict[str, int | None] = {}
-    try:
+    with hub_errors(recipe.source):
         # Asked first, with a limit: a network that swallows packets is then noticed in seconds.
         if not constants.HF_HUB_OFFLINE:
             found = HfApi().model_info(recipe.source, revision=recipe.revision, timeout=HUB_SECONDS, files_metadata=True)
             sizes = {file.rfilename: file.size for file in found.siblings or ()}
         snapshot_download(recipe.source, revision=recipe.revision, local_dir=out, ignore_patterns=not_fetched(sizes))
         shutil.rmtree(out / ".cache", ignore_errors=True)  # when and from where, which differs from run to run
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What a hub or the way to it says, as a sentence."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        yield
+    except TrimlineError:
+        raise
     except RepositoryNotFoundError:
-        raise TrimlineError(
-            f"The hub has no model {recipe.source}, or it is private.", "Check the id, or log in with `hf auth login`."
-        ) from None
+        raise TrimlineError(f"The hub has no model {name}, or it is private.", "Check the id, or log in with `hf auth login`.") from None
     except Exception as error:  # the library raises many kinds, those of its HTTP client among them
         raise TrimlineError(
-            f"The model {recipe.source} cannot be fetched ({first_words(error, 200)}).", "Check the network, or give a local folder."
+            f"The model {name} cannot be fetched ({first_words(error, 200)}).", "Check the network, or give a local folder."
         ) from None

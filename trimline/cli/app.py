@@ -12,6 +12,7 @@ from trimline.cli.ending import ended_by_itself
 from trimline.cli.evaluate import evaluate
 from trimline.cli.export import export
 from trimline.cli.inspect import inspect
+from trimline.cli.new import new
 from trimline.cli.package import package
 from trimline.cli.prune import prune
 from trimline.cli.rebuild import rebuild
@@ -23,7 +24,7 @@ from trimline.cli.sweep import sweep
 from trimline.cli.verify import verify
 
 # In the order of ``trimline --help``.
-VERBS = (run, prune, rebuild, recover, evaluate, export, build, bench, sweep, compare, report, package, inspect, verify, doctor, serve)
+VERBS = (new, run, prune, rebuild, recover, evaluate, export, build, bench, sweep, compare, report, package, inspect, verify, doctor, serve)
 
 app = typer.Typer(
     name="trimline",

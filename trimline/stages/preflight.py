@@ -33,6 +33,15 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     Raises:
         TrimlineError: they cannot; says what to change.
     """
+    check_feasible(recipe, options, ModelToServe.of(dense, recipe.rebuild.profile))
+
+
+def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> None:
+    """``preflight`` of a model of which only the config is known, and the names of its files.
+
+    Raises:
+        TrimlineError: as ``preflight``.
+    """
     steps = resolve_steps(recipe.prune)
     check_precision(recipe.export.precision, options.device)
     check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(steps, recipe.rebuild.profile), dense.config)
@@ -55,7 +64,7 @@ def preflight(recipe: Recipe, options: RunOptions, dense: Checkpoint) -> None:
     _demand_runtime(recipe)
     demand_timed(recipe)
     _demand_counted(recipe, dense)
-    check_targets(recipe.package, ModelToServe.of(dense, recipe.rebuild.profile))
+    check_targets(recipe.package, dense)
 
 
 def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[bool, bool, bool]:
@@ -77,7 +86,7 @@ def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[b
     return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
 
 
-def _readers_with_new_bias(steps: Sequence[ResolvedStep], dense: Checkpoint) -> set[str]:
+def _readers_with_new_bias(steps: Sequence[ResolvedStep], dense: ModelToServe) -> set[str]:
     """Projections that bias compensation may give a bias; where they have one already it only changes."""
     shifted = {space for step in steps if step.recipe.compensation == "bias" for space in step.spaces}
     sublayers = {sublayer for space, sublayer in SUBLAYERS.items() if space in shifted}
@@ -97,7 +106,7 @@ def _demand_importance(recover: RecoverSlice, steps: Sequence[ResolvedStep]) -> 
         raise no_importance()
 
 
-def _demand_counted(recipe: Recipe, dense: Checkpoint) -> None:
+def _demand_counted(recipe: Recipe, dense: ModelToServe) -> None:
     """What a target bounds can be counted and met; times are known when they were measured."""
     counted = tuple(
         step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})

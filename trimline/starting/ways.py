@@ -1,0 +1,104 @@
+"""Ways to make a model smaller, from the one that loses least: what goes, in which shapes, by which method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.spaces import Space
+from pipeline.common.errors import TrimlineError
+from pipeline.rebuild.consumers import ConsumerVerdict, consumers
+from pipeline.rebuild.profiles import check_profile
+
+LARGE = 2 * 10**9  # decoder parameters beyond which the gradients that trimline needs take too long on a processor
+TILE, TILES = 64, 8  # FFN widths are multiples of 64, and of less where that left fewer than eight to choose from
+WORDS = {Space.FFN: "FFN channels", Space.KV_GROUP: "KV groups"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """What goes, and the profile of what is left."""
+
+    spaces: tuple[Space, ...]
+    profile: Profile
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every block loses the same."""
+        return self.profile is Profile.UNIFORM
+
+    @property
+    def words(self) -> str:
+        """What goes, for a sentence."""
+        return " and ".join(WORDS[space] for space in self.spaces)
+
+    def method(self, dense: Geometry) -> str:
+        """The best method of this repository's results that gives such shapes; the cheap one for a large model."""
+        if not self.is_even and dense.decoder_parameters() <= LARGE:
+            return "trimline"
+        return "cfsp" if self.spaces == (Space.FFN,) else "cfsp_extended"
+
+    def smallest(self, dense: Geometry) -> Geometry:
+        """The model that is left when as much goes as can."""
+        tile, heads = tile_of(dense), Space.KV_GROUP in self.spaces
+        return dense.with_blocks(
+            tuple(BlockShape(min(tile, block.ffn), min(1, block.kv_groups) if heads else block.kv_groups) for block in dense.blocks)
+        )
+
+    def shapes(self, dense: Geometry) -> Iterator[Geometry]:
+        """Results of every kind that may come out: blocks alike or not, with every number of KV groups."""
+        tile = tile_of(dense)
+        most = max(block.kv_groups for block in dense.blocks)
+        for groups in range(1, most + 1) if Space.KV_GROUP in self.spaces else (most,):
+            yield dense.with_blocks(
+                tuple(
+                    BlockShape(
+                        min(block.ffn, tile * (1 if self.is_even else 1 + number % 2)),
+                        min(block.kv_groups, groups if self.is_even or number % 2 else most),
+                    )
+                    for number, block in enumerate(dense.blocks)
+                )
+            )
+
+    def verdicts(self, dense: Geometry, config: Mapping[str, Any]) -> dict[str, ConsumerVerdict]:
+        """What every consumer does with the results, by its name: what it does with the worst.
+
+        Raises:
+            TrimlineError: the profile cannot express them.
+        """
+        found: dict[str, ConsumerVerdict] = {}
+        for shape in self.shapes(dense):
+            check_profile(dense.family, dense, shape, self.profile, config)
+            for verdict in consumers(shape, self.profile, config):
+                if verdict.consumer not in found or not verdict.loads:
+                    found[verdict.consumer] = verdict
+        return found
+
+
+# FFN channels alone lose hardly more than both together (docs/results.md), decode as fast, and more programs load the result.
+MILDEST = Way((Space.FFN,), Profile.UNIFORM)
+WAYS = (
+    Way((Space.FFN,), Profile.DECILM),
+    Way((Space.FFN,), Profile.FREE),
+    Way((Space.FFN, Space.KV_GROUP), Profile.FREE),
+    MILDEST,
+    Way((Space.FFN, Space.KV_GROUP), Profile.UNIFORM),
+)
+
+
+def tile_of(dense: Geometry) -> int:
+    """What FFN widths become multiples of."""
+    narrowest = min((block.ffn for block in dense.blocks if block.ffn), default=TILE)
+    tile = TILE
+    while tile > 1 and narrowest // tile < TILES:
+        tile //= 2
+    return tile
+
+
+def demand_ffn(dense: Geometry) -> None:
+    """Raises TrimlineError where there is nothing that any way could take."""
+    if not any(block.ffn for block in dense.blocks):
+        raise TrimlineError("No block of this model has an FFN.", "Write a recipe by hand: docs/recipe.md has every key.")
