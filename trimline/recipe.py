@@ -68,12 +68,12 @@ def recipe_file(path: Path) -> str:
         with path.open("rb") as file:  # a device has no size, and no end either
             content = file.read(LARGEST_RECIPE + 1)
         if len(content) > LARGEST_RECIPE:
-            raise TrimlineError(f"{path} is larger than {LARGEST_RECIPE >> 20} MiB.", "Give a recipe, such as recipes/quickstart.yaml.")
+            raise TrimlineError(f"{path} is larger than {LARGEST_RECIPE >> 20} MiB.", "Give a recipe; `trimline new MODEL` writes one.")
         text = content.decode("utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise TrimlineError(f"There is no recipe {path}.", "Give a YAML file, such as recipes/quickstart.yaml.") from None
+        raise TrimlineError(f"There is no recipe {path}.", "Give a recipe; `trimline new MODEL` writes one.") from None
     except UnicodeDecodeError:
-        raise TrimlineError(f"{path} is not UTF-8 text.", "Give a YAML file, such as recipes/quickstart.yaml.") from None
+        raise TrimlineError(f"{path} is not UTF-8 text.", "Give a recipe; `trimline new MODEL` writes one.") from None
     return text
 
 
@@ -94,7 +94,7 @@ def plain_recipe(text: str, name: str = "the recipe") -> dict[Any, Any]:
     """
     value = read_plain_yaml(text, name)
     if not isinstance(value, dict):
-        raise TrimlineError(f"{name} holds no recipe.", "Start from recipes/quickstart.yaml.")
+        raise TrimlineError(f"{name} holds no recipe.", "`trimline new MODEL` writes one to start from.")
     return value
 
 
@@ -156,7 +156,7 @@ def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> Triml
         hint = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
         return TrimlineError(f"{name} has an unknown key {_dotted(loc)!r}.", hint)
     if kind == "missing":
-        return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; recipes/quickstart.yaml shows how.")
+        return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; docs/recipe.md says how.")
     why = _WANTED.get(kind, first["msg"].removeprefix("Value error, "))
     place = _dotted(_real_parts(first["loc"], value))
     return TrimlineError(f"{name} has a wrong value at {place!r}: {why} (given {shown(given)}).", "Mend that value.")

@@ -30,7 +30,7 @@ class DTypeName(StrEnum):
     FLOAT16 = "float16"
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/quickstart.yaml.")]
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, such as `trimline new` writes.")]
 Model = Annotated[str, typer.Argument(help="'default', a Hugging Face folder, a .gguf file or a hub id.")]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for everything that is written: new or empty, or that of the run to go on with.")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from deploy.recipe import TargetName
 from trimline.cli.options import Debug, Device, DeviceOption, DTypeName, DTypeOption, Json, Output, Threads, Trust, run_options
 from trimline.cli.session import session
+
+SERVERS: tuple[str, ...] = get_args(TargetName)
 
 
 def package(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; or a package folder, copied to a new --output with more servers.")],
     output: Output = Path("runs/run"),
     targets: Annotated[
-        list[str] | None, typer.Option("--for", metavar="SERVER", help="Also write serve/SERVER/; may be given several times.")
+        list[str] | None,
+        typer.Option("--for", metavar="SERVER", help=f"Also write serve/SERVER/: {', '.join(SERVERS)}; may be given several times."),
     ] = None,
     device: DeviceOption = Device.CPU,
     dtype: DTypeOption = DTypeName.AUTO,

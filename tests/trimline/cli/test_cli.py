@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import benchmarks.stage
+from deploy.targets import TARGETS
 from tests.end_to_end.scenario import (
     Called,
     InProcess,
@@ -23,8 +26,10 @@ from tests.end_to_end.scenario import (
     trimline,
     written,
 )
+from trimline.cli.app import EXAMPLES, app
+from trimline.starting.clients import CLIENTS
 
-VERBS = ("run", "prune", "rebuild", "recover", "evaluate", "export", "bench", "report", "package", "inspect", "verify", "doctor")
+VERBS = tuple(verb.__name__ for verb in EXAMPLES)
 SETTINGS = ("--threads", 1, "--json")
 
 
@@ -96,13 +101,29 @@ def test_help_lists_every_verb():
 def test_help_of_a_verb_says_what_everything_is(verb):
     called = trimline(verb, "--help")
     assert called.code == 0
-    assert "--json" in called.stdout
+    assert ("--json" in called.stdout) == (verb != "serve")
     lines = called.stdout.splitlines()
     assert lines[0].startswith(f"Usage: trimline {verb} ") or f" {verb} " in lines[0]
     assert lines[2].strip()[0].isupper()
     entries = [line for line in called.stdout.splitlines() if line.startswith("  -") and not line.strip().startswith("-h,")]
     bare = [line for line in entries if len(line.split("  ")) < 2]
     assert not bare, bare
+
+
+@pytest.mark.parametrize(("verb", "line"), [(verb.__name__, line) for verb, line in EXAMPLES.items()])
+def test_help_of_a_verb_ends_with_a_line_to_copy(verb, line):
+    assert [part.strip() for part in trimline(verb, "--help").stdout.splitlines()[-2:]] == ["Example:", line]
+    assert len(line) < 120
+    program, name, *arguments = shlex.split(line)
+    assert (program, name) == ("trimline", verb)
+    command = typer.main.get_command(app).commands[verb]
+    command.make_context(verb, arguments)  # a usage error where an option or an argument is not there
+
+
+def test_help_names_the_servers():
+    shown = " ".join(trimline("package", "--help").stdout.split())
+    assert ", ".join(TARGETS) in shown
+    assert ", ".join(CLIENTS) in " ".join(trimline("new", "--help").stdout.split())
 
 
 def test_all_verbs_succeed(chain):
