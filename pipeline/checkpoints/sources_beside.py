@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.checkpoints.stored import Shards, StoredTensor
 from pipeline.checkpoints.weight_files import INDEX, MERGE, SINGLE, WeightFiles
+from pipeline.common.errors import TrimlineError
 
 Identity = tuple[str, int, int, int]  # path, bytes, time of the last change in ns, inode
 
@@ -72,7 +73,10 @@ def _same(path: Identity, other: Identity, one: StoredTensor, two: StoredTensor)
 @lru_cache(maxsize=64)
 def _first_difference(read: tuple[Identity, ...], other: tuple[Identity, ...], whole: bool) -> str | None:
     """The first tensor, by name, that one source has otherwise; ``whole``: the other one lacks no file."""
-    ours, theirs = (Shards(Path(path[0]) for path in paths) for paths in (read, other))
+    try:
+        ours, theirs = (Shards(Path(path[0]) for path in paths) for paths in (read, other))
+    except TrimlineError:  # what nobody can open is no source
+        return None
     mine, found = ({stored.name: stored for stored in shards} for shards in (ours, theirs))
     names = sorted(set(mine) ^ set(found)) if whole else sorted(set(found) - set(mine))
     return names[0] if names else next((name for name in sorted(found) if not ours.same(mine[name], found[name], theirs)), None)

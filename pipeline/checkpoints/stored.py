@@ -20,7 +20,7 @@ from pipeline.common.errors import TrimlineError, shortened
 
 # Buffers of old checkpoints: rotary tables, which every current loader computes, and fairseq's mark of a version.
 PASSED_OVER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)decoder\.version$")
-CHUNK = 2**24  # numbers compared at once
+CHUNK = 2**22  # numbers compared at once
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ class Cut(Mapping[str, torch.Tensor]):
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Raises TrimlineError where an update has another shape than the tensor it replaces has after cutting."""
-        return finished(*self._origins[name], self._checkpoint, self._plan)
+        """Raises TrimlineError where it holds NaN or Inf, or an update has another shape than the tensor it replaces has after cutting."""
+        tensor = finished(*self._origins[name], self._checkpoint, self._plan)
+        self._checkpoint.demand_finite(self._origins[name][0], tensor)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._origins)

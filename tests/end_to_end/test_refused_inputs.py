@@ -93,7 +93,20 @@ def pickled(model: Path) -> None:
 
 
 def index(**weight_map: Any) -> Damage:
-    return write(INDEX, json.dumps({"weight_map": weight_map}))
+    """An index in the place of the single file."""
+
+    def damage(model: Path) -> None:
+        write(INDEX, json.dumps({"weight_map": weight_map}))(model)
+        (model / "model.safetensors").unlink()
+
+    return damage
+
+
+def twice(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors, model / "a.safetensors")
+    save_file({DOWN: tensors[DOWN] + 1}, model / "b.safetensors")
+    index(one="a.safetensors", two="b.safetensors")(model)
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -135,10 +148,7 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "index absolute": (index(a="/etc/passwd"), ("'/etc/passwd'", "not a file in it")),
     "missing shard": (index(a="model-00002-of-00002.safetensors"), ("'model-00002-of-00002.safetensors'",)),
     "index of numbers": (index(a=3), ("no usable weight_map",)),
-    "tensor twice": (
-        lambda model: shutil.copy(model / "model.safetensors", model / "more.safetensors"),
-        ("stands in both", "more.safetensors"),
-    ),
+    "tensor twice": (twice, (DOWN, "stands in both", "b.safetensors")),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ("tokenizer",)),
     "broken tokenizer": (write("tokenizer.json", '{"model": 1}'), ("transformers cannot open",)),
     "tokenizer code": (
