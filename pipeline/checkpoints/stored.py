@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,14 @@ class Shards:
 
     def read(self, stored: StoredTensor) -> torch.Tensor:
         """The whole tensor."""
-        tensor: torch.Tensor = self._handles[stored.shard].get_tensor(stored.name)
+        with _readable(stored):
+            tensor: torch.Tensor = self._handles[stored.shard].get_tensor(stored.name)
         return tensor
 
     def rows(self, stored: StoredTensor, first: int, last: int) -> torch.Tensor:
         """Some of its rows."""
-        tensor: torch.Tensor = self._handles[stored.shard].get_slice(stored.name)[first:last]
+        with _readable(stored):
+            tensor: torch.Tensor = self._handles[stored.shard].get_slice(stored.name)[first:last]
         return tensor
 
     def same(self, one: StoredTensor, other: StoredTensor, theirs: Shards | None = None) -> bool:
@@ -118,6 +121,17 @@ def by_canonical_name(shards: Shards, family: Family, known: Mapping[str, Any], 
 
 def _place(stored: StoredTensor) -> str:
     return f"{stored.shard} ({stored.name})"
+
+
+@contextmanager
+def _readable(stored: StoredTensor) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise TrimlineError(
+            f"The tensor {stored.name} in {stored.shard} cannot be read as {stored.dtype} ({shortened(str(error), 200)}).",
+            "Store it as F32, F16 or BF16.",
+        ) from None
 
 
 def _open(path: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -57,7 +56,7 @@ def _windows(folder: Path, texts: Path, calibration: CalibrationWindows, geometr
     return windows
 
 
-def _demand_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+def _demand_finite(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Looks through a model that is whole in memory, so that nothing is read twice.
 
     Raises:
