@@ -49,6 +49,8 @@ def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunO
     check_windows(windows, source.geometry)
     model, paging = open_model(folder, options)
     losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
+    if not all(map(math.isfinite, losses)):
+        source.check_finite()  # a tensor that is no number is named rather than what comes of it
     name = read_json(texts / TEXTS)["evaluation"]["name"] if (texts / TEXTS).exists() else EVALUATION
     result = perplexity_record(losses) | {"text": name, "window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
     write_json(out / RESULT, result)

@@ -169,6 +169,8 @@ def quiet_transformers() -> Iterator[None]:
 
 def first_words(error: BaseException, most: int = 300) -> str:
     """What an error of a library says, on one line and without a full stop; its kind where it says nothing."""
+    if isinstance(error, KeyError):  # says the key and nothing else
+        return f"it looks for {str(error)[:most]}, which is not there"
     return " ".join(str(error).split())[:most].rstrip(" .") or type(error).__name__
 
 

@@ -20,7 +20,7 @@ from pipeline.architecture.families import Family
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
-from pipeline.live.loading import load_model
+from pipeline.live.loading import MISFIT, load_model
 from pipeline.live.placing import devices_for, empty_model
 
 Overlay = Callable[[int], None]
@@ -196,7 +196,7 @@ def fill(
             raise TrimlineError(
                 f"The tensor {prefix + name} of {checkpoint.folder} has shape {tuple(tensor.shape)}, and its config says "
                 f"{tuple(parameter.shape)}.",
-                "Fetch or rebuild the checkpoint.",
+                MISFIT,
             )
         given = tensor.to(device=device, dtype=dtype)
         if keep is not None and tensor.dtype != dtype:

@@ -34,8 +34,11 @@ class Cut(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Raises TrimlineError where it holds NaN or Inf, or an update has another shape than the tensor it replaces has after cutting."""
-        tensor = finished(*self._origins[name], self._checkpoint, self._plan)
-        self._checkpoint.demand_finite(self._origins[name][0], tensor)
+        origin, place = self._origins[name]
+        tensor = finished(origin, place, self._checkpoint, self._plan)
+        if origin in self._plan.updates and not torch.isfinite(tensor).all():
+            raise TrimlineError(f"The plan's update of {origin} holds NaN or Inf.", "Prune again.")
+        self._checkpoint.demand_finite(origin, tensor)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

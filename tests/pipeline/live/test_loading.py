@@ -45,6 +45,36 @@ def test_an_interrupt_that_ends_as_another_error_is_an_interrupt(tmp_path: Path)
         raise RuntimeError("something else")
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        (ImportError("FlashAttention2 has been toggled on, but it cannot be used"), "Delete attn_implementation from config.json"),
+        (ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes"), "full precision"),
+        (
+            RuntimeError("You set `ignore_mismatched_sizes` to `False`, thus raising an error. For details look at the above report!"),
+            "another model",
+        ),
+        (AssertionError("Padding_idx must be within num_embeddings"), "pad_token_id"),
+        (ValueError("Couldn't instantiate the backend tokenizer from one of"), "save_pretrained"),
+        (KeyError("nonsense"), "Correct what it names"),
+    ],
+)
+def test_what_a_library_says_gets_a_remedy_that_fits(tmp_path: Path, said: Exception, remedy: str) -> None:
+    with pytest.raises(TrimlineError) as caught, as_trimline_error(tmp_path):
+        raise said
+    assert remedy in caught.value.remedy
+    assert "above report" not in str(caught.value)
+    assert not caught.value.remedy.startswith("Fetch")
+
+
+def test_a_choice_of_attention_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "dense", num_hidden_layers=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "flash_attention_2"}))
+    with pytest.raises(TrimlineError, match="FlashAttention2 .* Delete attn_implementation"):
+        load_model(folder)
+
+
 ELSEWHERE = """
 import sys
 sys.path.append({other!r})
