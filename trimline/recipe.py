@@ -8,21 +8,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
+from exporters.gguf.recipe import K_BLOCK, is_k_type
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.common.errors import TrimlineError, shortened, shown
 from pipeline.common.plain_yaml import DEEPEST, MOST_ENTRIES, read_plain_yaml, write_plain_yaml
 from pipeline.common.slices import Slice
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
-from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.sources.recipe import ModelSlice, TextSlice
 
 LARGEST_RECIPE = 4 * 2**20
+LLAMA_CPP = "llama.cpp"  # among targets
 
 
 class Recipe(Slice):
@@ -40,6 +42,31 @@ class Recipe(Slice):
     build: BuildSlice | None = None
     benchmark: BenchmarkSlice = BenchmarkSlice()
     package: PackageSlice = PackageSlice()
+
+    @model_validator(mode="after")
+    def _rounds_for_llama_cpp(self) -> Recipe:
+        """FFN widths fit the blocks of k-types where the recipe packages such a file, unless a step says what it rounds to."""
+        if LLAMA_CPP in self.package.targets and is_k_type(self.package.gguf.quantise):
+            steps = tuple(step if "round_to" in step.model_fields_set else _rounded(step) for step in self.prune.steps)
+            object.__setattr__(self, "prune", self.prune.model_copy(update={"steps": steps}))
+        return self
+
+    def rounding(self) -> str | None:
+        """A sentence on what k-types of llama.cpp make of the widths that the steps round to; None where the recipe has none of them."""
+        kind = self.package.gguf.quantise
+        if LLAMA_CPP not in self.package.targets or not is_k_type(kind):
+            return None
+        others = sorted({step.round_to for step in self.prune.steps if step.round_to % K_BLOCK})
+        if not others:
+            return f"FFN widths become multiples of {K_BLOCK}, which {kind} in llama.cpp needs; round_to would say otherwise"
+        return (
+            f"FFN widths may be no multiples of {K_BLOCK} (round_to: {others[0]}): llama.cpp stores such rows in larger types than {kind}"
+        )
+
+
+def _rounded(step: PruneStep) -> PruneStep:
+    """Set as if it had been written, so that the recipe that is kept says so. The published rounding has a tile of its own."""
+    return step if step.rounding == "published" else PruneStep.model_validate(step.model_dump(exclude_unset=True) | {"round_to": K_BLOCK})
 
 
 def as_recipe(recipe: Path | str | Recipe | Mapping[str, Any]) -> Recipe:

@@ -10,6 +10,7 @@ from exporters.gguf.child import HOW, llama_cpp_python, quantise
 from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_file, gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
+from exporters.gguf.types import stored_types
 from exporters.text.tokens import check_text
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -45,6 +46,9 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
         if recipe.quantise:
             assert python is not None
             quantise(python, whole, out / MODEL, recipe.quantise, options.threads)
+            types = stored_types(out / MODEL, recipe.quantise)
+            record |= {"types": types.as_record()}
+            events.gate(f"GGUF, {types.sentence()}", **types.as_record())
     record = {"architecture": form.arch} | record
     record["llama.cpp"] = gate_llama_cpp(source, recipe, out / MODEL, options, events)
     write_json(out / CONFIG, source.config)

@@ -71,6 +71,8 @@ class Run:
             TrimlineError: a stage failed; the stages before it are kept.
         """
         resolve_steps(self.recipe.prune)  # what is wrong with the steps is said before anything is fetched
+        if (said := self.recipe.rounding()) is not None:
+            self.events.note(said)
         with exclusive(self.store, self.events):
             for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
                 self.do(job)
