@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from exporters.text.template import SECONDS
 from pipeline.common.answering import Record, answer_parent
 
 ROOM = 2**30  # bytes beside those of an idle process
@@ -15,17 +15,15 @@ ROOM = 2**30  # bytes beside those of an idle process
 
 def main() -> None:
     """Answers the parent."""
-    render({"conversation": [], "template": "", "tokens": {}})  # loads what it needs
-    _bound()
+    _render([], "", {})  # loads what it needs
     answer_parent(render)
 
 
 def render(what: Record) -> Record:
     """``why`` the template does not render; empty where it does."""
+    _bound(what["seconds"])
     try:
-        render_jinja_template(
-            conversations=[what["conversation"]], chat_template=what["template"], add_generation_prompt=True, **what["tokens"]
-        )
+        _render(what["conversation"], what["template"], what["tokens"])
     except MemoryError:
         return {"why": f"it takes more than {ROOM >> 30} GiB of memory"}
     except Exception as error:  # jinja2's own, and whatever the template's arithmetic meets
@@ -33,10 +31,14 @@ def render(what: Record) -> Record:
     return {"why": ""}
 
 
-def _bound() -> None:
+def _render(conversation: list[Any], template: str, tokens: dict[str, str]) -> None:
+    render_jinja_template(conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens)
+
+
+def _bound(most: int) -> None:
     """No more computing and memory for this process than a template may take."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + SECONDS
+    seconds = int(used.ru_utime + used.ru_stime) + most
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     size = pages * resource.getpagesize() + ROOM

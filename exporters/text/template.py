@@ -33,7 +33,7 @@ def check_template(tokenizer: Any, folder: Path) -> None:
         return
     child = Child(module_command(MODULE), Words("renders the chat template"), PATIENCE)
     try:
-        reply = ask_once(child, "render", template=template, conversation=CONVERSATION, tokens=_tokens(tokenizer))
+        reply = ask_once(child, "render", template=template, conversation=CONVERSATION, tokens=_tokens(tokenizer), seconds=SECONDS)
     except Died as died:
         if died.code not in (-signal.SIGXCPU, -signal.SIGKILL):
             raise
