@@ -10,10 +10,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.gguf.child import HOW, llama_cpp_python, measure
+from exporters.gguf.keys import compare_keys
 from exporters.gguf.metadata import context_length
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors, open_with_transformers, transformers_obstacle
@@ -45,6 +47,7 @@ def gate_file(source: Checkpoint, form: GgufForm, precision: str, path: Path, op
         GateError: a number, a size or a logit differs.
     """
     tensors = compare_tensors(source, open_reference(source.folder, options, is_mapped(source, options)), form, precision, path)
+    compare_keys(source, gguf.GGUFReader(path), form.arch)
     events.gate(f"GGUF: {tensors} tensors read back, every number the checkpoint's")
     obstacle = transformers_obstacle(source, form, path) or _memory_obstacle(source, options)
     if obstacle is not None:

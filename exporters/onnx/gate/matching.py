@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from exporters.onnx.gate.operands import Operands, Product
-from exporters.onnx.gate.rounding import Rounding
+from exporters.onnx.gate.operands import GraphProduct, Operands
+from exporters.onnx.gate.rounding import FormatRounding
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import GateError
 
@@ -37,11 +37,11 @@ class Share:
     name: str
     rows: slice
     outputs: slice
-    product: Product
+    product: GraphProduct
     operands: Operands
 
     @property
-    def rounding(self) -> Rounding:
+    def rounding(self) -> FormatRounding:
         return self.product.rounding
 
     def compute(self, given: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ class Matching:
             before = sum(self._rows(place, part) for part in PACKED.get(whole, ())[: PACKED.get(whole, (leaf,)).index(leaf)])
             yield self._share(path, self._product(place, whole, path), outputs=slice(before, before + rows))
 
-    def _share(self, name: str, product: Product, rows: slice = slice(None), outputs: slice = slice(None)) -> Share:
+    def _share(self, name: str, product: GraphProduct, rows: slice = slice(None), outputs: slice = slice(None)) -> Share:
         return Share(name, rows, outputs, product, self._operands)
 
     def _place(self, path: str) -> Key:
@@ -125,7 +125,7 @@ class Matching:
         number, inside = path.removeprefix(f"{family.blocks}.").split(".", 1)
         return int(number), inside.rsplit(".", 1)[-1]
 
-    def _product(self, place: int, leaf: str, path: str) -> Product:
+    def _product(self, place: int, leaf: str, path: str) -> GraphProduct:
         if (place, leaf) not in self._named:
             raise self._missing(path)
         return self._named[place, leaf]
@@ -141,6 +141,6 @@ class Matching:
         return keys * self._geometry.queries_per_group if part == "q_proj" else keys
 
 
-def _key(product: Product) -> Key:
+def _key(product: GraphProduct) -> Key:
     place = FUSED_NAME.fullmatch(product.name)
     return HEAD if place is None else (int(place.group(1)), place.group(2))

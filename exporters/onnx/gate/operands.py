@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from exporters.onnx.files import GRAPH
-from exporters.onnx.gate.rounding import Rounding
+from exporters.onnx.gate.rounding import FormatRounding
 from exporters.onnx.sparsity import load_graph
 from pipeline.common.errors import GateError
 
@@ -24,7 +24,7 @@ TO_8_BITS = 4  # of MatMulNBits' accuracy levels: inputs may be rounded to 8 bit
 
 
 @dataclass(frozen=True)
-class Product:
+class GraphProduct:
     """One product.
 
     Attributes:
@@ -40,7 +40,7 @@ class Product:
     given: str
     result: str
     shape: tuple[int, int]
-    rounding: Rounding
+    rounding: FormatRounding
     weight: str = ""
     transposed: bool = False
 
@@ -58,7 +58,7 @@ class Operands:
         self._makers = {name: node for node in self._model.graph.node for name in node.output if name}
 
     @cached_property
-    def products(self) -> tuple[Product, ...]:
+    def products(self) -> tuple[GraphProduct, ...]:
         """In the graph's order.
 
         Raises:
@@ -66,7 +66,7 @@ class Operands:
         """
         return tuple(found for node in self._model.graph.node if (found := self._product(node)) is not None)
 
-    def compute(self, product: Product, given: torch.Tensor) -> torch.Tensor:
+    def compute(self, product: GraphProduct, given: torch.Tensor) -> torch.Tensor:
         """What the graph's own nodes make of inputs (tokens, inputs), fp32: (tokens, outputs).
 
         Plain weights are multiplied in fp32, so that a format is judged and not the order of a kernel's sums; integers go through
@@ -83,35 +83,39 @@ class Operands:
         (found,) = session.run([product.result], {product.given: given.numpy()})
         return torch.from_numpy(np.asarray(found, np.float32))
 
-    def _product(self, node: NodeProto) -> Product | None:
+    def _product(self, node: NodeProto) -> GraphProduct | None:
         if node.op_type == "MatMulNBits":
             return self._in_blocks(node)
         if node.op_type == "MatMulInteger":
             return self._dynamic(node)
         return self._plain(node) if node.op_type in PLAIN else None
 
-    def _plain(self, node: NodeProto) -> Product | None:
+    def _plain(self, node: NodeProto) -> GraphProduct | None:
         """A product whose right side is an initialiser, or what one dequantisation makes of initialisers."""
         right, swapped = node.input[1], bool(_attribute(node, "transB", 0))
         maker = self._makers.get(right)
         if right in self._held:
             tensor = self._held[right]
             sizes = tuple(tensor.dims)[::-1] if swapped else tuple(tensor.dims)
-            return Product(node.name, (node,), node.input[0], node.output[0], _two(sizes), Rounding(tensor.data_type), right, swapped)
+            return GraphProduct(
+                node.name, (node,), node.input[0], node.output[0], _two(sizes), FormatRounding(tensor.data_type), right, swapped
+            )
         if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in self._held:
             return None
         tensor = self._held[maker.input[0]]
         bits = 4 if tensor.data_type in (TensorProto.UINT4, TensorProto.INT4) else 8
-        rounding = Rounding(bits=bits, block=_attribute(maker, "block_size", 0), offset=len(maker.input) > 2, inputs=KERNEL_BLOCK)
-        return Product(node.name, (maker, node), node.input[0], node.output[0], _two(tuple(tensor.dims)), rounding)
+        rounding = FormatRounding(bits=bits, block=_attribute(maker, "block_size", 0), offset=len(maker.input) > 2, inputs=KERNEL_BLOCK)
+        return GraphProduct(node.name, (maker, node), node.input[0], node.output[0], _two(tuple(tensor.dims)), rounding)
 
-    def _in_blocks(self, node: NodeProto) -> Product:
+    def _in_blocks(self, node: NodeProto) -> GraphProduct:
         rounded = KERNEL_BLOCK if _attribute(node, "accuracy_level", 0) == TO_8_BITS else None
         offset = len(node.input) > 3 and bool(node.input[3])
-        rounding = Rounding(bits=_attribute(node, "bits", 4), block=_attribute(node, "block_size", 32), offset=offset, inputs=rounded)
-        return Product(node.name, (node,), node.input[0], node.output[0], (_attribute(node, "K", 0), _attribute(node, "N", 0)), rounding)
+        rounding = FormatRounding(bits=_attribute(node, "bits", 4), block=_attribute(node, "block_size", 32), offset=offset, inputs=rounded)
+        return GraphProduct(
+            node.name, (node,), node.input[0], node.output[0], (_attribute(node, "K", 0), _attribute(node, "N", 0)), rounding
+        )
 
-    def _dynamic(self, node: NodeProto) -> Product:
+    def _dynamic(self, node: NodeProto) -> GraphProduct:
         """Inputs rounded by one scale per call, integers multiplied, and the result brought back by both scales."""
         rounded, result = self._makers.get(node.input[0]), node
         while result.op_type != "Mul":
@@ -123,7 +127,7 @@ class Operands:
             raise GateError(f"{self.folder / GRAPH} has a product {node.name} of inputs that nothing rounds.", "Export it again.")
         given, shape = rounded.input[0], _two(tuple(self._held[node.input[1]].dims))
         nodes = tuple(self._between(result.output[0], given))
-        return Product(node.name, nodes, given, result.output[0], shape, Rounding(bits=8, inputs=0))
+        return GraphProduct(node.name, nodes, given, result.output[0], shape, FormatRounding(bits=8, inputs=0))
 
     def _between(self, result: str, given: str) -> Iterator[NodeProto]:
         """The nodes that make ``result`` of ``given`` and of initialisers, in the graph's order."""
@@ -135,7 +139,7 @@ class Operands:
                 wanted += self._makers[name].input
         return (node for node in self._model.graph.node if found & set(node.output))
 
-    def _alone(self, product: Product) -> ModelProto:
+    def _alone(self, product: GraphProduct) -> ModelProto:
         """A model of these nodes only, with their weights."""
         inside = {name for node in product.nodes for name in node.output}
         names = dict.fromkeys(

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from exporters.onnx.gate.matching import Matching, Share
-from exporters.onnx.gate.rounding import Rounding
+from exporters.onnx.gate.rounding import FormatRounding
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import GateError
 from pipeline.live.untouched import parameter_of
@@ -170,7 +170,7 @@ class OutputSums:
 
     @classmethod
     def of(
-        cls, given: torch.Tensor, of_inputs: torch.Tensor, weight: torch.Tensor, candidate: torch.Tensor, rounding: Rounding
+        cls, given: torch.Tensor, of_inputs: torch.Tensor, weight: torch.Tensor, candidate: torch.Tensor, rounding: FormatRounding
     ) -> OutputSums:
         """Sums over inputs (tokens, inputs), whose own errors have the variances ``of_inputs``."""
         parts = zip(*_by_output(given, of_inputs, weight, candidate, rounding), strict=True)
@@ -200,7 +200,7 @@ class OutputSums:
 
 
 def _by_output(
-    given: torch.Tensor, of_inputs: torch.Tensor, weight: torch.Tensor, candidate: torch.Tensor, rounding: Rounding
+    given: torch.Tensor, of_inputs: torch.Tensor, weight: torch.Tensor, candidate: torch.Tensor, rounding: FormatRounding
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Per output: |Y|², |Ŷ - Y|², <Ŷ, Y>, what the second is expected to be, and the variance of the third."""
     squares = given.square().sum(0)

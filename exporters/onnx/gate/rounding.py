@@ -13,7 +13,7 @@ LEAST = {TensorProto.FLOAT16: 2.0**-24, TensorProto.BFLOAT16: 0.0}  # the step b
 
 
 @dataclass(frozen=True)
-class Rounding:
+class FormatRounding:
     """One format.
 
     Attributes:
