@@ -102,7 +102,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
         record["weights"] = "mapped: torch had one block in memory, ONNX Runtime packed none"
     genai = [comparison for path, comparison in found.items() if path.startswith(GENAI)]
     record["genai"] = {"run": True} | _together(genai) if genai else {"run": False, "why": _not_in_genai(folder, precision)}
-    beside = {row.name for row in walked.far}
+    beside = {row.name for row in walked.far[1:]}
     record["far"] = {path: found[path].as_record() for path in found if path in beside}
     checks = {path: found[path].as_record() for path in found if path not in beside and not path.startswith(GENAI)}
     return record | {"checks": checks}

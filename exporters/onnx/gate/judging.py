@@ -69,13 +69,14 @@ def against_itself(logits: Callable[[torch.Tensor], torch.Tensor], walked: list[
 
 
 def judged_far(reference: Reference, rows: Sequence[FarRow], *, exact: bool) -> dict[str, Found]:
-    """Rows that reach far, against torch. In fewer bits, what the first row costs may be paid twice more by those behind it."""
-    pairs = {row.name: (row.reference(reference.model), row.logits) for row in rows}
-    if not exact:
-        near = compare_distributions(*pairs[rows[0].name])
+    """Rows that reach far, against torch. In fewer bits they may cost three times what the first row does, which is near and judged along the paths."""
+    first, *others = rows
+    pairs = {row.name: (row.reference(reference.model), row.logits) for row in others}
+    if not exact and pairs:
+        near = compare_distributions(first.reference(reference.model), first.logits)
         return {name: compare_distributions(*pair, bar=BAR_OF_DIVERGENCE + 3 * near.difference) for name, pair in pairs.items()}
     found: dict[str, Found] = {name: compare_logits(*pair, bar=BAR) for name, pair in pairs.items()}
-    if failed := [row for row in rows if not found[row.name].passed]:
+    if failed := [row for row in others if not found[row.name].passed]:
         exactly = reference.in_double(lambda model: [row.reference(model) for row in failed])
         for row, double in zip(failed, exactly, strict=True):
             rounding = (pairs[row.name][0] - double).abs().max().item()
