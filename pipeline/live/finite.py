@@ -41,11 +41,12 @@ def kind_of(tensor: torch.Tensor) -> str:
 def _cause(what: str, model: nn.Module) -> TrimlineError:
     """Blocks that are not in memory have no values, and cannot be the cause: they did not run."""
     dtype = next(model.parameters()).dtype
-    name, narrow = str(dtype).removeprefix("torch."), torch.finfo(dtype).max < torch.finfo(torch.float32).max
+    name, narrow = str(dtype).removeprefix("torch."), torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
     there = ((name, tensor) for name, tensor in model.named_parameters() if not tensor.is_meta)
     found = next(((known, kind_of(tensor)) for known, tensor in there if not is_finite(tensor)), None)
     if found is None:
-        remedy = "Measure in float32: --dtype float32." if narrow else "The weights are beyond what any dtype can compute with: mend them."
+        beyond = "Look for weights far larger than the others, or use options that add up in float32, where the method has them."
+        remedy = "Measure in float32: --dtype float32." if narrow else beyond
         return TrimlineError(f"{what} are not finite: activations or gradients overflow in {name}.", remedy)
     repair = "Fetch the checkpoint again, or repair that tensor."
     if narrow and found[1] == "Inf":
