@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from deploy.serve.bounds.templates import Templates
@@ -55,3 +58,35 @@ def test_a_conversation_is_written_as_transformers_writes_it(tiny_onnx: Path) ->
     model.tokenizer.chat_template = None
     assert model.check_template() is None
     model.templates.kill()
+
+
+def test_tokens_are_those_of_transformers_whatever_the_file_says_of_truncation_and_padding(tiny_onnx: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_onnx, tmp_path / "onnx")
+    stored = Tokenizer.from_file(str(tiny_onnx / "tokenizer.json"))
+    stored.enable_truncation(4)
+    stored.enable_padding(length=9)
+    stored.save(str(tmp_path / "onnx" / "tokenizer.json"))
+    model, theirs = ServedModel(tmp_path / "onnx"), AutoTokenizer.from_pretrained(tmp_path / "onnx")
+    for text in ("a", "Eight letters and more"):
+        assert model.encode(text) == theirs(text)["input_ids"]
+
+
+def test_other_threads_run_while_a_long_text_is_made_into_tokens(tiny_onnx: Path) -> None:
+    model, text = ServedModel(tiny_onnx), "word " * 100_000
+    longest, over = 0.0, threading.Event()
+
+    def look() -> None:
+        nonlocal longest
+        while not over.is_set():
+            before = time.monotonic()
+            time.sleep(0.001)
+            longest = max(longest, time.monotonic() - before)
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    began = time.monotonic()
+    model.encode(text)
+    took = time.monotonic() - began
+    over.set()
+    watch.join()
+    assert longest < max(0.5 * took, 0.25)
