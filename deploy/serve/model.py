@@ -114,7 +114,7 @@ class ServedModel:
         try:
             if self.tokenizer.chat_template:
                 self.chat(PLAIN)
-        except ValueError as error:
+        except (TrimlineError, ValueError) as error:
             return str(error)
         return None
 
