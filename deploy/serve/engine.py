@@ -27,7 +27,6 @@ BEAT = 0.5  # seconds between two questions whether the process lives
 UNREADY = 5.0  # seconds without an answer after which nobody should send more requests
 LEAVE = 2.0  # seconds for the process to end by itself
 LOST = "The process that computes was ended, for lack of memory perhaps."
-Lost = Callable[[TrimlineError], None]
 
 
 class QueueFull(Exception):
@@ -50,6 +49,7 @@ class Engine:
 
     Attributes:
         cache_bytes: of the cache, per token of a text; known once it has started.
+        loss: what to say where the process is lost.
     """
 
     def __init__(self, model: ServedModel, parallel: int, queue: int, metrics: Metrics, step_timeout: float = 120.0) -> None:
@@ -62,20 +62,20 @@ class Engine:
         self._numbers = 0
         self._closing = self._gone = False
         self._process: Any = None
-        self._on_lost: Lost | None = None
-        self._loss = TrimlineError(LOST, "Start again; a lower --parallel or --context takes less.")
+        self._on_lost: Callable[[], None] | None = None
+        self.loss = TrimlineError(LOST, "Start again; a lower --parallel or --context takes less.")
         # Written by a thread, since the pipe is full while a long prompt is read, and the event loop must not wait.
         self._commands: SimpleQueue[Start | Cancel | Ping | Stop | None] = SimpleQueue()
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running))
 
-    def start(self, folder: Path, threads: int, on_lost: Lost | None = None) -> None:
+    def start(self, folder: Path, threads: int, on_lost: Callable[[], None] | None = None) -> None:
         """Opens the model in a process of its own.
 
         Args:
             folder: an ONNX export.
             threads: of the runtime.
-            on_lost: called by a thread of the engine with the reason when that process ends unasked or hangs, after every
-                request was told.
+            on_lost: called by a thread of the engine when that process ends unasked or hangs, after every request was told;
+                ``loss`` says which.
 
         Raises:
             TrimlineError: the runtime cannot open it, or the process ends meanwhile.
@@ -214,7 +214,7 @@ class Engine:
             time.sleep(BEAT)
             if self._silent > self._step_timeout:
                 hung = f"The process that computes has not answered for {self._step_timeout:g} s."
-                self._loss = TrimlineError(hung, "Start again; where its steps may take as long, raise --step-timeout.")
+                self.loss = TrimlineError(hung, "Start again; where its steps may take as long, raise --step-timeout.")
                 self.kill()
                 return
 
@@ -226,7 +226,7 @@ class Engine:
         self._commands.put(None)
         self.abandon("the process that computes has ended")
         if self._on_lost and not asked:
-            self._on_lost(self._loss)
+            self._on_lost()
 
 
 def _is_over(answering: Answering, event: Token | Broken) -> bool:

@@ -94,9 +94,9 @@ class _Server(uvicorn.Server):
         self._patience = service.options.patience
         self._connections = Connections(self._patience)
 
-    def lose(self, problem: TrimlineError) -> None:
+    def lose(self) -> None:
         """Without the process that computes there is nothing to serve: whoever watches this one shall start it again."""
-        self._ending.fail(problem)
+        self._ending.fail(self._engine.loss)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
