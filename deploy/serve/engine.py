@@ -83,8 +83,9 @@ class Engine:
         self._on_lost = on_lost
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, folder, threads), name="engine", daemon=True)
-        self._process.start()
+        process = context.Process(target=work, args=(theirs, folder, threads), name="engine", daemon=True)
+        process.start()
+        self._process = process
         theirs.close()
         try:
             answer = self._connection.recv()
