@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import TrimlineError
+from pipeline.common.errors import TrimlineError, shortened
 from pipeline.sources.recipe import TextSource
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -69,10 +69,37 @@ def _demand_reachable(name: str) -> None:
 
 def _json_rows(path: Path, column: str) -> list[Any]:
     # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    if any(not isinstance(row, dict) or column not in row for row in rows):
-        raise _no_column(path.name, column)
-    return [row[column] for row in rows]
+    lines = path.read_bytes().split(b"\n")
+    return [_json_row(line, f"Line {number:,} of {path.name}", column) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _json_row(line: bytes, place: str, column: str) -> str | None:
+    """The text of one row.
+
+    Raises:
+        TrimlineError: it is not UTF-8, not JSON, no object, or its column is missing or holds something else; names the line.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+        if isinstance(row, dict) and isinstance(row.get(column), str):
+            row[column].encode()
+    except UnicodeEncodeError:
+        raise TrimlineError(f"{place} holds half of a surrogate pair.", "Mend that escape.") from None
+    except UnicodeDecodeError as error:
+        raise TrimlineError(f"{place} is not UTF-8 (byte {error.start + 1}).", "Write the file as UTF-8, or leave that line out.") from None
+    except (ValueError, RecursionError) as error:
+        raise TrimlineError(f"{place} is not JSON ({_first_line(error)}).", "Mend that line, or leave it out.") from None
+    if not isinstance(row, dict):
+        raise TrimlineError(f"{place} holds no object but a {type(row).__name__}.", f'Write {{"{column}": "…"}} in every line.')
+    if column not in row:
+        raise TrimlineError(f"{place} has no {column!r}; it has {_named(row)}.", "Name the column that holds the text.")
+    if not isinstance(row[column], str | None):
+        raise TrimlineError(f"{place} has a {type(row[column]).__name__} for {column!r}.", "Name the column that holds the text.")
+    return row[column]
+
+
+def _named(row: dict[str, Any]) -> str:
+    return shortened(", ".join(map(repr, row)) or "nothing")
 
 
 def _parquet_rows(path: Path, column: str) -> list[Any]:

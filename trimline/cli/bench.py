@@ -21,11 +21,14 @@ def _show(wanted: bool) -> None:
     from benchmarks.runtimes.runs_here import runs_here
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("Runtime", "Opens", "How", "Here"):
+    for title in ("Runtime", "Opens", "Here"):
         table.add_column(title, overflow="fold")
-    for found in runs_here():
-        table.add_row(found.runtime, found.opens, found.how, found.lacks or ", ".join(filter(None, ("yes", found.where))))
-    Console().print(table, markup=False)
+    runtimes, console = list(runs_here()), Console()
+    for found in runtimes:
+        table.add_row(found.runtime, found.opens, found.lacks or ", ".join(filter(None, ("yes", found.where))))
+    console.print(table, markup=False)
+    for found in runtimes:  # a line each, however long, to be copied: a table would break them
+        console.print(f"{found.runtime}: {found.how}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit
 
 

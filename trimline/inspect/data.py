@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from trimline.inspect.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
 
-Kind = Literal["checkpoint", "plan", "onnx"]
+Kind = Literal["checkpoint", "plan", "onnx", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Inspection:
     """What a folder holds.
 
     Attributes:
-        kind: ``checkpoint``, ``plan`` or ``onnx``.
+        kind: ``checkpoint``, ``plan``, ``onnx`` or ``gguf``.
         folder: the folder that was read, which may lie inside the one that was named.
         title: one line for people.
         blocks: widths per block; of a plan, every original block, removed ones with zeros.
@@ -52,6 +53,7 @@ class Inspection:
         patterns: one per projection.
         consumers: empty where shapes are not known.
         graph: only for ``onnx``.
+        gguf: only for ``gguf``.
     """
 
     kind: Kind
@@ -64,6 +66,7 @@ class Inspection:
     patterns: tuple[TensorPattern, ...] = ()
     consumers: tuple[Loading, ...] = ()
     graph: Graph | None = None
+    gguf: GgufFile | None = None
     notes: tuple[str, ...] = field(default=())
 
     def as_record(self) -> dict[str, Any]:

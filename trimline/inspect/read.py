@@ -17,13 +17,16 @@ from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.profiles import consumers
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
+from trimline.inspect.gguf_file import read_gguf
 from trimline.inspect.graph import inspect_graph
 
+GGUF = ".gguf"
+GIVE = "Give a checkpoint, plan, ONNX or package folder, or a .gguf file."
 PACKAGED = ("model", "checkpoint")  # where a package and a source artefact keep their checkpoint
 
 
 def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
-    """Reads a checkpoint folder, a plan folder, an ONNX folder or a package.
+    """Reads a checkpoint folder, a plan folder, an ONNX folder, a GGUF file or a package.
 
     Args:
         folder: what to look at.
@@ -33,17 +36,20 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
         TrimlineError: the folder is none of these, or what it holds is corrupt.
     """
     folder = Path(folder)
+    if folder.is_file() and folder.suffix == GGUF:
+        return _inspect_gguf(folder)
     if not folder.is_dir():
-        raise TrimlineError(f"There is no folder {folder}.", "Give a checkpoint, plan, ONNX or package folder.")
+        what = f"{folder} is a file, and no .gguf" if folder.exists() else f"There is no folder {folder}"
+        raise TrimlineError(f"{what}.", GIVE)
     if graph := graph_file(folder):
         return _inspect_onnx(graph)
     if place := checkpoint_place(folder):
         return _inspect_checkpoint(place)
     if (folder / PLAN).exists():
         return _inspect_plan(folder, source)
-    raise TrimlineError(
-        f"{folder} holds neither config.json, nor plan.json, nor an .onnx file.", "Give a checkpoint, plan, ONNX or package folder."
-    )
+    if len(files := [path for path in sorted(folder.glob(f"*{GGUF}")) if path.is_file()]) == 1:
+        return _inspect_gguf(files[0])
+    raise TrimlineError(f"{folder} holds neither config.json, nor plan.json, nor an .onnx file, nor one .gguf file.", GIVE)
 
 
 def graph_file(folder: Path) -> Path | None:
@@ -105,6 +111,22 @@ def _inspect_onnx(graph: Path) -> Inspection:
     patterns = tuple(TensorPattern(name, fraction) for name, fraction in found.two_four.items())
     title = f"ONNX graph {graph.name}, opset {found.opset}, {found.nodes} nodes"
     return Inspection("onnx", str(graph.parent), title, bytes=found.file_bytes, patterns=patterns, graph=found)
+
+
+def _inspect_gguf(path: Path) -> Inspection:
+    found = read_gguf(path)
+    ffn, groups = (found.per_block(key) for key in ("feed_forward_length", "attention.head_count_kv"))
+    blocks = tuple(BlockWidth(number, *widths) for number, widths in enumerate(zip(ffn, groups, strict=False)))
+    hidden, count = found.sizes.get("embedding_length", "unknown"), found.sizes.get("block_count", "unknown")
+    return Inspection(
+        kind="gguf",
+        folder=str(path),
+        title=f"GGUF {path.name}, {found.architecture}, {count} blocks, hidden size {hidden}",
+        blocks=blocks,
+        parameters=sum(kind.numbers for kind in found.types),
+        bytes=found.bytes,
+        gguf=found,
+    )
 
 
 def narrowest_profile(result: Geometry) -> Profile:

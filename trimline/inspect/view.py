@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.common.errors import shortened
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
+from trimline.inspect.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
 from trimline.reporting import formats
 
@@ -29,6 +31,9 @@ def render_inspection(inspection: Inspection, console: Console) -> None:
         console.print(_widths(inspection.blocks))
     if inspection.graph:
         for table in _graph_tables(inspection.graph):
+            console.print(table)
+    if inspection.gguf:
+        for table in _gguf_tables(inspection.gguf):
             console.print(table)
     if inspection.patterns:
         console.print(_patterns(inspection.patterns))
@@ -112,6 +117,25 @@ def _graph_tables(graph: Graph) -> Iterator[Table]:
     table.add_column("Operators", overflow="fold")
     for domain, counts in graph.operators.items():
         table.add_row(Text(domain), Text(", ".join(f"{name} × {count}" for name, count in counts.items())))
+    yield table
+
+
+def _gguf_tables(file: GgufFile) -> Iterator[Table]:
+    table = _table("Tensors")
+    table.add_column("Type")
+    for title in ("Tensors", "Numbers", "On disk"):
+        table.add_column(title, justify="right")
+    for row in file.types:
+        table.add_row(row.type, str(row.tensors), formats.count(row.numbers), formats.size(row.bytes))
+    yield table
+    table = _table("Keys")
+    for title in ("Key", "Value"):
+        table.add_column(title, overflow="fold")
+    for key, value in (file.sizes | {f"tokenizer {key}": value for key, value in file.tokenizer.items()}).items():
+        if not isinstance(value, list):  # which is drawn, as widths per block
+            table.add_row(
+                Text(key), Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shortened(str(value)))
+            )
     yield table
 
 

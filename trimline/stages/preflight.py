@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import demand
 from deploy.targets import ModelToServe, check_targets
@@ -19,7 +21,7 @@ from pipeline.prune.stage import check_targets as check_bounds
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.biases import biases_added
-from pipeline.rebuild.profiles import check_request
+from pipeline.rebuild.profiles import check_profile, check_request
 from pipeline.recover.ranks import no_importance
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import check_recovery, narrower_stream
@@ -45,6 +47,7 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     steps = resolve_steps(recipe.prune)
     check_precision(recipe.export.precision, options.device)
     check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(steps, recipe.rebuild.profile), dense.config)
+    _demand_heads(recipe.rebuild.profile, steps, dense)
     if any(Space.RESIDUAL in step.spaces for step in steps):
         check_stream(dense.geometry.family)
         if recipe.recover and recipe.recover.hidden_states:
@@ -63,6 +66,7 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
         demand_builder(recipe.build.builder)
     _demand_runtime(recipe)
     demand_timed(recipe)
+    _demand_positions(recipe.benchmark, dense)
     _demand_counted(recipe, dense)
     check_targets(recipe.package, dense)
 
@@ -84,6 +88,41 @@ def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[b
             elif isinstance(budget.keep, tuple):
                 uneven[space] |= _differ(budget.keep, profile)
     return uneven[Space.FFN], uneven[Space.KV_GROUP], fewer_heads
+
+
+def _demand_heads(profile: Profile, steps: Sequence[ResolvedStep], dense: ModelToServe) -> None:
+    """Some number of KV groups that the steps may leave is one that the config class of the profile's architecture takes.
+
+    Raises:
+        TrimlineError: none is, as for the last that was tried.
+    """
+    geometry, touching = dense.geometry, [step for step in steps if Space.KV_GROUP in step.spaces]
+    if not touching or any(Space.RESIDUAL in step.spaces for step in steps):  # then the hidden size is not known yet
+        return
+    budget = touching[-1].recipe.budget.get(Space.KV_GROUP)
+    most = max(block.kv_groups for block in geometry.blocks)
+    kept = {budget.keep} if budget and isinstance(budget.keep, int) else range(1, most + 1) if not budget or budget.keep is None else set()
+    refused: list[TrimlineError] = []
+    for count in kept if max(kept, default=0) <= most else ():  # more than there are is refused with its own sentence
+        try:
+            blocks = tuple(replace(block, kv_groups=min(count, block.kv_groups)) for block in geometry.blocks)
+            check_profile(geometry.family, geometry, geometry.with_blocks(blocks), profile, dense.config)
+        except TrimlineError as error:
+            refused.append(error)
+    if kept and len(refused) == len(kept):
+        raise refused[-1]
+
+
+def _demand_positions(timed: BenchmarkSlice, dense: ModelToServe) -> None:
+    """Every timed request fits into the model's positions."""
+    positions = dense.config.get("max_position_embeddings")
+    for workload in timed.workloads:
+        needed = workload.prompt + workload.steps
+        if isinstance(positions, int) and needed > positions:
+            raise TrimlineError(
+                f"The timed workload {workload.name} takes {needed:,} positions, and the model has {positions:,}.",
+                "Time shorter ones: benchmark.workloads.",
+            )
 
 
 def _readers_with_new_bias(steps: Sequence[ResolvedStep], dense: ModelToServe) -> set[str]:

@@ -124,6 +124,7 @@ class StageRow(Generic[S]):
             result does not depend on them.
         form: of the model that it judges, where a stage judges several.
         called: what messages call the stage, where that is not its name.
+        several: whether it is about one of several models, which messages name.
         timed: whether it measures speed, so that nothing else may run beside it.
     """
 
@@ -134,11 +135,12 @@ class StageRow(Generic[S]):
     beside: Callable[[StageCase], Iterable[Name]] = nothing
     form: Form = ""
     called: str = ""
+    several: bool = True
     timed: bool = False
 
     def title(self, name: Name) -> str:
         """What messages call the job of making an artefact: ``evaluate_graph pruned``."""
-        about = name.lane.model if name.lane else name.part.number if name.part else ""
+        about = name.lane.model if name.lane and self.several else name.part.number if name.part else ""
         return f"{self.called or self.name} {about}".rstrip()
 
     def needs(self, case: StageCase) -> dict[Name, Artefact]:

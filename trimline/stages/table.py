@@ -180,6 +180,7 @@ _LM_EVAL_GRAPH: Stage[LmEvalSlice] = Stage(
     "lm_eval",
     form="graph",
     called="examine_graph",
+    several=False,  # of the pruned model alone: its checkpoint was compared with the dense one's
     by=examine_graph,
     reads=lambda recipe: present(recipe.lm_eval),
     inputs=lambda case: (export_of(case.lane),),

@@ -30,6 +30,7 @@ from trimline.verify.parts import unlike_parts
 STORE = "store"
 LOCK = ".lock"
 CONFIG = "config.json"  # of a checkpoint
+VERIFIED = "Give a package, a run's output folder, or a folder that a verb of this version wrote."
 
 
 def verify_folder(
@@ -52,7 +53,10 @@ def verify_folder(
     """
     folder, found = Path(folder), Verification()
     if not folder.is_dir():
-        raise TrimlineError(f"There is no folder {folder}.", "Give a package, a run's output folder, or a folder that a verb wrote.")
+        what = f"{folder} is a file" if folder.exists() else f"There is no folder {folder}"
+        raise TrimlineError(f"{what}.", VERIFIED)
+    if not any(folder.iterdir()):
+        raise TrimlineError(f"{folder} is empty, so there is nothing to check.", VERIFIED)
     sides = Sides(None if against is None else checkpoint_folder(against), plan)
     if (folder / STORE).is_dir():
         _verify_run(folder, found, quick, options, events)
@@ -65,7 +69,7 @@ def verify_folder(
     else:
         raise TrimlineError(
             f"{folder} carries neither {MANIFEST} nor {SUMS}, so there is nothing to check it against.",
-            "Give a package, a run's output folder, or a folder that a verb of this version wrote.",
+            VERIFIED,
         )
     return found
 

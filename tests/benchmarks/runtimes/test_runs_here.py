@@ -81,3 +81,5 @@ def test_the_command_needs_no_folders_for_it(arguments):
     assert done.exit_code == 0, done.output
     assert "onnxruntime_tensorrt" in done.stdout
     assert "benchmark: {runtime: torch}" in done.stdout
+    narrow = CliRunner().invoke(app, ["bench", "--targets"], env={"COLUMNS": "40"}).stdout
+    assert [line.how for line in runs_here() if not any(row.endswith(f": {line.how}") for row in narrow.splitlines())] == []

@@ -102,7 +102,7 @@ def test_what_is_timed_stands_alone() -> None:
         (Name("statistics", part=Shard(0, 3)), "statistics 0 of 3", "statistics 0"),
         (evaluation_of(REBUILT), "evaluate rebuilt", "evaluate rebuilt"),
         (evaluation_of(DENSE.engine), "evaluate dense engine", "evaluate_engine dense"),
-        (tasks_of(PRUNED.graph), "lm_eval pruned graph", "examine_graph pruned"),
+        (tasks_of(PRUNED.graph), "lm_eval pruned graph", "examine_graph"),
         (export_of(Lane("pruned", "graph")), "export pruned", "export pruned"),
         (SMALLER.of_round(2), "rebuild, round 2", "rebuild"),
         (RECOVERED, "recover", "recover"),

@@ -251,6 +251,16 @@ def test_sums_are_those_of_sha256sum(smaller):
     assert set(read_sums(smaller)) == {path.name for path in smaller.iterdir()} - {SUMS}
 
 
+def test_nothing_to_verify(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unsummed").mkdir()
+    (tmp_path / "unsummed" / "config.json").write_text("{}")
+    said = {"none": "no folder", "file": "is a file", "empty": "is empty", "unsummed": "carries neither"}
+    for name, words in said.items():
+        assert_refused(trimline("verify", tmp_path / name), words, str(tmp_path / name), "Give a package")
+
+
 def test_exit_codes(output, inputs, tmp_path):
     called = trimline("verify", output / "package", "--quick", "--json")
     assert (called.code, called.answer["problems"]) == (0, [])

@@ -1,0 +1,69 @@
+"""What a recipe and config.json rule out already is said before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.options import RunOptions
+from tests.tiny import tiny_model
+from trimline.recipe import checked_recipe
+from trimline.stages.preflight import preflight
+
+FFN = {"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}, "round_to": 8}
+SHORT = {"workloads": ["8/1"]}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five KV groups of two heads beside a hidden size of 100, which eight do not divide; its biases keep it from being a Mistral."""
+    sizes = {"hidden_size": 100, "num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 10, "attention_bias": True}
+    return tiny_model("llama", tmp_path_factory.mktemp("biased") / "model", num_hidden_layers=2, **sizes)
+
+
+def look(folder: Path, *steps: dict[str, Any], **more: Any) -> None:
+    preflight(
+        checked_recipe({"prune": {"steps": [*steps]}, "rebuild": {"profile": "free"}, "benchmark": SHORT, **more}),
+        RunOptions(),
+        Checkpoint(folder),
+    )
+
+
+def test_ranks_by_importance_beside_a_step_on_single_weights(llama):
+    """A step that makes single weights zero measures no importance of blocks, so that ranks have nothing to follow."""
+    weights = {"method": "wanda", "budget": {"weight": {"remove": 0.5}}}
+    ranked = {"kind": "lora", "lora": {"rank_by": "importance"}}
+    with pytest.raises(TrimlineError, match="no step of the plan measures it"):
+        look(llama, weights, recover=ranked)
+    look(llama, weights, recover={"kind": "lora", "lora": {"rank_by": "uniform"}})
+    look(llama, FFN, weights, recover=ranked)
+
+
+@pytest.mark.parametrize(("workload", "needed"), [("257/1", 257), ("200/58", 257), ("10000/1x4", 10000)])
+def test_a_timed_request_longer_than_the_models_positions(llama, workload, needed):
+    with pytest.raises(TrimlineError, match=f"takes {needed:,} positions, and the model has 256"):
+        look(llama, FFN, benchmark={"workloads": ["8/1", workload]})
+
+
+def test_timed_requests_that_just_fit(llama):
+    look(llama, FFN, benchmark={"workloads": ["256/1", "200/57"]})
+
+
+def test_heads_that_the_config_class_does_not_take(biased):
+    kept = {"method": "magnitude", "budget": {"kv_group": {"keep": 4}}, "allocation": "uniform"}
+    with pytest.raises(TrimlineError, match="does not take 8 query heads beside a hidden size of 100"):
+        look(biased, kept, rebuild={"profile": "uniform"})
+    look(biased, kept)
+    look(biased, {**kept, "budget": {"kv_group": {"keep": 1}}}, rebuild={"profile": "uniform"})
+    look(
+        biased, {**kept, "budget": {"kv_group": {"remove": 0.2}}}, rebuild={"profile": "uniform"}
+    )  # some number is taken; which, is not known
