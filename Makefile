@@ -57,7 +57,7 @@ test: $(STAMP) ## set up, and run the test suite
 test-slow: $(STAMP) ## the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not servers"
 
-fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 kills (nightly; FUZZ_SEED= starts elsewhere)
+fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 signals that end runs and sweeps (nightly; FUZZ_SEED= starts elsewhere)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m fuzz
 
 test-oldest: ## the test suite with the oldest version that pyproject.toml allows of everything, in an environment of its own

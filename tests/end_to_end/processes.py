@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,19 @@ class Running:
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         folder.mkdir(parents=True)
-        self._out, self._err = folder / "stdout", folder / "stderr"
-        self._process = SERVER.Process(target=_call, args=(list(map(str, arguments)), self._out, self._err))
+        self._out, self._err, self._temporary = folder / "stdout", folder / "stderr", folder / "tmp"
+        self._temporary.mkdir()
+        self._process = SERVER.Process(target=_call, args=(list(map(str, arguments)), self._out, self._err, self._temporary))
         self._process.start()
 
     @property
     def stderr(self) -> str:
         return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
+
+    @property
+    def left(self) -> list[Path]:
+        """What lies in the place of the system's temporary folder."""
+        return list(self._temporary.iterdir())
 
     @property
     def alive(self) -> bool:
@@ -64,8 +71,10 @@ def _wait(found: Callable[[], bool], ended: Callable[[], bool]) -> bool:
     raise AssertionError("nothing happened")
 
 
-def _call(arguments: list[str], out: Path, err: Path) -> None:
+def _call(arguments: list[str], out: Path, err: Path, temporary: Path) -> None:
     from trimline.cli.app import main
+
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
 
     benchmarks.stage.BenchmarkWorker = InProcess  # type: ignore[misc, assignment]
     with _redirected(1, out), _redirected(2, err):

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: what is left is whole, the same command goes on, and the bytes are those of an unbroken run."""
+"""SIGKILL, SIGTERM and SIGINT at any moment: what is left is whole, the same command goes on, and the bytes are those of an unbroken run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.artefacts.artefact import MEASURED, file_digest
-from pipeline.artefacts.sums import SUMS
+from pipeline.artefacts.artefact import MEASURED, PARTIAL, file_digest
+from pipeline.artefacts.sums import SUMS, check_sums
 from pipeline.common.events import Events
 from tests.end_to_end.processes import Running
 from tests.end_to_end.scenario import OPTIONS, SETTINGS, assert_nothing_half_written, prose, recipe, tiny_inputs, written
 from trimline.verify.folders import verify_folder
 
+CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 STAGES = ("source", "text", "measure", "prune", "rebuild", "recover", "evaluate", "export", "benchmark", "report", "package")
 # What holds a time, a latency or a date, or the sum of a file that does.
 MEASURING = re.compile(rf"(.*/)?({re.escape(MEASURED)}|{SUMS})|(benchmark|report)-.*|package-.*/(manifest\.json|report\.(html|md))")
@@ -36,10 +37,11 @@ def values(tmp_path_factory) -> dict[str, Any]:
 
 
 class Runs:
-    """Runs of one recipe into one place, which the card of the package names; and what one leaves that nobody interrupts."""
+    """Runs of one recipe, or of a sweep of it, into one place, and what one leaves that nobody stops."""
 
-    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+    def __init__(self, values: dict[str, Any], folder: Path, verb: str = "run", *grid: str) -> None:
         self.recipe, self.folder, self.output = written(values, folder), folder, folder / "out"
+        self._verb, self._grid = verb, grid
         self._number = 0
         running = self.start()
         assert running.until(self.output / "store", ".lock")  # before it, Python was imported
@@ -54,18 +56,43 @@ class Runs:
         if anew:
             shutil.rmtree(self.output)
         self._number += 1
-        return Running(self.folder / f"process {self._number}", "run", self.recipe, "-o", self.output, *SETTINGS)
+        return Running(self.folder / f"process {self._number}", self._verb, self.recipe, "-o", self.output, *SETTINGS, *self._grid)
+
+    def stop(self, running: Running, number: signal.Signals) -> bool:
+        """Sends the signal; whether it came in time. What heard of it has cleaned up behind itself, and says one sentence."""
+        if running.alive:
+            running.send(number)
+        done = running.end()
+        if done.code not in CODES[number]:
+            assert done.code == 0, done.stderr
+            return False
+        if number != signal.SIGKILL:
+            assert done.stderr.count("error: ") == 1, done.stderr
+            assert "Traceback" not in done.stderr
+            assert running.left == []
+            assert not list(self.output.glob(f"store/{PARTIAL}*"))
+        return True
 
     def check(self) -> None:
         """Whether what lies there now is what the unbroken run left."""
-        assert_nothing_half_written(self.output)
         assert computed(self.output) == self.computed
+        if self._grid:
+            assert {path.name for path in self.output.iterdir()} == {"store", "points", "sweep.html", "sweep.json", "sweep.md"}
+            stages = [path for path in (self.output / "store").iterdir() if path.name != ".lock"]
+            assert {path: check_sums(path) for path in stages} == dict.fromkeys(stages, [])
+            return
+        assert_nothing_half_written(self.output)
         assert verify_folder(self.output, quick=True, options=OPTIONS, events=Events()).problems == []
 
 
 @pytest.fixture(scope="module")
 def runs(values, tmp_path_factory) -> Runs:
     return Runs(values, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def sweeps(values, tmp_path_factory) -> Runs:
+    return Runs(values, tmp_path_factory.mktemp("sweeps"), "sweep", "--grid", "prune.steps.0.budget.ffn.remove=0.5,0.25")
 
 
 def computed(output: Path) -> dict[str, str]:
@@ -85,14 +112,13 @@ def test_the_same_recipe_twice_is_the_same_bytes(runs):
     runs.check()
 
 
-def test_killed_in_every_stage(runs):
+def test_stopped_in_every_stage(runs):
     draw, killed = random.Random(6), set()
     for stage in STAGES:
         running = runs.start(anew=stage == STAGES[0])
         if running.until(runs.output / "store", f"*{stage}-*"):  # half-written, or whole already: some take a millisecond
             time.sleep(draw.random() * 0.02)
-            running.send(signal.SIGKILL)
-        if running.end().code == -signal.SIGKILL:
+        if runs.stop(running, draw.choice([*CODES])):
             killed.add(stage)
     assert len(killed) >= len(STAGES) - 3, killed  # the last ones may be over before the signal comes
     assert runs.start().end().code == 0
@@ -101,17 +127,25 @@ def test_killed_in_every_stage(runs):
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(7200)
-def test_killed_at_random_moments(runs):
-    """KILLS moments spread over a whole run, each from an empty folder: killed there, run again, compared."""
-    kills, killed = int(os.environ.get("KILLS", "100")), 0
+def test_stopped_at_random_moments(runs, sweeps):
+    """KILLS moments spread over a run and a sweep, each from an empty folder: stopped there, begun again, compared."""
+    kills = int(os.environ.get("KILLS", "100"))
     draw = random.Random(int(os.environ.get("FUZZ_SEED", "0")))
-    for number in range(kills):
-        running = runs.start(anew=True)
-        if running.until(runs.output / "store", ".lock"):
-            time.sleep((number + draw.random()) / kills * runs.seconds)
-        if running.alive:
-            running.send(signal.SIGKILL)
-        killed += running.end().code == -signal.SIGKILL
-        assert runs.start().end().code == 0
-        runs.check()
-    assert killed >= kills // 2
+    stopped = [stopped_once(sweeps if number % 3 == 2 else runs, draw, (number + draw.random()) / kills) for number in range(kills)]
+    assert sum(stopped) >= kills // 2
+
+
+def test_a_sweep_that_is_stopped_goes_on(sweeps):
+    draw = random.Random(3)
+    assert stopped_once(sweeps, draw, 0.5)
+
+
+def stopped_once(runs: Runs, draw: random.Random, moment: float) -> bool:
+    """Begins in an empty folder, stops at a share of the time that all of it takes, goes on and compares; whether it came in time."""
+    running = runs.start(anew=True)
+    if running.until(runs.output / "store", ".lock"):
+        time.sleep(moment * runs.seconds)
+    stopped = runs.stop(running, draw.choice([*CODES]))
+    assert runs.start().end().code == 0
+    runs.check()
+    return stopped
