@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,16 @@ from trimline.stages.preflight import check_feasible
 from trimline.starting.choosing import Chosen, choose
 from trimline.starting.purpose import Purpose, gib
 from trimline.starting.shipped import first_comment, for_model, shipped_recipe
-from trimline.starting.writing import aim_words, loads_words, quoted, recipe_to_start_from, slug
+from trimline.starting.writing import aim_words, loads_words, quoted, recipe_to_start_from, run_command, slug
 
 WHY = {
     "trimline": "of the methods here it loses least at equal speed (docs/targets.md)",
     "cfsp": "no gradients, so it is quick, and the rest is solved for anew",
     "cfsp_extended": "no gradients, so it is quick, and the rest is solved for anew",
 }
-# What the built-in model lost by the method trimline, FFN channels alone: docs/results.md.
-LOST = "the built-in model's perplexity grew 1.3 times where 20 % went, 1.6 times at 30 %, 2.6 times at 50 %"
+# Measured: docs/results.md.
+LOST = "the built-in model's perplexity, by trimline on FFN channels alone, grew 1.3 times where 20 % went, 1.6 times at 30 %, 2.6 times at 50 %"
+MUCH = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NewRecipe:
     @property
     def next_command(self) -> str:
         """What runs it."""
-        return shlex.join(["trimline", "run", str(self.path), "--output", f"runs/{self.path.stem}"])
+        return run_command(self.path)
 
 
 def new_recipe(model: str, output: Path | None, purpose: Purpose, names: Sequence[str], command: str) -> NewRecipe:
@@ -65,7 +65,7 @@ def new_recipe(model: str, output: Path | None, purpose: Purpose, names: Sequenc
     dense = named_model(ModelSlice(source=model))
     path = output or _own_file(model)
     chosen = choose(dense, purpose, names)
-    text = recipe_to_start_from(chosen, path.stem, model, path, command)
+    text = recipe_to_start_from(chosen, model, path, command)
     return _written(text, path, dense, tuple(_reasons(chosen)))
 
 
@@ -107,7 +107,8 @@ def _reasons(chosen: Chosen) -> Iterator[str]:
     yield f"Shape: profile {way.profile}, {_why_profile(chosen)}; it loads in {loads_words(chosen)}."
     if chosen.purpose.speedup:
         yield "Speed is that of ONNX Runtime on this machine: the run measures what sizes cost first, and what came out last."
-    yield f"What to expect: about {chosen.goes:.0%} of the decoder goes; {LOST}."
+    after = " That is much: train what is left (recover)." if chosen.goes > MUCH else ""
+    yield f"What to expect: about {chosen.goes:.0%} of the decoder goes; {LOST}.{after}"
 
 
 def _why_profile(chosen: Chosen) -> str:

@@ -93,5 +93,8 @@ def read_per_token(geometry: Geometry) -> int:
 
 
 def gib(amount: float) -> str:
-    """Bytes for a sentence: small models in MiB."""
-    return f"{amount / GIB:.2f} GiB" if amount >= GIB / 10 else f"{amount / 2**20:.2f} MiB"
+    """Bytes for a sentence; in MiB below one GiB."""
+    if amount >= GIB:
+        return f"{amount / GIB:.2f} GiB"
+    mib = amount / 2**20
+    return f"{mib:.0f} MiB" if mib >= 10 else f"{mib:.2f} MiB"

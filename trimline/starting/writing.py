@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,22 @@ PROFILES = {
 BUILT_IN = {"licence": "apache-2.0", "base": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
-def recipe_to_start_from(chosen: Chosen, name: str, source: str, file: Path, command: str) -> str:
+def recipe_to_start_from(chosen: Chosen, source: str, file: Path, command: str) -> str:
     """The YAML text of a recipe, with a comment for every key.
 
     Args:
         chosen: what it does.
-        name: of the run.
         source: the model, as the recipe is to name it.
         file: where it will be written.
         command: what was typed.
     """
-    values = {"title": chosen.model.name, "aim": aim_words(chosen), "name": name, "model": source, "file": str(file), "command": command}
+    values = {
+        "title": one_line(chosen.model.name),
+        "aim": aim_words(chosen),
+        "command": one_line(command),
+        "next": one_line(run_command(file)),
+    }
+    values |= {"name": file.stem, "model": source}
     values |= _removal(chosen) | _sizes(chosen) | _shipping(chosen, source)
     return _aligned(_environment().get_template(TEMPLATE).render(**values))
 
@@ -64,6 +70,16 @@ def loads_words(chosen: Chosen) -> str:
     return ", ".join(verdict.consumer for verdict in chosen.verdicts.values() if verdict.loads)
 
 
+def run_command(file: Path) -> str:
+    """What runs a recipe."""
+    return shlex.join(["trimline", "run", str(file), "--output", f"runs/{file.stem}"])
+
+
+def one_line(text: str) -> str:
+    """Text for a comment, which the end of a line would end."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def slug(name: str) -> str:
     """A name that files and servers take: small letters, digits and dashes, at most 40 of them."""
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
@@ -78,7 +94,7 @@ def _removal(chosen: Chosen) -> dict[str, Any]:
         values["ffn"], values["keep"] = _budgets(way, dense, purpose.part)
     values |= {"method": chosen.method, "what_method": METHOD_WORDS[chosen.method], "even": way.is_even, "tile": tile_of(dense)}
     values |= {"spaces": ", ".join(way.spaces), "what_spaces": f"{way.words} go" + ("" if heads else "; attention stays as it is")}
-    values |= {"speedup": purpose.speedup and f"{purpose.speedup:g}", "share": chosen.share and f"{chosen.share:f}"}
+    values |= {"speedup": purpose.speedup and f"{purpose.speedup:.12g}", "share": chosen.share and f"{chosen.share:f}"}
     values |= {"fit": purpose.fit and gib(purpose.fit), "context": chosen.footprint.context}
     values["dense_size"] = f"{gib(chosen.footprint.bytes(dense))} ({chosen.footprint.form} in {chosen.footprint.dtype})"
     return values

@@ -204,6 +204,14 @@ def test_names_that_servers_take(name: str, is_called: str) -> None:
         assert yaml.safe_load(f"model: {quoted(odd)}  # a comment") == {"model": odd}
 
 
+def test_a_folder_of_any_name_gives_a_recipe_that_names_it(here: Path) -> None:
+    odd = "a: 'b' # \"c\"\nd"
+    (here / odd).symlink_to(here / "llama")
+    made = called("new", odd, "--json").answer
+    assert read_recipe(here / made["recipe"]).model.source == odd
+    assert (made["recipe"], made["next"]) == ("a-b-c-d.yaml", "trimline run a-b-c-d.yaml --output runs/a-b-c-d")
+
+
 def test_of_a_hub_id_only_the_config_is_fetched(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
