@@ -33,7 +33,7 @@ PROFILES = {
     Profile.FREE: "any shape",
     Profile.UNIFORM: "all blocks alike, as in the stock architecture",
 }
-BUILT_IN = {"licence": "apache-2.0", "base": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+BUILT_IN: dict[str, Any] = {"licence": "apache-2.0", "base": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def recipe_to_start_from(chosen: Chosen, source: str, file: Path, command: str) -> str:
@@ -127,7 +127,7 @@ def _shipping(chosen: Chosen, source: str) -> dict[str, Any]:
     names = [name for name in chosen.clients if name in SERVERS]
     values: dict[str, Any] = {"profile": chosen.way.profile.value, "servers": ", ".join(names), "served": slug(chosen.model.name)}
     values |= {"what_profile": f"{PROFILES[chosen.way.profile]}; loads in {loads_words(chosen)}", "portable": "tensorrt" in chosen.clients}
-    own = BUILT_IN if source == DEFAULT else {"licence": None, "base": source if chosen.model.kind == "hub" else None}
+    own: dict[str, Any] = BUILT_IN if source == DEFAULT else {"licence": None, "base": source if chosen.model.kind == "hub" else None}
     return values | own
 
 
