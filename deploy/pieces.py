@@ -1,4 +1,4 @@
-"""From token ids to text that may be shown: whole characters only, and nothing of what comes before.
+"""From token ids to text that may be shown: whole characters only, nothing of what comes before, and no special tokens, so that these stop by id.
 
 It stands alone, since Triton loads it out of a package; ``trimline serve`` reads it too.
 """
@@ -71,3 +71,28 @@ class Detokeniser:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
+class NeverFound(ValueError):
+    """A stop text that no text holds; ``place`` of it in the list."""
+
+    def __init__(self, place: int, special: str) -> None:
+        super().__init__(
+            f"the stop text holds the special token {special!r} and more, and special tokens are no part of the text: "
+            "it would never be found. Send the token alone."
+        )
+        self.place = place
+
+
+def special_stops(stops: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the stop texts that are special tokens. They are looked for in the text all the same, since a model can spell them.
+
+    Raises:
+        NeverFound: one holds a special token and other text.
+    """
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    for place, stop in enumerate(stops):
+        held = [content for content in special if content and content in stop]
+        if held and stop not in special:
+            raise NeverFound(place, max(held, key=len))
+    return frozenset(special[stop] for stop in stops if stop in special)

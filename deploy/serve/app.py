@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from deploy.pieces import NeverFound, special_stops
 from deploy.serve.answers import ChatAnswer, CompletionAnswer, as_json
 from deploy.serve.bounds.bodies import BodyLimit
 from deploy.serve.bounds.connections import Patience
@@ -24,7 +25,6 @@ from deploy.serve.guard import Guard
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel, largest_text
 from deploy.serve.protocol.logprobs import TokenTexts
-from deploy.serve.protocol.stops import NeverFound, Stops, read_stops
 from deploy.serve.schemas import ChatRequest, CompletionRequest, Message
 from deploy.serve.schemas import Request as Asked
 from deploy.serve.streams import EventStream, Listener, Wish, unless_gone
@@ -85,14 +85,14 @@ class Service:
         arrived = time.monotonic()
         self.check_name(asked.model)
         self._check_answers(asked.n)
-        stops = self._stops(asked.stop)
+        stop_tokens = self._stop_tokens(asked.stop)
         try:
             prompt = await to_thread.run_sync(encode, limiter=self._preparing)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_prompt") from error
         length = self._length(len(prompt), asked.limit)
-        choices = [asked.sampling(choice).options(self.model.search, self.model.vocabulary, length) for choice in range(asked.n)]
-        listener = Listener(self.engine, Wish(prompt, choices, stops, asked.alternatives, arrived))
+        choices = [asked.sampling(choice).options(self.model.search, length) for choice in range(asked.n)]
+        listener = Listener(self.engine, Wish(prompt, choices, tuple(asked.stop), stop_tokens, asked.alternatives, arrived))
         answer = kind(self.options.name, None if asked.alternatives is None else self._texts)
         if asked.stream:
             return EventStream(listener, answer, asked.stream_options)
@@ -105,9 +105,9 @@ class Service:
     def _texts(self) -> TokenTexts:
         return TokenTexts(self.model.fast)
 
-    def _stops(self, stops: Sequence[str]) -> Stops:
+    def _stop_tokens(self, stops: Sequence[str]) -> frozenset[int]:
         try:
-            return read_stops(stops, self.model.fast) if stops else Stops()
+            return special_stops(stops, self.model.fast) if stops else frozenset()
         except NeverFound as error:
             param = f"stop.{error.place}"
             raise ApiError(400, f"{param}: {error}", "invalid_value", param) from error
@@ -180,8 +180,7 @@ def create_app(service: Service, local: bool = False) -> Guard:
     add_handlers(app, service.metrics)
     _add_generation(app, service)
     _add_status(app, service)
-    limited = BodyLimit(app, options.patience.read)
-    return Guard(limited, options.api_key, service.largest_body, service.metrics, local)
+    return Guard(BodyLimit(app, options.patience.read), options.api_key, service.largest_body, service.metrics, local)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:

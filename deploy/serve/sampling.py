@@ -1,4 +1,4 @@
-"""What a request asks of the sampler, in the words of onnxruntime-genai's search options."""
+"""What a request asks of the sampler (``compute.choosing``), in the words of onnxruntime-genai's search options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SEEDS = 2**31  # the runtime takes 32-bit seeds
+SEEDS = 2**31  # as many as the docs promise
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,22 @@ class Sampling:
     ignore_end: bool = False
     penalty: float | None = None
 
-    def options(self, folder: Mapping[str, Any], vocabulary: int, length: int) -> dict[str, Any]:
-        """Search options of the runtime.
+    def options(self, folder: Mapping[str, Any], length: int) -> dict[str, Any]:
+        """Search options of one answer.
 
         Args:
             folder: ``search`` of genai_config.json.
-            vocabulary: tokens that the model knows.
             length: tokens of prompt and answer together.
         """
         temperature = _first(self.temperature, folder.get("temperature"), 1.0)
         top_p = _first(self.top_p, folder.get("top_p"), 1.0)
         top_k = _first(self.top_k, folder.get("top_k"), 0)
-        common: dict[str, Any] = {"max_length": length, "batch_size": 1, "min_length": length if self.ignore_end else 0}
+        common: dict[str, Any] = {"max_length": length, "min_length": length if self.ignore_end else 0}
         common |= {} if self.penalty is None else {"repetition_penalty": float(self.penalty)}
         if temperature == 0 or top_p == 0 or top_k == 1:
             return common | {"do_sample": False}
-        # Version 0.18 samples top_p alone, without top_k, from too many tokens; with top_k over all tokens it is right.
-        top_k = min(top_k, vocabulary) if top_k > 0 else (vocabulary if top_p < 1 else 0)
         seed = {} if self.seed is None else {"random_seed": self.seed % SEEDS}
-        return common | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": int(top_k)} | seed
+        return common | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": max(0, int(top_k))} | seed
 
 
 def _first(*values: Any) -> Any:

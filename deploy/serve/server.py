@@ -48,7 +48,7 @@ def serve(
         service = Service(model, options)
         ending = Ending(options.grace, service.kill)
         try:
-            server = _Server(service, ending, _is_loopback(listening), lambda: announce(_url(listening)))
+            server = _Server(service, _is_loopback(listening), ending, lambda: announce(_url(listening)))
             if model.tokenizer.chat_template:
                 model.templates.start()  # while the graph is opened
             service.engine.start(model.folder, threads, server.lose)
@@ -86,7 +86,7 @@ class _Server(uvicorn.Server):
     their clients without a word.
     """
 
-    def __init__(self, service: Service, ending: Ending, local: bool, ready: Callable[[], None]) -> None:
+    def __init__(self, service: Service, local: bool, ending: Ending, ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(create_app(service, local), http="h11", ws="none", log_level="warning", access_log=False, server_header=False)
         )

@@ -19,7 +19,6 @@ from deploy.serve.answers import END, Answer, Finished, as_event, usage, with_us
 from deploy.serve.engine import Engine, QueueFull, Stopping
 from deploy.serve.errors import ApiError
 from deploy.serve.protocol.logprobs import Scored
-from deploy.serve.protocol.stops import Stops
 from deploy.serve.schemas import StreamOptions
 
 RETRY_AFTER = "1"  # seconds; what waits is not known to take longer
@@ -32,14 +31,16 @@ class Wish:
     Attributes:
         prompt: token ids.
         choices: search options of the runtime, of each answer.
-        stops: what ends an answer.
+        stops: texts that end an answer.
+        stop_tokens: ids of special tokens that do.
         logprobs: likeliest tokens to name beside each one; None: no probabilities.
         arrived: ``time.monotonic()`` when the request came.
     """
 
     prompt: list[int]
     choices: Sequence[Mapping[str, object]]
-    stops: Stops
+    stops: tuple[str, ...]
+    stop_tokens: frozenset[int]
     logprobs: int | None
     arrived: float
 
@@ -69,7 +70,7 @@ class Listener:
             with suppress(RuntimeError):  # a loop that was closed under a forced exit
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        return Job(wish.prompt, wish.choices[index], wish.stops.texts, hear, wish.arrived, wish.logprobs, wish.stops.tokens)
+        return Job(wish.prompt, wish.choices[index], wish.stops, hear, wish.arrived, wish.logprobs, wish.stop_tokens)
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Everything up to the end of the last answer, with the answer's index; ends with the first failure."""

@@ -144,15 +144,14 @@ class _Loop:
                 self._running[number] = self._runtime.begin(start.prompt, start.options)
                 self._scored |= {} if start.logprobs is None else {number: start.logprobs}
             chosen = self._running[number].step()
-            if chosen is None:
-                return
-            token, last = chosen
-            scored = self._scored.get(number)
-            chance = None if scored is None else Distribution(self._running[number].logits).chance(token, scored)
         except Exception as error:  # of whatever kind: one sequence must not take the others with it
             self._forget(number)
             self._connection.send(Broken(number, " ".join(str(error).split())))
             return
+        if chosen is None:
+            return
+        token, last = chosen
+        chance = Distribution(self._running[number].logits).chance(token, self._scored[number]) if number in self._scored else None
         if last:
             self._forget(number)
         self._connection.send(Token(number, token, last, chance))

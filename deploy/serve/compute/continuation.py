@@ -88,7 +88,7 @@ class Continuation:
     def __init__(self, runtime: Runtime, prompt: Sequence[int], options: Mapping[str, Any]) -> None:
         self._runtime, self._unread, self._length = runtime, list(prompt), len(prompt)
         self._limit = int(options["max_length"])
-        self._chooser = Chooser(options, prompt, runtime.ends, runtime.penalty)
+        self._chooser = Chooser(options, prompt, runtime.ends, options.get("repetition_penalty", runtime.penalty))
         self._past: Any = None
         self.logits: Logits = np.zeros(0, np.float32)
 

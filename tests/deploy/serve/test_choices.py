@@ -12,12 +12,12 @@ from openai import OpenAI
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from deploy.pieces import NeverFound, special_stops
 from deploy.serve.answering import Answering, Done, Event, Job, Piece
 from deploy.serve.metrics import Metrics
 from deploy.serve.model import ServedModel
 from deploy.serve.protocol.chances import LEAST, Chance, Distribution
 from deploy.serve.protocol.logprobs import TokenTexts
-from deploy.serve.protocol.stops import NeverFound, Stops, read_stops
 from tests.deploy.serve.conftest import Served
 from tests.deploy.serve.test_text import byte_tokenizer, fallback_tokenizer
 
@@ -122,11 +122,11 @@ def with_specials() -> Tokenizer:
     return tokenizer
 
 
-def answered(ids: Sequence[int], stops: Stops, **more: Any) -> list[Event]:
+def answered(ids: Sequence[int], *stops: str) -> list[Event]:
     """Events of an answer of these tokens, each of which was certain."""
     tokenizer, heard = with_specials(), cast(list[Event], [])
     model = SimpleNamespace(fast=tokenizer, ends=frozenset({tokenizer.token_to_id("<end>")}))
-    job = Job([65], {}, stops.texts, heard.append, logprobs=0, stop_tokens=stops.tokens)
+    job = Job([65], {}, stops, heard.append, logprobs=0, stop_tokens=special_stops(stops, tokenizer))
     answering = Answering(job, cast(ServedModel, model), Metrics())
     for place, token in enumerate(ids):
         if answering.token(token, place == len(ids) - 1, Chance(token, 0.0, ())):
@@ -136,11 +136,10 @@ def answered(ids: Sequence[int], stops: Stops, **more: Any) -> list[Event]:
 
 def test_a_stop_string_that_is_a_special_token_stops_on_its_id_and_where_the_model_spells_it() -> None:
     tokenizer = with_specials()
-    stops = read_stops(["<turn>"], tokenizer)
-    assert stops == Stops(("<turn>",), frozenset({tokenizer.token_to_id("<turn>")}))
+    assert special_stops(["x", "<turn>"], tokenizer) == {tokenizer.token_to_id("<turn>")}
     for text in ("ab<turn>cd", "ab<turn>"):
         for ids in (tokenizer.encode(text).ids, byte_tokenizer().encode(text).ids):
-            heard = answered(ids, stops)
+            heard = answered(ids, "<turn>")
             assert "".join(event.text for event in heard if isinstance(event, Piece)) == "ab"
             assert isinstance(heard[-1], Done)
             assert heard[-1].reason == "stop"
@@ -149,9 +148,9 @@ def test_a_stop_string_that_is_a_special_token_stops_on_its_id_and_where_the_mod
 @pytest.mark.parametrize("stop", ["<turn>\n", "a<end>", "<turn><end>"])
 def test_a_stop_string_around_a_special_token_can_never_be_found(stop: str) -> None:
     with pytest.raises(NeverFound, match=r"special token '<(turn|end)>' and more") as refused:
-        read_stops(["x", stop], with_specials())
+        special_stops(["x", stop], with_specials())
     assert refused.value.place == 1
-    assert read_stops(["<think>a", "<turn"], with_specials()) == Stops(("<think>a", "<turn"))
+    assert special_stops(["<think>a", "<turn"], with_specials()) == frozenset()
 
 
 def test_tokens_are_told_up_to_where_the_text_is_cut() -> None:
@@ -164,7 +163,7 @@ def test_tokens_are_told_up_to_where_the_text_is_cut() -> None:
     }
     texts = TokenTexts(tokenizer)
     for (text, stop), tokens in cases.items():
-        heard = answered(tokenizer.encode(text).ids, Stops((stop,) if stop else ()))
+        heard = answered(tokenizer.encode(text).ids, *((stop,) if stop else ()))
         scored = [one for event in heard if isinstance(event, Piece) for one in event.scored]
         assert [texts.text(one.chance.token) for one in scored] == tokens
         assert [one.offset for one in scored] == sorted(one.offset for one in scored)
@@ -172,7 +171,7 @@ def test_tokens_are_told_up_to_where_the_text_is_cut() -> None:
 
 def test_half_a_character_at_the_end_is_told_with_its_bytes() -> None:
     ids = with_specials().encode("a€").ids[:-1]
-    heard = answered(ids, Stops())
+    heard = answered(ids)
     assert [one.chance.token for event in heard if isinstance(event, Piece) for one in event.scored] == ids
 
 

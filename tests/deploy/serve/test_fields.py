@@ -158,10 +158,10 @@ def test_more_answers_than_an_empty_queue_holds_are_refused_by_name(http: TestCl
 
 def test_a_penalty_of_one_and_seeds_reach_the_runtime() -> None:
     asked = CompletionRequest(model="m", prompt="x", seed=7, n=3, repetition_penalty=1)
-    options = [asked.sampling(choice).options({}, 10, 20) for choice in range(3)]
+    options = [asked.sampling(choice).options({}, 20) for choice in range(3)]
     assert [told["random_seed"] for told in options] == [7, 8, 9]
     assert {told["repetition_penalty"] for told in options} == {1.0}
-    assert "repetition_penalty" not in CompletionRequest(model="m", prompt="x").sampling(0).options({}, 10, 20)
+    assert "repetition_penalty" not in CompletionRequest(model="m", prompt="x").sampling(0).options({}, 20)
     assert CompletionRequest(model="m", prompt="x", max_completion_tokens=5).limit == 5
 
 

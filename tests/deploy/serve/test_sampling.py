@@ -19,25 +19,25 @@ PROMPT = [5, 6, 7, 50]
 
 @pytest.mark.parametrize("asked", [Sampling(temperature=0), Sampling(top_p=0), Sampling(top_k=1), Sampling(temperature=0, seed=1)])
 def test_asking_for_the_most_likely_token_samples_nothing(asked: Sampling) -> None:
-    assert asked.options({}, 104, 20) == {"max_length": 20, "batch_size": 1, "min_length": 0, "do_sample": False}
+    assert asked.options({}, 20) == {"max_length": 20, "min_length": 0, "do_sample": False}
 
 
 def test_the_folder_says_what_the_request_does_not() -> None:
     folder = {"temperature": 0.2, "top_p": 0.9, "top_k": 40}
-    told = Sampling().options(folder, 104, 20)
+    told = Sampling().options(folder, 20)
     assert (told["temperature"], told["top_p"], told["top_k"]) == (0.2, 0.9, 40)
-    told = Sampling(temperature=1, top_p=0.5, top_k=0).options(folder, 104, 20)
-    assert (told["temperature"], told["top_p"], told["top_k"]) == (1, 0.5, 104)
-    assert Sampling().options({}, 104, 20)["top_k"] == 0, "the runtime's own default is 50"
+    told = Sampling(temperature=1, top_p=0.5, top_k=0).options(folder, 20)
+    assert (told["temperature"], told["top_p"], told["top_k"]) == (1, 0.5, 0)
+    assert (Sampling().options({}, 20)["top_k"], Sampling(top_k=-1).options(folder, 20)["top_k"]) == (0, 0)
 
 
 def test_every_seed_of_the_protocol_is_one_of_the_runtime() -> None:
-    seeds = [Sampling(seed=seed).options({}, 104, 20)["random_seed"] for seed in (0, 7, 2**40 + 3, -1)]
+    seeds = [Sampling(seed=seed).options({}, 20)["random_seed"] for seed in (0, 7, 2**40 + 3, -1)]
     assert seeds == [0, 7, 3, 2**31 - 1]
 
 
 def test_an_ignored_end_cannot_come_before_the_limit() -> None:
-    assert Sampling(ignore_end=True).options({}, 104, 20)["min_length"] == 20
+    assert Sampling(ignore_end=True).options({}, 20)["min_length"] == 20
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_tokens_come_as_often_as_they_should(runtime: Runtime, tiny_onnx: Path, 
     logits = GenaiDecoder(tiny_onnx).forced(PROMPT, [])[0].astype(np.float64)
     drawn: Counter[int] = Counter()
     for seed in range(DRAWS):
-        asked = Sampling(temperature, top_p, top_k, seed).options({}, VOCABULARY, len(PROMPT) + 1)
+        asked = Sampling(temperature, top_p, top_k, seed).options({}, len(PROMPT) + 1)
         chosen = runtime.begin(PROMPT, asked).step()
         assert chosen is not None
         drawn[chosen[0]] += 1

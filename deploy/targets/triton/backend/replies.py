@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 if __package__:
-    from deploy.pieces import Detokeniser
+    from deploy.pieces import Detokeniser, special_stops
 else:  # in Triton the files of a model lie beside each other
-    from pieces import Detokeniser
+    from pieces import Detokeniser, special_stops
 
 DEFAULT_TOKENS = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
@@ -52,7 +52,6 @@ class Reader:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer, self._context = tokenizer, context
-        self._special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         # Longer texts have more tokens than the context, whatever they are: no need to split 10 MB into tokens first.
         self._most_bytes = context * max(len(token.encode()) for token in tokenizer.get_vocab())
 
@@ -82,16 +81,7 @@ class Reader:
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; 0 or more is wanted.")
         texts = _stops(stop)
-        return Wish(ids, wanted, temperature, seed, texts, self._stop_tokens(texts))
-
-    def _stop_tokens(self, stops: Sequence[str]) -> frozenset[int]:
-        """Of stop texts that are special tokens; those that hold one and more are refused, since no text holds one."""
-        for stop in stops:
-            held = [content for content in self._special if content and content in stop]
-            if held and stop not in self._special:
-                special = max(held, key=len)
-                raise ValueError(f"stop {stop!r} holds the special token {special!r}, which is no part of a text: send the token alone.")
-        return frozenset(self._special[stop] for stop in stops if stop in self._special)
+        return Wish(ids, wanted, temperature, seed, texts, special_stops(texts, self._tokenizer))
 
 
 class Reply:
