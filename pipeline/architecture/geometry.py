@@ -224,8 +224,9 @@ def _context(config: Mapping[str, Any]) -> int:
     if not isinstance(scaling, dict) or (scaling.get("rope_type") or scaling.get("type")) not in STRETCHED:
         return stated
     factor, before = scaling.get("factor"), scaling.get("original_max_position_embeddings") or stated
-    numbers = all(isinstance(number, int | float) and 0 < number <= MOST for number in (factor, before))
-    return max(stated, int(before * factor)) if numbers else stated
+    if not (isinstance(factor, int | float) and isinstance(before, int | float) and 0 < factor <= MOST and 0 < before <= MOST):
+        return stated
+    return max(stated, int(before * factor))
 
 
 def _block_shape(entry: Mapping[str, Any], heads: int) -> BlockShape:

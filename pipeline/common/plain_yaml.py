@@ -90,7 +90,8 @@ class _PlainReader:
         start = next(self._events)
         if isinstance(start, yaml.StreamEndEvent):
             return None
-        if start.version and tuple(start.version) < (1, 2):
+        version = getattr(start, "version", None)
+        if version and tuple(version) < (1, 2):
             raise _NotRead("says that it is YAML 1.1, and is read as YAML 1.2", "Leave that line out, and look at its numbers.")
         found = self._value(next(self._events))
         next(self._events)  # the document's end

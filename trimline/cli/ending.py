@@ -25,11 +25,11 @@ def ended_by_itself(command: Callable[[], object]) -> None:
     """
     with _signals_raised(), _scratch():
         code = _code_of(command)
-    if code in {INTERRUPTED, *ENDED.values()}:
+    if isinstance(code, int) and code in {INTERRUPTED, *ENDED.values()}:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # a reader that went away
                 stream.flush()
-        os._exit(int(code))
+        os._exit(code)
     raise SystemExit(code)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from onnx import TensorProto
 
-MANTISSA = {TensorProto.FLOAT16: 10, TensorProto.BFLOAT16: 7}
-LEAST = {TensorProto.FLOAT16: 2.0**-24, TensorProto.BFLOAT16: 0.0}  # the step between numbers that are nearly zero
+MANTISSA: dict[int, int] = {TensorProto.FLOAT16: 10, TensorProto.BFLOAT16: 7}
+LEAST: dict[int, float] = {TensorProto.FLOAT16: 2.0**-24, TensorProto.BFLOAT16: 0.0}  # the step between numbers that are nearly zero
 
 
 @dataclass(frozen=True)

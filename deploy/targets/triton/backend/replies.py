@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 if __package__:
     from deploy.pieces import Detokeniser, special_stops
 else:  # in Triton the files of a model lie beside each other
-    from pieces import Detokeniser, special_stops
+    from pieces import Detokeniser, special_stops  # type: ignore[no-redef]
 
 DEFAULT_TOKENS = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
