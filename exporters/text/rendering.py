@@ -31,7 +31,7 @@ def render(what: Record) -> Record:
     return {"why": ""}
 
 
-def _render(conversation: list[Any], template: str, tokens: dict[str, str]) -> None:
+def _render(conversation: list[Any], template: str, tokens: dict[str, Any]) -> None:
     render_jinja_template(conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens)
 
 

@@ -69,7 +69,9 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
         with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 2) as advance:
             reopened = _reopened(out, options, dtype)
             trained.to(dtype=dtype)  # type: ignore[call-arg]
-            found = {r.name: compare_logits(*(logits_of(model, geometry.family, r) for model in (trained, reopened))) for r in readings}
+            found = {
+                r.name: compare_logits(logits_of(trained, geometry.family, r), logits_of(reopened, geometry.family, r)) for r in readings
+            }
             advance(1)
             cached = cache_comparison(reopened, readings[0].tokens)
             advance(1)

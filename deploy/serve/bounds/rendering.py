@@ -7,7 +7,6 @@ or from texts of gigabytes. Here it can be killed, and has little memory.
 from __future__ import annotations
 
 import resource
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +33,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return {} if request["do"] == READY else rendered(**{key: value for key, value in request.items() if key != "do"})
 
 
-def rendered(template: str, special: dict[str, str], messages: list[dict[str, Any]], most: int) -> dict[str, str]:
+def rendered(template: str, special: dict[str, Any], messages: list[dict[str, Any]], most: int) -> dict[str, str]:
     """A conversation as a text, up to where the assistant speaks.
 
     Args:
@@ -58,4 +57,4 @@ def rendered(template: str, special: dict[str, str], messages: list[dict[str, An
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
