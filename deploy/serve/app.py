@@ -27,7 +27,7 @@ from deploy.serve.model import ServedModel, largest_text
 from deploy.serve.protocol.logprobs import TokenTexts
 from deploy.serve.schemas import ChatRequest, CompletionRequest, Message
 from deploy.serve.schemas import Request as Asked
-from deploy.serve.streams import EventStream, Listener, Wish, unless_gone
+from deploy.serve.streams import EventStream, Listener, AnswersWanted, unless_gone
 
 Handler = Callable[..., Awaitable[Response]]
 PREPARING = 4  # prompts that are made into tokens at once, each in a thread
@@ -92,7 +92,7 @@ class Service:
             raise ApiError(400, str(error), "invalid_prompt") from error
         length = self._length(len(prompt), asked.limit)
         choices = [asked.sampling(choice).options(self.model.search, length) for choice in range(asked.n)]
-        listener = Listener(self.engine, Wish(prompt, choices, tuple(asked.stop), stop_tokens, asked.alternatives, arrived))
+        listener = Listener(self.engine, AnswersWanted(prompt, choices, tuple(asked.stop), stop_tokens, asked.alternatives, arrived))
         answer = kind(self.options.name, None if asked.alternatives is None else self._texts)
         if asked.stream:
             return EventStream(listener, answer, asked.stream_options)

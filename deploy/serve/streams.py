@@ -25,7 +25,7 @@ RETRY_AFTER = "1"  # seconds; what waits is not known to take longer
 
 
 @dataclass(frozen=True)
-class Wish:
+class AnswersWanted:
     """What the engine shall do for one request.
 
     Attributes:
@@ -52,7 +52,7 @@ class Listener:
         ApiError: the queue is full, or the engine takes no more.
     """
 
-    def __init__(self, engine: Engine, wish: Wish) -> None:
+    def __init__(self, engine: Engine, wish: AnswersWanted) -> None:
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self.prompt, self.answers = len(wish.prompt), len(wish.choices)
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -65,7 +65,7 @@ class Listener:
         except Stopping:
             raise ApiError(503, "The server takes no more requests.", "not_ready") from None
 
-    def _job(self, index: int, wish: Wish) -> Job:
+    def _job(self, index: int, wish: AnswersWanted) -> Job:
         def hear(event: Event) -> None:
             with suppress(RuntimeError):  # a loop that was closed under a forced exit
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))

@@ -25,7 +25,7 @@ from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.masked import open_masked
-from pipeline.rebuild.readings import Reading, cache_comparison, logits_of, readings_for
+from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import demand_settings
 
 
@@ -128,7 +128,9 @@ def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions,
     return RebuildOutcome(dtype, count, found, cached)
 
 
-def _masked_logits(checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype) -> tuple[list[Reading], list[torch.Tensor]]:
+def _masked_logits(
+    checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype
+) -> tuple[list[GateReading], list[torch.Tensor]]:
     # A local of its own, so that the dense model is freed before the rebuilt one is loaded.
     dense = open_masked(checkpoint, plan, options, dtype)
     with_attention = [block for block in plan.selection.blocks if plan.selection.kv_groups[block]]

@@ -28,7 +28,7 @@ LONG_ROW = 512  # tokens; a longer row goes through one block of every attention
 
 
 @dataclass(frozen=True)
-class Reading:
+class GateReading:
     """One forward pass.
 
     Attributes:
@@ -45,12 +45,12 @@ class Reading:
     blocks: tuple[int, ...] | None = None
     last: int | None = None
 
-    def renumbered(self, kept: Sequence[int]) -> Reading:
+    def renumbered(self, kept: Sequence[int]) -> GateReading:
         """The same for the model that keeps those blocks of the dense one."""
         return self if self.blocks is None else replace(self, blocks=tuple(kept.index(block) for block in self.blocks))
 
 
-def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device: str) -> list[Reading]:
+def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device: str) -> list[GateReading]:
     """Rows of random tokens at the first positions; a row at positions up to the last promised one; and where blocks have
     a sliding window, a row that goes past it.
 
@@ -66,13 +66,13 @@ def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device
 
     late = late_positions(promised, ROW_TOKENS).to(device)
     readings = [
-        Reading("first positions", tokens(2, min(ROW_TOKENS, promised), 0)),
-        Reading("up to the last position", tokens(1, len(late), 1), late),
+        GateReading("first positions", tokens(2, min(ROW_TOKENS, promised), 0)),
+        GateReading("up to the last position", tokens(1, len(late), 1), late),
     ]
     past = row_past_window(attention_window(config), promised)
     if past is not None and past > ROW_TOKENS:
         blocks = tuple(_one_of_every_type(config, with_attention)) if past > LONG_ROW else None
-        readings.append(Reading("past the sliding window", tokens(1, past, 2), blocks=blocks, last=BEYOND_WINDOW))
+        readings.append(GateReading("past the sliding window", tokens(1, past, 2), blocks=blocks, last=BEYOND_WINDOW))
     return readings
 
 
@@ -87,7 +87,7 @@ def _one_of_every_type(config: PretrainedConfig, blocks: Sequence[int]) -> Itera
 
 
 @torch.inference_mode()
-def logits_of(model: PreTrainedModel, family: Family, reading: Reading) -> torch.Tensor:
+def logits_of(model: PreTrainedModel, family: Family, reading: GateReading) -> torch.Tensor:
     """Logits (rows, positions, vocabulary) of what counts."""
     given: dict[str, torch.Tensor] = {}
     if reading.positions is not None:
