@@ -27,7 +27,7 @@ from deploy.serve.model import ServedModel, largest_text
 from deploy.serve.protocol.logprobs import TokenTexts
 from deploy.serve.schemas import ChatRequest, CompletionRequest, Message
 from deploy.serve.schemas import Request as Asked
-from deploy.serve.streams import EventStream, Listener, AnswersWanted, unless_gone
+from deploy.serve.streams import AnswersWanted, EventStream, Listener, unless_gone
 
 Handler = Callable[..., Awaitable[Response]]
 PREPARING = 4  # prompts that are made into tokens at once, each in a thread

@@ -43,9 +43,9 @@ def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunO
     """
     options.apply()
     folder = checkpoint_folder(checkpoint)
-    windows = consecutive_windows(load_tokenizer(folder), (texts / EVALUATION).read_text(encoding="utf-8"), recipe.windows, recipe.window)
     source = Checkpoint(folder)
     source.say_doubts(events)
+    windows = consecutive_windows(load_tokenizer(folder), (texts / EVALUATION).read_text(encoding="utf-8"), recipe.windows, recipe.window)
     check_windows(windows, source.geometry)
     model, paging = open_model(folder, options)
     losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)

@@ -24,6 +24,7 @@ from transformers.utils import logging
 from pipeline.architecture.families import FAMILIES, family_named
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import expected_files, names_for, profile_of
+from pipeline.checkpoints.weight_files import check_adapter_alone
 from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.files import read_json
 from pipeline.common.foreign import check_files
@@ -92,6 +93,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         TrimlineError: there is none, it cannot be read, or it needs code that is not ours.
     """
     folder = Path(folder)
+    check_adapter_alone(folder)
     config = read_json(folder / "config.json")
     check_files(folder)
     settings = folder / "tokenizer_config.json"

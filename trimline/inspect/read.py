@@ -11,6 +11,7 @@ from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
+from pipeline.checkpoints.weight_files import check_adapter_alone
 from pipeline.common.errors import TrimlineError
 from pipeline.plan.folder import PLAN
 from pipeline.plan.plan import Plan
@@ -47,6 +48,7 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
         return _inspect_checkpoint(place)
     if (folder / PLAN).exists():
         return _inspect_plan(folder, source)
+    check_adapter_alone(folder)
     if len(files := [path for path in sorted(folder.glob(f"*{GGUF}")) if path.is_file()]) == 1:
         return _inspect_gguf(files[0])
     raise TrimlineError(f"{folder} holds neither config.json, nor plan.json, nor an .onnx file, nor one .gguf file.", GIVE)

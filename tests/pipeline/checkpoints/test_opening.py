@@ -17,9 +17,10 @@ from pipeline.checkpoints.checkpoint import INDEX, Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
-from pipeline.live.loading import load_model, quiet_transformers
+from pipeline.live.loading import load_model, load_tokenizer, quiet_transformers
 from pipeline.live.paging import open_paged
 from tests.tiny import tiny_model
+from trimline.inspect import inspect_folder
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Path], object]
@@ -201,6 +202,13 @@ def test_a_folder_that_could_mean_another_model_is_read_and_said_and_nothing_is_
     assert len(said) == 1
     with pytest.raises(TrimlineError, match=remedy):
         checkpoint.demand_no_doubt()
+
+
+def test_an_adapter_alone_is_called_one_by_whoever_looks_first(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for look in (Checkpoint, load_tokenizer, inspect_folder):
+        with pytest.raises(TrimlineError, match="holds an adapter .* Merge it"):
+            look(tmp_path)
 
 
 def test_bytes_are_those_of_the_files_that_are_read(kept, tmp_path) -> None:
