@@ -255,7 +255,7 @@ def test_the_python_of_its_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     page = DOCS / "python.md"
     whole_run, by_stages = blocks(page, "python")
-    model = tiny_model("llama", tmp_path / "dense", intermediate_size=256)
+    model = tiny_model("llama", tmp_path / "dense", intermediate_size=256, max_position_embeddings=1024)
     recipe = {
         "model": str(model),
         "prune": {"calibration": {"windows": 4, "window": 64}, "steps": [{"budget": {"ffn": {"remove": 0.5}}}]},
