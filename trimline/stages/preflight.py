@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from benchmarks.recipe import BenchmarkSlice
@@ -101,7 +101,9 @@ def _demand_heads(profile: Profile, steps: Sequence[ResolvedStep], dense: ModelT
         return
     budget = touching[-1].recipe.budget.get(Space.KV_GROUP)
     most = max(block.kv_groups for block in geometry.blocks)
-    kept = {budget.keep} if budget and isinstance(budget.keep, int) else range(1, most + 1) if not budget or budget.keep is None else set()
+    kept: Collection[int] = range(1, most + 1)
+    if budget and budget.keep is not None:  # sizes per block are judged when the plan stands
+        kept = (budget.keep,) if isinstance(budget.keep, int) else ()
     refused: list[TrimlineError] = []
     for count in kept if max(kept, default=0) <= most else ():  # more than there are is refused with its own sentence
         try:

@@ -64,7 +64,7 @@ class Task:
     """A stage to do.
 
     Attributes:
-        recipe: plain values of the whole recipe.
+        recipe: plain values of what the recipe says.
         options: of ``RunOptions``, every setting given, so that a key is the same on every machine.
         output: the sweep's folder.
         job: the name of what to make.
@@ -79,7 +79,8 @@ class Task:
 
     @classmethod
     def of(cls, recipe: Recipe, options: RunOptions, output: Path, job: Name, done: Mapping[Name, Artefact]) -> Task:
-        return cls(recipe.model_dump(mode="json"), options.as_record(), str(output), job, dict(done))
+        # Without defaults: some values are refused where they are given and belong to another kind, such as a temperature without distillation.
+        return cls(recipe.model_dump(mode="json", exclude_unset=True), options.as_record(), str(output), job, dict(done))
 
     @property
     def title(self) -> str:

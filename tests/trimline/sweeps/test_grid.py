@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from pipeline.common.errors import TrimlineError
+from pipeline.common.options import RunOptions
+from trimline.recipe import checked_recipe
+from trimline.stages.names import SOURCE
 from trimline.sweeps.front import FrontPoint, knee, pareto
 from trimline.sweeps.grid import axes_of, grid_points, parse_grid
+from trimline.sweeps.tasks import Task
 
 ONE_BUDGET = {"prune": {"steps": [{"method": "cfsp", "budget": {"ffn": {"remove": 0.3}}}]}}
 TWO_BUDGETS = {"prune": {"steps": [{"method": "flap", "budget": {"ffn": {"remove": 0.3}, "kv_group": {"remove": 0.3}}}]}}
@@ -131,3 +136,10 @@ def test_a_front_without_a_knee_says_why(front, why):
     found, said = knee(front)
     assert found is None
     assert why in said
+
+
+def test_a_recipe_travels_as_what_it_says(tmp_path):
+    training = {"kind": "full", "loss": "text", "steps": 2}
+    said = checked_recipe({"prune": {"steps": [{"budget": {"ffn": {"remove": 0.5}}}]}, "recover": training})
+    task = Task.of(said, RunOptions(), tmp_path, SOURCE, {})
+    assert checked_recipe(Task.from_record(json.loads(json.dumps(task.as_record()))).recipe) == said
