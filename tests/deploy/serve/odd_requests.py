@@ -222,7 +222,7 @@ def _judged(connection: _Answers, method: str) -> str | None:
     if method == "HEAD" or (answer.status == 400 and body == NOT_HTTP):
         return None
     try:
-        error = json.loads(body)["error"]
+        told = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
         return f"not in OpenAI's form: {shown}"
-    return None if set(error) == {"message", "type", "param", "code"} and error["message"] else f"not in OpenAI's form: {shown}"
+    return None if set(told) == {"message", "type", "param", "code"} and told["message"] else f"not in OpenAI's form: {shown}"

@@ -50,7 +50,7 @@ def check(served: Served, tokens: Sequence[str], logprobs: Sequence[float], top:
 
 
 def test_completions_say_how_likely_their_tokens_were(client: OpenAI, served: Served) -> None:
-    whole = client.completions.create(**asked(served), logprobs=3).choices[0]
+    whole: Any = client.completions.create(**asked(served), logprobs=3).choices[0]
     told: Any = whole.logprobs
     assert len(told.tokens) == TOKENS
     check(served, told.tokens, told.token_logprobs, told.top_logprobs, 3)
@@ -59,12 +59,11 @@ def test_completions_say_how_likely_their_tokens_were(client: OpenAI, served: Se
     assert "".join(token for token in told.tokens if token not in special) == whole.text
     for token, offset in zip(told.tokens, told.text_offset, strict=True):
         assert token in special or whole.text[offset] == token
-    chunks = list(client.completions.create(**asked(served), logprobs=3, stream=True))
+    chunks: Any = list(client.completions.create(**asked(served), logprobs=3, stream=True))
     streamed = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices and chunk.choices[0].logprobs]
     for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         assert [value for one in streamed for value in getattr(one, key)] == getattr(told, key)
-    none = client.completions.create(**asked(served), logprobs=0).choices[0].logprobs
-    assert none is not None
+    none: Any = client.completions.create(**asked(served), logprobs=0).choices[0].logprobs
     assert none.top_logprobs == [{token: value} for token, value in zip(told.tokens, told.token_logprobs, strict=True)]
     assert client.completions.create(**asked(served)).choices[0].logprobs is None
 
@@ -72,29 +71,26 @@ def test_completions_say_how_likely_their_tokens_were(client: OpenAI, served: Se
 def test_chat_says_how_likely_its_tokens_were(client: OpenAI, served: Served) -> None:
     told = asked(served) | {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True, "top_logprobs": 2}
     told.pop("prompt")
-    whole = client.chat.completions.create(**told).choices[0].logprobs
-    assert whole is not None
-    assert whole.content is not None
+    whole: Any = client.chat.completions.create(**told).choices[0].logprobs
     assert len(whole.content) == TOKENS
     for token in whole.content:
         assert token.bytes == list(token.token.encode())
         assert len(token.top_logprobs) == 2
         assert max(token.logprob, token.top_logprobs[1].logprob) <= token.top_logprobs[0].logprob
-    chunks = client.chat.completions.create(**told, stream=True)
+    chunks: Any = client.chat.completions.create(**told, stream=True)
     pieces = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices and chunk.choices[0].logprobs]
     assert [token.model_dump() for piece in pieces for token in piece.content or ()] == [token.model_dump() for token in whole.content]
 
 
 def test_four_answers_have_seeds_of_their_own(client: OpenAI, served: Served) -> None:
-    whole = client.completions.create(**asked(served), n=4)
+    whole: Any = client.completions.create(**asked(served), n=4)
     texts = [choice.text for choice in whole.choices]
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     assert len(set(texts)) == 4
-    assert whole.usage is not None
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(PROMPT), 4 * TOKENS)
     assert texts == [client.completions.create(**asked(served, seed=11 + place)).choices[0].text for place in range(4)]
     counted = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = list(client.completions.create(**asked(served), n=4, stream=True, stream_options=cast(Any, counted)))
+    chunks: Any = list(client.completions.create(**asked(served), n=4, stream=True, stream_options=cast(Any, counted)))
     streamed = ["".join(choice.text for chunk in chunks for choice in chunk.choices if choice.index == place) for place in range(4)]
     assert streamed == texts
     reasons = sorted((choice.index, choice.finish_reason) for chunk in chunks for choice in chunk.choices if choice.finish_reason)
@@ -107,8 +103,8 @@ def test_four_answers_have_seeds_of_their_own(client: OpenAI, served: Served) ->
 def test_a_chat_has_several_answers_too(client: OpenAI, served: Served) -> None:
     told = asked(served) | {"messages": [{"role": "user", "content": "Hi"}], "n": 2}
     told.pop("prompt")
-    whole = client.chat.completions.create(**told)
-    chunks = list(client.chat.completions.create(**told, stream=True))
+    whole: Any = client.chat.completions.create(**told)
+    chunks: Any = list(client.chat.completions.create(**told, stream=True))
     for place, choice in enumerate(whole.choices):
         mine = [choice.delta for chunk in chunks for choice in chunk.choices if choice.index == place]
         assert mine[0].role == "assistant"
