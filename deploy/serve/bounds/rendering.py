@@ -46,13 +46,14 @@ def rendered(template: str, special: dict[str, Any], messages: list[dict[str, An
         ``text``, or ``wrong``: what the template did instead, as the end of a sentence.
     """
     try:
-        (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
+        texts, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
     except TemplateError as error:
         return {"wrong": f"refuses this conversation: {str(error)[:300]}"}
     except MemoryError:
         return {"wrong": "takes too much memory for this conversation"}
     except Exception as error:  # a template can do anything
         return {"wrong": f"fails on this conversation ({type(error).__name__}: {str(error)[:300]})"}
+    text = texts[0]
     return {"text": text} if len(text) <= most else {"wrong": f"makes more than {most:,} characters of this conversation"}
 
 
