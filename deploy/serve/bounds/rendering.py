@@ -30,10 +30,10 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    return {} if request["do"] == READY else rendered(**{key: value for key, value in request.items() if key != "do"})
+    return {} if request["do"] == READY else render(**{key: value for key, value in request.items() if key != "do"})
 
 
-def rendered(template: str, special: dict[str, Any], messages: list[dict[str, Any]], most: int) -> dict[str, str]:
+def render(template: str, special: dict[str, Any], messages: list[dict[str, Any]], most: int) -> dict[str, str]:
     """A conversation as a text, up to where the assistant speaks.
 
     Args:
@@ -46,14 +46,14 @@ def rendered(template: str, special: dict[str, Any], messages: list[dict[str, An
         ``text``, or ``wrong``: what the template did instead, as the end of a sentence.
     """
     try:
-        texts, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
+        rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
     except TemplateError as error:
         return {"wrong": f"refuses this conversation: {str(error)[:300]}"}
     except MemoryError:
         return {"wrong": "takes too much memory for this conversation"}
     except Exception as error:  # a template can do anything
         return {"wrong": f"fails on this conversation ({type(error).__name__}: {str(error)[:300]})"}
-    text = texts[0]
+    text = str(rendered[0][0])  # of the first conversation
     return {"text": text} if len(text) <= most else {"wrong": f"makes more than {most:,} characters of this conversation"}
 
 
