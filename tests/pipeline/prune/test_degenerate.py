@@ -304,3 +304,8 @@ def test_scores_beyond_any_number_are_said_and_not_hidden(made: Any) -> None:
     for step in ({"method": "flap"}, {"method": "magnitude", "options": {"score": "product"}}):
         with pytest.raises(TrimlineError, match=f"The scores of block 1 by {step['method']} are not finite"):
             planned(*made("huge", huge), step | {"budget": {"ffn": {"remove": 0.5}}, "round_to": 1})
+
+
+def test_a_fraction_below_one_weight_takes_none(made: Any) -> None:
+    plan = planned(*made("dense", lambda held: None), {"method": "llm_surgeon", "budget": {"weight": {"remove": 1e-6}}})
+    assert (plan.steps[-1].facts["zero fraction"], plan.steps[-1].facts["threshold"]) == (0.0, None)
