@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from exporters.onnx.files import WEIGHTS
 from pipeline.common.errors import TrimlineError
 
 PREFIX = "/last_position/"
@@ -43,7 +44,10 @@ def keep_last_position(model: ir.Model) -> None:
 
 
 def all_positions(graph: Path) -> bytes | None:
-    """The graph in a file without the choice, serialised without its weights; None where it gives all positions already."""
+    """The graph in a file without the choice, serialised without its weights; None where it gives all positions already.
+
+    Its weights lie in ``weights_folder(graph)``, by the names that they have there.
+    """
     model = onnx.load(graph, load_external_data=False)
     choose = next((node for node in model.graph.node if node.name == CHOOSE), None)
     if choose is None:
@@ -58,7 +62,25 @@ def all_positions(graph: Path) -> bytes | None:
     ids = next(value for value in model.graph.input if value.name == "input_ids")
     logits = next(value for value in model.graph.output if value.name == "logits")
     logits.type.tensor_type.shape.dim[1].CopyFrom(ids.type.tensor_type.shape.dim[1])
+    _name_resolved(model, graph.parent)
     return bytes(model.SerializeToString())
+
+
+def weights_folder(graph: Path) -> Path:
+    """Where the weights of a graph really lie: in a hub's cache both are links.
+
+    ONNX Runtime follows links, and refuses weights outside the folder that it is told of. Where it opens a graph by its path, it
+    follows that path first.
+    """
+    return (graph.parent / WEIGHTS).resolve().parent
+
+
+def _name_resolved(model: onnx.ModelProto, folder: Path) -> None:
+    """Names each file of weights as it is called where it really lies."""
+    for initializer in model.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = (folder / entry.value).resolve().name
 
 
 def _head(logits: ir.Value) -> ir.Node:

@@ -53,11 +53,11 @@ def open_session(
         raise TrimlineError(f"There is no {graph.name} in {graph.parent}.", "Give the folder that the export stage wrote.")
     load_libraries(chain)
     frugal = mapped or (every_position and provider == "cpu")
-    options = _session_options(graph, threads, mapped=mapped, frugal=frugal, recorded=provider != "cpu")
+    options = _session_options(threads, mapped=mapped, frugal=frugal, recorded=provider != "cpu")
     of_providers = options_of(provider, graph, served)
     kept_out = {"disabled_optimizers": [FOLDING]} if mapped else {}
     try:
-        model = (_every_position(graph) if every_position else None) or str(graph)
+        model = (_every_position(graph, options) if every_position else None) or str(graph)
         session = onnxruntime.InferenceSession(model, options, providers=list(chain), provider_options=of_providers, **kept_out)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise TrimlineError(
@@ -72,14 +72,13 @@ def open_session(
     return session
 
 
-def _session_options(graph: Path, threads: int, *, mapped: bool, frugal: bool, recorded: bool) -> Any:
+def _session_options(threads: int, *, mapped: bool, frugal: bool, recorded: bool) -> Any:
     """``frugal``: without copies of weights in another type, which a text that is read once does not pay for."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry(WEIGHTS_BESIDE, str(graph.parent.resolve()))
     if recorded:
         options.add_session_config_entry(RECORD, "1")
         options.log_severity_level = ERRORS  # it warns of computations on the processor, every one of which is checked below
@@ -92,10 +91,14 @@ def _session_options(graph: Path, threads: int, *, mapped: bool, frugal: bool, r
     return options
 
 
-def _every_position(graph: Path) -> bytes | None:
-    from exporters.onnx.lowering.last_position import all_positions  # brings onnx, which a process that is measured does without
+def _every_position(graph: Path, options: Any) -> bytes | None:
+    """The graph for the session to open from memory, which is told where its weights are; None where the file's own will do."""
+    from exporters.onnx.lowering.last_position import all_positions, weights_folder  # brings onnx, which a measured process does without
 
-    return all_positions(graph)
+    model = all_positions(graph)
+    if model is not None:
+        options.add_session_config_entry(WEIGHTS_BESIDE, str(weights_folder(graph)))
+    return model
 
 
 def demand_gpu(provider: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,20 @@ def test_every_position_from_the_same_weights(folders: dict[str, Path]) -> None:
     np.testing.assert_array_equal(view.logits(ids), OnnxDecoder(folders["all"], 1).logits(ids))
     assert all_positions(folders["all"] / "model.onnx") is None
     assert len(list(folders["last"].glob("*.onnx*"))) == 2, "one graph, one weights file"
+
+
+def test_a_folder_of_links_is_opened_as_the_files_are(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As a hub's cache has it: each file a link to one of another name in another folder."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(folders["last"].iterdir())):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    ids = gate_tokens(128, length=12).numpy()
+    for options in ({}, {"every_position": True}, {"every_position": True, "mapped": True}, {"mapped": True}):
+        expected = OnnxDecoder(folders["last"], 1, **options).logits(ids)
+        np.testing.assert_array_equal(OnnxDecoder(snapshot, 1, **options).logits(ids), expected)
 
 
 def test_rows_of_unequal_length_get_the_logits_of_their_own_last_token(folders: dict[str, Path]) -> None:
