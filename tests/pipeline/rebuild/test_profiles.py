@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: 
     assert len(table) == 11
     assert all(bool(verdict.change) is not verdict.loads for verdict in table.values())
     return table
+
+
+@pytest.mark.parametrize("family", ["opt", "qwen3"])
+def test_a_narrower_stream_needs_norms_that_allow_it(tmp_path: Path, family: str) -> None:
+    dense = Checkpoint(tiny_model(family, tmp_path))
+    with pytest.raises(TrimlineError, match=f"{family} cannot lose channels of the residual stream"):
+        check_profile(dense.geometry.family, dense.geometry, replace(dense.geometry, hidden=48), Profile.FREE, dense.config)
 
 
 def refusing(table: dict[str, ConsumerVerdict]) -> set[str]:

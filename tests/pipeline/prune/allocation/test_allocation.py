@@ -184,6 +184,11 @@ def test_among_blocks_alike_the_first_keeps_more() -> None:
     assert pooled_counts([torch.ones(2), torch.ones(2)], keep=3, minimum=1) == [2, 1]
 
 
+def test_the_block_furthest_above_its_share_gives_back() -> None:
+    """Two of four have less of a share than the one tile that they keep; of the others one is 1 below its share and one is 62."""
+    assert tiled_counts([256] * 4, [share / 256 for share in (1, 1, 129, 190)], 64) == [64, 64, 64, 128]
+
+
 def test_z_scores_divide_by_the_unbiased_deviation() -> None:
     """Blocks of 3 and 11 units: 0.577 and 0.603 are 0.707 and 0.632 by the biased one, and the other unit would stay."""
     assert pooled_counts([torch.tensor([0.0, 1.0, 1.0]), torch.arange(11.0)], keep=5, minimum=1) == [1, 4]
