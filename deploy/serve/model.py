@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.serve.bounds.templates import PLAIN, Templates
 from exporters.folder import GENAI_CONFIG
 from exporters.onnx.runtime import needs_runtime
+from exporters.text.templates import PLAIN, Templates
 from exporters.text.tokens import check_tokens
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json

@@ -1,48 +1,60 @@
-"""The child process of ``exporters.text.template``: transformers' own renderer, without the tokenizer and torch, which take long to import."""
+"""The process that renders chat templates; ``templates`` is the parent's end.
+
+A template is a program that comes with a checkpoint. transformers' sandbox keeps it from the system, but not from endless loops
+or from texts of gigabytes. Here it can be killed, and has little memory.
+"""
 
 from __future__ import annotations
 
 import resource
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pipeline.common.answering import Record, answer_parent
+from exporters.text.templates import READY
+from pipeline.common.answering import answer_parent
 
-ROOM = 2**30  # bytes beside those of an idle process
+MEMORY = 2**28  # bytes that a template may take beside what Python and the libraries have
 
 
 def main() -> None:
-    """Answers the parent."""
-    _render([], "", {})  # loads what it needs
-    answer_parent(render)
+    """Answers ``do: ready`` and ``do: render``."""
+    with suppress(OSError, ValueError):  # a system without such a limit, or a lower one; the limit of time stays
+        with open("/proc/self/statm", encoding="ascii") as sizes:
+            pages = int(sizes.read().split()[0])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    answer_parent(_answer)
 
 
-def render(what: Record) -> Record:
-    """``why`` the template does not render; empty where it does."""
-    _bound(what["seconds"])
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    return {} if request["do"] == READY else render(**{key: value for key, value in request.items() if key != "do"})
+
+
+def render(template: str, special: dict[str, Any], messages: list[dict[str, Any]], most: int) -> dict[str, str]:
+    """A conversation as a text, up to where the assistant speaks.
+
+    Args:
+        template: of the model.
+        special: names of special tokens to what they are written as.
+        messages: of the conversation.
+        most: characters of the text.
+
+    Returns:
+        ``text``, or ``wrong``: what the template did instead, as the end of a sentence.
+    """
     try:
-        _render(what["conversation"], what["template"], what["tokens"])
+        rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
+    except TemplateError as error:
+        return {"wrong": f"refuses this conversation: {str(error)[:300]}"}
     except MemoryError:
-        return {"why": f"it takes more than {ROOM >> 30} GiB of memory"}
-    except Exception as error:  # jinja2's own, and whatever the template's arithmetic meets
-        return {"why": " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__}
-    return {"why": ""}
-
-
-def _render(conversation: list[Any], template: str, tokens: dict[str, Any]) -> None:
-    render_jinja_template(conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens)
-
-
-def _bound(most: int) -> None:
-    """No more computing and memory for this process than a template may take."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + most
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    size = pages * resource.getpagesize() + ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        return {"wrong": "takes too much memory for this conversation"}
+    except Exception as error:  # a template can do anything
+        return {"wrong": f"fails on this conversation ({type(error).__name__}: {str(error)[:300]})"}
+    text = str(rendered[0][0])  # of the first conversation
+    return {"text": text} if len(text) <= most else {"wrong": f"makes more than {most:,} characters of this conversation"}
 
 
 if __name__ == "__main__":

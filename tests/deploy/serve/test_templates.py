@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from deploy.serve.bounds.templates import Templates
 from deploy.serve.model import ServedModel
+from exporters.text.templates import Templates
 from tests.deploy.serve.conftest import TEMPLATE
 
 SECONDS, MOST = 1.0, 10_000
