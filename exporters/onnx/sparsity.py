@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helpe
 
 from exporters.onnx.lowering.nbits import unpacked_zeros
 from pipeline.architecture.sparsity import GROUP, two_four_fraction
-from pipeline.common.errors import TrimlineError
+from pipeline.common.errors import TrimlineError, shortened
 
 Mask = NDArray[np.bool_]
 HEAD_WALK = 8  # operators between the last product and the logits, at most
@@ -122,6 +122,21 @@ def check_two_four(patterns: Sequence[WeightPattern]) -> dict[str, Any]:
         "others": others,
         "head": [{"name": pattern.name, "two_four": pattern.complies} for pattern in patterns if pattern.head],
     }
+
+
+def load_values(tensor: TensorProto, folder: Path) -> None:
+    """Reads a tensor's values out of the file beside its graph.
+
+    Raises:
+        TrimlineError: that file is missing, too short, or one that onnx does not read, such as one with several hard links.
+    """
+    try:
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    except Exception as error:  # onnx's own kinds, and those of the system
+        why = shortened(" ".join(str(error).split()), 200)
+        raise TrimlineError(
+            f"The values of {tensor.name} in {folder} cannot be read ({why}).", "Copy the folder with cp -rL, or export it again."
+        ) from None
 
 
 def load_graph(path: Path) -> ModelProto:
@@ -249,7 +264,7 @@ class _Reader:
         filled.CopyFrom(tensor)
         try:
             if external_data_helper.uses_external_data(filled):
-                external_data_helper.load_external_data_for_tensor(filled, str(self._folder))
+                load_values(filled, self._folder)
             return numpy_helper.to_array(filled)
         except Exception as error:  # noqa: BLE001 - onnx raises ValueError, OSError and its own checker's errors here
             raise TrimlineError(

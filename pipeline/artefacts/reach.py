@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -76,12 +77,20 @@ class _Module:
 @cache
 def _module(root: Path, name: str, is_collection: bool) -> _Module:
     path = _file_of(root, name)
+    if path is None and name.split(".")[0] not in ROOMS:  # a method that a program of somebody else's registered
+        return _Module(_digest_of_foreign(name), frozenset())
     if path is None:
         raise ModuleNotFoundError(f"There is no module {name} below {root}.")
     said = _said(path.read_text(encoding="utf-8"), name if is_collection else "")
     arrows = frozenset((*_imported(root, said), *_named(root, said))) - {name}
     files = {*_data_in(path.parent), *_files_named(path.parent, said), *_scripts_named(root, arrows, said)}
     return _Module(digest({"code": said.code, "data": {str(file.relative_to(root)): _digest_of(file) for file in files}}), arrows)
+
+
+def _digest_of_foreign(name: str) -> str:
+    """Hash of a module's file as far as it has one; what it imports in turn is nobody's that is known here."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return digest({"module": name, "file": _digest_of(Path(file)) if file and Path(file).is_file() else ""})
 
 
 @cache

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
-from pipeline.common.errors import GateError
+from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import GATE, write_json
+from pipeline.common.files import GATE, read_json, write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
 from pipeline.live.untouched import load_untouched
@@ -27,6 +27,9 @@ from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import demand_settings
+
+CONFIG = "config.json"
+REPORT = "This is a fault of the rebuild, not of the recipe; please report it with the recipe."
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def gate_again(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOption
     """
     options.apply()
     check_same_model(checkpoint, plan)
-    decision = for_profile(plan, checkpoint.geometry, profile_of(Checkpoint(out).config))
+    decision = for_profile(plan, checkpoint.geometry, profile_of(read_json(out / CONFIG)))
     demand_settings(checkpoint.folder, decision, out, options.trust_remote_code)
     _demand(_outcomes(checkpoint, decision, out, options, events), events)
 
@@ -139,10 +142,13 @@ def _masked_logits(
 
 
 def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
-    model, report = load_untouched(out, options, dtype)
+    try:
+        model, report = load_untouched(out, options, dtype)
+    except TrimlineError as error:  # what was written is wrong, and not what a user gave
+        raise GateError(error.problem, REPORT) from None
     if report.missing or report.unexpected:
         raise GateError(
             f"The model and the tensors written for it differ: missing {list(report.missing)[:3]}, unexpected {list(report.unexpected)[:3]}.",
-            "This is a fault of the rebuild, not of the recipe; please report it with the recipe.",
+            REPORT,
         )
     return model, sum(1 for _ in model.named_parameters())

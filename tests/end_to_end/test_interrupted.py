@@ -128,6 +128,7 @@ def test_a_signal_ends_a_command_with_one_sentence_its_children_and_what_it_kept
         text=True,
         cwd=tmp_path,
         env=os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup a hang-up is ignored, and stays so
     )
     with process:
         assert process.stdout is not None

@@ -135,6 +135,7 @@ def test_stopped_at_random_moments(runs, sweeps):
     assert sum(stopped) >= kills // 2
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on(sweeps):
     draw = random.Random(3)
     assert stopped_once(sweeps, draw, 0.5)

@@ -221,7 +221,9 @@ def test_overflowing_activations_are_said(tmp_path):
     inputs = tiny_inputs(tmp_path)
     set_tensor("model.layers.0.mlp.up_proj.weight", lambda tensor: tensor * 1e6)(inputs / "model")
     path = written(recipe("cfsp-least-squares", inputs), tmp_path)
-    assert_refused(trimline("prune", path, "-o", tmp_path / "plan", "--dtype", "float16"), "block 0", "float16", "--dtype float32")
+    assert_refused(
+        trimline("prune", path, "-o", tmp_path / "plan", "--dtype", "float16"), "mlp.up_proj.weight", "beyond float16", "--dtype"
+    )
     assert not (tmp_path / "plan").exists()
 
 

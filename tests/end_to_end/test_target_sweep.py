@@ -39,6 +39,7 @@ def started(told: list[Event]) -> list[str]:
     return [event.stage.split(" ")[0] for event in told if event.kind == "stage_started"]
 
 
+@pytest.mark.slow
 def test_points_share_the_latency_table_and_are_compared_with_one_dense_model(tmp_path):
     assert {"latency", "settle"} <= TIMED
     values, told = recipe("faster", tiny_inputs(tmp_path / "inputs")), []

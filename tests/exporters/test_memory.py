@@ -38,7 +38,7 @@ def both(checkpoint, folder, **recipe) -> dict[str, dict[str, bytes]]:
 
 @pytest.mark.parametrize(
     ("lowering", "precision"),
-    [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32"), ("portable", "fp16")],
+    [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32"), pytest.param("portable", "fp16", marks=pytest.mark.slow)],
 )
 def test_the_same_files_from_mapped_weights(lowering, precision, tmp_path):
     if lowering == "fused":

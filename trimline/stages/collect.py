@@ -40,7 +40,6 @@ from trimline.reporting import (
     WorkloadRow,
 )
 from trimline.reporting.data import Role
-from trimline.reporting.headline import busy_warning
 from trimline.stages.gate_rows import gate_rows
 from trimline.stages.names import REBUILT, RECOVERED, Name, evaluation_of
 from trimline.stages.rounds import Round
@@ -105,7 +104,7 @@ def collect(
         consumers=tuple(_consumers(recipe, lanes["pruned"].checkpoint)),
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
-        warnings=(*_warnings(recipe, text, original, result), *busy_warning(_workloads(results))),
+        warnings=tuple(_warnings(recipe, text, original, result)),
         environment=environment_rows(results) | energy_lines(results),
         stages=tuple(StageTime(str(name), artefact.seconds) for name, artefact in done.items()),
         recovery=_recovery(recipe.recover, done) if recipe.recover else None,

@@ -35,6 +35,7 @@ CLIENTS: dict[str, Client] = {
     "vllm": Client("vLLM", "checkpoint"),
     "llama.cpp": Client("llama.cpp", "gguf"),
     "transformers": Client("transformers (stock)", "checkpoint"),
+    "hub": Client("transformers (shipped file)", "checkpoint"),
     "sglang": Client("SGLang", "checkpoint"),
     "tensorrt": Client("TensorRT", "graph"),
     "tensorrt-llm": Client("TensorRT-LLM", "checkpoint"),

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import NodeProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 from transformers import PretrainedConfig, PreTrainedModel
 
 from exporters.onnx.files import GRAPH, PAST
-from exporters.onnx.sparsity import load_graph
+from exporters.onnx.sparsity import load_graph, load_values
 from pipeline.common.errors import GateError
 from pipeline.evaluate.gates import attention_window
 
@@ -55,7 +55,7 @@ def compare_attention(model: PreTrainedModel, folder: Path, promised: int, preci
     for place, name in sorted(tables):
         tensor = held[name]
         if uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, str(folder))
+            load_values(tensor, folder)
         _same_angles(model, place, np.asarray(numpy_helper.to_array(tensor)), promised, BARS.get(precision, BAR), folder)
     return {"blocks": len(nodes), "windows": sorted({window for window in windows if window}), "table positions": promised if tables else 0}
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from exporters.onnx.files import GRAPH
 from exporters.onnx.gate.rounding import FormatRounding
-from exporters.onnx.sparsity import load_graph
+from exporters.onnx.sparsity import load_graph, load_values
 from pipeline.common.errors import GateError
 
 PLAIN = ("MatMul", "FusedMatMul", "Gemm")
@@ -159,7 +159,7 @@ class Operands:
         tensor = TensorProto()
         tensor.CopyFrom(self._held[name])
         if uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, str(self.folder))
+            load_values(tensor, self.folder)
             tensor.ClearField("external_data")
             tensor.data_location = TensorProto.DEFAULT
         return tensor

@@ -187,6 +187,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_the_command_prunes_times_and_judges_and_keeps_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime_genai")
     tiny_model("llama", tmp_path / "dense", intermediate_size=256, max_position_embeddings=1024)

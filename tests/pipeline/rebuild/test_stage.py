@@ -160,11 +160,11 @@ def test_gate_fails_when_a_tensor_is_missing_or_left_over(tmp_path: Path) -> Non
     checkpoint = Checkpoint(out)
     tensors = dict(checkpoint.tensors())
     write_checkpoint(out, checkpoint.config, tensors | {"model.layers.0.mlp.down_proj.bias": torch.ones(64)})
-    with pytest.raises(GateError, match="unexpected"):
+    with pytest.raises(GateError, match=r"holds model\.layers\.0\.mlp\.down_proj\.bias"):
         gate(Checkpoint(source), plan, out, OPTIONS, Events())
     del tensors["model.layers.0.mlp.down_proj.weight"]
     write_checkpoint(out, checkpoint.config, tensors)
-    with pytest.raises(GateError, match=r"missing \['model.layers.0.mlp.down_proj.weight"):
+    with pytest.raises(GateError, match=r"holds no tensor model\.layers\.0\.mlp\.down_proj\.weight"):
         gate(Checkpoint(source), plan, out, OPTIONS, Events())
 
 
@@ -193,5 +193,5 @@ def test_a_tensor_that_the_family_does_not_describe_is_refused(tmp_path: Path) -
     checkpoint = Checkpoint(source)
     extra = {"model.layers.1.mlp.router.weight": torch.ones(4, 64)}
     write_checkpoint(source, checkpoint.config, dict(checkpoint.tensors()) | extra)
-    with pytest.raises(TrimlineError, match="mlp.router.weight has no place"):
+    with pytest.raises(TrimlineError, match=r"mlp\.router\.weight.*does not describe"):
         rebuilt(tmp_path, source, plan_for(source, same_width), Profile.UNIFORM)

@@ -179,6 +179,7 @@ def test_verify_finds_what_changed(chain, tmp_path):
 
 
 def test_verify_of_what_is_no_package(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
     assert_refused(trimline("verify", tmp_path), "manifest.json")
 
 

@@ -52,7 +52,7 @@ class Codes(Run):
 
     codes: dict[str, str]
 
-    def _artefact(self, name: Name, depends: dict[str, Any], work: Any) -> Artefact:
+    def _artefact(self, name: Name, depends: dict[str, Any], work: Any, unchanged: Any) -> Artefact:
         self.codes[name.stage] = depends["code"]
         return self.done.get(name) or Artefact(name.stage, "", self.store, 0.0)
 
@@ -196,7 +196,7 @@ def test_a_line_makes_the_stages_anew_that_reach_it(codes, edit, name, expected)
     [
         ("pipeline.prune.methods", "Wanda, WandaStructured\n", "ResidualEnergy(),"),
         ("pipeline.architecture.families", "QWEN3\n", "OPT, PHI3"),
-        ("deploy.targets", "Vllm\n", "LlamaCpp(), Vllm()"),
+        ("deploy.targets", "Vllm\n", "Vllm(), Hub()"),
     ],
 )
 def test_a_new_member_of_a_collection_makes_nothing_anew(codes, edit, collection, imports, table):

@@ -31,6 +31,7 @@ def test_the_weights_are_held_two_and_a_half_times_at_most(medium: Path, precisi
     assert 0.2 < found["times"] <= BAR, found  # quantised weights are a fraction of those in fp32
 
 
+@pytest.mark.slow
 def test_the_portable_lowering_is_measured_too(tmp_path: Path) -> None:
     found = in_a_child(tiny_model("llama", tmp_path), "portable", "fp32", threads=1)
     assert 0 < found["weights"] < found["before"] < found["peak"]

@@ -180,7 +180,7 @@ def test_a_profile_that_cannot_say_it_is_refused_before_and_after_measuring(
 
 def test_preflight_lets_pass_what_can_be_said(tmp_path: Path) -> None:
     for family, profile in (("llama", "uniform"), ("opt", "uniform"), ("mistral", "free")):
-        source = Checkpoint(tiny_model(family, tmp_path / family))
+        source = Checkpoint(tiny_model(family, tmp_path / family, max_position_embeddings=1024))
         preflight(Recipe.model_validate({"prune": {"steps": [FFN]}, "rebuild": {"profile": profile}}), RunOptions(threads=1), source)
 
 
