@@ -218,6 +218,7 @@ def run_command(folder: Path, measure: bool = True) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, Any]) -> None:
     assert finished["code"] == 1
     assert finished["again"][-1] == "Failed: Absent, 30 %."
@@ -233,6 +234,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_there(finished: dict[str, 
         assert start in page
 
 
+@pytest.mark.slow
 def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
     rows = {path.stem: json.loads(path.read_text()) for path in (finished["folder"] / "records").glob("*.json")}
     assert set(rows) == {"dense", "cfsp-0.3", "cfsp-2to4", "trimline-0.3", "wanda-0.3"}
@@ -247,11 +249,13 @@ def test_rows_hold_what_was_measured(finished: dict[str, Any]) -> None:
     assert rows["cfsp-2to4"]["zeros"] >= 0.5
 
 
+@pytest.mark.slow
 def test_the_second_run_measures_only_what_failed(finished: dict[str, Any]) -> None:
     assert [text for text in finished["again"] if text.endswith("…")] == ["Absent, 30 % …"]
     assert len(list((finished["folder"] / "records" / "timed").glob("*.json"))) == 4  # two models, one at a time, twice
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_shown_without_measuring(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, said = finished["folder"], []
     monkeypatch.setattr(systems, "SYSTEMS", TINY)
@@ -261,6 +265,7 @@ def test_what_is_recorded_is_shown_without_measuring(finished: dict[str, Any], m
     assert "| 30 % | Absent | not measured yet |" in (folder / "page.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_front_page_has_few_rows(finished: dict[str, Any]) -> None:
     front, page = ((finished["folder"] / f"{name}.md").read_text(encoding="utf-8") for name in ("front", "page"))
     rows = [line for line in front.splitlines() if line.startswith("| ")]
@@ -270,6 +275,7 @@ def test_the_front_page_has_few_rows(finished: dict[str, Any]) -> None:
     assert "](plot.svg)" in front
 
 
+@pytest.mark.slow
 def test_page_plot_and_verdicts_are_written(finished: dict[str, Any]) -> None:
     folder = finished["folder"]
     page = (folder / "page.md").read_text(encoding="utf-8")
