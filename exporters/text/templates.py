@@ -113,10 +113,9 @@ def check_template(tokenizer: Any, folder: Path) -> None:
         template = template.get("default")
     if not template:
         return
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
     templates = Templates(ONCE)
     try:
-        templates.render(template, special, PLAIN, MOST)
+        templates.render(template, tokenizer.special_tokens_map, PLAIN, MOST)
     except NotRendered as error:
         raise TrimlineError(f"The chat template of {folder} does not render a plain conversation: it {error.wrong}.", REMEDY) from None
     finally:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from pipeline.common.errors import GateError
 
+REPORT = "This is a fault of the conversion, not of the recipe; please report it with the recipe."
 RELATIVE_BAR = 1e-5
 ABSOLUTE_FLOOR = 1e-4
 BEYOND_WINDOW = 8  # tokens of a row that go past a sliding window
@@ -97,7 +98,7 @@ def demand(comparison: LogitDifference, reference: str, candidate: str) -> None:
     raise GateError(
         f"{candidate} does not compute what {reference} computes: logits differ by {comparison.difference:.3g} "
         f"where {comparison.bar:.3g} is allowed ({where}).",
-        "This is a fault of the conversion, not of the recipe; please report it with the recipe.",
+        REPORT,
     )
 
 

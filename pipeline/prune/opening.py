@@ -10,6 +10,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
+from pipeline.live.finite import is_finite
 from pipeline.live.loading import load_tokenizer
 from pipeline.live.paging import open_model
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -63,7 +64,7 @@ def _demand_finite(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         TrimlineError: a tensor holds NaN or Inf, or numbers beyond the dtype that measures.
     """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not is_finite(parameter):
             checkpoint.demand_finite(name, checkpoint.tensor(name))
             kind = str(parameter.dtype).removeprefix("torch.")
             raise TrimlineError(

@@ -6,6 +6,8 @@ memory; transformers loads the smaller one. So a tensor that surgery read wrongl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pipeline.common.events import Events
 from pipeline.common.files import GATE, read_json, write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
+from pipeline.evaluate.settings import CONFIG
 from pipeline.live.untouched import load_untouched
 from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
@@ -27,9 +30,6 @@ from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import demand_settings
-
-CONFIG = "config.json"
-REPORT = "This is a fault of the rebuild, not of the recipe; please report it with the recipe."
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions,
     with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 3) as advance:
         readings, expected = _masked_logits(checkpoint, plan, options, dtype)
         advance(1)
-        rebuilt, count = _reopened(out, options, dtype)
+        rebuilt = reopened(out, options, dtype, "rebuild")
         kept = plan.selection.blocks
         found = {
             r.name: compare_logits(e, logits_of(rebuilt, plan.family, r.renumbered(kept))) for r, e in zip(readings, expected, strict=True)
@@ -128,7 +128,7 @@ def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions,
         advance(1)
         cached = cache_comparison(rebuilt, readings[0].tokens)
         advance(1)
-    return RebuildOutcome(dtype, count, found, cached)
+    return RebuildOutcome(dtype, sum(1 for _ in rebuilt.named_parameters()), found, cached)
 
 
 def _masked_logits(
@@ -141,14 +141,27 @@ def _masked_logits(
     return readings, [logits_of(dense, plan.family, reading) for reading in readings]
 
 
-def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
+@contextmanager
+def fault_of(stage: str) -> Iterator[None]:
+    """Makes a ``GateError`` of what is wrong with a folder that ``stage`` has just written: no user gave it."""
+    report = f"This is a fault of the {stage}, not of the recipe; please report it with the recipe."
     try:
+        yield
+    except GateError:
+        raise
+    except TrimlineError as error:
+        raise GateError(error.problem, report) from None
+
+
+def reopened(out: Path, options: RunOptions, dtype: torch.dtype, stage: str) -> PreTrainedModel:
+    """What ``stage`` has written, as transformers itself loads it.
+
+    Raises:
+        GateError: it cannot be opened, or its tensors and the model's parameters are not the same set.
+    """
+    with fault_of(stage):
         model, report = load_untouched(out, options, dtype)
-    except TrimlineError as error:  # what was written is wrong, and not what a user gave
-        raise GateError(error.problem, REPORT) from None
-    if report.missing or report.unexpected:
-        raise GateError(
-            f"The model and the tensors written for it differ: missing {list(report.missing)[:3]}, unexpected {list(report.unexpected)[:3]}.",
-            REPORT,
-        )
-    return model, sum(1 for _ in model.named_parameters())
+        if report.missing or report.unexpected:
+            missing, unexpected = (list(names)[:3] for names in (report.missing, report.unexpected))
+            raise TrimlineError(f"The model and the tensors written for it differ: missing {missing}, unexpected {unexpected}.")
+    return model

@@ -10,15 +10,16 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
 from pipeline.evaluate.settings import CONFIG, MayBe, demand_same_config
-from pipeline.live.loading import load_with_report
+from pipeline.rebuild.gate import fault_of, reopened
 from pipeline.rebuild.readings import cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import GONE, demand_companions
+
+STAGE = "recovery"
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,21 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
     Raises:
         GateError: a comparison is beyond its bar in both dtypes, or tensors and parameters are not the same set.
     """
-    geometry = Checkpoint(out).geometry
+    with fault_of(STAGE):
+        geometry = Checkpoint(out).geometry
     with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
     readings = readings_for(trained.config, with_attention, options.device)
     trained.eval()
     outcomes: list[RecoveryOutcome] = []
     for dtype in (torch.float32, torch.float64):
         with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 2) as advance:
-            reopened = _reopened(out, options, dtype)
+            reread = reopened(out, options, dtype, STAGE)
             trained.to(dtype=dtype)  # type: ignore[call-arg]
             found = {
-                r.name: compare_logits(logits_of(trained, geometry.family, r), logits_of(reopened, geometry.family, r)) for r in readings
+                r.name: compare_logits(logits_of(trained, geometry.family, r), logits_of(reread, geometry.family, r)) for r in readings
             }
             advance(1)
-            cached = cache_comparison(reopened, readings[0].tokens)
+            cached = cache_comparison(reread, readings[0].tokens)
             advance(1)
         outcomes.append(RecoveryOutcome(dtype, found, cached))
         if outcomes[-1].passed:
@@ -95,13 +97,3 @@ def demand_settings(checkpoint: Checkpoint, out: Path, options: RunOptions) -> d
     changes = {key: may for key, may in settled.items() if key in read_json(checkpoint.folder / CONFIG)}
     keys = demand_same_config(checkpoint.folder, out, changes, options.trust_remote_code)
     return {"config keys": keys} | demand_companions(checkpoint.folder, out, options.trust_remote_code)
-
-
-def _reopened(out: Path, options: RunOptions, dtype: torch.dtype) -> PreTrainedModel:
-    model, report = load_with_report(out, dtype=dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    if report.missing or report.unexpected:
-        raise GateError(
-            f"The model and the tensors written for it differ: missing {list(report.missing)[:3]}, unexpected {list(report.unexpected)[:3]}.",
-            "This is a fault of the recovery, not of the recipe; please report it with the recipe.",
-        )
-    return model

@@ -75,6 +75,14 @@ def unresolved(workload: WorkloadRow) -> bool:
     return without or workload.verdict.startswith(UNRESOLVED)
 
 
+def all_warnings(data: ReportData) -> tuple[str, ...]:
+    """What every rendering warns of: the run's own warnings, and speeds that were not resolved.
+
+    The second are no part of ``ReportData.warnings``, which the model card shows and which must be the same in every run.
+    """
+    return (*data.warnings, *busy_warning(data.workloads))
+
+
 def busy_warning(workloads: Iterable[WorkloadRow]) -> Iterator[str]:
     """What to do where speeds were not resolved; nothing where all were."""
     doubtful = [workload for workload in workloads if unresolved(workload)]

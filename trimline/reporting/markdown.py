@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pipeline.common.markdown import escape, fence
 from trimline.reporting.content import Code, Item, Note, Plot, Section, Table
 from trimline.reporting.data import ReportData
-from trimline.reporting.headline import busy_warning, headline
+from trimline.reporting.headline import all_warnings, headline
 from trimline.reporting.sections import sections
 
 
 def render_markdown(data: ReportData) -> str:
     """GitHub-flavoured Markdown; the same data gives the same text. Markup in the data stays text."""
     lines = [f"# {escape(data.title)}", "", escape(headline(data)), ""]
-    for warning in (*data.warnings, *busy_warning(data.workloads)):
+    for warning in all_warnings(data):
         lines += [f"> **Warning:** {escape(warning)}", ""]
     for section in sections(data):
         lines += _section(section)

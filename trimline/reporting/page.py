@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from trimline.reporting.content import Code, Note, Plot, Section, Table
 from trimline.reporting.data import ReportData
-from trimline.reporting.headline import busy_warning, headline, tiles
+from trimline.reporting.headline import all_warnings, headline, tiles
 from trimline.reporting.plots import figure
 from trimline.reporting.sections import sections
 
@@ -25,7 +25,7 @@ def render_html(data: ReportData) -> str:
     return page.render(
         data=data,
         headline=headline(data),
-        warnings=(*data.warnings, *busy_warning(data.workloads)),
+        warnings=all_warnings(data),
         tiles=tiles(data),
         sections=parts,
         plots=plots,

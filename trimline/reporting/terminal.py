@@ -11,7 +11,7 @@ from rich.text import Text
 
 from trimline.reporting.content import Cell, Table
 from trimline.reporting.data import ReportData
-from trimline.reporting.headline import busy_warning, headline
+from trimline.reporting.headline import all_warnings, headline
 from trimline.reporting.tables import comparison_table
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "plain": ""}
@@ -25,7 +25,7 @@ def render_terminal(data: ReportData, console: Console, page: Path | None = None
     console.print(Text(headline(data)))
     for target in data.targets:
         console.print(Text(f"Target, {target.asked}: {target.reached}; {target.outcome}"))
-    for warning in (*data.warnings, *busy_warning(data.workloads)):
+    for warning in all_warnings(data):
         console.print(Text(f"Warning: {warning}", style="yellow"))
     if page is not None:
         console.print(Text(f"Report: {page}"), soft_wrap=True)

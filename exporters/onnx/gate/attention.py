@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from exporters.onnx.files import GRAPH, PAST
 from exporters.onnx.sparsity import load_graph, load_values
 from pipeline.common.errors import GateError
-from pipeline.evaluate.gates import attention_window
+from pipeline.evaluate.gates import REPORT, attention_window
 
 ATTENTION = "GroupQueryAttention"
 TABLES = {7: "cosine", 8: "sine"}  # inputs of the operator
@@ -26,7 +26,6 @@ CHUNK = 8192  # positions whose angles are in memory at once
 BARS = {"fp16": 1e-3, "bf16": 8e-3}  # of the largest number in a table: half a step of the format, and the order of sums
 BAR = 2e-5
 EVERYTHING = -1  # what the operator calls no window
-REPORT = "This is a fault of the conversion; please report it with the recipe."
 
 
 def compare_attention(model: PreTrainedModel, folder: Path, promised: int, precision: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
-from pipeline.evaluate.gates import LogitDifference, attention_window, demand, gate_tokens
+from pipeline.evaluate.gates import REPORT, LogitDifference, attention_window, demand, gate_tokens
 from pipeline.evaluate.perplexity import window_losses
 
 TEXT = "The river had been frozen for three weeks when the first boats of the year came up from the harbour, and"
@@ -206,7 +206,7 @@ def _demand_all(found: dict[str, Found], reference: str, folder: Path, events: E
             raise GateError(
                 f"{folder} ({name}) does not say what {reference} says: {comparison.difference:.3g} nats apart on average, "
                 f"where {comparison.bar:g} is allowed.",
-                "This is a fault of the conversion, not of the recipe; please report it with the recipe.",
+                REPORT,
             )
 
 

@@ -22,12 +22,12 @@ from exporters.text.tokens import has_tokenizer
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.files import read_json
+from pipeline.evaluate.gates import REPORT
 from pipeline.evaluate.settings import GENERATION, demand_same_generation
 from pipeline.evaluate.tokenizers import demand_alike, makes_tokens
 from pipeline.live.loading import as_trimline_error, load_tokenizer, quiet_transformers, trusts
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
-REPORT = "This is a fault of the conversion; please report it with the recipe."
 
 
 @dataclass(frozen=True)

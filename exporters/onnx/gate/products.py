@@ -30,6 +30,7 @@ from exporters.onnx.gate.matching import Matching, Share
 from exporters.onnx.gate.rounding import FormatRounding
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import GateError
+from pipeline.evaluate.gates import REPORT
 from pipeline.live.untouched import parameter_of
 
 TOKENS = 96  # of the text that are read: enough directions to tell a scale from noise
@@ -105,7 +106,7 @@ def demand_products(found: ProductRecord, folder: Path, precision: str) -> None:
         raise GateError(
             f"{folder} ({precision}): {len(found.wrong)} of {found.compared} products are off by more than rounding does: "
             f"{', '.join(found.wrong[:4])}{more}.",
-            "This is a fault of the conversion, not of the recipe; please report it with the recipe.",
+            REPORT,
         )
 
 

@@ -16,7 +16,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.live.blocks import blocks_of
-from pipeline.live.finite import demand_finite, is_finite, kind_of
+from pipeline.live.finite import demand_finite, is_finite
 from pipeline.live.paging import Paging
 from pipeline.plan.places import place_of
 from pipeline.plan.selection import Selection, select
@@ -79,13 +79,11 @@ class ShrinkingModel:
         Raises:
             TrimlineError: it holds NaN or Inf.
         """
-        found = (self._changed[name] if name in self._changed else self.checkpoint.tensor(name)).float()
-        if not is_finite(found):
-            raise TrimlineError(
-                f"The tensor {name} of {self.checkpoint.folder} holds {kind_of(found)}.",
-                "Fetch the checkpoint again, or repair that tensor.",
-            )
-        return found
+        if name in self._changed:
+            return self._changed[name].float()  # finite, or it would not have been stored
+        found = self.checkpoint.tensor(name)
+        self.checkpoint.demand_finite(name, found)
+        return found.float()
 
     def demand_finite(self, tensors: Iterable[torch.Tensor], what: str) -> None:
         """Refuses NaN and Inf in what was computed from this model.
