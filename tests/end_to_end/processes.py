@@ -50,8 +50,9 @@ class Running:
         os.kill(self._process.pid, number)
 
     def until(self, folder: Path, pattern: str) -> bool:
-        """Waits until something of that name stands in the folder; False where the process ended before."""
-        return _wait(lambda: any(folder.glob(pattern)), lambda: not self._process.is_alive())
+        """Waits until something of that name stands in the folder, and signals are heard; False where the process ended before."""
+        hears = self._temporary.iterdir  # the command makes its own temporary folder once it does
+        return _wait(lambda: any(hears()) and any(folder.glob(pattern)), lambda: not self._process.is_alive())
 
     def end(self) -> Called:
         """What it left, once it has ended."""

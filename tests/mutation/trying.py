@@ -24,7 +24,8 @@ from tests.mutation.drawing import Mutant
 from tests.mutation.rooms import QUICK, naming, tests_of
 
 MEMORY = 12 * 2**30  # addresses; a mutated size may ask for anything
-PATIENCE, AT_LEAST = 6.0, 60.0  # times what the tests take unmutated under coverage, and seconds
+PATIENCE, AT_LEAST = 6.0, 60.0  # times what the tests take unmutated under coverage, and seconds of the processor
+STALLED = 4.0  # times as much by the clock ends what waits for ever
 LIVED, NO_TESTS = 0, 5
 # What takes seconds to import.
 SLOW = (
@@ -87,7 +88,7 @@ class Trier:
             code, killer = self._run(tests)
         finally:
             _write(path, original)
-        said = {LIVED: "lived", NO_TESTS: "unreached", None: "late"}.get(code, "killed")
+        said = {LIVED: "lived", NO_TESTS: "unreached", None: "late", -signal.SIGXCPU: "late"}.get(code, "killed")
         return {"outcome": said, "tests": len(tests), "by": killer, "seconds": round(time.monotonic() - start, 1)}
 
     def _run(self, tests: Sequence[str]) -> tuple[int | None, str]:
@@ -96,9 +97,9 @@ class Trier:
         child = os.fork()
         if child == 0:
             os.close(read)
-            _be_child(tests, self.work, write)
+            _be_child(tests, self.work, write, limit)
         os.close(write)
-        code = _waited(child, limit)
+        code = _waited(child, STALLED * limit)
         with os.fdopen(read) as said:
             return code, said.read()
 
@@ -110,12 +111,13 @@ def _write(path: Path, text: str) -> None:
         compiled.unlink()
 
 
-def _be_child(tests: Sequence[str], work: Path, write: int) -> None:
+def _be_child(tests: Sequence[str], work: Path, write: int, seconds: float) -> None:
     """Runs tests and never returns."""
     code = 70
     try:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         killer = Killer()

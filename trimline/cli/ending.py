@@ -14,6 +14,7 @@ from types import FrameType
 
 from pipeline.common.errors import ENDED, INTERRUPTED, Terminated, explain
 
+_heard: BaseException | None = None  # the signal that was raised last, as an exception
 CLEANING = 10.0  # seconds in which further signals are not heard: terminals and service managers send several
 
 
@@ -31,6 +32,14 @@ def ended_by_itself(command: Callable[[], object]) -> None:
                 stream.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+def what_ended(error: BaseException) -> BaseException:
+    """The signal that came, where there was one: a library that it falls into may make another error of it.
+
+    torch asks an object for its length, say, and calls whatever is raised meanwhile a ValueError about its shape.
+    """
+    return error if _heard is None else _heard
 
 
 def _code_of(command: Callable[[], object]) -> int | str | None:
@@ -54,18 +63,20 @@ def _signals_raised() -> Iterator[None]:
     Repetitions are not heard while what was begun is cleaned up. Processes that are forked off die of them as they would. What
     whoever started this one had ignored, such as SIGHUP under nohup, stays so.
     """
-    owner, heard = os.getpid(), 0.0
+    global _heard  # noqa: PLW0603 - a process has one set of signals
+    owner, heard = os.getpid(), -CLEANING
+    _heard = None
 
     def hear(number: int, _: FrameType | None) -> None:
+        global _heard  # noqa: PLW0603
         nonlocal heard
         if os.getpid() != owner:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif time.monotonic() - heard > CLEANING:
-            heard = time.monotonic()
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+            heard, _heard = time.monotonic(), KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+            raise _heard
 
-    heard = -CLEANING
     before = {}
     for number in (signal.SIGINT, *map(signal.Signals, ENDED)):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -75,6 +86,7 @@ def _signals_raised() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _heard = None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.common.errors import Terminated, explain
 from pipeline.common.events import Events
+from trimline.cli.ending import what_ended
 from trimline.cli.pages import nearest_page
 
 # Libraries draw bars of their own with tqdm, which reads this when it is imported; the events here say the same.
@@ -55,8 +56,9 @@ def session(as_json: bool = False, debug: bool = False) -> Iterator[Session]:
             raise
         if debug:
             traceback.print_exc()
-        sentence, code = explain(error)
+        ended = what_ended(error)
+        sentence, code = explain(ended)
         console.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
-        if page := nearest_page(error):
+        if page := nearest_page(ended):
             console.print(Text(f"See {page}.", "dim"), soft_wrap=True)
         raise typer.Exit(code) from None
