@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "phi3")
+TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "phi3")  # that between them have what breaks naive cutting
 VOCAB = 128
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -39,6 +39,52 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": _GATED | {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
     "opt": _COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
 }
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}
+_OF_KIND: dict[str, Any] = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+}
+_YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+_PARTIAL: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+# The other types, each with what is its own switched on.
+_CONFIGS |= {
+    "apertus": _GATED | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "arcee": _GATED | {"rope_parameters": _YARN},
+    "cohere": _GATED | {"logit_scale": 0.25},
+    "cohere2": _GATED | _WINDOWS | {"logit_scale": 0.25},
+    "cwm": _GATED | _WINDOWS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "ernie4_5": _GATED | {"use_bias": True},
+    "exaone4": _GATED | _WINDOWS,
+    "gemma": _GATED,
+    "gemma2": _GATED | _WINDOWS | {"query_pre_attn_scalar": 16},
+    "gemma3_text": _GATED | _WINDOWS | {"query_pre_attn_scalar": 16, "rope_parameters": _OF_KIND},
+    "glm": _GATED | {"rope_parameters": _PARTIAL},
+    "glm4": _GATED | {"rope_parameters": _PARTIAL},
+    "granite": _GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "helium": _GATED,
+    "hunyuan_v1_dense": _GATED,
+    "hyperclovax": _GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "use_post_norm": True},
+    "internlm3": _GATED,
+    "iquestcoder": _GATED,
+    "jais2": _GATED,
+    "ministral": _GATED | _WINDOWS,
+    "ministral3": _GATED | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}},
+    "nanochat": _GATED,
+    "nemotron": _GATED | {"rope_parameters": _PARTIAL},
+    "olmo": _GATED | {"clip_qkv": 2.0},
+    "olmo2": _GATED,
+    "olmo3": _GATED | _WINDOWS,
+    "phi": _GATED | {"rope_parameters": _PARTIAL},
+    "seed_oss": _GATED,
+    "smollm3": _GATED | {"no_rope_layers": [1, 0, 1, 0]},
+    "stablelm": _GATED | {"rope_parameters": _PARTIAL, "use_qkv_bias": True},
+    "starcoder2": _GATED,
+    "vaultgemma": _GATED | _WINDOWS | {"query_pre_attn_scalar": 16},
+}
+TINY_TYPES = tuple(sorted(_CONFIGS))
 
 
 def tiny_model(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:

@@ -148,7 +148,7 @@ def _embedding(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Opera
 
 def _block(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
     for norm in geometry.family.norms:
-        if block.units(norm.sublayer):
+        if block.has(norm.sublayer):
             yield _norm(norm.name, _norm_width(geometry, block, norm), call.rows, widths)
     for linear, (outputs, inputs) in geometry.linears(block):
         yield _linear(linear.name, outputs, inputs, call.rows, widths, bias=geometry.has_bias(linear))

@@ -29,6 +29,10 @@ class BlockShape:
     def units(self, sublayer: Sublayer) -> int:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
+    def has(self, sublayer: Sublayer | None) -> bool:
+        """Whether the sublayer is there; None stands for any."""
+        return bool(self.ffn or self.kv_groups) if sublayer is None else bool(self.units(sublayer))
+
     def with_units(self, sublayer: Sublayer, units: int) -> BlockShape:
         """The same block with another size of one sublayer."""
         return replace(self, ffn=units) if sublayer is Sublayer.FFN else replace(self, kv_groups=units)
@@ -154,14 +158,19 @@ class Geometry:
             yield from _with_bias(name, (self.hidden,), self.hidden if family.norm_bias else 0)
         if not self.tied:
             yield f"{family.head}.weight", (self.vocab, self.hidden)
+        if family.head_bias:
+            yield f"{family.head}.bias", (self.vocab,)
 
     def _block_tensors(self, number: int, block: BlockShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for linear, shape in self.linears(block):
             yield from _with_bias(self.family.module(number, linear.name), shape, shape[0] if self.has_bias(linear) else 0)
         for norm in self.family.norms:
-            if block.units(norm.sublayer):
+            if block.has(norm.sublayer):
                 size = self.axis_size(norm.axis, block)
                 yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
+        for carried in self.family.carried:
+            if block.has(carried.sublayer):
+                yield self.family.module(number, carried.name), carried.shape
 
     def decoder_flops(self, context: int) -> int:
         """Floating-point operations of the blocks for one token that sees ``context`` tokens (a multiply-add is two)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,37 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError, shortened
 
 # What config classes check against a head size that they take to be hidden size / heads.
+OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "biases", "qkv_bias", "architectures"}
 ROTARY = ("rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "max_position_embeddings")
+NOT_BY_BLOCK = re.compile(r"_ids?$|^architectures$|^block_configs$")  # lists that may happen to be as long as the model is deep
+
+
+def per_block(config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
+    """The values of a config that are lists with an entry per block, whatever they are called: types, windows, switches.
+
+    Args:
+        config: of a model.
+        blocks: that the model has.
+    """
+    lists = {key: list(value) for key, value in config.items() if isinstance(value, list | tuple)}
+    return {key: value for key, value in lists.items() if len(value) == blocks and not NOT_BY_BLOCK.search(key)}
+
+
+def lists_of_class(geometry: Geometry, config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
+    """``per_block`` of what the stock config class makes of a config.json: what that leaves out, the class works out from the depth.
+
+    Args:
+        geometry: of the model.
+        config: its config.json, in whatever profile.
+        blocks: how many the class is told of.
+    """
+    family = geometry.family
+    fields = {key: value for key, value in config.items() if key not in OURS and key not in per_block(config, len(geometry.blocks))}
+    # One head that fills the stream is legal for every config class: they refuse counts that do not divide it.
+    heads = {family.heads_key: 1, **({} if family.kv_heads_key is None else {family.kv_heads_key: 1})}
+    sizes = {family.layers_key: blocks, "hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
+    lists = {key: value for key, value in per_block(config, len(geometry.blocks)).items() if len(value) == blocks}
+    return per_block(CONFIG_MAPPING[family.model_type](**fields | heads | sizes | lists).to_dict(), blocks)
 
 
 def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool:
@@ -41,7 +72,7 @@ def is_mistral_shaped(geometry: Geometry) -> bool:
     family = geometry.family
     layout = [(linear.name, linear.rows, linear.columns) for linear in family.linears]
     same = layout == [(linear.name, linear.rows, linear.columns) for linear in MISTRAL.linears] and family.norms == MISTRAL.norms
-    return same and not any(geometry.has_bias(linear) for linear in family.linears)
+    return same and family.decilm is not None and not any(geometry.has_bias(linear) for linear in family.linears)
 
 
 def has_sliding_window(family: Family, config: Mapping[str, Any]) -> bool:

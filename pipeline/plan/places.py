@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.architecture.families import Axis, Family, Linear, Norm
+from pipeline.architecture.families import Axis, Carried, Family, Norm, Part
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -21,24 +21,27 @@ class Place:
 
     Attributes:
         block: number of its block in the checkpoint.
-        part: the projection or norm it belongs to.
-        kind: ``weight`` or ``bias``.
+        part: the projection or norm it belongs to, or what it is itself.
+        kind: ``weight`` or ``bias``; empty of what is carried.
     """
 
     block: int
-    part: Linear | Norm
+    part: Part
     kind: str
 
     def stays(self, selection: Selection) -> bool:
         """Whether its block and its sublayer are both kept."""
-        return self.block in selection.blocks and bool(selection.units(self.part.sublayer)[self.block])
+        return self.block in selection.blocks and selection.has(self.part.sublayer, self.block)
 
     def name(self, family: Family, block: int) -> str:
         """Its stored name in block ``block``."""
-        return f"{family.module(block, self.part.name)}.{self.kind}"
+        module = family.module(block, self.part.name)
+        return f"{module}.{self.kind}" if self.kind else module
 
     def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Kept indices along dimension 0 and along dimension 1; None where all stay."""
+        if isinstance(self.part, Carried):
+            return None, None
         if isinstance(self.part, Norm):
             if self.part.axis is Axis.RESIDUAL:
                 return selection.stream, None
@@ -128,10 +131,11 @@ def place_of(family: Family, name: str) -> Place | None:
         return None
     number, _, rest = name.removeprefix(prefix).partition(".")
     module, _, kind = rest.rpartition(".")
-    parts: tuple[Linear | Norm, ...] = (*family.linears, *family.norms)
-    for part in parts:
-        if part.name == module and number.isdigit() and kind in ("weight", "bias"):
-            return Place(int(number), part, kind)
+    parts: tuple[Part, ...] = (*family.linears, *family.norms)
+    found = next((Place(-1, part, kind) for part in parts if part.name == module and kind in ("weight", "bias")), None)
+    found = found or next((Place(-1, part, "") for part in family.carried if part.name == rest), None)
+    if found and number.isdigit():
+        return replace(found, block=int(number))
     raise TrimlineError(
         f"The tensor {name} has no place in the description of {family.model_type}.",
         "It would be lost without notice; describe it in the family's file (docs/add-an-architecture.md), or remove it.",

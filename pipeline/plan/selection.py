@@ -37,6 +37,10 @@ class Selection:
     def units(self, sublayer: Sublayer) -> tuple[tuple[int, ...], ...]:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
+    def has(self, sublayer: Sublayer | None, block: int) -> bool:
+        """Whether an original block keeps any unit of a sublayer; None stands for any of them."""
+        return any(self.units(one)[block] for one in ([sublayer] if sublayer else Sublayer))
+
     def with_units(self, sublayer: Sublayer, block: int, units: Sequence[int]) -> Selection:
         """The same selection with other units of a sublayer of an original block."""
         every = list(self.units(sublayer))

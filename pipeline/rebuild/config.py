@@ -12,7 +12,7 @@ from pipeline.architecture.families.mistral import MISTRAL
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.modelling import names_for
-from pipeline.checkpoints.stock import accepts_heads
+from pipeline.checkpoints.stock import accepts_heads, lists_of_class, per_block
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 from pipeline.rebuild.biases import switches_of
@@ -30,7 +30,7 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     original = Geometry.from_config(config)
     result = plan.geometry(original)
     base = {key: value for key, value in config.items() if key not in STALE} | {original.family.layers_key: len(result.blocks)}
-    base |= _attention_types(config, plan.selection, len(original.blocks)) | _stream(config, original, result)
+    base |= _by_block(config, plan.selection, original) | _stream(config, original, result)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
 
@@ -109,15 +109,24 @@ def _block_config(block: BlockShape, queries_per_group: int) -> dict[str, dict[s
     }
 
 
-def _attention_types(config: Mapping[str, Any], selection: Selection, blocks: int) -> dict[str, Any]:
-    """Per-block lists and thresholds, restricted to the kept blocks."""
-    changed: dict[str, Any] = {}
-    if isinstance(config.get("layer_types"), list):
-        changed["layer_types"] = _kept_types(config["layer_types"], selection)
+def _by_block(config: Mapping[str, Any], selection: Selection, original: Geometry) -> dict[str, Any]:
+    """Lists and thresholds by block, restricted to the kept ones; where the stock class would work out others, those that it must take."""
+    changed: dict[str, Any] = {key: _kept(key, values, selection) for key, values in per_block(config, len(original.blocks)).items()}
     threshold = config.get("max_window_layers")
-    if isinstance(threshold, int) and threshold < blocks:
+    if isinstance(threshold, int) and threshold < len(original.blocks):
         changed["max_window_layers"] = sum(block < threshold for block in selection.blocks)
+    if len(selection.blocks) == len(original.blocks):
+        return changed
+    worked_out = lists_of_class(original, config, len(original.blocks))
+    by_itself = lists_of_class(original, {**config, **changed}, len(selection.blocks))
+    for key in worked_out.keys() - changed.keys():
+        if (kept := _kept(key, worked_out[key], selection)) != by_itself.get(key):
+            changed[key] = kept
     return changed
+
+
+def _kept(key: str, values: list[Any], selection: Selection) -> list[Any]:
+    return _kept_types(values, selection) if key == "layer_types" else [values[block] for block in selection.blocks]
 
 
 def _kept_types(types: list[str], selection: Selection) -> list[str]:

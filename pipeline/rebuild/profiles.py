@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.architecture.families import Family
-from pipeline.architecture.families.family import check_stream
+from pipeline.architecture.families.family import check_heads, check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
@@ -44,6 +44,7 @@ def check_request(
         if uneven_kv:
             raise TrimlineError("Profile 'decilm' needs the same number of KV groups in every block.", f"{_UNIFORM_KV} {USE_FREE}")
     if fewer_heads:
+        check_heads(family)
         _check_square(family, profile)
 
 
@@ -55,6 +56,8 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
     """
     if result.hidden != original.hidden:
         check_stream(family)
+    if {block.kv_groups for block in result.blocks} - {block.kv_groups for block in original.blocks} - {0}:
+        check_heads(family)
     if not any(block.kv_groups for block in result.blocks):
         raise TrimlineError("No block keeps its attention, so no token would see another.", "Keep the attention of at least one block.")
     if profile is Profile.UNIFORM:

@@ -6,12 +6,15 @@ worked out here from the plan and the source, and shares nothing with ``pipeline
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.architecture.families import Sublayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.families.mistral import MISTRAL
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
@@ -116,15 +119,25 @@ def _stream(dense: Mapping[str, Any], original: Geometry, result: Geometry) -> d
 
 def _blocks(dense: Mapping[str, Any], original: Geometry, plan: Plan) -> dict[str, MayBe]:
     """Lists and thresholds by block, which lose what their blocks lose."""
-    kept, types, threshold = plan.selection.blocks, dense.get("layer_types"), dense.get("max_window_layers")
+    kept, threshold, depth = plan.selection.blocks, dense.get("max_window_layers"), len(original.blocks)
     changes: dict[str, MayBe] = {}
-    if isinstance(types, list):
-        changes["layer_types"] = MayBe(fits=_types_fit(types, plan))
-    elif len(kept) < len(original.blocks):
-        changes["layer_types"] = ANY  # worked out by the stock class, from the threshold
+    for key, values in _lists(dense, original.family).items():
+        if len(values) == depth and not key.endswith(("_id", "_ids")) and key != "architectures":
+            wanted = [values[block] for block in kept]
+            fits = _types_fit(values, plan) if key == "layer_types" else wanted.__eq__
+            # What config.json leaves out is looked at as the class works it out.
+            changes[key] = MayBe(() if key in dense else (ABSENT,), fits)
     if isinstance(threshold, int) and threshold < len(original.blocks):
         changes["max_window_layers"] = MayBe((sum(block < threshold for block in kept),))
     return changes
+
+
+def _lists(dense: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
+    """Lists in a config, with those that the stock class adds; of a folder written here, those that it states."""
+    found = dict(dense)
+    if "block_configs" not in dense:
+        found |= json.loads(CONFIG_MAPPING[family.model_type](**dense).to_json_string(use_diff=False))
+    return {key: value for key, value in found.items() if isinstance(value, list)}
 
 
 def _types_fit(types: list[str], plan: Plan) -> Callable[[Any], bool]:

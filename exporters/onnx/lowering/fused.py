@@ -221,7 +221,7 @@ def _block_modules(checkpoint: Checkpoint, number: int) -> SimpleNamespace:
         bias = checkpoint.tensor(f"{path}.bias") if geometry.has_bias(linear) else None
         _attach(block, linear.name, SimpleNamespace(weight=checkpoint.tensor(f"{path}.weight"), bias=bias))
     for norm in family.norms:
-        if shape.units(norm.sublayer):
+        if shape.has(norm.sublayer):
             _attach(block, norm.name, SimpleNamespace(weight=checkpoint.tensor(f"{family.module(number, norm.name)}.weight")))
     return block
 

@@ -2,18 +2,90 @@
 
 from __future__ import annotations
 
-from pipeline.architecture.families.family import Axis, Family, Linear, Norm, Point, Sublayer
+from pipeline.architecture.families.apertus import APERTUS
+from pipeline.architecture.families.arcee import ARCEE
+from pipeline.architecture.families.cohere import COHERE
+from pipeline.architecture.families.cohere2 import COHERE2
+from pipeline.architecture.families.cwm import CWM
+from pipeline.architecture.families.ernie4_5 import ERNIE4_5
+from pipeline.architecture.families.exaone4 import EXAONE4
+from pipeline.architecture.families.family import Axis, Carried, Family, Linear, Norm, Part, Point, Sublayer
+from pipeline.architecture.families.gemma import GEMMA
+from pipeline.architecture.families.gemma2 import GEMMA2
+from pipeline.architecture.families.gemma3_text import GEMMA3_TEXT
+from pipeline.architecture.families.glm import GLM
+from pipeline.architecture.families.glm4 import GLM4
+from pipeline.architecture.families.granite import GRANITE
+from pipeline.architecture.families.helium import HELIUM
+from pipeline.architecture.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from pipeline.architecture.families.hyperclovax import HYPERCLOVAX
+from pipeline.architecture.families.internlm3 import INTERNLM3
+from pipeline.architecture.families.iquestcoder import IQUESTCODER
+from pipeline.architecture.families.jais2 import JAIS2
 from pipeline.architecture.families.llama import LLAMA
+from pipeline.architecture.families.ministral import MINISTRAL
+from pipeline.architecture.families.ministral3 import MINISTRAL3
 from pipeline.architecture.families.mistral import MISTRAL
+from pipeline.architecture.families.nanochat import NANOCHAT
+from pipeline.architecture.families.nemotron import NEMOTRON
+from pipeline.architecture.families.olmo import OLMO
+from pipeline.architecture.families.olmo2 import OLMO2
+from pipeline.architecture.families.olmo3 import OLMO3
 from pipeline.architecture.families.opt import OPT
+from pipeline.architecture.families.phi import PHI
 from pipeline.architecture.families.phi3 import PHI3
 from pipeline.architecture.families.qwen2 import QWEN2
 from pipeline.architecture.families.qwen3 import QWEN3
+from pipeline.architecture.families.seed_oss import SEED_OSS
+from pipeline.architecture.families.smollm3 import SMOLLM3
+from pipeline.architecture.families.stablelm import STABLELM
+from pipeline.architecture.families.starcoder2 import STARCODER2
+from pipeline.architecture.families.vaultgemma import VAULTGEMMA
 from pipeline.common.errors import TrimlineError, shown
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OPT, PHI3)}
+DESCRIBED = (
+    APERTUS,
+    ARCEE,
+    COHERE,
+    COHERE2,
+    CWM,
+    ERNIE4_5,
+    EXAONE4,
+    GEMMA,
+    GEMMA2,
+    GEMMA3_TEXT,
+    GLM,
+    GLM4,
+    GRANITE,
+    HELIUM,
+    HUNYUAN_V1_DENSE,
+    HYPERCLOVAX,
+    INTERNLM3,
+    IQUESTCODER,
+    JAIS2,
+    LLAMA,
+    MINISTRAL,
+    MINISTRAL3,
+    MISTRAL,
+    NANOCHAT,
+    NEMOTRON,
+    OLMO,
+    OLMO2,
+    OLMO3,
+    OPT,
+    PHI,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SEED_OSS,
+    SMOLLM3,
+    STABLELM,
+    STARCODER2,
+    VAULTGEMMA,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in DESCRIBED}
 
-__all__ = ["FAMILIES", "Axis", "Family", "Linear", "Norm", "Point", "Sublayer", "family_named"]
+__all__ = ["FAMILIES", "Axis", "Carried", "Family", "Linear", "Norm", "Part", "Point", "Sublayer", "family_named"]
 
 
 def family_named(model_type: str) -> Family:

@@ -74,12 +74,39 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """One normalisation of a block; it goes when its sublayer goes."""
+    """One normalisation of a block; it goes when its sublayer goes.
+
+    Attributes:
+        name: module path inside the block.
+        axis: what its weight counts.
+        sublayer: whose it is; None where parallel sublayers share it, and then it goes with the last of them.
+        bias: whether it has one.
+    """
 
     name: str
     axis: Axis
-    sublayer: Sublayer
+    sublayer: Sublayer | None
     bias: bool = False
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A tensor of a block that is no projection and no norm: it has no units, and goes when its sublayer goes.
+
+    Attributes:
+        name: stored name inside the block, such as ``mlp.act_fn.alpha_p``.
+        shape: the same in every block.
+        sublayer: whose it is.
+        trained: whether it is a parameter; else a buffer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sublayer: Sublayer
+    trained: bool = True
+
+
+Part = Linear | Norm | Carried
 
 
 @dataclass(frozen=True)
@@ -89,11 +116,14 @@ class Family:
     Attributes:
         model_type: ``config.model_type`` of transformers.
         class_prefix: transformers' class names are ``{prefix}Config`` and ``{prefix}ForCausalLM``.
-        linears, norms: what one block holds.
+        config_class: name of the config class, where it is not ``{prefix}Config``.
+        linears, norms, carried: what one block holds.
         blocks, embeddings, final_norms: paths below the model's root. ``embeddings`` starts with the token table.
         attention, ffn: module paths of the two sublayers inside a block; None where the block holds the
             projections itself.
         ffn_key, heads_key, kv_heads_key, layers_key: config keys. ``kv_heads_key`` None means one per query head.
+        activation_key: config key of the FFN's activation.
+        head_bias: the output head has a bias.
         position_offset: rows that a learned position table has beyond ``max_position_embeddings``; None without one.
         defaults: values of config keys that config.json may leave out and that differ from "absent means false".
         requires: config keys that must have this value; other variants of the architecture are refused.
@@ -104,6 +134,7 @@ class Family:
         gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
         norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can
             channels of the stream go. None otherwise.
+        fixed_stream: why channels of the residual stream cannot go, where it is not for the norms.
         square_attention: the stock attention insists on heads × head_dim = hidden.
     """
 
@@ -111,6 +142,8 @@ class Family:
     class_prefix: str
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
+    carried: tuple[Carried, ...] = ()
+    config_class: str = ""
     blocks: str = "model.layers"
     embeddings: tuple[str, ...] = ("model.embed_tokens",)
     final_norms: tuple[str, ...] = ("model.norm",)
@@ -122,6 +155,8 @@ class Family:
     heads_key: str = "num_attention_heads"
     kv_heads_key: str | None = "num_key_value_heads"
     layers_key: str = "num_hidden_layers"
+    activation_key: str = "hidden_act"
+    head_bias: bool = False
     position_offset: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
@@ -130,6 +165,7 @@ class Family:
     gguf_arch: str | None = None
     gguf_square: bool = False
     norm_eps: str | None = None
+    fixed_stream: str = ""
     square_attention: bool = False
 
     def reader(self, sublayer: Sublayer) -> Linear:
@@ -145,6 +181,16 @@ class Family:
         """The projections whose *outputs* are the sublayer's units: ``gate_proj``, ``up_proj``; ``q_proj`` …"""
         return tuple(ln for ln in self.linears if ln.sublayer is sublayer and ln.columns is Axis.RESIDUAL)
 
+    @property
+    def config_name(self) -> str:
+        """The config class of transformers."""
+        return self.config_class or f"{self.class_prefix}Config"
+
+    @property
+    def norms_over_heads(self) -> tuple[Norm, ...]:
+        """Norms that take the mean over all heads at once, so that a head that goes changes the others."""
+        return tuple(norm for norm in self.norms if norm.axis in (Axis.QUERY, Axis.KV))
+
     def module(self, block: int, name: str) -> str:
         """Full module path of ``name`` inside block ``block``."""
         return f"{self.blocks}.{block}.{name}"
@@ -157,9 +203,24 @@ def check_stream(family: Family) -> None:
         TrimlineError: they cannot.
     """
     if family.norm_eps is None:
-        shared = any(norm.axis is Axis.HEAD for norm in family.norms)
-        why = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
+        shared = any(norm.axis is not Axis.RESIDUAL for norm in family.norms)
+        of_norms = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
+        why = family.fixed_stream or of_norms
         raise TrimlineError(
             f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
             "Remove FFN channels, KV groups or blocks instead.",
+        )
+
+
+def check_heads(family: Family) -> None:
+    """Whether heads can go without changing what those that stay compute.
+
+    Raises:
+        TrimlineError: a norm takes its mean over all of them.
+    """
+    for norm in family.norms_over_heads:
+        raise TrimlineError(
+            f"{family.model_type} cannot lose KV groups and stay what it computes beside zeros: {norm.name} takes its mean over all heads, "
+            "and its epsilon is that of the other norms.",
+            "Remove FFN channels or blocks instead.",
         )

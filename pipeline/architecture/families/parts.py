@@ -1,0 +1,53 @@
+"""Projections and norms that many architectures share, under the names that transformers gives them."""
+
+from __future__ import annotations
+
+from pipeline.architecture.families.family import Axis, Linear, Norm, Sublayer
+
+Bias = bool | str
+
+
+def attention(bias: Bias = False, output_bias: Bias | None = None, output: str = "o_proj") -> tuple[Linear, ...]:
+    """q, k, v and the output projection, apart; ``output_bias`` None is as ``bias``."""
+    return (
+        Linear("self_attn.q_proj", (Axis.QUERY,), Axis.RESIDUAL, bias=bias),
+        Linear("self_attn.k_proj", (Axis.KV,), Axis.RESIDUAL, bias=bias),
+        Linear("self_attn.v_proj", (Axis.KV,), Axis.RESIDUAL, bias=bias),
+        Linear(f"self_attn.{output}", (Axis.RESIDUAL,), Axis.QUERY, bias=bias if output_bias is None else output_bias),
+    )
+
+
+def gated(bias: Bias = False) -> tuple[Linear, ...]:
+    """An FFN of gate, up and down."""
+    return (
+        Linear("mlp.gate_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
+        Linear("mlp.up_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
+        Linear("mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN, bias=bias),
+    )
+
+
+def gate_and_up_in_one() -> tuple[Linear, ...]:
+    """An FFN whose gate and up are one projection, one after the other."""
+    return Linear("mlp.gate_up_proj", (Axis.FFN, Axis.FFN), Axis.RESIDUAL), Linear("mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN)
+
+
+def plain(up: str, down: str, bias: Bias = False) -> tuple[Linear, ...]:
+    """An FFN of two matrices."""
+    return Linear(f"mlp.{up}", (Axis.FFN,), Axis.RESIDUAL, bias=bias), Linear(f"mlp.{down}", (Axis.RESIDUAL,), Axis.FFN, bias=bias)
+
+
+def stream_norms(*, attention: tuple[str, ...] = (), ffn: tuple[str, ...] = (), bias: bool = False) -> tuple[Norm, ...]:
+    """Norms over the residual stream, before or after a sublayer: they go with it."""
+    of_sublayer = ((Sublayer.ATTENTION, attention), (Sublayer.FFN, ffn))
+    return tuple(Norm(name, Axis.RESIDUAL, sublayer, bias=bias) for sublayer, names in of_sublayer for name in names)
+
+
+def before(bias: bool = False) -> tuple[Norm, ...]:
+    """Llama's two, one before each sublayer."""
+    return stream_norms(attention=("input_layernorm",), ffn=("post_attention_layernorm",), bias=bias)
+
+
+def query_key_norms(query: str = "q_norm", key: str = "k_norm", axes: tuple[Axis, Axis] = (Axis.HEAD, Axis.HEAD)) -> tuple[Norm, ...]:
+    """Norms of queries and keys, over each head by default."""
+    names = zip((query, key), axes, strict=True)
+    return tuple(Norm(f"self_attn.{name}", axis, Sublayer.ATTENTION) for name, axis in names)

@@ -1,0 +1,60 @@
+"""Every described architecture: whole tiny models of it are cut in ``uniform`` and in ``free`` and pass the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pipeline.architecture import families
+from pipeline.architecture.families import FAMILIES
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.common.files import read_json
+from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
+from tests.tiny import TINY_FAMILIES, TINY_TYPES, tiny_model
+
+OTHERS = [name for name in TINY_TYPES if name not in TINY_FAMILIES]  # those are cut in tests/pipeline/rebuild
+FOLDER, SHARED = Path(families.__file__).parent, {"__init__", "family", "parts"}
+KEEP_HEADS = {name for name, family in FAMILIES.items() if family.square_attention or family.norms_over_heads}
+
+
+def test_every_description_has_a_tiny_model() -> None:
+    assert set(TINY_TYPES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+def test_a_description_is_short(file: Path) -> None:
+    assert file.stem in SHARED or len(file.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_uniform(tmp_path: Path, name: str) -> None:
+    def choose(choice: Choice) -> None:
+        same_width(choice)
+        if name not in KEEP_HEADS:
+            fewer_groups(choice)
+        fewer_blocks(choice)
+
+    rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_free(tmp_path: Path, name: str) -> None:
+    def choose(choice: Choice) -> None:
+        anything(choice)
+        if FAMILIES[name].norms_over_heads:
+            choice.kv = [groups and tuple(range(choice.geometry.blocks[0].kv_groups)) for groups in choice.kv]
+
+    rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
+
+
+@pytest.mark.parametrize("name", TINY_TYPES)
+def test_what_a_config_leaves_out_is_what_the_stock_class_fills_in(tmp_path: Path, name: str) -> None:
+    whole = read_json(tiny_model(name, tmp_path / "dense") / "config.json")
+    optional = {str(linear.bias) for linear in FAMILIES[name].linears if isinstance(linear.bias, str)} | {"tie_word_embeddings"}
+    filled = CONFIG_MAPPING[name]().to_dict()
+    stock = {**whole, **{key: filled[key] for key in optional if key in filled}}
+    left_out = {key: value for key, value in whole.items() if key not in optional}
+    assert Geometry.from_config(left_out) == Geometry.from_config(stock)
