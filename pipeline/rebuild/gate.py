@@ -23,10 +23,12 @@ from pipeline.common.files import GATE, read_json, write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
 from pipeline.evaluate.settings import CONFIG
+from pipeline.live.paging import weights_bytes
 from pipeline.live.untouched import load_untouched
 from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
+from pipeline.rebuild.description import check_description
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import demand_settings
@@ -74,6 +76,8 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
     """
     settings = demand_settings(checkpoint.folder, plan, out, options.trust_remote_code)
     outcomes = _outcomes(checkpoint, plan, out, options, events)
+    if not outcomes[-1].passed and options.holds(weights_bytes(checkpoint, torch.float32)):
+        check_description(checkpoint.folder)  # what it says of this architecture may be what is wrong
     write_json(out / GATE, _record(outcomes) | {"settings": settings})
     _demand(outcomes, events)
 
