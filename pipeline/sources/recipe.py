@@ -57,5 +57,9 @@ class CalibrationWindows(Slice):
         False,
         description="the windows may hold more tokens together than the text has, as in the published codes, where they overlap by chance",
     )
+    begin: bool = Field(
+        True,
+        description="every window begins with what the tokenizer puts before a text, in place of as many of its tokens; `false` as in the published codes",
+    )
     starts: tuple[int, ...] | None = Field(None, description="start of every window in the tokenised text; overrides windows and seed")
     token_ids: tuple[tuple[int, ...], ...] | None = Field(None, description="the windows themselves; overrides everything else")

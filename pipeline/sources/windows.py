@@ -46,7 +46,8 @@ def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows, asker: s
             )
         draw = random.Random(recipe.seed)
         starts = [draw.randint(0, len(stream) - length - 1) for _ in range(recipe.windows)]
-    return torch.stack([stream[start : start + length] for start in starts])
+    windows = torch.stack([stream[start : start + length] for start in starts])
+    return begun(tokenizer, windows) if recipe.begin else windows
 
 
 def consecutive_windows(tokenizer: Any, text: str, windows: int, length: int) -> torch.Tensor:
@@ -61,7 +62,19 @@ def consecutive_windows(tokenizer: Any, text: str, windows: int, length: int) ->
             f"The evaluation asks for {windows} windows of {length} = {windows * length} tokens; the text has {len(stream)}.",
             "Ask for fewer or shorter windows, or give a longer text.",
         )
-    return stream[: windows * length].view(windows, length)
+    return begun(tokenizer, stream[: windows * length].view(windows, length))
+
+
+def begun(tokenizer: Any, windows: torch.Tensor) -> torch.Tensor:
+    """The windows (N, S), each with what the tokenizer puts before a text in place of as many of its tokens.
+
+    A model that never saw a text without its start token computes little of use on one: Gemma 3 270M has four times the perplexity.
+    """
+    plain, whole = (tokenizer("a", verbose=False, add_special_tokens=special)["input_ids"] for special in (False, True))
+    before = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    if not 0 < before < windows.shape[1]:
+        return windows
+    return torch.cat((torch.tensor(whole[:before]).expand(len(windows), before), windows[:, before:]), dim=1)
 
 
 def tokenize(tokenizer: Any, text: str) -> torch.Tensor:
