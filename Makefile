@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-RUN := runs/quickstart
+MODEL ?=
+RUN ?= runs/$(if $(MODEL),$(basename $(notdir $(MODEL:/=))),quickstart)
 # Processes of `make test`, and which tests it runs.
 WORKERS ?= 2
 QUICK := not slow and not gpu and not servers and not fuzz
@@ -47,8 +48,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps $(RTX) || echo 'tensorrt-rtx is not installed; its tests are skipped'
 	touch $@
 
-demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, measure it, package it
+demo: $(STAMP) ## set up, and run the quickstart: prune SmolLM2-135M, prove it, measure it, package it (MODEL= takes another model)
+ifeq ($(MODEL),)
 	$(BIN)/trimline run recipes/quickstart.yaml --output $(RUN)
+else
+	mkdir -p build && rm -f build/demo.yaml
+	$(BIN)/trimline new '$(MODEL)' --remove 0.2 --output build/demo.yaml
+	$(BIN)/trimline run build/demo.yaml --output '$(RUN)'
+endif
 
 test: $(STAMP) ## set up, and run the test suite
 	# Tiny models gain nothing from a second thread; a second process halves the time.
