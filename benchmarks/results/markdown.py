@@ -156,7 +156,7 @@ def machine(results: Results) -> str:
     """The environment block and the two measured ceilings."""
     surroundings, ceilings = results.environment, results.ceilings
     load = surroundings["load_average"]
-    facts = {
+    facts: dict[str, str | None] = {
         "processor": f"{surroundings['processor']} ({', '.join(surroundings['flags'])})",
         "cores": f"{surroundings['cores']['logical']} logical, threads used {surroundings['threads']}",
         "memory": f"{mebibytes(surroundings['memory_bytes'])} MiB",
@@ -173,7 +173,11 @@ def machine(results: Results) -> str:
         "commit": surroundings["commit"],
         "hash of what was asked for": results.recipe_hash,
     }
-    return "\n".join(f"- {name}: {fact or 'not told by this system'}" for name, fact in facts.items())
+    columns: dict[str, Callable[[tuple[str, str | None]], str]] = {
+        "the run": lambda fact: fact[0],
+        "value": lambda fact: fact[1] or "not told by this system",
+    }
+    return table(columns, facts.items())
 
 
 def perplexity(model: ModelRecord) -> str:

@@ -31,10 +31,10 @@ def test_the_environment_block_says_what_a_reader_needs():
 def test_clock_and_versions_are_printed_with_the_results():
     block = environment(threads=2) | {"frequency_mhz": 2445.4, "load_average": {"before": 0.1, "after": 0.2}}
     said = machine(results(environment=block))
-    assert "- clock after the timing: 2445 MHz" in said
-    assert f"- versions: python {block['python']}, " in said
+    assert "| clock after the timing | 2445 MHz |" in said
+    assert f"| versions | python {block['python']}, " in said
     assert f"numpy {numpy.__version__}" in said
-    assert "- hash of what was asked for: abc" in said
+    assert "| hash of what was asked for | abc |" in said
 
 
 def test_versions_of_what_times_are_known(monkeypatch: pytest.MonkeyPatch):
