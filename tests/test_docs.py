@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 
 import pipeline.architecture.families
 import pipeline.prune.methods
-import tests.tiny
 import trimline
 import trimline.api
 from benchmarks.recipe import BenchmarkSlice, Workload
@@ -29,7 +28,7 @@ from pipeline.plan.plan import Plan
 from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.profiles import check_request
 from tests.pipeline.rebuild.cases import anything, fewer_groups, rebuilt_tiny, same_width
-from tests.tiny import tiny_model
+from tests.tiny import CONFIGS, GATED, tiny_model
 from trimline.recipe import Recipe, parse_recipe, read_recipe
 from trimline.stages.preflight import shapes_asked_for
 
@@ -228,8 +227,8 @@ def starcoder2(monkeypatch: pytest.MonkeyPatch) -> str:
     page = DOCS / "add-an-architecture.md"
     family, config = blocks(page, "python")
     monkeypatch.setitem(pipeline.architecture.families.FAMILIES, "starcoder2", executed(family, page)["STARCODER2"])
-    monkeypatch.setattr(tests.tiny, "_CONFIGS", dict(tests.tiny._CONFIGS))
-    executed(config, page, _CONFIGS=tests.tiny._CONFIGS, _GATED=tests.tiny._GATED)
+    monkeypatch.setitem(CONFIGS, "starcoder2", CONFIGS["starcoder2"])  # put back afterwards
+    executed(config, page, CONFIGS=CONFIGS, GATED=GATED)
     return "starcoder2"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from pipeline.architecture.families.family import Family, check_heads, check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import step_scores_name
-from pipeline.architecture.spaces import IndexSet
+from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
@@ -52,14 +53,30 @@ def prune(
         consumer: what will run the result; targets are stated for it.
 
     Raises:
-        TrimlineError: the method cannot score the space, the budget or target cannot be met, the text is too short.
+        TrimlineError: the method cannot score the space, the model cannot lose units of it, the budget or target cannot be met,
+            the text is too short.
     """
     steps = resolve_steps(recipe, consumer)
-    check_targets(steps, Checkpoint(checkpoint_folder(source)).geometry)
+    dense = Checkpoint(checkpoint_folder(source)).geometry
+    check_spaces(steps, dense.family)
+    check_targets(steps, dense)
     model, windows = opened(source, texts, recipe.calibration, options, any(step.reads_text for step in steps))
     with closing(model):
         *_, last = plans(model, windows, steps, events, Measurements.read(measured) if measured else None)
         last().write(out)
+
+
+def check_spaces(steps: Sequence[ResolvedStep], family: Family) -> None:
+    """Whether what the steps are about can go from a model of this family.
+
+    Raises:
+        TrimlineError: a norm stands against it.
+    """
+    for step in steps:
+        if Space.KV_GROUP in step.spaces:
+            check_heads(family)
+        if Space.RESIDUAL in step.spaces:
+            check_stream(family)
 
 
 def check_targets(steps: Sequence[ResolvedStep], dense: Geometry) -> None:

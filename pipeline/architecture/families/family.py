@@ -81,12 +81,14 @@ class Norm:
         axis: what its weight counts.
         sublayer: whose it is; None where parallel sublayers share it, and then it goes with the last of them.
         bias: whether it has one.
+        behind: it stands behind the sublayer, so that the stream takes its output instead of what the sublayer's reader writes.
     """
 
     name: str
     axis: Axis
     sublayer: Sublayer | None
     bias: bool = False
+    behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Family:
         gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
         norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can
             channels of the stream go. None otherwise.
+        multiplier_key: config key of the number that a sublayer's output is multiplied by before the stream takes it; None: by one.
         fixed_stream: why channels of the residual stream cannot go, where it is not for the norms.
         square_attention: the stock attention insists on heads × head_dim = hidden.
     """
@@ -165,6 +168,7 @@ class Family:
     gguf_arch: str | None = None
     gguf_square: bool = False
     norm_eps: str | None = None
+    multiplier_key: str | None = None
     fixed_stream: str = ""
     square_attention: bool = False
 
@@ -190,6 +194,10 @@ class Family:
     def norms_over_heads(self) -> tuple[Norm, ...]:
         """Norms that take the mean over all heads at once, so that a head that goes changes the others."""
         return tuple(norm for norm in self.norms if norm.axis in (Axis.QUERY, Axis.KV))
+
+    def adds(self, sublayer: Sublayer) -> bool:
+        """Whether the stream takes what the sublayer's reader writes, or a multiple of it: no norm stands between."""
+        return not any(norm.behind for norm in self.norms if norm.sublayer is sublayer)
 
     def module(self, block: int, name: str) -> str:
         """Full module path of ``name`` inside block ``block``."""

@@ -9,4 +9,5 @@ GRANITE = Family(
     linears=(*attention("attention_bias"), *gated("mlp_bias")),
     norms=before(),
     norm_eps="rms_norm_eps",
+    multiplier_key="residual_multiplier",
 )

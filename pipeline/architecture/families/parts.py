@@ -36,10 +36,17 @@ def plain(up: str, down: str, bias: Bias = False) -> tuple[Linear, ...]:
     return Linear(f"mlp.{up}", (Axis.FFN,), Axis.RESIDUAL, bias=bias), Linear(f"mlp.{down}", (Axis.RESIDUAL,), Axis.FFN, bias=bias)
 
 
-def stream_norms(*, attention: tuple[str, ...] = (), ffn: tuple[str, ...] = (), bias: bool = False) -> tuple[Norm, ...]:
-    """Norms over the residual stream, before or after a sublayer: they go with it."""
+def stream_norms(
+    *, attention: tuple[str, ...] = (), ffn: tuple[str, ...] = (), bias: bool = False, behind: bool = False
+) -> tuple[Norm, ...]:
+    """Norms over the residual stream, before or behind a sublayer: they go with it."""
     of_sublayer = ((Sublayer.ATTENTION, attention), (Sublayer.FFN, ffn))
-    return tuple(Norm(name, Axis.RESIDUAL, sublayer, bias=bias) for sublayer, names in of_sublayer for name in names)
+    return tuple(Norm(name, Axis.RESIDUAL, sublayer, bias=bias, behind=behind) for sublayer, names in of_sublayer for name in names)
+
+
+def behind(attention: str, ffn: str) -> tuple[Norm, ...]:
+    """Two norms over the residual stream, one behind each sublayer."""
+    return stream_norms(attention=(attention,), ffn=(ffn,), behind=True)
 
 
 def before(bias: bool = False) -> tuple[Norm, ...]:

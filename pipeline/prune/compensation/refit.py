@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,8 @@ def refit(
     """Removes what is not in ``stays`` and refits every reader, block by block, on what the refitted blocks before it give.
 
     Each block runs once in the dense model. In the pruned one it runs as far as the attention's reader, to fit that, and
-    once whole, to fit the FFN's on what the new attention gives; what leaves the block follows from that.
+    once whole, to fit the FFN's on what the new attention gives; what leaves the block follows from that. Where a norm stands
+    between a reader and the stream, the reader is fitted to what it writes in the dense block instead of to the stream.
 
     Args:
         model: the pruned model so far.
@@ -50,33 +51,45 @@ def refit(
         for number, (block, original) in enumerate(pairs):
             given = [per_block[number] for per_block in arguments]
             (ours, given), (theirs, _) = brought(block, ours, given), brought(original, theirs, given)
-            targets = _dense_streams(original, family.reader(Sublayer.ATTENTION).name, theirs, given)
-            theirs = [after for _, after in targets]
+            aims, theirs = _dense_aims(original, model, theirs, given)
             if number in model.selection.blocks:
-                middles, afters = zip(*targets, strict=True)
                 attention, ffn = (stays[IndexSet(SPACES[kind], number)] for kind in (Sublayer.ATTENTION, Sublayer.FFN))
                 reads = _reads_of_attention(block, model, ours, given) if attention else []
-                _fit(model, Sublayer.ATTENTION, number, attention, reads, middles, share, damping)
+                _fit(model, Sublayer.ATTENTION, number, attention, reads, aims[Sublayer.ATTENTION], share, damping)
                 reads = _reads_of_ffn(block, model, ours, given) if ffn else []
-                _fit(model, Sublayer.FFN, number, ffn, reads, afters, share, damping)
-                ours = [read.stream() for read in reads] or _through(block, ours, given)
+                _fit(model, Sublayer.FFN, number, ffn, reads, aims[Sublayer.FFN], share, damping)
+                added = reads and family.adds(Sublayer.FFN)
+                ours = [read.output() for read in reads] if added else _through(block, ours, given)
             else:
                 ours = _through(block, ours, given)
             demand_finite((*ours, *theirs), f"The activations of block {number}", model.model)
             advance(1)
 
 
-def _dense_streams(
-    block: nn.Module, reader: str, states: list[torch.Tensor], arguments: list[Arguments]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The residual stream of the dense block after its attention and after its FFN, per batch."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _dense_aims(
+    block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]
+) -> tuple[dict[Sublayer, list[torch.Tensor]], list[torch.Tensor]]:
+    """What is to come of each sublayer, as ``_Read.output`` of the dense block, per batch; and what leaves the block."""
+    family, multiplier = model.geometry.family, _multiplier(model)
+    aims: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in Sublayer}
+    afters = []
     for hidden, given in zip(states, arguments, strict=True):
-        wrote: list[torch.Tensor] = []
-        with _hooked(block.get_submodule(reader), lambda _, __, output, wrote=wrote: wrote.append(output)):
-            after = block(hidden, **given)
-        found.append((hidden + wrote[0].view_as(hidden), after))
-    return found
+        wrote: dict[Sublayer, torch.Tensor] = {}
+        with ExitStack() as hooks:
+            for sublayer in Sublayer:
+                note = lambda _, __, output, sublayer=sublayer, wrote=wrote: wrote.__setitem__(sublayer, output)  # noqa: E731
+                hooks.enter_context(_hooked(block.get_submodule(family.reader(sublayer).name), note))
+            afters.append(block(hidden, **given))
+        streams = {Sublayer.ATTENTION: hidden + multiplier * wrote[Sublayer.ATTENTION].view_as(hidden), Sublayer.FFN: afters[-1]}
+        for sublayer, stream in streams.items():
+            aims[sublayer].append(stream if family.adds(sublayer) else wrote[sublayer].view_as(hidden))
+    return aims, afters
+
+
+def _multiplier(model: ShrinkingModel) -> float:
+    """What the stream takes of a sublayer's output."""
+    key = model.geometry.family.multiplier_key
+    return 1.0 if key is None else float(model.checkpoint.config.get(key, 1.0))
 
 
 @dataclass(frozen=True)
@@ -86,18 +99,33 @@ class _Read:
     Attributes:
         reader: the projection.
         inputs: shape (tokens, columns).
-        without: the residual stream but for what the reader adds to it, shape (B, S, H), fp32.
+        without: the residual stream but for what the reader adds to it, shape (B, S, H), fp32; zeros where a norm stands between, so
+            that nothing but the reader decides what comes of it.
         dtype: of the stream.
+        multiplier: of what the reader writes.
     """
 
     reader: nn.Linear
     inputs: torch.Tensor
     without: torch.Tensor
     dtype: torch.dtype
+    multiplier: float
 
-    def stream(self) -> torch.Tensor:
-        """The residual stream behind the reader as it is now."""
-        return (self.without + self.reader(self.inputs).view_as(self.without)).to(self.dtype)
+    def output(self) -> torch.Tensor:
+        """The residual stream behind the reader as it is now; where a norm stands between, what the reader writes."""
+        return (self.without + self.multiplier * self.reader(self.inputs).view_as(self.without)).to(self.dtype)
+
+    def lag(self, aim: torch.Tensor) -> torch.Tensor:
+        """What the reader would have to write besides, shape (tokens, H)."""
+        return ((aim.float() - self.output().float()) / self.multiplier).flatten(0, -2)
+
+
+def _read(
+    model: ShrinkingModel, sublayer: Sublayer, reader: nn.Linear, inputs: torch.Tensor, without: torch.Tensor, like: torch.Tensor
+) -> _Read:
+    if model.geometry.family.adds(sublayer):
+        return _Read(reader, inputs.flatten(0, -2), without, like.dtype, _multiplier(model))
+    return _Read(reader, inputs.flatten(0, -2), torch.zeros_like(without), like.dtype, 1.0)
 
 
 class _Enough(Exception):
@@ -115,18 +143,19 @@ def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[to
         seen: list[torch.Tensor] = []
         with reader.register_forward_pre_hook(stop), suppress(_Enough):
             block(hidden, **given)
-        found.append(_Read(reader, seen[0].flatten(0, -2), hidden.float(), hidden.dtype))
+        found.append(_read(model, Sublayer.ATTENTION, reader, seen[0], hidden.float(), hidden))
     return found
 
 
 def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
-    found, reader = [], _reader(block, model, Sublayer.FFN)
+    found, reader, multiplier = [], _reader(block, model, Sublayer.FFN), _multiplier(model)
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):
             after = block(hidden, **given)
         inputs, wrote = seen[0]
-        found.append(_Read(reader, inputs.flatten(0, -2), after.float() - wrote.view_as(after).float(), hidden.dtype))
+        without = after.float() - multiplier * wrote.view_as(after).float()
+        found.append(_read(model, Sublayer.FFN, reader, inputs, without, hidden))
     return found
 
 
@@ -157,11 +186,11 @@ def _fit(
 
 
 def _pulls(reads: Sequence[_Read], aims: Sequence[torch.Tensor]) -> tuple[Pull, Pull]:
-    """What a reader reads in the pruned block, and how far the stream behind it lags, on either half of every batch."""
+    """What a reader reads in the pruned block, and how far what comes of it lags, on either half of every batch."""
     reader = reads[0].reader
     halves = [Pull.zeros(reader.out_features, reader.in_features, reader.weight.device) for _ in range(2)]
     for read, aim in zip(reads, aims, strict=True):
-        lag = (aim.float() - read.stream().float()).flatten(0, -2)
+        lag = read.lag(aim)
         weight = token_weights(aim.flatten(0, -2))
         middle = len(weight) // 2
         for half, part in zip(halves, (slice(None, middle), slice(middle, None)), strict=True):

@@ -97,6 +97,7 @@ def tensor_names(geometry: Geometry, rule: Rule) -> Iterator[str]:
         yield from (f"{linear.name}.weight", f"{linear.name}.bias") if geometry.has_bias(linear) else (f"{linear.name}.weight",)
     for norm in family.norms if rule == "equation" else ():
         yield from (f"{norm.name}.weight", f"{norm.name}.bias") if norm.bias else (f"{norm.name}.weight",)
+    yield from (carried.name for carried in family.carried if rule == "equation" and carried.trained)
 
 
 def check_alike(model: ShrinkingModel) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture import families
-from pipeline.architecture.families import FAMILIES
+from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.common.files import read_json
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
-from tests.tiny import TINY_FAMILIES, TINY_TYPES, tiny_model
+from tests.tiny import TINY_FAMILIES, TINY_TYPES, random_model, tiny_model
 
 OTHERS = [name for name in TINY_TYPES if name not in TINY_FAMILIES]  # those are cut in tests/pipeline/rebuild
 FOLDER, SHARED = Path(families.__file__).parent, {"__init__", "family", "parts"}
@@ -48,6 +49,29 @@ def test_free(tmp_path: Path, name: str) -> None:
             choice.kv = [groups and tuple(range(choice.geometry.blocks[0].kv_groups)) for groups in choice.kv]
 
     rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
+
+
+@pytest.mark.parametrize("name", TINY_TYPES)
+@torch.no_grad()
+def test_the_stream_takes_of_a_reader_what_the_description_says(name: str) -> None:
+    family, model = FAMILIES[name], random_model(name)
+    block = model.get_submodule(family.blocks)[0]
+    multiplier = getattr(model.config, family.multiplier_key) if family.multiplier_key else 1.0
+    readers = {sublayer: block.get_submodule(family.reader(sublayer).name) for sublayer in Sublayer}
+
+    def behind_the_block() -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        with block.register_forward_hook(lambda _, __, output: seen.append(output)):
+            model(torch.arange(4, 12)[None], use_cache=False)
+        return seen[0]
+
+    for sublayer in (Sublayer.FFN, Sublayer.ATTENTION):
+        before = behind_the_block()
+        with readers[sublayer].register_forward_hook(lambda _, __, output: output + 0.5):
+            moved = behind_the_block() - before
+        assert torch.allclose(moved, torch.full_like(moved, 0.5 * multiplier), atol=1e-5) is family.adds(sublayer)
+        for parameter in readers[sublayer].parameters():  # so that nothing behind it reads what attention adds
+            parameter.zero_()
 
 
 @pytest.mark.parametrize("name", TINY_TYPES)

@@ -13,10 +13,11 @@ from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
+from pipeline.common.options import RunOptions
 from pipeline.live.loading import load_model
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
-from pipeline.prune.stage import make_plan
+from pipeline.prune.stage import make_plan, prune
 from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.masked import apply_plan
 from tests.tiny import TINY_FAMILIES, tiny_model
@@ -166,3 +167,12 @@ def test_uniform_widths_never_fall_below_a_tile_in_silence(dense):
 def test_steps_are_checked_beforehand(step, match):
     with pytest.raises(TrimlineError, match=match):
         resolve_steps(PruneSlice.model_validate({"steps": [copy.deepcopy(WIDTH), step]}))
+
+
+@pytest.mark.parametrize(("space", "why"), [("kv_group", "q_norm takes its mean over all heads"), ("residual", "share their epsilon")])
+def test_what_a_model_cannot_lose_is_refused_before_a_text_is_read(space, why, tmp_path):
+    folder = tiny_model("olmo2", tmp_path / "dense")
+    method = {"kv_group": "taylor", "residual": "residual_energy"}[space]
+    recipe = PruneSlice.model_validate({"steps": [{"method": method, "budget": {space: {"remove": 0.5}}}]})
+    with pytest.raises(TrimlineError, match=why):
+        prune(folder, tmp_path / "no texts", recipe, RunOptions(threads=1), tmp_path / "plan", Events())

@@ -103,6 +103,32 @@ def test_tokens_count_relative_to_their_size() -> None:
     assert token_weights(10 * stream) == pytest.approx(token_weights(stream) / 100)
 
 
+@pytest.mark.parametrize("family", ["granite", "gemma2", "cohere"])  # a multiplier, norms behind, sublayers beside each other
+def test_nothing_that_a_reader_could_make_up_for_is_left(family, tmp_path) -> None:
+    folder = tiny_model(family, tmp_path)
+    model, dense = (load_model(folder, dtype=torch.float32) for _ in range(2))
+    shrinking = ShrinkingModel(model, Checkpoint(folder))
+    asked = step(pooled={"remove": 0.3, "spaces": ["ffn"]}, options={"share": 1.0, "ridge": 1e-6})
+    make_plan(shrinking, WINDOWS, PruneSlice.model_validate({"steps": [asked]}), Events())
+    described = shrinking.geometry.family
+    (ours, inputs), (theirs, _) = (_behind_the_last_ffn(one, described) for one in (model, dense))
+    inputs = inputs[:, list(shrinking.selection.ffn[-1])]
+    lag = (theirs - ours) * token_weights(theirs)[:, None]
+    assert (lag.T @ inputs).norm() < 1e-3 * lag.norm() * inputs.norm()
+    assert lag.norm() > 0.1 * (theirs * token_weights(theirs)[:, None]).norm()
+
+
+def _behind_the_last_ffn(model, family):
+    """What the stream holds behind the last block, or what its FFN writes before a norm; and what the FFN's reader reads."""
+    block, seen = model.get_submodule(family.blocks)[-1], {}
+    reader = block.get_submodule(family.reader(Sublayer.FFN).name)
+    reader.register_forward_hook(lambda _, inputs, output: seen.update(read=inputs[0], wrote=output))
+    block.register_forward_hook(lambda _, __, output: seen.update(after=output))
+    with torch.no_grad():
+        model(WINDOWS, use_cache=False)
+    return seen["after" if family.adds(Sublayer.FFN) else "wrote"].flatten(0, 1), seen["read"].flatten(0, -2)
+
+
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_every_family_is_rebuilt_and_gated(family, tmp_path) -> None:
     folder = tiny_model(family, tmp_path / "dense")

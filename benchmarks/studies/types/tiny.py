@@ -1,0 +1,128 @@
+"""Tiny random models of every family, for the table of types and for tests: built in a folder, seeded, no network.
+
+Between them they have what breaks naive cutting: grouped-query attention, tied and untied heads, biases, q/k norms,
+fused projections (Phi-3), and heads × head_dim unlike the hidden size (Qwen3). Weights, norms and biases are all
+random, so that a unit that is cut wrongly changes the logits.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "phi3")  # that between them have what breaks naive cutting
+VOCAB = 128
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "vocab_size": VOCAB,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GATED = _COMMON | {"head_dim": 16, "intermediate_size": 96, "num_key_value_heads": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": GATED | {"tie_word_embeddings": True},
+    "mistral": GATED | {"tie_word_embeddings": False, "sliding_window": None},
+    "qwen2": GATED | {"tie_word_embeddings": True},
+    "qwen3": GATED | {"tie_word_embeddings": False, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "phi3": GATED | {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
+    "opt": _COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
+}
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}
+_OF_KIND: dict[str, Any] = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+}
+_YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+_PARTIAL: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+# The other types, each with what is its own switched on.
+CONFIGS |= {
+    "apertus": GATED | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "arcee": GATED | {"rope_parameters": _YARN},
+    "cohere": GATED | {"logit_scale": 0.25},
+    "cohere2": GATED | _WINDOWS | {"logit_scale": 0.25},
+    "cwm": GATED | _WINDOWS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "ernie4_5": GATED | {"use_bias": True},
+    "exaone4": GATED | _WINDOWS,
+    "gemma": GATED,
+    "gemma2": GATED | _WINDOWS | {"query_pre_attn_scalar": 16},
+    "gemma3_text": GATED | _WINDOWS | {"query_pre_attn_scalar": 16, "rope_parameters": _OF_KIND},
+    "glm": GATED | {"rope_parameters": _PARTIAL},
+    "glm4": GATED | {"rope_parameters": _PARTIAL},
+    "granite": GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "helium": GATED,
+    "hunyuan_v1_dense": GATED,
+    "hyperclovax": GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "use_post_norm": True},
+    "internlm3": GATED,
+    "iquestcoder": GATED,
+    "jais2": GATED,
+    "ministral": GATED | _WINDOWS,
+    "ministral3": GATED | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}},
+    "nanochat": GATED,
+    "nemotron": GATED | {"rope_parameters": _PARTIAL},
+    "olmo": GATED | {"clip_qkv": 2.0},
+    "olmo2": GATED,
+    "olmo3": GATED | _WINDOWS,
+    "phi": GATED | {"rope_parameters": _PARTIAL},
+    "seed_oss": GATED,
+    "smollm3": GATED | {"no_rope_layers": [1, 0, 1, 0]},
+    "stablelm": GATED | {"rope_parameters": _PARTIAL, "use_qkv_bias": True},
+    "starcoder2": GATED,
+    "vaultgemma": GATED | _WINDOWS | {"query_pre_attn_scalar": 16},
+}
+TINY_TYPES = tuple(sorted(CONFIGS))
+
+
+def tiny_model(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
+    """Writes a random fp32 model of ``family`` and a character-level tokenizer into ``folder`` and returns it.
+
+    ``overrides`` replace config keys (``num_hidden_layers=6``, ``attention_bias=True``, ``intermediate_size=256``).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    random_model(family, seed=seed, **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def random_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """The model alone, in memory."""
+    config = AutoConfig.for_model(family, **(CONFIGS[family] | overrides))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    _randomise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character, ids below 104; byte-level, as transformers insists on for Qwen2."""
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters = (*SPECIAL, *(bytes_.pre_tokenize_str(letter)[0][0] for letter in sorted(string.printable)))
+    tokenizer = Tokenizer(BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = bytes_
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+    )
+
+
+def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 2:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            else:  # norms and biases: random too, around the value they already have
+                parameter.add_(0.2 * noise)
