@@ -113,12 +113,15 @@ class Geometry:
             Axis.FFN: block.ffn,
             Axis.QUERY: block.kv_groups * self.unit_width(Axis.QUERY),
             Axis.KV: block.kv_groups * self.head_dim,
+            Axis.GROUPED: block.kv_groups * self.unit_width(Axis.GROUPED),
             Axis.HEAD: self.head_dim,
         }[axis]
 
     def unit_width(self, axis: Axis) -> int:
         """Consecutive indices on ``axis`` that belong to one unit of its space."""
-        return {Axis.FFN: 1, Axis.QUERY: self.queries_per_group * self.head_dim, Axis.KV: self.head_dim}[axis]
+        queries = self.queries_per_group * self.head_dim
+        grouped = queries + 2 * self.head_dim
+        return {Axis.FFN: 1, Axis.QUERY: queries, Axis.KV: self.head_dim, Axis.GROUPED: grouped}[axis]
 
     def has_bias(self, linear: Linear) -> bool:
         return linear.name in self.biases or (self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.architecture.families import Family, Sublayer, family_named
+from pipeline.architecture.families import Axis, Family, Sublayer, family_named
 from pipeline.architecture.profile import Profile
 
 DECILM_MODEL_TYPE = "nemotron-nas"
@@ -63,6 +63,7 @@ def shipped_files(family: Family, profile: Profile) -> Mapping[str, str]:
         "names": names,
         "shared_norms": [norm.name for norm in family.norms if norm.sublayer is None],
         "sublayers": [_sublayer(family, sublayer) for sublayer in Sublayer],
+        "grouped": any(Axis.GROUPED in linear.rows for linear in family.linears),
         # A stock attention with one projection for q, k and v tells them apart by the head counts of its config.
         "fused_attention": any(len(ln.rows) > 1 for ln in family.writers(Sublayer.ATTENTION)),
     }

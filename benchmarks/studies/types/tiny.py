@@ -53,6 +53,7 @@ _PARTIAL: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "partial_
 CONFIGS |= {
     "apertus": GATED | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "arcee": GATED | {"rope_parameters": _YARN},
+    "biogpt": _COMMON | {"intermediate_size": 96},
     "cohere": GATED | {"logit_scale": 0.25},
     "cohere2": GATED | _WINDOWS | {"logit_scale": 0.25},
     "cwm": GATED | _WINDOWS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
@@ -77,6 +78,7 @@ CONFIGS |= {
     "olmo": GATED | {"clip_qkv": 2.0},
     "olmo2": GATED,
     "olmo3": GATED | _WINDOWS,
+    "persimmon": _COMMON | {"intermediate_size": 96, "rope_parameters": _PARTIAL},
     "phi": GATED | {"rope_parameters": _PARTIAL},
     "seed_oss": GATED,
     "smollm3": GATED | {"no_rope_layers": [1, 0, 1, 0]},

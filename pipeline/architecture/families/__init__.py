@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.architecture.families.apertus import APERTUS
 from pipeline.architecture.families.arcee import ARCEE
+from pipeline.architecture.families.biogpt import BIOGPT
 from pipeline.architecture.families.cohere import COHERE
 from pipeline.architecture.families.cohere2 import COHERE2
 from pipeline.architecture.families.cwm import CWM
@@ -32,6 +33,7 @@ from pipeline.architecture.families.olmo import OLMO
 from pipeline.architecture.families.olmo2 import OLMO2
 from pipeline.architecture.families.olmo3 import OLMO3
 from pipeline.architecture.families.opt import OPT
+from pipeline.architecture.families.persimmon import PERSIMMON
 from pipeline.architecture.families.phi import PHI
 from pipeline.architecture.families.phi3 import PHI3
 from pipeline.architecture.families.qwen2 import QWEN2
@@ -46,6 +48,7 @@ from pipeline.common.errors import TrimlineError, shown
 DESCRIBED = (
     APERTUS,
     ARCEE,
+    BIOGPT,
     COHERE,
     COHERE2,
     CWM,
@@ -73,6 +76,7 @@ DESCRIBED = (
     OLMO2,
     OLMO3,
     OPT,
+    PERSIMMON,
     PHI,
     PHI3,
     QWEN2,

@@ -21,6 +21,7 @@ class Axis(StrEnum):
     FFN = "ffn"  # one index per intermediate channel: space ffn.{i}
     QUERY = "query"  # head_dim × queries-per-group indices per unit of kv_group.{i}
     KV = "kv"  # head_dim indices per unit of kv_group.{i}
+    GROUPED = "grouped"  # (queries-per-group + 2) × head_dim indices per unit of kv_group.{i}: queries, key and value, group after group
     HEAD = "head"  # head_dim indices, shared by all heads (q/k norms); never cut
 
 
