@@ -194,7 +194,8 @@ def _norm_width(geometry: Geometry, block: BlockShape, norm: Norm) -> int:
     """Numbers that a norm touches per token: a norm over head_dim runs once per head of what it normalises."""
     if norm.axis is not Axis.HEAD:
         return geometry.axis_size(norm.axis, block)
-    return geometry.axis_size(Axis.KV if norm.name.endswith("k_norm") else Axis.QUERY, block)
+    assert norm.of is not None, "a description says whose heads a norm is over"
+    return geometry.axis_size(norm.of, block)
 
 
 def _ffn_inputs(geometry: Geometry) -> int:

@@ -82,6 +82,7 @@ class Norm:
         axis: what its weight counts.
         sublayer: whose it is; None where parallel sublayers share it, and then it goes with the last of them.
         bias: whether it has one.
+        of: of a norm over each head: whether it normalises queries or keys.
         behind: it stands behind the sublayer, so that the stream takes its output instead of what the sublayer's reader writes.
     """
 
@@ -89,6 +90,7 @@ class Norm:
     axis: Axis
     sublayer: Sublayer | None
     bias: bool = False
+    of: Axis | None = None
     behind: bool = False
 
 

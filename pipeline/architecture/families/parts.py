@@ -54,7 +54,9 @@ def before(bias: bool = False) -> tuple[Norm, ...]:
     return stream_norms(attention=("input_layernorm",), ffn=("post_attention_layernorm",), bias=bias)
 
 
-def query_key_norms(query: str = "q_norm", key: str = "k_norm", axes: tuple[Axis, Axis] = (Axis.HEAD, Axis.HEAD)) -> tuple[Norm, ...]:
+def query_key_norms(
+    query: str = "q_norm", key: str = "k_norm", axes: tuple[Axis, Axis] = (Axis.HEAD, Axis.HEAD), bias: bool = False
+) -> tuple[Norm, ...]:
     """Norms of queries and keys, over each head by default."""
-    names = zip((query, key), axes, strict=True)
-    return tuple(Norm(f"self_attn.{name}", axis, Sublayer.ATTENTION) for name, axis in names)
+    parts = zip((query, key), axes, (Axis.QUERY, Axis.KV), strict=True)
+    return tuple(Norm(f"self_attn.{name}", axis, Sublayer.ATTENTION, bias=bias, of=of) for name, axis, of in parts)

@@ -1,7 +1,7 @@
 """Persimmon: q, k and v in one projection, head by head; LayerNorms of queries and keys; biases everywhere."""
 
-from pipeline.architecture.families.family import Axis, Family, Linear, Norm, Sublayer
-from pipeline.architecture.families.parts import before, plain
+from pipeline.architecture.families.family import Axis, Family, Linear
+from pipeline.architecture.families.parts import before, plain, query_key_norms
 
 PERSIMMON = Family(
     model_type="persimmon",
@@ -14,11 +14,7 @@ PERSIMMON = Family(
         Linear("self_attn.dense", (Axis.RESIDUAL,), Axis.QUERY, bias=True),
         *plain("dense_h_to_4h", "dense_4h_to_h", True),
     ),
-    norms=(
-        *before(bias=True),
-        Norm("self_attn.q_layernorm", Axis.HEAD, Sublayer.ATTENTION, bias=True),
-        Norm("self_attn.k_layernorm", Axis.HEAD, Sublayer.ATTENTION, bias=True),
-    ),
+    norms=(*before(bias=True), *query_key_norms("q_layernorm", "k_layernorm", bias=True)),
     defaults={"qk_layernorm": True},
     requires={"qk_layernorm": True},
     square_attention=True,

@@ -15,8 +15,8 @@ QWEN3 = Family(
     ),
     norms=(
         *MISTRAL.norms,
-        Norm("self_attn.q_norm", Axis.HEAD, Sublayer.ATTENTION),
-        Norm("self_attn.k_norm", Axis.HEAD, Sublayer.ATTENTION),
+        Norm("self_attn.q_norm", Axis.HEAD, Sublayer.ATTENTION, of=Axis.QUERY),
+        Norm("self_attn.k_norm", Axis.HEAD, Sublayer.ATTENTION, of=Axis.KV),
     ),
     onnx_builder="Qwen3Model",
     gguf_arch="qwen3",

@@ -9,7 +9,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture import families
-from pipeline.architecture.families import FAMILIES, Sublayer
+from pipeline.architecture.families import FAMILIES, Axis, Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.common.files import read_json
@@ -28,6 +28,12 @@ def test_every_description_has_a_tiny_model() -> None:
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
 def test_a_description_is_short(file: Path) -> None:
     assert file.stem in SHARED or len(file.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_norms_over_each_head_are_of_queries_or_of_keys() -> None:
+    for family in FAMILIES.values():
+        of = [norm.of for norm in family.norms if norm.axis is Axis.HEAD]
+        assert of in ([], [Axis.QUERY, Axis.KV]), family.model_type
 
 
 @pytest.mark.parametrize("name", OTHERS)
