@@ -114,6 +114,7 @@ class Geometry:
             Axis.QUERY: block.kv_groups * self.unit_width(Axis.QUERY),
             Axis.KV: block.kv_groups * self.head_dim,
             Axis.GROUPED: block.kv_groups * self.unit_width(Axis.GROUPED),
+            Axis.HEADS: block.kv_groups * self.queries_per_group,
             Axis.HEAD: self.head_dim,
         }[axis]
 
@@ -121,7 +122,8 @@ class Geometry:
         """Consecutive indices on ``axis`` that belong to one unit of its space."""
         queries = self.queries_per_group * self.head_dim
         grouped = queries + 2 * self.head_dim
-        return {Axis.FFN: 1, Axis.QUERY: queries, Axis.KV: self.head_dim, Axis.GROUPED: grouped}[axis]
+        heads = self.queries_per_group
+        return {Axis.FFN: 1, Axis.QUERY: queries, Axis.KV: self.head_dim, Axis.GROUPED: grouped, Axis.HEADS: heads}[axis]
 
     def has_bias(self, linear: Linear) -> bool:
         return linear.name in self.biases or (self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias)
@@ -173,7 +175,8 @@ class Geometry:
                 yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
         for carried in self.family.carried:
             if block.has(carried.sublayer):
-                yield self.family.module(number, carried.name), carried.shape
+                shape = (self.axis_size(size, block) if isinstance(size, Axis) else size for size in carried.shape)
+                yield self.family.module(number, carried.name), tuple(shape)
 
     def decoder_flops(self, context: int) -> int:
         """Floating-point operations of the blocks for one token that sees ``context`` tokens (a multiply-add is two)."""

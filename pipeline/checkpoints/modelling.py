@@ -64,6 +64,7 @@ def shipped_files(family: Family, profile: Profile) -> Mapping[str, str]:
         "shared_norms": [norm.name for norm in family.norms if norm.sublayer is None],
         "sublayers": [_sublayer(family, sublayer) for sublayer in Sublayer],
         "grouped": any(Axis.GROUPED in linear.rows for linear in family.linears),
+        "by_head": [carried.name for carried in family.carried if Axis.HEADS in carried.shape],
         # A stock attention with one projection for q, k and v tells them apart by the head counts of its config.
         "fused_attention": any(len(ln.rows) > 1 for ln in family.writers(Sublayer.ATTENTION)),
     }

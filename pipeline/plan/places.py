@@ -41,7 +41,9 @@ class Place:
     def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Kept indices along dimension 0 and along dimension 1; None where all stay."""
         if isinstance(self.part, Carried):
-            return None, None
+            kept = [selection.axis_indices(size, self.block, geometry) if isinstance(size, Axis) else None for size in self.part.shape]
+            rows, columns = (*kept, None, None)[:2]
+            return rows, columns
         if isinstance(self.part, Norm):
             if self.part.axis is Axis.RESIDUAL:
                 return selection.stream, None

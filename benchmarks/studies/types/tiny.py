@@ -65,6 +65,7 @@ CONFIGS |= {
     "glm": GATED | {"rope_parameters": _PARTIAL},
     "glm4": GATED | {"rope_parameters": _PARTIAL},
     "granite": GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "granite_swa": GATED | _WINDOWS | {"layer_rope_theta": [1e4, 0, 1e4, 0], "residual_multiplier": 0.5},
     "helium": GATED,
     "hunyuan_v1_dense": GATED,
     "hyperclovax": GATED | {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "use_post_norm": True},

@@ -17,6 +17,7 @@ from pipeline.architecture.families.gemma3_text import GEMMA3_TEXT
 from pipeline.architecture.families.glm import GLM
 from pipeline.architecture.families.glm4 import GLM4
 from pipeline.architecture.families.granite import GRANITE
+from pipeline.architecture.families.granite_swa import GRANITE_SWA
 from pipeline.architecture.families.helium import HELIUM
 from pipeline.architecture.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from pipeline.architecture.families.hyperclovax import HYPERCLOVAX
@@ -60,6 +61,7 @@ DESCRIBED = (
     GLM,
     GLM4,
     GRANITE,
+    GRANITE_SWA,
     HELIUM,
     HUNYUAN_V1_DENSE,
     HYPERCLOVAX,

@@ -22,6 +22,7 @@ class Axis(StrEnum):
     QUERY = "query"  # head_dim × queries-per-group indices per unit of kv_group.{i}
     KV = "kv"  # head_dim indices per unit of kv_group.{i}
     GROUPED = "grouped"  # (queries-per-group + 2) × head_dim indices per unit of kv_group.{i}: queries, key and value, group after group
+    HEADS = "heads"  # one index per query head, queries-per-group per unit of kv_group.{i}
     HEAD = "head"  # head_dim indices, shared by all heads (q/k norms); never cut
 
 
@@ -96,17 +97,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Carried:
-    """A tensor of a block that is no projection and no norm: it has no units, and goes when its sublayer goes.
+    """A tensor of a block that is no projection and no norm: it has no units of its own, and goes when its sublayer goes.
 
     Attributes:
         name: stored name inside the block, such as ``mlp.act_fn.alpha_p``.
-        shape: the same in every block.
+        shape: of numbers that are the same in every block, and of axes.
         sublayer: whose it is.
         trained: whether it is a parameter; else a buffer.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | Axis, ...]
     sublayer: Sublayer
     trained: bool = True
 
