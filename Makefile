@@ -33,7 +33,7 @@ TENSORRT ?= 10
 PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz test-oldest test-newest audit mutants licences test-servers docs findings quality bench results gpu clean
+.PHONY: help demo test test-slow fuzz test-oldest test-newest audit mutants licences test-servers docs findings quality bench results types gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -119,6 +119,9 @@ bench: $(STAMP) ## README's first table, realised gain, CFSP's cost and variants
 results: $(STAMP) ## every system at the same sizes, into README and docs (many hours; CALIBRATION= and EVALUATION= name texts)
 	$(BIN)/python -m benchmarks.studies.systems default --calibration '$(CALIBRATION)' --evaluation '$(EVALUATION)' --dtype $(DTYPE) \
 		--records benchmarks/studies/measured/systems --front README.md --details docs/results.md --image docs/images/systems.svg
+
+types: $(STAMP) ## every supported type on a tiny model, through every stage and exporter, into docs/types.md (an hour; ONLY= names types, goes on where it stopped)
+	$(BIN)/python -m benchmarks.studies.types --page docs/types.md $(foreach type,$(ONLY),--only $(type))
 
 gpu: $(if $(DRY),$(STAMP)) ## all that needs an NVIDIA GPU (DRY=1 only prints and checks; MODEL= a folder or hub id, TENSORRT=10, 11 or none)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.studies.gpu --model '$(MODEL)' --output runs/gpu --tensorrt $(TENSORRT) --precision $(PRECISION) $(if $(HERE),--here) $(if $(DRY),--dry)

@@ -1,1 +1,1 @@
-"""Tiny models of every type."""
+"""The table of model types: every stage and exporter on a tiny model of each."""
