@@ -175,8 +175,8 @@ class Geometry:
                 yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
         for carried in self.family.carried:
             if block.has(carried.sublayer):
-                shape = (self.axis_size(size, block) if isinstance(size, Axis) else size for size in carried.shape)
-                yield self.family.module(number, carried.name), tuple(shape)
+                sizes = (self.axis_size(size, block) if isinstance(size, Axis) else size for size in carried.shape)
+                yield self.family.module(number, carried.name), tuple(sizes)
 
     def decoder_flops(self, context: int) -> int:
         """Floating-point operations of the blocks for one token that sees ``context`` tokens (a multiply-add is two)."""
