@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.studies.types.tiny import CONFIGS, GATED, TINY_FAMILIES, TINY_TYPES, VOCAB, random_model, tiny_model, tiny_tokenizer
 
 __all__ = ["CONFIGS", "GATED", "TINY_FAMILIES", "TINY_TYPES", "VOCAB", "random_model", "tiny_model", "tiny_tokenizer"]
+
+
+def tiny_config(family: str) -> dict[str, Any]:
+    """What the config of a tiny model states beside the defaults of its class."""
+    return dict(CONFIGS[family])

@@ -15,6 +15,7 @@ from exporters.gguf.stage import export_gguf
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
+from pipeline.rebuild.gguf_form import gguf_form
 
 TOKENIZER = "tokenizer.json"
 CONTEXT = 8192  # tokens that the server keeps room for at most, unless it is told otherwise: room costs memory before it is used
@@ -40,7 +41,8 @@ class LlamaCpp:
             export_gguf(shipment.model, recipe.gguf, shipment.options, folder, shipment.events)
             (folder / MODEL).replace(out / MODEL)
             gate = read_json(folder / GATE)
-        most = context_length(Checkpoint(shipment.model), Events())
+        source = Checkpoint(shipment.model)
+        most = context_length(gguf_form(source.geometry, source.config), Events())
         facts = {"name": recipe.served_name, "file": MODEL, "tensors": gate["tensors"], "ran": gate["llama.cpp"]}
         facts |= {"kind": recipe.gguf.quantise or recipe.gguf.precision, "whole": recipe.gguf.precision}
         for file in ("Dockerfile", "compose.yaml", "README.md", "start.sh"):

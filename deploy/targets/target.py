@@ -113,4 +113,4 @@ class ServerTarget(Protocol):
 def as_consumer(name: str, candidate: ModelToServe) -> Obstacle | None:
     """The obstacle that the table of ``trimline inspect`` names for one of its rows."""
     verdict = next(row for row in consumers(candidate.geometry, candidate.profile, candidate.config) if row.consumer == name)
-    return None if verdict.loads else Obstacle(verdict.why, verdict.change)
+    return Obstacle(verdict.why, verdict.change) if verdict.stands_in_the_way else None

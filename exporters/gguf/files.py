@@ -29,7 +29,7 @@ def write_gguf(source: Checkpoint, form: GgufForm, precision: str, path: Path, e
     write_metadata(writer, source, form, precision, events)
     write_tokenizer(writer, source)
     listed = list(entries(source, form, precision))
-    factors = rope_factors(source)
+    factors = rope_factors(source, form.settings)
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, np.dtype(np.float32), factors.nbytes)
     for entry in listed:

@@ -28,11 +28,14 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.evaluate.perplexity import window_losses
 from pipeline.live.loading import load_model, load_tokenizer
+from pipeline.rebuild.gguf.archs import GELU
 from pipeline.rebuild.gguf_form import GgufForm
 from pipeline.sources.recipe import TextSource
 from pipeline.sources.text import load_text
 
 BAR = 2e-4  # of the largest logit, in fp32: the order of sums; a pruned SmolLM2 differed by 2e-5 of it
+# llama.cpp looks GELU up in a table of 16-bit numbers, whatever the file holds; four tiny blocks differed by 4e-4.
+TABLE_BAR = 1e-3
 # With 16-bit matrices llama.cpp rounds activations to 16 bits as well, which a hurt model amplifies: perplexity decides.
 RATIOS = {"fp32": 1.001, "fp16": 1.01, "bf16": 1.03}
 GREEDY = 32
@@ -53,13 +56,15 @@ def gate_file(source: Checkpoint, form: GgufForm, precision: str, path: Path, op
     if obstacle is not None:
         events.note(f"not opened with transformers: {obstacle}")
         return {"tensors": tensors, "transformers": {"run": False, "why": obstacle}}
-    comparison = _through_transformers(source, precision, path, options)
+    comparison = _through_transformers(source, form, precision, path, options)
     events.gate(f"GGUF in transformers: largest logit difference {comparison.difference:.2g}", **comparison.as_record())
     demand(comparison, str(source.folder), f"{path} (transformers)")
     return {"tensors": tensors, "transformers": {"run": True} | comparison.as_record()}
 
 
-def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: RunOptions, events: Events) -> dict[str, Any]:
+def gate_llama_cpp(
+    source: Checkpoint, form: GgufForm, recipe: GgufSlice, path: Path, options: RunOptions, events: Events
+) -> dict[str, Any]:
     """Runs the file in llama.cpp, against the checkpoint in torch: logits, greedy tokens, token ids of a text, perplexity.
 
     A file in fewer than 32 bits is judged by its perplexity, and its logits are recorded.
@@ -73,17 +78,20 @@ def gate_llama_cpp(source: Checkpoint, recipe: GgufSlice, path: Path, options: R
         return {"run": False, "why": f"llama-cpp-python is not installed; {HOW}"}
     reference = open_reference(source.folder, options, is_mapped(source, options)).model
     tokenizer = load_tokenizer(source.folder)
-    room = min(context_length(source, Events()), 2 * WINDOW) // 2
+    context = context_length(form, Events())
+    room = min(context, 2 * WINDOW) // 2
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, room))
     windows = _windows(tokenizer, source.geometry.vocab, min(WINDOW, room))
     prompt = windows[0, :16].tolist()
     with events.progress("running the GGUF in llama.cpp", 1) as advance:
-        found = measure(python, path, ids.tolist(), windows.tolist(), SENTENCE, prompt, GREEDY, options.threads)
+        greedy_tokens = min(GREEDY, context - len(prompt))  # beyond its context the file promises nothing
+        found = measure(python, path, ids.tolist(), windows.tolist(), SENTENCE, prompt, greedy_tokens, options.threads)
         advance(1)
     _same_tokens(tokenizer, found["text"])
     with torch.inference_mode():
         expected = reference(input_ids=ids, use_cache=False).logits.float()
-    comparison = compare_logits(expected, torch.from_numpy(found["logits"]), BAR * expected.abs().max().item())
+    bar = TABLE_BAR if form.row.activation is GELU else BAR
+    comparison = compare_logits(expected, torch.from_numpy(found["logits"]), bar * expected.abs().max().item())
     losses = window_losses(reference, windows, Events())
     ratio = math.exp(_mean(found["losses"]) - _mean(losses))
     greedy = _greedy(reference, prompt, found["greedy"], comparison.bar)
@@ -120,9 +128,9 @@ def _measured(expected: torch.Tensor, found: torch.Tensor, comparison: LogitDiff
     return close | {"argmax agreed": agreed, "argmax compared": comparison.tokens_compared}
 
 
-def _through_transformers(source: Checkpoint, precision: str, path: Path, options: RunOptions) -> LogitDifference:
+def _through_transformers(source: Checkpoint, form: GgufForm, precision: str, path: Path, options: RunOptions) -> LogitDifference:
     """One model in memory at a time; the checkpoint's matrices are rounded as the file's are, so that the bar stays that of fp32."""
-    ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(source, Events()) // 2))
+    ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(form, Events()) // 2))
     model = load_model(source.folder, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
     with torch.inference_mode():
         for parameter in model.parameters():

@@ -1,9 +1,6 @@
-"""The keys of a GGUF that say what llama.cpp computes: sizes, norms, rotary embedding."""
+"""The keys of a GGUF that say what llama.cpp computes: sizes, norms, rotary embedding, windows, scales."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import gguf
 import torch
@@ -15,9 +12,9 @@ from exporters.gguf.tokenizer import strips_like_phi3
 from exporters.positions import promised, say_bound
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.stock import has_sliding_window
 from pipeline.common.events import Events
-from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
+from pipeline.rebuild.gguf.settings import RAMP, GgufSettings
+from pipeline.rebuild.gguf_form import DECI, GgufForm
 
 FILE_TYPES = {
     "fp32": gguf.LlamaFileType.ALL_F32,
@@ -26,12 +23,14 @@ FILE_TYPES = {
 }
 # llama.cpp looks for this in the model's name, and then drops spaces behind special tokens; other names must not hold it.
 PHI3_NAME = "Phi-3"
-ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddings", "rms_norm_eps")
+EPSILON = 1e-5  # of norms whose model states none
+# xIELU's numbers by what a GGUF calls them; they are carried in the checkpoint.
+XIELU = {"mlp.act_fn.alpha_n": "alpha_n", "mlp.act_fn.alpha_p": "alpha_p", "mlp.act_fn.beta": "beta", "mlp.act_fn.eps": "eps"}
 
 
 def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, precision: str, events: Events) -> None:
     """Adds every key but the tokenizer's."""
-    geometry, stock = written_geometry(source.geometry, form), stock_config(source)
+    geometry = written_geometry(source.geometry, form)
     label = gguf.size_label(geometry.total_parameters(), geometry.total_parameters(), 0, 0)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(f"{PHI3_NAME if strips_like_phi3(source.folder) else title(geometry)} {label}")
@@ -39,14 +38,19 @@ def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, 
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(geometry.vocab)
-    writer.add_context_length(context_length(source, events))
+    writer.add_context_length(context_length(form, events))
     writer.add_embedding_length(geometry.hidden)
     writer.add_block_count(len(geometry.blocks))
-    writer.add_layer_norm_rms_eps(stock.rms_norm_eps)
+    (writer.add_layer_norm_eps if form.row.layer_norm else writer.add_layer_norm_rms_eps)(epsilon(form))
     writer.add_key_length(geometry.head_dim)
     writer.add_value_length(geometry.head_dim)
     _block_sizes(writer, geometry, form)
-    _rotary(writer, geometry, stock.rope_parameters)
+    _rotary(writer, form)
+    _windows(writer, form)
+    for name, key in form.row.keys.items():
+        if (value := form.settings.setting(key)) is not None:
+            writer.add_float32(f"{form.arch}.{name}", float(value))
+    _carried(writer, source, form)
 
 
 def title(geometry: Geometry) -> str:
@@ -54,32 +58,31 @@ def title(geometry: Geometry) -> str:
     return geometry.family.class_prefix.replace("Phi3", "Phi 3")
 
 
-def rope_factors(source: Checkpoint) -> torch.Tensor | None:
+def epsilon(form: GgufForm) -> float:
+    """Of every norm."""
+    return float(form.settings.values[form.row.epsilon]) if form.row.epsilon else EPSILON
+
+
+def rope_factors(source: Checkpoint, settings: GgufSettings) -> torch.Tensor | None:
     """What each rotary frequency is divided by, shape (head_dim / 2,), for Llama 3's scaling; None without it."""
-    if rope_type(source.config) != "llama3":
+    if settings.rotary.kind != "llama3":
         return None
-    stock, head_dim = stock_config(source), source.geometry.head_dim
+    head_dim = source.geometry.head_dim
+    given = {key: settings.values[key] for key in ("rope_parameters", "max_position_embeddings")}
+    stock = CONFIG_MAPPING[source.geometry.family.model_type](**given, head_dim=head_dim)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](stock, torch.device("cpu"))
-    plain = 1.0 / stock.rope_parameters["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    plain = 1.0 / settings.rotary.base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     return plain / scaled
 
 
-def stock_config(source: Checkpoint) -> Any:
-    """The stock config with this model's norms and rotary embedding, and the defaults of what its config.json leaves out."""
-    given = {key: source.config[key] for key in ROTARY if source.config.get(key) is not None}
-    made: Any = CONFIG_MAPPING[source.geometry.family.model_type]
-    return made(**given, head_dim=source.geometry.head_dim)
-
-
-def context_length(source: Checkpoint, events: Events) -> int:
+def context_length(form: GgufForm, events: Events) -> int:
     """Positions that the file promises: those of the model, or its sliding window, beyond which llama.cpp would compute another thing."""
-    stated = int(stock_config(source).max_position_embeddings)
+    stated = int(form.settings.values["max_position_embeddings"])
     say_bound(stated, events)
     positions = promised(stated)
-    if not has_sliding_window(source.geometry.family, source.config):
+    window = form.settings.window
+    if form.windowed or not window:
         return positions
-    stock = CONFIG_MAPPING[source.geometry.family.model_type]()
-    window = int(source.config.get("sliding_window") or stock.sliding_window or positions)
     if window < positions:
         events.note(f"llama.cpp has no sliding window for this model: the file says {window} positions, within which both are the same")
     return min(window, positions)
@@ -99,9 +102,33 @@ def _block_sizes(writer: gguf.GGUFWriter, geometry: Geometry, form: GgufForm) ->
     writer.add_head_count_kv(groups[0])
 
 
-def _rotary(writer: gguf.GGUFWriter, geometry: Geometry, rotary: Mapping[str, Any]) -> None:
-    writer.add_rope_dimension_count(geometry.head_dim)
-    writer.add_rope_freq_base(float(rotary["rope_theta"]))
-    if rotary.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rotary["factor"]))
+def _rotary(writer: gguf.GGUFWriter, form: GgufForm) -> None:
+    rotary = form.settings.rotary
+    writer.add_rope_dimension_count(rotary.turned)
+    writer.add_rope_freq_base(rotary.base)
+    if rotary.kind not in ("linear", "yarn"):
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(rotary.kind))
+    writer.add_rope_scaling_factor(rotary.factor)
+    if rotary.kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rotary.original)
+        writer.add_rope_scaling_attn_factors(rotary.attention)
+    if rotary.ramp != RAMP:
+        writer.add_rope_scaling_yarn_beta_fast(rotary.ramp[0])
+        writer.add_rope_scaling_yarn_beta_slow(rotary.ramp[1])
+
+
+def _windows(writer: gguf.GGUFWriter, form: GgufForm) -> None:
+    if not form.windowed or form.row.windows is None:
+        return
+    writer.add_sliding_window(form.settings.window)
+    writer.add_sliding_window_pattern([form.settings.windows[number] for number in form.kept])
+    if form.row.windows.own_base:
+        writer.add_rope_freq_base_swa(form.settings.in_windows.base)
+
+
+def _carried(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm) -> None:
+    family = source.geometry.family
+    for carried in family.carried:
+        values = [float(source.tensor(family.module(number, carried.name))) for number in form.kept]
+        getattr(writer, f"add_xielu_{XIELU[carried.name]}")(values)

@@ -10,16 +10,21 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from exporters.gguf.metadata import context_length, stock_config
-from exporters.gguf.tensors import DTYPES, GgufTensor, entries, part_halves, written_geometry
+from exporters.gguf.computation import compare_computation
+from exporters.gguf.metadata import context_length
+from exporters.gguf.tensors import DTYPES, GgufTensor, entries, in_file, part_halves, written_geometry
 from exporters.held import Reference
 from pipeline.architecture.geometry import BlockShape
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.live.loading import quiet_transformers
-from pipeline.rebuild.gguf_form import DECI, GgufForm, rope_type
+from pipeline.rebuild.gguf.settings import NEUTRAL
+from pipeline.rebuild.gguf_form import DECI, GgufForm
 
+# What a config says that transformers' reader may not have found in the file.
+READ = (*NEUTRAL, "query_pre_attn_scalar", "attention_multiplier", "hidden_act", "hidden_activation", "no_rope_layers", "rope_parameters")
+WINDOWED = ("layer_types", "sliding_window")
 REPORT = "This is a fault of the conversion; please report it."
 
 
@@ -40,6 +45,7 @@ def compare_tensors(source: Checkpoint, reference: Reference, form: GgufForm, pr
     """
     reader = gguf.GGUFReader(path)
     _compare_sizes(source, form, reader)
+    compare_computation(source.geometry, reference, form, reader)
     held = {tensor.name: tensor for tensor in reader.tensors}
     listed = list(entries(source, form, precision))
     unknown = set(held) - {entry.name for entry in listed} - {"rope_freqs.weight"}
@@ -58,7 +64,9 @@ def transformers_obstacle(source: Checkpoint, form: GgufForm, path: Path) -> str
     family = source.geometry.family
     if form.arch == "llama" and any(source.geometry.has_bias(linear) for linear in family.linears):
         return "transformers' GGUF reader takes a llama to have no biases"
-    if rope_type(source.config) != "default":
+    if form.arch == "llama" and not form.permuted:
+        return "transformers' GGUF reader takes the rotary embedding of a llama to turn halves of heads"
+    if form.settings.rotary.kind != "default":
         return "transformers' GGUF reader drops the scaling of rotary embeddings"
     try:
         with quiet_transformers():
@@ -68,7 +76,16 @@ def transformers_obstacle(source: Checkpoint, form: GgufForm, path: Path) -> str
     head_dim = getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads
     if head_dim != source.geometry.head_dim:
         return f"transformers' GGUF reader takes {head_dim} for head_dim, not {source.geometry.head_dim}"
+    for key in (*READ, form.row.epsilon, *(WINDOWED if form.windowed else ())):
+        meant, found = form.settings.values.get(key), getattr(read, key, None)
+        if key in form.settings.values and meant != found and not _close(meant, found):
+            return f"transformers' GGUF reader takes {found} for {key}, not {meant}"
     return None
+
+
+def _close(meant: Any, found: Any) -> bool:
+    """Whether two numbers are one in fp32."""
+    return isinstance(meant, float) and isinstance(found, float) and float(np.float32(meant)) == float(np.float32(found))
 
 
 def open_with_transformers(path: Path) -> PreTrainedModel:
@@ -78,7 +95,7 @@ def open_with_transformers(path: Path) -> PreTrainedModel:
 
 
 def _compare_sizes(source: Checkpoint, form: GgufForm, reader: gguf.GGUFReader) -> None:
-    geometry, stock = written_geometry(source.geometry, form), stock_config(source)
+    geometry = written_geometry(source.geometry, form)
     blocks = len(geometry.blocks)
     groups = _per_block(reader, form, "attention.head_count_kv", blocks)
     found = [BlockShape(ffn, kv) for ffn, kv in zip(_per_block(reader, form, "feed_forward_length", blocks), groups, strict=True)]
@@ -88,13 +105,10 @@ def _compare_sizes(source: Checkpoint, form: GgufForm, reader: gguf.GGUFReader) 
     expected = {
         "embedding_length": geometry.hidden,
         "block_count": blocks,
-        "context_length": context_length(source, Events()),
+        "context_length": context_length(form, Events()),
         "attention.key_length": geometry.head_dim,
         "attention.value_length": geometry.head_dim,
-        "rope.dimension_count": geometry.head_dim,
         "vocab_size": geometry.vocab,
-        "attention.layer_norm_rms_epsilon": float(np.float32(stock.rms_norm_eps)),
-        "rope.freq_base": float(np.float32(stock.rope_parameters["rope_theta"])),
     }
     for key, value in expected.items():
         if _key(reader, form, key) != value:
@@ -114,7 +128,7 @@ def _per_block(reader: gguf.GGUFReader, form: GgufForm, name: str, blocks: int) 
 def _expected(reference: Reference, entry: GgufTensor) -> torch.Tensor:
     if entry.source is None:
         return torch.zeros(entry.shape, dtype=DTYPES[entry.precision])
-    return reference.tensor(entry.source).to(DTYPES[entry.precision])
+    return in_file(reference.tensor(entry.source), entry)
 
 
 def _read(tensor: gguf.ReaderTensor, entry: GgufTensor, source: Checkpoint) -> torch.Tensor:

@@ -50,7 +50,7 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
             record |= {"types": types.as_record()}
             events.gate(f"GGUF, {types.sentence()}", **types.as_record())
     record = {"architecture": form.arch} | record
-    record["llama.cpp"] = gate_llama_cpp(source, recipe, out / MODEL, options, events)
+    record["llama.cpp"] = gate_llama_cpp(source, form, recipe, out / MODEL, options, events)
     write_json(out / CONFIG, source.config)
     write_json(out / EXPORT, {"format": "gguf", "architecture": form.arch} | recipe.model_dump(mode="json"))
     write_json(out / GATE, record)

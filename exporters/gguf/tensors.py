@@ -34,6 +34,7 @@ class GgufTensor:
         shape: rows first, as in the checkpoint.
         precision: what it is stored in; norms and biases stay fp32, as llama.cpp's own converter has them.
         rotated: its rows are rotary channels, and llama.cpp wants pairs side by side.
+        added: what the file's numbers are above the checkpoint's: norms may be stored less one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class GgufTensor:
     shape: tuple[int, ...]
     precision: str
     rotated: bool
+    added: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -49,23 +51,60 @@ class GgufTensor:
 
 def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[GgufTensor]:
     """Every tensor of the file, in the order in which it is written."""
-    held = {name for name, _ in source.geometry.tensors()}
+    geometry = source.geometry
+    held, less_one = {name for name, _ in geometry.tensors()}, _less_one(geometry)
     names = gguf.get_tensor_name_map(architecture(form.arch), len(form.kept))
-    for place, shape in written_geometry(source.geometry, form).tensors():
-        known = names.get_type_and_name(place, try_suffixes=(".weight", ".bias"))
-        if known is None:
-            raise TrimlineError(f"GGUF has no name for the tensor {place} in its architecture {form.arch}.", "Please report it.")
-        kind, name = known
+    for place, shape in _places(written_geometry(geometry, form), form):
+        kind, name = _named(names, place, form)
         kept_as = precision if len(shape) > 1 else "fp32"
-        original = _original(place, source.geometry, form)
-        yield GgufTensor(name, original if original in held else None, shape, kept_as, form.permuted and kind in ROTATED)
+        original = _original(place, geometry, form)
+        rotated = form.permuted and kind in ROTATED
+        added = 1.0 if _inside_block(original, geometry) in less_one else 0.0
+        yield GgufTensor(name, original if original in held else None, shape, kept_as, rotated, added)
+    if form.row.head == "own" and geometry.tied:
+        name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.OUTPUT]
+        yield GgufTensor(f"{name}.weight", f"{geometry.family.embeddings[0]}.weight", (geometry.vocab, geometry.hidden), precision, False)
+
+
+def _places(written: Geometry, form: GgufForm) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The checkpoint's tensors, renumbered, without those that are keys of the file."""
+    keys = {written.family.module(number, carried.name) for number in range(len(form.kept)) for carried in written.family.carried}
+    return ((place, shape) for place, shape in written.tensors() if place not in keys)
+
+
+def _named(names: gguf.TensorNameMap, place: str, form: GgufForm) -> tuple[gguf.MODEL_TENSOR | None, str]:
+    known = names.get_type_and_name(place, try_suffixes=(".weight", ".bias"))
+    if known is not None:
+        return known
+    for module, name in form.row.names.items():
+        base, _, leaf = place.rpartition(".")
+        if base.endswith(f".{module}"):
+            return None, f"blk.{base.split('.')[-2]}.{name}.{leaf}"
+    raise TrimlineError(f"GGUF has no name for the tensor {place} in its architecture {form.arch}.", "Please report it.")
+
+
+def _less_one(geometry: Geometry) -> frozenset[str]:
+    """Weights of norms that are stored less one, by their names inside a block."""
+    family = geometry.family
+    names = (*(norm.name for norm in family.norms), *family.final_norms) if family.norms_less_one else ()
+    return frozenset(f"{name}.weight" for name in names)
+
+
+def _inside_block(name: str, geometry: Geometry) -> str:
+    start = f"{geometry.family.blocks}."
+    return name.removeprefix(start).split(".", 1)[1] if name.startswith(start) else name
 
 
 def stored(source: Checkpoint, entry: GgufTensor) -> torch.Tensor:
     """The checkpoint's tensor, or zeros, in the type of the file and the order of the checkpoint."""
     if entry.source is None:
         return torch.zeros(entry.shape, dtype=DTYPES[entry.precision])
-    return source.tensor(entry.source).to(DTYPES[entry.precision])
+    return in_file(source.tensor(entry.source), entry)
+
+
+def in_file(tensor: torch.Tensor, entry: GgufTensor) -> torch.Tensor:
+    """A tensor of the checkpoint in the type of the file."""
+    return (tensor.float() + entry.added if entry.added else tensor).to(DTYPES[entry.precision])
 
 
 def array(source: Checkpoint, entry: GgufTensor) -> np.ndarray:

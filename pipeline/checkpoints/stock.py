@@ -39,13 +39,34 @@ def lists_of_class(geometry: Geometry, config: Mapping[str, Any], blocks: int) -
         config: its config.json, in whatever profile.
         blocks: how many the class is told of.
     """
+    return per_block(_filled(geometry, config, blocks), blocks)
+
+
+def values_of_class(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stock config class makes of a config.json beside sizes: settings that it leaves out, in today's spelling.
+
+    Args:
+        geometry: of the model.
+        config: its config.json, in whatever profile.
+
+    Raises:
+        TrimlineError: the class refuses it.
+    """
+    try:
+        return _filled(geometry, config, len(geometry.blocks))
+    except Exception as error:  # whatever its validators meet in values that they do not expect
+        raise _refused(error) from None
+
+
+def _filled(geometry: Geometry, config: Mapping[str, Any], blocks: int) -> dict[str, Any]:
     family = geometry.family
     fields = {key: value for key, value in config.items() if key not in OURS and key not in per_block(config, len(geometry.blocks))}
     # One head that fills the stream is legal for every config class: they refuse counts that do not divide it.
     heads = {family.heads_key: 1, **({} if family.kv_heads_key is None else {family.kv_heads_key: 1})}
     sizes = {family.layers_key: blocks, "hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
     lists = {key: value for key, value in per_block(config, len(geometry.blocks)).items() if len(value) == blocks}
-    return per_block(CONFIG_MAPPING[family.model_type](**fields | heads | sizes | lists).to_dict(), blocks)
+    filled: dict[str, Any] = CONFIG_MAPPING[family.model_type](**fields | heads | sizes | lists).to_dict()
+    return filled
 
 
 def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool:
@@ -60,11 +81,13 @@ def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool
     except StrictDataclassClassValidationError:
         return False
     except Exception as error:  # whatever its validators meet in values that they do not expect
-        why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
-        raise TrimlineError(
-            f"transformers' config class refuses config.json ({why}).", "Fetch the checkpoint again or correct its config."
-        ) from None
+        raise _refused(error) from None
     return True
+
+
+def _refused(error: Exception) -> TrimlineError:
+    why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+    return TrimlineError(f"transformers' config class refuses config.json ({why}).", "Fetch the checkpoint again or correct its config.")
 
 
 def is_mistral_shaped(geometry: Geometry) -> bool:

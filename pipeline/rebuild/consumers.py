@@ -2,90 +2,27 @@
 
 Each rule was either seen to hold by running the consumer (docs/shape-profiles.md says which versions), or is taken
 from its documentation or source; ``ConsumerVerdict.checked`` says which. What has never been run here, for any model, is "not run".
+A rule holds for the families that ``ROWS`` names; of every other one nobody knows, and nothing is promised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
-from pipeline.checkpoints.stock import accepts_heads, has_sliding_window
+from pipeline.checkpoints.stock import has_sliding_window
 from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form, rope_type
+from pipeline.rebuild.verdicts import NOT_LOOKED_AT, NOT_RUN, RAN, READ, ConsumerInput, ConsumerVerdict
 
-Evidence = Literal["seen to run", "from its documentation", "not run"]
-RAN: Evidence = "seen to run"
-READ: Evidence = "from its documentation"
-NOT_RUN: Evidence = "not run"  # from its documentation too, and nothing of this consumer was ever started here
 NO_BIAS = "compensate by least squares, which needs no new bias"
 UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
 LENGTH_SWITCHED = ("longrope", "su")  # the old spelling too
-LLAMA_CPP_RAN = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # tests/servers/test_llama_cpp.py
-
-
-@dataclass(frozen=True)
-class ConsumerVerdict:
-    """What one consumer does with a result.
-
-    Attributes:
-        consumer: its name.
-        loads: whether it loads the result, in the form given in ``why``.
-        why: how it loads it, or what it cannot express.
-        change: what would make it load; empty where it does.
-        checked: whether this was seen by running it.
-    """
-
-    consumer: str
-    loads: bool
-    why: str
-    change: str
-    checked: Evidence
-
-
-@dataclass(frozen=True)
-class ConsumerInput:
-    """What the rules look at."""
-
-    result: Geometry
-    profile: Profile
-    config: Mapping[str, Any]
-
-    @property
-    def uniform(self) -> bool:
-        return self.profile is Profile.UNIFORM
-
-    @property
-    def decilm(self) -> bool:
-        return self.profile is Profile.DECILM
-
-    @property
-    def heads_fill_hidden(self) -> bool:
-        """Whether hidden size = heads × head_dim, as some consumers assume."""
-        result = self.result
-        return result.blocks[0].kv_groups * result.queries_per_group * result.head_dim == result.hidden
-
-    def seen_as(self, *families: str) -> Evidence:
-        """Seen to run for ``families`` without biases; for others and with biases, its source says so."""
-        family = self.result.family
-        biased = any(self.result.has_bias(linear) for linear in family.linears)
-        return RAN if family.model_type in families and not biased else READ
-
-    @property
-    def becomes_mistral(self) -> bool:
-        """Whether stock Llama refuses the number of heads, so that ``uniform`` is written as Mistral."""
-        heads = self.result.blocks[0].kv_groups * self.result.queries_per_group
-        config = {**self.config, "hidden_size": self.result.hidden}
-        return self.result.family.model_type == "llama" and not accepts_heads(self.result.family, config, heads)
-
-    @property
-    def qwen3_output_bias(self) -> bool:
-        """Whether a Qwen3 has a bias where published ones have none, and some consumers know none."""
-        family = self.result.family
-        return family.model_type == "qwen3" and self.result.has_bias(family.reader(Sublayer.ATTENTION))
+FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3", "opt"})  # the families that rules of servers were written for
 
 
 def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> list[ConsumerVerdict]:
@@ -97,20 +34,13 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
         config: the config.json of the dense model (the smaller one's serves as well).
     """
     case = ConsumerInput(result, profile, config)
-    rules: tuple[Callable[[ConsumerInput], ConsumerVerdict], ...] = (
-        _stock,
-        _shipped,
-        _onnx,
-        _genai,
-        _tensorrt,
-        _tensorrt_llm,
-        _edge_llm,
-        _vllm,
-        _sglang,
-        _llama_cpp,
-        _optimum,
-    )
-    return [rule(case) for rule in rules]
+    return [row.rule(case) if row.knows(case) else _not_looked_at(row.consumer, case, row.gated) for row in ROWS]
+
+
+def _not_looked_at(name: str, case: ConsumerInput, gated: bool) -> ConsumerVerdict:
+    why = f"nobody has looked at what it does with {case.result.family.model_type}, so nothing is promised"
+    change = "export it: the gate runs it, or says why not" if gated else "try it there before you rely on it"
+    return ConsumerVerdict(name, None, why, change, NOT_LOOKED_AT, gated)
 
 
 def _stock(case: ConsumerInput) -> ConsumerVerdict:
@@ -208,8 +138,9 @@ def _llama_cpp(case: ConsumerInput) -> ConsumerVerdict:
     except NoGgufForm as obstacle:
         return ConsumerVerdict(name, False, _clause(obstacle.problem), _clause(obstacle.remedy), READ)
     sizes = ", with sizes per block" if form.arch == DECI and len(set(form.blocks)) > 1 else ""
-    window = ", as far as its sliding window reaches" if has_sliding_window(case.result.family, case.config) else ""
-    return ConsumerVerdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", case.seen_as(*LLAMA_CPP_RAN))
+    bounded = form.settings.window and not form.windowed
+    window = ", as far as its sliding window reaches" if bounded else ""
+    return ConsumerVerdict(name, True, f"as GGUF architecture {form.arch}{sizes}{window}", "", READ if case.result.biases else RAN)
 
 
 def _clause(sentence: str) -> str:
@@ -242,3 +173,41 @@ def _towards_decilm(case: ConsumerInput) -> str:
     if not result.blocks[0].kv_groups:
         needs.append("attention in the first block")
     return "use profile 'decilm'" + (f", with {' and '.join(needs)}" if needs else "; these sizes fit it")
+
+
+@dataclass(frozen=True)
+class ConsumerRule:
+    """A line of the table.
+
+    Attributes:
+        consumer: its name.
+        rule: what it does with a result.
+        families: whose results somebody has looked at; None for all, since the rule looks at each.
+        gated: as in the verdict.
+        decilm: it was looked at with results in profile ``decilm``, whichever family they are of.
+    """
+
+    consumer: str
+    rule: Callable[[ConsumerInput], ConsumerVerdict]
+    families: frozenset[str] | None = FIRST
+    gated: bool = False
+    decilm: bool = False
+
+    def knows(self, case: ConsumerInput) -> bool:
+        """Whether the rule says something of the case."""
+        return self.families is None or case.result.family.model_type in self.families or (self.decilm and case.decilm)
+
+
+ROWS = (
+    ConsumerRule("transformers (stock)", _stock, None),  # tests/pipeline/architecture runs every family in both
+    ConsumerRule("transformers (shipped file)", _shipped, None),
+    ConsumerRule("ONNX Runtime", _onnx, gated=True),
+    ConsumerRule("onnxruntime-genai", _genai, gated=True),
+    ConsumerRule("TensorRT", _tensorrt, gated=True),
+    ConsumerRule("TensorRT-LLM", _tensorrt_llm),
+    ConsumerRule("TensorRT Edge-LLM", _edge_llm),
+    ConsumerRule("vLLM", _vllm, decilm=True),
+    ConsumerRule("SGLang", _sglang),
+    ConsumerRule("llama.cpp", _llama_cpp, None),  # its table of architectures says what each computes; tests/servers runs them
+    ConsumerRule("optimum-onnx", _optimum),
+)

@@ -17,19 +17,23 @@ from exporters.gguf.files import MODEL, write_gguf
 from exporters.gguf.gate import gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
+from pipeline.architecture.families import FAMILIES
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
+from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import DECI, gguf_form
+from tests.exporters.gguf.test_architectures import FULL, PLAIN, WRITABLE, WRITTEN, YARN, by_kind
 from tests.exporters.gguf.test_tokenizer import sentencepiece
 from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
-from tests.pipeline.rebuild.cases import fewer_groups, rebuilt_tiny
+from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
 from tests.servers.models import pruned
 from tests.servers.packages import answering, completion, packaged, says_what_the_checkpoint_says
 from tests.servers.places import environment
+from tests.tiny import tiny_model
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
 OPTIONS = RunOptions(threads=1)
@@ -44,6 +48,10 @@ LLAMA3: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+
+
+WINDOW = ["sliding_attention"] * 4
+EIGHT_HEADS = {"num_attention_heads": 8, "query_pre_attn_scalar": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -71,22 +79,48 @@ def exported(checkpoint: Path, out: Path, **recipe: Any) -> dict[str, Any]:
 # --- every family, tiny ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("family", "overrides"),
-    [
-        ("llama", {}),
-        ("llama", {"attention_bias": True, "mlp_bias": True}),
-        ("llama", {"rope_parameters": LLAMA3}),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
-        ("mistral", {}),
-        ("qwen2", {}),
-        ("qwen3", {}),
-        ("phi3", {}),
-    ],
-    ids=["llama", "llama-biases", "llama3-rope", "linear-rope", "mistral", "qwen2", "qwen3", "phi3"],
-)
-def test_stock_families(tmp_path: Path, family: str, overrides: dict[str, Any]) -> None:
-    exported(stock(family, tmp_path, **overrides), tmp_path / "out", precision="fp32")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_type(tmp_path: Path, name: str) -> None:
+    """Four random blocks each; windows, multipliers, trained activations and parts of heads that turn are switched on where a type has them."""
+    model = tiny_model(name, tmp_path / name, **WRITABLE.get(name, {}))
+    exported(model, tmp_path / "out", precision="fp32")
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "yarn": ("qwen3", {"rope_parameters": YARN}),
+    "yarn with a factor of its own": ("llama", {"rope_parameters": YARN | {"attention_factor": 1.5}}),
+    "yarn with a ramp of its own": ("ministral3", {"rope_parameters": YARN | {"beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "yarn beside windows": ("olmo3", by_kind(PLAIN, YARN)),
+    "alpha": ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}}),
+    "a head where there is a table": ("olmo2", {"tie_word_embeddings": True}),
+    "a head of its own": ("gemma3_text", {"tie_word_embeddings": False}),
+    "windows at 64 blocks": ("exaone4", {"num_hidden_layers": 64, "sliding_window": 16, "layer_types": [*WINDOW[:3], *FULL[:1]] * 16}),
+    "hidden over heads at 46 blocks": ("gemma2", {"num_hidden_layers": 46, "layer_types": (WINDOW[:1] + FULL[:1]) * 23, **EIGHT_HEADS}),
+    "llama3 and granite": ("granite", {"rope_parameters": LLAMA3}),
+    "heads that do not fill the stream": ("gemma2", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_else_an_architecture_expresses(tmp_path: Path, variant: str) -> None:
+    name, overrides = VARIANTS[variant]
+    exported(tiny_model(name, tmp_path / name, **(WRITABLE.get(name, {}) | overrides)), tmp_path / "out", precision="fp32")
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "cohere2", "granite", "apertus", "phi", "stablelm"])
+def test_smaller_models(tmp_path: Path, name: str) -> None:
+    """Of four blocks the second goes: what stands for each block goes with it."""
+
+    def choose(choice: Choice) -> None:
+        same_width(choice)
+        if not GGUF_ARCHS[str(FAMILIES[name].gguf_arch)].square:
+            fewer_groups(choice)
+        fewer_blocks(choice)
+
+    assert exported(rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM), tmp_path / "gguf", precision="fp32")
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
@@ -118,7 +152,7 @@ def test_heads_in_the_order_of_transformers_fail_the_gate(tmp_path: Path, monkey
     source = Checkpoint(stock("llama", tmp_path))
     write_gguf(source, gguf_form(source.geometry, source.config), "fp32", tmp_path / MODEL, Events())
     with pytest.raises(GateError, match="llama.cpp"):
-        gate_llama_cpp(source, GgufSlice(precision="fp32"), tmp_path / MODEL, OPTIONS, Events())
+        gate_llama_cpp(source, gguf_form(source.geometry, source.config), GgufSlice(precision="fp32"), tmp_path / MODEL, OPTIONS, Events())
 
 
 # --- SmolLM2, pruned -------------------------------------------------------------------------------------------------

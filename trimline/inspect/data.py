@@ -30,10 +30,10 @@ class TensorPattern:
 
 @dataclass(frozen=True)
 class Loading:
-    """Whether a program loads the folder's shapes."""
+    """Whether a program loads the folder's shapes; None where nobody has looked."""
 
     consumer: str
-    loads: bool
+    loads: bool | None
     why: str
     change: str
     checked: str

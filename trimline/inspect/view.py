@@ -18,6 +18,7 @@ from trimline.reporting import formats
 
 FFN_BAR = 36  # characters of the widest bar
 KV_BAR = 12
+LOADS_STYLES = {True: "green", False: "red", None: "dim"}
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BLOCK_NUMBER = re.compile(r"\.\d+\.")
 
@@ -99,7 +100,7 @@ def _consumers(loadings: tuple[Loading, ...]) -> Table:
     for name in ("Program", "Loads", "Why", "What to change", "Known from"):
         table.add_column(name, overflow="fold")
     for row in loadings:
-        loads = Text("yes", "green") if row.loads else Text("no", "red")
+        loads = Text(formats.loads(row.loads), LOADS_STYLES[row.loads])
         table.add_row(Text(row.consumer), loads, Text(row.why), Text(row.change), Text(row.checked))
     return table
 

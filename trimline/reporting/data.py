@@ -168,10 +168,10 @@ class StageTime:
 
 @dataclass(frozen=True)
 class ConsumerRow:
-    """Whether a program loads the result; ``checked`` says how that is known."""
+    """Whether a program loads the result (None: nobody has looked); ``checked`` says how that is known."""
 
     consumer: str
-    loads: bool
+    loads: bool | None
     why: str = ""
     change: str = ""
     checked: str = ""

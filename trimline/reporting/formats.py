@@ -103,3 +103,8 @@ def _digits(value: float) -> str:
         return "∞"
     size = abs(value)
     return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def loads(known: bool | None) -> str:
+    """Whether a program loads a result, as tables have it."""
+    return "not looked at" if known is None else "yes" if known else "no"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trimline.reporting import formats, metrics
-from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, outcome_cell, text_row
+from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, Tone, outcome_cell, text_row
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
@@ -13,6 +13,7 @@ from trimline.reporting.tasks import task_items
 
 BAND = 0.03  # as benchmarks.results.target judges
 ROLES: tuple[Role, Role] = ("dense", "pruned")
+LOADS_TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: "quiet"}
 
 
 def sections(data: ReportData) -> tuple[Section, ...]:
@@ -136,7 +137,7 @@ def _consumers(data: ReportData) -> tuple[Item, ...]:
         return (Note("It was not judged which programs load the result.", "quiet"),)
     columns = (Column("Program"), Column("Loads it"), Column("Why"), Column("What to change"), Column("Known from"))
     rows = tuple(
-        (Cell(row.consumer), Cell("yes", "good") if row.loads else Cell("no", "bad"), *text_row(row.why, row.change, row.checked))
+        (Cell(row.consumer), Cell(formats.loads(row.loads), LOADS_TONES[row.loads]), *text_row(row.why, row.change, row.checked))
         for row in data.consumers
     )
     return (Table(columns, rows),)

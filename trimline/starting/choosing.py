@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError
-from pipeline.rebuild.consumers import ConsumerVerdict
+from pipeline.rebuild.verdicts import ConsumerVerdict
 from pipeline.sources.config import NamedModel
 from trimline.starting.clients import Client, clients
 from trimline.starting.purpose import CONTEXT, Footprint, Purpose, gib, read_per_token
@@ -108,9 +108,10 @@ def _demand_too_large(model: NamedModel, purpose: Purpose, footprint: Footprint)
 def _demand_loaded(verdicts: Mapping[str, ConsumerVerdict], wanted: Iterable[Client]) -> None:
     for client in wanted:
         verdict = verdicts[client.consumer]
-        if not verdict.loads:
+        if verdict.stands_in_the_way:
+            does = "does not load this model" if verdict.loads is False else "is not known to load this model"
             raise TrimlineError(
-                f"{client.consumer} does not load this model once it is pruned: {verdict.why}.",
+                f"{client.consumer} {does} once it is pruned: {verdict.why}.",
                 f"{verdict.change[:1].upper()}{verdict.change[1:]}, or leave it out of --for.",
             )
 

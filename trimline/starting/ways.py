@@ -10,8 +10,9 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
-from pipeline.rebuild.consumers import ConsumerVerdict, consumers
+from pipeline.rebuild.consumers import consumers
 from pipeline.rebuild.profiles import check_profile
+from pipeline.rebuild.verdicts import ConsumerVerdict
 
 LARGE = 2 * 10**9  # decoder parameters beyond which the gradients that trimline needs take too long on a processor
 TILE, TILES = 64, 8  # FFN widths are multiples of 64, and of less where that left fewer than eight to choose from
@@ -73,11 +74,13 @@ class Way:
         for shape in self.shapes(dense):
             check_profile(dense.family, dense, shape, self.profile, config)
             for verdict in consumers(shape, self.profile, config):
-                if verdict.consumer not in found or not verdict.loads:
+                known = found.get(verdict.consumer)
+                if known is None or WORST.index(verdict.loads) < WORST.index(known.loads):
                     found[verdict.consumer] = verdict
         return found
 
 
+WORST = (False, None, True)  # of what consumers do with a result
 # FFN channels alone lose hardly more than both together (docs/results.md), decode as fast, and more programs load the result.
 MILDEST = Way((Space.FFN,), Profile.UNIFORM)
 WAYS = (

@@ -74,11 +74,11 @@ def gguf(folder: Path, name: str, sides: Sides, found: Verification, options: Ru
     stated = read_json(folder / EXPORT) if (folder / EXPORT).exists() else {}
     given: dict[str, Any] = {key: stated[key] for key in ("precision", "quantise", "perplexity_bar") if key in stated}
     recipe = _slice(GgufSlice, given, folder)
+    form = gguf_form(source.geometry, source.config)
     if recipe.quantise is None:
-        form = gguf_form(source.geometry, source.config)
         found.check(name, "holds what the checkpoint holds", lambda: gate_file(source, form, recipe.precision, path, options, events))
     ran: dict[str, Any] = {}
-    found.check(name, "llama.cpp, where it is installed", lambda: ran.update(gate_llama_cpp(source, recipe, path, options, events)))
+    found.check(name, "llama.cpp, where it is installed", lambda: ran.update(gate_llama_cpp(source, form, recipe, path, options, events)))
     if ran.get("run") is False:
         found.passed.pop()
         found.left_out.append(f"{name}: in llama.cpp, since {ran['why']}")

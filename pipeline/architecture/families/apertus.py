@@ -14,4 +14,5 @@ APERTUS = Family(
         Carried("mlp.act_fn.beta", (), Sublayer.FFN, trained=False),
         Carried("mlp.act_fn.eps", (), Sublayer.FFN, trained=False),
     ),
+    gguf_arch="apertus",
 )

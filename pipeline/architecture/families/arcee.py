@@ -9,4 +9,5 @@ ARCEE = Family(
     linears=(*attention("attention_bias"), *plain("up_proj", "down_proj", "mlp_bias")),
     norms=before(),
     norm_eps="rms_norm_eps",
+    gguf_arch="arcee",
 )

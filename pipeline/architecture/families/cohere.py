@@ -10,4 +10,6 @@ COHERE = Family(
     norms=(Norm("input_layernorm", Axis.RESIDUAL, None),),
     defaults={"tie_word_embeddings": True, "use_qk_norm": False},
     requires={"use_qk_norm": False},
+    gguf_arch="command-r",
+    rotates_neighbours=True,
 )

@@ -9,4 +9,6 @@ COHERE2 = Family(
     linears=(*attention("attention_bias"), *gated()),
     norms=(Norm("input_layernorm", Axis.RESIDUAL, None),),
     defaults={"tie_word_embeddings": True},
+    gguf_arch="cohere2",
+    rotates_neighbours=True,
 )

@@ -9,4 +9,5 @@ CWM = Family(
     linears=(*attention(), *gated("mlp_bias")),
     norms=before(),
     norm_eps="rms_norm_eps",
+    gguf_arch="llama",
 )

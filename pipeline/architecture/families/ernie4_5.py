@@ -10,4 +10,6 @@ ERNIE4_5 = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     defaults={"tie_word_embeddings": True},
+    gguf_arch="ernie4_5",
+    rotates_neighbours=True,
 )

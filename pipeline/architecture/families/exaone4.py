@@ -11,4 +11,5 @@ EXAONE4 = Family(
         *behind("post_attention_layernorm", "post_feedforward_layernorm"),
         *query_key_norms(),
     ),
+    gguf_arch="exaone4",
 )

@@ -136,8 +136,9 @@ class Family:
         decilm: what vLLM's DeciLM class can express of this family: ``llama`` (as it is), ``qkv_bias``
             (Llama with biases on q, k and v only), or None.
         onnx_builder: the class name in onnxruntime-genai's builder, or None where it knows no such family.
-        gguf_arch: llama.cpp's architecture name, or None.
-        gguf_square: llama.cpp's converter takes hidden / heads for head_dim, whatever the config says.
+        gguf_arch: the llama.cpp architecture that computes it (``pipeline/rebuild/gguf/archs.py``), or None.
+        norms_less_one: the weights of its norms are stored less one.
+        rotates_neighbours: its rotary embedding turns channels 2i and 2i + 1 together; else i and i + half of those that turn.
         norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can
             channels of the stream go. None otherwise.
         multiplier_key: config key of the number that a sublayer's output is multiplied by before the stream takes it; None: by one.
@@ -170,7 +171,8 @@ class Family:
     decilm: str | None = None
     onnx_builder: str | None = None
     gguf_arch: str | None = None
-    gguf_square: bool = False
+    norms_less_one: bool = False
+    rotates_neighbours: bool = False
     norm_eps: str | None = None
     multiplier_key: str | None = None
     fixed_stream: str = ""

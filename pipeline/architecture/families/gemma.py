@@ -10,4 +10,6 @@ GEMMA = Family(
     norms=before(),
     defaults={"tie_word_embeddings": True},
     fixed_stream="its embeddings are scaled by the square root of the hidden size",
+    gguf_arch="gemma",
+    norms_less_one=True,
 )

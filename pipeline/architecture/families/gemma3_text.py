@@ -10,5 +10,6 @@ GEMMA3_TEXT = replace(
     model_type="gemma3_text",
     class_prefix="Gemma3",
     config_class="Gemma3TextConfig",
+    gguf_arch="gemma3",
     norms=(*GEMMA2.norms, *query_key_norms()),
 )

@@ -10,4 +10,6 @@ GLM = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     defaults={"attention_bias": True},
+    gguf_arch="chatglm",
+    rotates_neighbours=True,
 )

@@ -10,4 +10,5 @@ GLM4 = replace(
     model_type="glm4",
     class_prefix="Glm4",
     norms=(*before(), *behind("post_self_attn_layernorm", "post_mlp_layernorm")),
+    gguf_arch="glm4",
 )

@@ -10,4 +10,5 @@ GRANITE = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     multiplier_key="residual_multiplier",
+    gguf_arch="granite",
 )

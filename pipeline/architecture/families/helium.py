@@ -10,4 +10,6 @@ HELIUM = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     square_attention=True,
+    gguf_arch="llama",
+    rotates_neighbours=True,
 )

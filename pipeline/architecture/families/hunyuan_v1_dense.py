@@ -8,4 +8,5 @@ HUNYUAN_V1_DENSE = Family(
     class_prefix="HunYuanDenseV1",
     linears=(*attention("attention_bias"), *gated()),
     norms=(*before(), *query_key_norms("query_layernorm", "key_layernorm")),
+    gguf_arch="hunyuan-dense",
 )

@@ -10,4 +10,5 @@ JAIS2 = Family(
     norms=before(bias=True),
     norm_bias=True,
     defaults={"attention_bias": True, "mlp_bias": True},
+    gguf_arch="jais2",
 )

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from pipeline.architecture.families.mistral import MISTRAL
 
-MINISTRAL3 = replace(MISTRAL, model_type="ministral3", class_prefix="Ministral3", decilm=None, onnx_builder=None, gguf_arch=None)
+MINISTRAL3 = replace(MISTRAL, model_type="ministral3", class_prefix="Ministral3", decilm=None, onnx_builder=None, gguf_arch="mistral3")

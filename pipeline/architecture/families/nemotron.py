@@ -9,4 +9,6 @@ NEMOTRON = Family(
     linears=(*attention("attention_bias"), *plain("up_proj", "down_proj", "mlp_bias")),
     norms=before(bias=True),
     norm_bias=True,
+    gguf_arch="nemotron",
+    norms_less_one=True,
 )

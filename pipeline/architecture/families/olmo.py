@@ -9,4 +9,5 @@ OLMO = Family(
     linears=(*attention("attention_bias"), *gated()),
     norms=(),
     final_norms=(),
+    gguf_arch="olmo",
 )

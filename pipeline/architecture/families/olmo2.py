@@ -11,4 +11,5 @@ OLMO2 = Family(
         *behind("post_attention_layernorm", "post_feedforward_layernorm"),
         *query_key_norms(axes=(Axis.QUERY, Axis.KV)),
     ),
+    gguf_arch="olmo2",
 )

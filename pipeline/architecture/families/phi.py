@@ -13,4 +13,5 @@ PHI = Family(
     head_bias=True,
     defaults={"qk_layernorm": False},
     requires={"qk_layernorm": False},
+    gguf_arch="phi2",
 )

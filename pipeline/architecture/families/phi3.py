@@ -16,5 +16,4 @@ PHI3 = Family(
     norm_eps="rms_norm_eps",
     onnx_builder="Phi3MiniModel",
     gguf_arch="phi3",
-    gguf_square=True,
 )

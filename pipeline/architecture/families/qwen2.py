@@ -17,5 +17,4 @@ QWEN2 = Family(
     norm_eps="rms_norm_eps",
     onnx_builder="QwenModel",
     gguf_arch="qwen2",
-    gguf_square=True,
 )

@@ -10,4 +10,5 @@ SEED_OSS = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     defaults={"attention_bias": True},
+    gguf_arch="seed_oss",
 )

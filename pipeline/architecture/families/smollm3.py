@@ -10,4 +10,5 @@ SMOLLM3 = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     defaults={"tie_word_embeddings": True},
+    gguf_arch="smollm3",
 )

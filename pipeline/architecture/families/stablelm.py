@@ -12,4 +12,5 @@ STABLELM = Family(
     square_attention=True,
     defaults={"qk_layernorm": False, "use_parallel_residual": False},
     requires={"qk_layernorm": False, "use_parallel_residual": False},
+    gguf_arch="stablelm",
 )

@@ -10,4 +10,5 @@ STARCODER2 = Family(
     norms=before(bias=True),
     norm_bias=True,
     defaults={"use_bias": True, "tie_word_embeddings": True},
+    gguf_arch="starcoder2",
 )

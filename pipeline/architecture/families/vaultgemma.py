@@ -11,4 +11,6 @@ VAULTGEMMA = Family(
     defaults={"tie_word_embeddings": True},
     fixed_stream="its embeddings are scaled by the square root of the hidden size",
     activation_key="hidden_activation",
+    gguf_arch="gemma",
+    norms_less_one=True,
 )

@@ -13,8 +13,8 @@ from pipeline.architecture.families import FAMILIES
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
-from pipeline.rebuild.consumers import ConsumerVerdict
 from pipeline.rebuild.profiles import check_profile, check_request, consumers
+from pipeline.rebuild.verdicts import ConsumerVerdict
 from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_groups, plan_for, rebuilt, same_width
 from tests.tiny import tiny_model
 
@@ -207,3 +207,14 @@ def test_free_says_what_stands_in_the_way_of_decilm(tmp_path: Path) -> None:
     table = verdicts(tmp_path / "opt", "opt", anything, Profile.FREE)
     assert "uniform" in table["vLLM"].change
     assert "opt" in table["llama.cpp"].why
+
+
+def test_of_what_nobody_has_looked_at_nothing_is_promised(tmp_path: Path) -> None:
+    table = verdicts(tmp_path, "gemma3_text", same_width, Profile.UNIFORM)
+    unknown = {name for name, verdict in table.items() if verdict.loads is None}
+    servers = {"TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx"}
+    assert unknown == servers | {"ONNX Runtime", "onnxruntime-genai", "TensorRT"}
+    assert {name for name in unknown if table[name].stands_in_the_way} == servers  # an export is run by its gate, which tells
+    assert all("nobody has looked" in table[name].why and table[name].checked == "not looked at" for name in unknown)
+    assert (table["llama.cpp"].loads, table["llama.cpp"].why) == (True, "as GGUF architecture gemma3")
+    assert table["transformers (stock)"].loads

@@ -100,6 +100,14 @@ def test_every_row_of_the_table_of_consumers_has_a_name(models: Path) -> None:
     assert set(SERVERS) <= set(CLIENTS)
 
 
+def test_nothing_is_promised_of_a_server_that_nobody_has_tried(here: Path) -> None:
+    tiny_model("gemma3_text", here / "gemma3_text")
+    with pytest.raises(trimline.TrimlineError, match="vLLM is not known to load this model once it is pruned: nobody has looked"):
+        trimline.new("gemma3_text", consumers=["vllm"])
+    made = trimline.new("gemma3_text", here / "made.yaml", consumers=["llama.cpp"])
+    assert "loads in transformers (stock), transformers (shipped file), llama.cpp." in " ".join(made.reasons)
+
+
 def test_fewer_heads_where_ffn_channels_are_not_enough(here: Path) -> None:
     free = trimline.new("llama", here / "free.yaml", speedup=2.5).recipe
     assert (free.rebuild.profile, free.prune.steps[0].method) == ("free", "trimline")

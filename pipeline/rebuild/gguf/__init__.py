@@ -1,0 +1,1 @@
+"""What llama.cpp computes, and what a model does in its terms."""
