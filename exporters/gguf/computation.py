@@ -212,7 +212,7 @@ def _scale(attention: torch.nn.Module, number: int, blocks: int, keys: Keys) -> 
 
 
 def _window(attention: torch.nn.Module, number: int, keys: Keys) -> None:
-    stated = getattr(attention, "sliding_window", None)
+    stated = getattr(attention, "sliding_window", None) if getattr(attention, "is_sliding", True) else None
     pattern = keys.own("attention.sliding_window_pattern")
     found = int(keys.own("attention.sliding_window")) if pattern is not None and pattern[number] else None
     if pattern is None and stated is not None and keys.own("context_length") <= stated:

@@ -92,7 +92,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
     "yarn": ("qwen3", {"rope_parameters": YARN}),
     "yarn with a factor of its own": ("llama", {"rope_parameters": YARN | {"attention_factor": 1.5}}),
-    "yarn with a ramp of its own": ("ministral3", {"rope_parameters": YARN | {"beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "yarn with a ramp of its own": (
+        "ministral3",
+        {"rope_parameters": YARN | {"beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1}},
+    ),
     "yarn beside windows": ("olmo3", by_kind(PLAIN, YARN)),
     "alpha": ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}}),
     "a head where there is a table": ("olmo2", {"tie_word_embeddings": True}),
