@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gguf
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -69,7 +71,8 @@ def rope_factors(source: Checkpoint, settings: GgufSettings) -> torch.Tensor | N
         return None
     head_dim = source.geometry.head_dim
     given = {key: settings.values[key] for key in ("rope_parameters", "max_position_embeddings")}
-    stock = CONFIG_MAPPING[source.geometry.family.model_type](**given, head_dim=head_dim)
+    made: Any = CONFIG_MAPPING[source.geometry.family.model_type]
+    stock = made(**given, head_dim=head_dim)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](stock, torch.device("cpu"))
     plain = 1.0 / settings.rotary.base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     return plain / scaled
