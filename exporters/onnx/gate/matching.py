@@ -19,6 +19,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import GateError
 
 FUSED_NAME = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)/\w+")
+CALLED = {"dense": "o_proj", "out_proj": "o_proj"}  # what the builder calls projections of other names
 PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 Key = tuple[int, str]
 HEAD: Key = (-1, "head")
@@ -123,7 +124,8 @@ class Matching:
         if path == family.head:
             return HEAD
         number, inside = path.removeprefix(f"{family.blocks}.").split(".", 1)
-        return int(number), inside.rsplit(".", 1)[-1]
+        leaf = inside.rsplit(".", 1)[-1]
+        return int(number), CALLED.get(leaf, leaf)
 
     def _product(self, place: int, leaf: str, path: str) -> GraphProduct:
         if (place, leaf) not in self._named:
@@ -139,6 +141,11 @@ class Matching:
             return shape.ffn
         keys = shape.kv_groups * self._geometry.head_dim
         return keys * self._geometry.queries_per_group if part == "q_proj" else keys
+
+
+def block_of(name: str) -> int:
+    """The block that a node of a fused graph is of."""
+    return int(name.removeprefix("/model/layers.").split("/", 1)[0])
 
 
 def _key(product: GraphProduct) -> Key:

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PretrainedConfig
 from exporters.positions import promised
 from pipeline.checkpoints.checkpoint import Checkpoint
 
-OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "layer_types", "per_layer_config", "biases"}
+OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "per_layer_config", "biases"}
 
 
 def stock_config(checkpoint: Checkpoint) -> PretrainedConfig:

@@ -22,7 +22,7 @@ STEPS = ("Shape", "Neg", "Slice", "CumSum", "Min", "ReduceSum", "Sub", "Unsqueez
 CONSTANTS = ("one", "axis", "end", "behind")
 ADDED = {f"{PREFIX}{name}" for name in (*STEPS, *CONSTANTS)}  # a quantiser may derive names of its own from these
 HEADS = {"MatMul", "FusedMatMul", "MatMulNBits", "Gemm"}
-AFTER_HEAD = {"Cast", "Add", "Identity"}
+AFTER_HEAD = {"Cast", "Add", "Identity", "Mul", "Div", "Tanh"}  # biases, multipliers and soft caps of logits
 
 
 def keep_last_position(model: ir.Model) -> None:
@@ -33,7 +33,7 @@ def keep_last_position(model: ir.Model) -> None:
     """
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
-    head = _head(logits)
+    head = output_head(model)
     hidden = head.inputs[0]
     assert hidden is not None
     chosen, nodes = _choice(graph, hidden)
@@ -83,10 +83,16 @@ def _name_resolved(model: onnx.ModelProto, folder: Path) -> None:
                 entry.value = (folder / entry.value).resolve().name
 
 
-def _head(logits: ir.Value) -> ir.Node:
-    node = logits.producer()
+def output_head(model: ir.Model) -> ir.Node:
+    """The product that the logits come from, whatever is done to them after.
+
+    Raises:
+        TrimlineError: the graph has none where it is expected.
+    """
+    node = next(value for value in model.graph.outputs if value.name == "logits").producer()
     while node is not None and node.op_type in AFTER_HEAD:
-        node = next((value.producer() for value in node.inputs if value is not None and value.producer() is not None), None)
+        makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
+        node = next((maker for maker in makers if maker.op_type != "Constant"), None)
     if node is None or node.op_type not in HEADS:
         raise TrimlineError(
             f"The graph's logits come from {node.op_type if node else 'nowhere'}, not from an output head.", "Use logits: all."

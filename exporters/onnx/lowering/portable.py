@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from exporters.onnx.lowering.config import stock_config
 from exporters.onnx.lowering.precision import NUMBERS
+from exporters.onnx.lowering.rotary import follows_the_text
 from exporters.recipe import Precision
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -87,8 +88,7 @@ def give_back_weights(graph: ir.Model) -> None:
 
 
 def _check_rotary(checkpoint: Checkpoint) -> None:
-    rotary = getattr(stock_config(checkpoint), "rope_parameters", None) or {}
-    if rotary.get("rope_type") == "dynamic":
+    if follows_the_text(checkpoint.geometry.family, stock_config(checkpoint)):
         raise TrimlineError(
             f"The portable lowering cannot express {checkpoint.folder}: its rotary embedding of type 'dynamic' is computed anew by the "
             "length of each text, which torch's exporter does not follow.",

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 
-SLIDING = "sliding_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def window_obstacle(config: PretrainedConfig) -> str | None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.folder import GENAI_CONFIG
-from exporters.onnx.files import GRAPH
+from exporters.onnx.files import GRAPH, PAST
 from exporters.onnx.lowering.config import context_length, stock_config
 from exporters.onnx.lowering.rotary import table_positions
 from exporters.onnx.running.providers import FEW_REWRITES, UNPACKED
+from exporters.onnx.sparsity import load_graph
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
@@ -28,7 +29,7 @@ NO_TOKEN = -1
 
 
 def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> None:
-    """Writes genai_config.json for a graph of this checkpoint.
+    """Writes genai_config.json beside a graph of this checkpoint, which is in ``folder`` already.
 
     Head counts are stated as the largest of any block; the runtime takes each block's own from the graph's inputs.
     """
@@ -38,7 +39,7 @@ def write_genai_config(checkpoint: Checkpoint, lowering: str, folder: Path) -> N
     settings = checkpoint.config | {key: value for key, value in stated.items() if value is not None}
     groups = max(block.kv_groups for block in geometry.blocks)
     fused = lowering == "fused"
-    inputs = ["input_ids", "attention_mask", *([] if fused else ["position_ids"])]
+    inputs = [value.name for value in load_graph(folder / GRAPH).graph.input if not value.name.startswith(PAST)]
     caches = [(side, kind) for side in ("past_key_values", "present") for kind in ("key", "value")]
     names = {f"{side.removesuffix('_key_values')}_{kind}_names": f"{side}.%d.{kind}" for side, kind in caches}
     family = geometry.family.model_type

@@ -10,4 +10,5 @@ CWM = Family(
     norms=before(),
     norm_eps="rms_norm_eps",
     gguf_arch="llama",
+    onnx_builder="LlamaModel",
 )

@@ -12,4 +12,5 @@ ERNIE4_5 = Family(
     defaults={"tie_word_embeddings": True},
     gguf_arch="ernie4_5",
     rotates_neighbours=True,
+    onnx_builder="ErnieModel",
 )

@@ -135,7 +135,8 @@ class Family:
         requires: config keys that must have this value; other variants of the architecture are refused.
         decilm: what vLLM's DeciLM class can express of this family: ``llama`` (as it is), ``qkv_bias``
             (Llama with biases on q, k and v only), or None.
-        onnx_builder: the class name in onnxruntime-genai's builder, or None where it knows no such family.
+        onnx_builder: the class name in onnxruntime-genai's builder, or None where none computes what the family computes.
+        onnx_obstacle: why the builder's class of the family does not, where it has one.
         gguf_arch: the llama.cpp architecture that computes it (``pipeline/rebuild/gguf/archs.py``), or None.
         norms_less_one: the weights of its norms are stored less one.
         rotates_neighbours: its rotary embedding turns channels 2i and 2i + 1 together; else i and i + half of those that turn.
@@ -170,6 +171,7 @@ class Family:
     requires: Mapping[str, Any] = field(default_factory=dict)
     decilm: str | None = None
     onnx_builder: str | None = None
+    onnx_obstacle: str = ""
     gguf_arch: str | None = None
     norms_less_one: bool = False
     rotates_neighbours: bool = False

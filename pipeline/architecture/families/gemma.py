@@ -12,4 +12,5 @@ GEMMA = Family(
     fixed_stream="its embeddings are scaled by the square root of the hidden size",
     gguf_arch="gemma",
     norms_less_one=True,
+    onnx_builder="GemmaModel",
 )

@@ -16,4 +16,5 @@ GEMMA2 = Family(
     activation_key="hidden_activation",
     gguf_arch="gemma2",
     norms_less_one=True,
+    onnx_builder="Gemma2Model",
 )

@@ -12,4 +12,5 @@ GEMMA3_TEXT = replace(
     config_class="Gemma3TextConfig",
     gguf_arch="gemma3",
     norms=(*GEMMA2.norms, *query_key_norms()),
+    onnx_builder="Gemma3Model",
 )

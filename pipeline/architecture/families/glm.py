@@ -12,4 +12,5 @@ GLM = Family(
     defaults={"attention_bias": True},
     gguf_arch="chatglm",
     rotates_neighbours=True,
+    onnx_builder="ChatGLMModel",
 )

@@ -11,4 +11,5 @@ GRANITE = Family(
     norm_eps="rms_norm_eps",
     multiplier_key="residual_multiplier",
     gguf_arch="granite",
+    onnx_builder="GraniteModel",
 )

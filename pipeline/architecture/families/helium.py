@@ -12,4 +12,5 @@ HELIUM = Family(
     square_attention=True,
     gguf_arch="llama",
     rotates_neighbours=True,
+    onnx_builder="ErnieModel",
 )

@@ -9,4 +9,5 @@ HUNYUAN_V1_DENSE = Family(
     linears=(*attention("attention_bias"), *gated()),
     norms=(*before(), *query_key_norms("query_layernorm", "key_layernorm")),
     gguf_arch="hunyuan-dense",
+    onnx_builder="HunyuanDenseV1Model",
 )

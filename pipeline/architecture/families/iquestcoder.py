@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from pipeline.architecture.families.llama import LLAMA
 
-IQUESTCODER = replace(LLAMA, model_type="iquestcoder", config_class="IQuestCoderConfig", onnx_builder=None)
+IQUESTCODER = replace(LLAMA, model_type="iquestcoder", config_class="IQuestCoderConfig", onnx_builder="LlamaModel")

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from pipeline.architecture.families.mistral import MISTRAL
 
-MINISTRAL = replace(MISTRAL, model_type="ministral", class_prefix="Ministral", onnx_builder=None)
+MINISTRAL = replace(MISTRAL, model_type="ministral", class_prefix="Ministral", onnx_builder="MistralModel")

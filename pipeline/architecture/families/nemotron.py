@@ -11,4 +11,5 @@ NEMOTRON = Family(
     norm_bias=True,
     gguf_arch="nemotron",
     norms_less_one=True,
+    onnx_builder="NemotronModel",
 )

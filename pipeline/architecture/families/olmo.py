@@ -10,4 +10,5 @@ OLMO = Family(
     norms=(),
     final_norms=(),
     gguf_arch="olmo",
+    onnx_obstacle="the OLMoModel of onnxruntime-genai's builder computes RMSNorm where olmo has LayerNorm",
 )

@@ -14,4 +14,5 @@ PHI = Family(
     defaults={"qk_layernorm": False},
     requires={"qk_layernorm": False},
     gguf_arch="phi2",
+    onnx_builder="PhiModel",
 )

@@ -11,4 +11,5 @@ SEED_OSS = Family(
     norm_eps="rms_norm_eps",
     defaults={"attention_bias": True},
     gguf_arch="seed_oss",
+    onnx_builder="LlamaModel",
 )

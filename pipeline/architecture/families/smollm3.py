@@ -11,4 +11,5 @@ SMOLLM3 = Family(
     norm_eps="rms_norm_eps",
     defaults={"tie_word_embeddings": True},
     gguf_arch="smollm3",
+    onnx_builder="SmolLM3Model",
 )
