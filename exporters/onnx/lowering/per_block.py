@@ -68,7 +68,7 @@ class PerBlock:
             self.make_layer(number, _block_modules(checkpoint, number))
         self.layernorm_attrs["last_layernorm"] = True
         final = _norm(checkpoint, family.final_norms[0], None, family.norm_bias)
-        self.make_layernorm(len(geometry.blocks), final, self._written, self.layernorm_attrs["simple"], "final_norm")
+        super().make_layernorm(len(geometry.blocks), final, self._written, self.layernorm_attrs["simple"], "final_norm")  # type: ignore[misc]
         self.make_lm_head(head)
         _forget_products(self.model.graph)
         self.model.graph.sort()
@@ -79,7 +79,7 @@ class PerBlock:
         self._take_sizes(self._block)
         self.layernorm_attrs["first_layernorm"] = not self._written
         super().make_layer(number, block)  # type: ignore[misc]
-        self._enter(None)
+        self._leave()
         self.layernorm_attrs["first_layernorm"] = not self._written
         self.layernorm_attrs["last_layernorm"] = False
 
@@ -108,16 +108,20 @@ class PerBlock:
         return ir.Value(name=name) if self._absent is not None else super().make_value(name, *options, **more)  # type: ignore[misc]
 
     def _enter(self: Any, sublayer: Sublayer | None) -> bool:
-        """Whether the sublayer, or what both share, is there. The stream is then what it was before an absent one."""
-        there = sublayer is None or bool(self._block.units(sublayer))
-        if self._absent is not None and self._absent is not sublayer:
-            self.layernorm_attrs |= self._stream
-            self._absent = None
-        if not there and self._absent is None:
+        """Whether the sublayer, or one of those that share a norm, is there. The stream is then what it was before an absent one."""
+        if self._absent is not sublayer:
+            self._leave()
+        there = bool(self._block.has(sublayer))
+        if not there and sublayer is not None and self._absent is None:
             self._stream = {name: self.layernorm_attrs[name] for name in STREAM}
             self._absent = sublayer
             self.layernorm_attrs["skip_input"] = NOTHING
         return there
+
+    def _leave(self: Any) -> None:
+        if self._absent is not None:
+            self.layernorm_attrs |= self._stream
+            self._absent = None
 
     def _take_sizes(self: Any, shape: BlockShape) -> None:
         self.num_kv_heads = shape.kv_groups

@@ -11,4 +11,5 @@ GLM4 = replace(
     class_prefix="Glm4",
     norms=(*before(), *behind("post_self_attn_layernorm", "post_mlp_layernorm")),
     gguf_arch="glm4",
+    onnx_builder=None,
 )

@@ -22,7 +22,7 @@ from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.live.loading import load_model
 from tests.exporters.models import OPTIONS
-from tests.pipeline.rebuild.cases import Choice, anything, rebuilt_tiny
+from tests.pipeline.rebuild.cases import Choice, rebuilt_tiny
 from tests.tiny import TINY_TYPES, tiny_model
 
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
@@ -32,6 +32,7 @@ FUSED = sorted(name for name in TINY_TYPES if FAMILIES[name].onnx_builder)
 # A rotary embedding per kind of block, multipliers, left-out rotary embeddings, norms after turning, one norm for both sublayers.
 KINDS = ("gemma3_text", "granite", "smollm3", "hunyuan_v1_dense", "phi")
 IN_FEWER_BITS = ("gemma3_text", "granite", "phi", "hunyuan_v1_dense")
+PORTABLE_IN_FEWER_BITS = ("gemma3_text", "cohere2", "apertus", "phi")
 
 
 def sizes(name: str) -> dict[str, int]:
@@ -39,10 +40,13 @@ def sizes(name: str) -> dict[str, int]:
 
 
 def uneven(tmp: Path, name: str, **overrides: object) -> Path:
+    """The first block empty, the second without FFN, the last without attention: where the builder keeps account of the stream."""
+
     def choose(choice: Choice) -> None:
-        anything(choice)
-        if FAMILIES[name].norms_over_heads:
-            choice.kv = [groups and tuple(range(choice.geometry.blocks[0].kv_groups)) for groups in choice.kv]
+        choice.ffn[0] = choice.kv[0] = choice.ffn[1] = choice.kv[3] = ()
+        choice.ffn[2] = tuple(range(5, 37))
+        if not FAMILIES[name].norms_over_heads:
+            choice.kv[2] = choice.kv[2][1:]
 
     return rebuilt_tiny(tmp, name, choose, Profile.FREE, **overrides)
 
@@ -101,6 +105,27 @@ def test_fused_of_blocks_alike(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", IN_FEWER_BITS)
 def test_fused_in_fewer_bits(tmp_path: Path, name: str, precision: str) -> None:
     check_fused(uneven(tmp_path, name, **sizes(name)), tmp_path / "export", precision)
+
+
+def check_portable(checkpoint: Path, out: Path, precision: str = "fp32") -> None:
+    assert gated(checkpoint, out, "portable", precision)["genai"]["run"]
+
+
+def test_portable_of_a_shared_norm_scaled_logits_and_left_out_rotary_embeddings(tmp_path: Path) -> None:
+    check_portable(uneven(tmp_path, "cohere2"), tmp_path / "export")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TINY_TYPES if name != "cohere2"])
+def test_portable(tmp_path: Path, name: str) -> None:
+    check_portable(uneven(tmp_path, name), tmp_path / "export")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", PORTABLE_IN_FEWER_BITS)
+def test_portable_in_fewer_bits(tmp_path: Path, name: str, precision: str) -> None:
+    check_portable(uneven(tmp_path, name), tmp_path / "export", precision)
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY_TYPES) - set(FUSED)))
