@@ -33,7 +33,7 @@ def keep_last_position(model: ir.Model) -> None:
     """
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
-    head = output_head(model)
+    head = _head(model)
     hidden = head.inputs[0]
     assert hidden is not None
     chosen, nodes = _choice(graph, hidden)
@@ -83,16 +83,17 @@ def _name_resolved(model: onnx.ModelProto, folder: Path) -> None:
                 entry.value = (folder / entry.value).resolve().name
 
 
-def output_head(model: ir.Model) -> ir.Node:
-    """The product that the logits come from, whatever is done to them after.
-
-    Raises:
-        TrimlineError: the graph has none where it is expected.
-    """
+def output_product(model: ir.Model) -> ir.Node | None:
+    """What the logits are made of before biases, multipliers and soft caps; None where nothing makes them."""
     node = next(value for value in model.graph.outputs if value.name == "logits").producer()
     while node is not None and node.op_type in AFTER_HEAD:
         makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
         node = next((maker for maker in makers if maker.op_type != "Constant"), None)
+    return node
+
+
+def _head(model: ir.Model) -> ir.Node:
+    node = output_product(model)
     if node is None or node.op_type not in HEADS:
         raise TrimlineError(
             f"The graph's logits come from {node.op_type if node else 'nowhere'}, not from an output head.", "Use logits: all."

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from exporters.held import is_mapped, too_large
-from exporters.onnx.lowering.last_position import output_head
+from exporters.onnx.lowering.last_position import output_product
 from exporters.onnx.lowering.quantise import BLOCK
 from exporters.recipe import Precision
 from pipeline.architecture.geometry import Geometry
@@ -77,7 +77,8 @@ def bits_by_operator(model: ir.Model, precision: Precision, geometry: Geometry, 
     for node in model.graph:
         if node.op_type == "MatMulNBits" and (bits := node.attributes.get_int("bits", 4)) != usual:
             found |= dict.fromkeys(_operators(str(node.name), geometry), bits)
-    if geometry.tied and output_head(model).op_type == "MatMul":
+    product = output_product(model)
+    if geometry.tied and product is not None and product.op_type == "MatMul":
         found[family.head] = 32  # the portable graph's, which reads the table of the tokens
     return found
 

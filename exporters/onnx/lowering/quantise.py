@@ -184,7 +184,30 @@ def _in_blocks(source: Path) -> ir.Model:
     tool = MatMulNBitsQuantizer(str(source), bits=4, block_size=BLOCK, is_symmetric=False, quant_format=QuantFormat.QDQ)
     tool.process()
     tool.model.save_model_to_file(str(target), use_external_data_format=True)
-    return ir.load(target)
+    found = ir.load(target)
+    _order_as(found.graph, onnx.load(source, load_external_data=False))
+    return found
+
+
+def _order_as(graph: ir.Graph, before: onnx.ModelProto) -> None:
+    """Puts nodes into the order that they had, where a tool changed that of the products: the order says which module each is of.
+
+    Sublayers that read the same norm may change places in a graph, since neither waits for the other.
+    """
+    places = {name: place for place, node in enumerate(before.graph.node) for name in node.output}
+    products = [places[str(node.outputs[0].name)] for node in graph if node.op_type == "MatMul"]
+    if products == sorted(products):
+        return
+
+    def place(node: ir.Node) -> int:
+        result = node.outputs[0]
+        if str(result.name) in places:
+            return places[str(result.name)]
+        return min(place(use.node) for use in result.uses())  # what the tool added stands before what reads it
+
+    nodes = sorted(graph, key=lambda node: (place(node), str(node.outputs[0].name) in places))
+    graph.remove(nodes)
+    graph.extend(nodes)
 
 
 def _model_of(product: Product, weight: NDArray[np.float32], opset: int = 21) -> onnx.ModelProto:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.onnx.lowering.quantise import BLOCK, quantised_matrix
+from exporters.onnx.lowering.quantise import BLOCK, _order_as, quantised_matrix
 
 METHODS = [("k_quant", False), ("default", True)]
 
@@ -58,3 +60,22 @@ def test_what_the_builder_reads() -> None:
     assert found.scales.shape == (10, 3)
     assert found.qzeros.shape == (10, 2)
     assert found.bias is None
+
+
+def test_products_that_a_tool_reordered_stand_in_their_old_order() -> None:
+    def graph(order: str) -> onnx.ModelProto:
+        weights = [numpy_helper.from_array(np.eye(2, dtype=np.float32), name) for name in ("w1", "w2")]
+        nodes = {
+            "a": helper.make_node("Relu", ["x"], ["a"]),
+            "d": helper.make_node("Identity", ["w2"], ["d"]),  # as a dequantisation, which the old graph lacks
+            "1": helper.make_node("MatMul", ["a", "w1"], ["first"]),
+            "2": helper.make_node("MatMul", ["a", "d" if "d" in order else "w2"], ["second"]),
+            "s": helper.make_node("Add", ["first", "second"], ["y"]),
+        }
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+        return helper.make_model(helper.make_graph([nodes[letter] for letter in order], "g", ends[:1], ends[1:], weights))
+
+    found = ir.from_proto(graph("ad21s"))
+    _order_as(found.graph, graph("a12s"))
+    assert [node.outputs[0].name for node in found.graph] == ["a", "first", "d", "second", "y"]
+    onnx.checker.check_model(ir.to_proto(found))
