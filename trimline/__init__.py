@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
     from trimline.inspect import inspect_folder
     from trimline.recipe import Recipe, read_recipe
+    from trimline.reporting.notebook import Report
     from trimline.stages.run import RunResult
     from trimline.starting.new import NewRecipe
 
@@ -62,6 +64,7 @@ _PLACES = {
         "run",
         "sweep",
     ),  # fmt: skip
+    "trimline.reporting.notebook": ("Report",),
     "trimline.stages.run": ("RunResult",),
     "trimline.starting.new": ("NewRecipe",),
     "trimline.inspect": ("inspect_folder",),
@@ -91,6 +94,7 @@ __all__ = [
     "Perplexity",
     "Plan",
     "Recipe",
+    "Report",
     "RunOptions",
     "RunResult",
     "TrimlineError",
@@ -118,5 +122,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: `trimline --help` should not wait for torch.
     if name in _HOME:
         demand_ours()  # once more: Python's path may have grown
-        return getattr(import_module(_HOME[name]), name)
+        with warnings.catch_warnings():
+            # tqdm, which libraries import, says so in every kernel without widgets; no bar of ours needs them.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'trimline' has no attribute {name!r}")

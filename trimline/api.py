@@ -26,6 +26,7 @@ from trimline.comparisons.comparison import Comparison, comparisons
 from trimline.comparisons.measure import measured
 from trimline.comparisons.results import read_results
 from trimline.comparisons.tables import write_comparison
+from trimline.progress import IN_NOTEBOOKS
 from trimline.recipe import Recipe, as_recipe, plain_values
 from trimline.reporting import ReportData, write_report
 from trimline.stages.run import Run, RunResult
@@ -36,7 +37,7 @@ from trimline.sweeps.executors import executor_of
 from trimline.sweeps.grid import grid_points
 from trimline.sweeps.run import sweep as run_sweep
 from trimline.sweeps.timing import TOGETHER
-from trimline.verbs import HERE, QUIET, Perplexity, build, evaluate, evaluate_tasks, export, export_gguf, prune, rebuild, recover
+from trimline.verbs import HERE, Perplexity, build, evaluate, evaluate_tasks, export, export_gguf, prune, rebuild, recover
 
 
 def new(
@@ -74,7 +75,7 @@ def run(
     output: Path | str,
     *,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
     command: str | None = None,
 ) -> RunResult:
     """Runs every stage of a recipe; stages whose result is there are skipped.
@@ -99,7 +100,7 @@ def bench(
     accuracy: Mapping[str, float] | None = None,
     recipe: BenchmarkSlice | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> dict[str, Any]:
     """Times ONNX folders side by side; returns what results.json holds.
 
@@ -135,7 +136,7 @@ def sweep(
     shards: int = 1,
     ray: str | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
     command: str | None = None,
 ) -> SweepData:
     """Runs every combination of a grid's values, each stage once, times all side by side and writes ``sweep.html``.
@@ -171,7 +172,7 @@ def compare(
     output: Path | str | None = None,
     recipe: BenchmarkSlice | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> tuple[Comparison, ...]:
     """Puts results side by side: who is faster, who predicts better, and who at equal latency; one comparison per workload.
 
@@ -201,7 +202,7 @@ def package(
     *,
     targets: Sequence[str] = (),
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> Path:
     """The folder to ship, of a recipe's run in ``output``; what is missing is run first.
 

@@ -37,6 +37,7 @@ from pipeline.sources.places import typed_path
 from pipeline.sources.recipe import ModelSlice, TextSlice, TextSource
 from pipeline.sources.text import describe, load_text
 from trimline.kept import first_shot_of, states_of, text_files, work_of
+from trimline.progress import IN_NOTEBOOKS
 from trimline.recipe import Recipe, as_recipe
 from trimline.stages.alone import alone, alone_into, checkpoint
 from trimline.stages.names import (
@@ -56,7 +57,6 @@ from trimline.stages.names import (
 )
 from trimline.stages.works import BuildInput, first_shot
 
-QUIET = Events()
 HERE = RunOptions()
 
 
@@ -66,7 +66,7 @@ def prune(
     *,
     model: Path | str | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> Plan:
     """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's.
 
@@ -94,7 +94,7 @@ def rebuild(
     *,
     profile: Profile | str = Profile.UNIFORM,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> Path:
     """Applies a plan to a model; writes and gates a smaller checkpoint folder."""
     if profile not in list(Profile):
@@ -111,7 +111,7 @@ def recover(
     *,
     model: Path | str | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> Path:
     """Trains a smaller checkpoint as the recipe's ``recover`` says; writes and gates a checkpoint folder of the same form.
 
@@ -163,7 +163,7 @@ def evaluate(
     windows: int = 16,
     window: int = 1024,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> Perplexity:
     """Perplexity on non-overlapping windows of a text, of a model or of a folder that ``export`` wrote, by its graph."""
     named, wanted = TextSource(source=text), EvaluateSlice(windows=windows, window=window)
@@ -177,7 +177,7 @@ def evaluate(
     return Perplexity(found["perplexity"], found["standard_error"], text, tuple(found["window_losses"]))
 
 
-def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOptions = HERE, events: Events = QUIET) -> dict[str, Any]:
+def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOptions = HERE, events: Events = IN_NOTEBOOKS) -> dict[str, Any]:
     """Tasks of the lm-eval harness, on a model or on a folder that ``export`` wrote; returns what tasks.json holds."""
     with tempfile.TemporaryDirectory() as scratch:
         if not is_export(Path(model)):
@@ -189,7 +189,7 @@ def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOption
 
 
 def export(
-    model: Path | str, output: Path | str, *, recipe: ExportSlice | None = None, options: RunOptions = HERE, events: Events = QUIET
+    model: Path | str, output: Path | str, *, recipe: ExportSlice | None = None, options: RunOptions = HERE, events: Events = IN_NOTEBOOKS
 ) -> Path:
     """Writes and gates an ONNX folder that ONNX Runtime and onnxruntime-genai open."""
     with checkpoint(ModelSlice(source=str(model)), options, events) as folder:
@@ -197,7 +197,7 @@ def export(
 
 
 def export_gguf(
-    model: Path | str, output: Path | str, *, recipe: GgufSlice | None = None, options: RunOptions = HERE, events: Events = QUIET
+    model: Path | str, output: Path | str, *, recipe: GgufSlice | None = None, options: RunOptions = HERE, events: Events = IN_NOTEBOOKS
 ) -> Path:
     """Writes and gates a folder with one GGUF file that llama.cpp loads."""
     with (
@@ -218,7 +218,7 @@ def build(
     evaluation: str = "default",
     timing_cache: Path | None = None,
     options: RunOptions = HERE,
-    events: Events = QUIET,
+    events: Events = IN_NOTEBOOKS,
 ) -> dict[str, Any]:
     """Builds a TensorRT engine from a portable ONNX folder; returns what its build.json holds.
 

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,21 +83,20 @@ def make_artefact(
         unchanged: as for ``whole_folder``.
     """
     found = expected(store, stage, depends)
-    key, folder = found.key, found.folder
-    events.stage = f"{stage} ({lane})" if lane else stage
-    if is_whole(found):
-        events.emit("stage_skipped", f"already in {folder.name}")
-        return Artefact(stage, key, folder, float(read_json(folder / MEASURED)["seconds"]), skipped=True)
-    events.emit("stage_started")
-    with whole_folder(folder, unchanged) as partial:
-        started = time.monotonic()
-        work(partial)
-        seconds = time.monotonic() - started
-        # What is measured stands apart, so that everything else is the same byte for byte when made again.
-        write_json(partial / MEASURED, {"seconds": seconds, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
-        write_json(partial / RECORD, {"stage": stage, "key": key, "depends": dict(depends)})
-    events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
-    return Artefact(stage, key, folder, seconds)
+    with events.of_stage(f"{stage} ({lane})" if lane else stage):
+        if is_whole(found):
+            events.emit("stage_skipped", f"already in {found.folder.name}")
+            return replace(found, seconds=float(read_json(found.folder / MEASURED)["seconds"]), skipped=True)
+        events.emit("stage_started")
+        with whole_folder(found.folder, unchanged) as partial:
+            started = time.monotonic()
+            work(partial)
+            seconds = time.monotonic() - started
+            # What is measured stands apart, so that everything else is the same byte for byte when made again.
+            write_json(partial / MEASURED, {"seconds": seconds, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+            write_json(partial / RECORD, {"stage": stage, "key": found.key, "depends": dict(depends)})
+        events.emit("stage_finished", f"{seconds:.1f} s", seconds=seconds)
+    return replace(found, seconds=seconds)
 
 
 def expected(store: Path, stage: str, depends: Mapping[str, Any]) -> Artefact:

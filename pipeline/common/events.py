@@ -52,6 +52,15 @@ class Events:
         self.emit("gate", text, **data)
 
     @contextmanager
+    def of_stage(self, name: str) -> Iterator[None]:
+        """What is emitted meanwhile belongs to this stage; what comes later, of the same caller, does not."""
+        before, self.stage = self.stage, name
+        try:
+            yield
+        finally:
+            self.stage = before
+
+    @contextmanager
     def progress(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
         """Yields ``advance(n)``; announces 0 at the start so that a bar appears before the first unit is done."""
         done = 0

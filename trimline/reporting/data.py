@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -305,17 +305,17 @@ class ReportData:
 
     def write(self, path: Path) -> None:
         """Writes ``report.json``; the same data gives the same bytes."""
-        path.write_bytes(_adapter().dump_json(self, indent=2, by_alias=True) + b"\n")
+        path.write_bytes(_adapter(type(self)).dump_json(self, indent=2, by_alias=True) + b"\n")
 
     @classmethod
-    def read(cls, path: Path) -> ReportData:
+    def read(cls, path: Path) -> Self:
         """Reads what ``write`` wrote.
 
         Raises:
             TrimlineError: no such file, or not a report of this format; the first wrong field is named.
         """
         try:
-            return _adapter().validate_json(path.read_bytes())
+            return _adapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError:
             raise TrimlineError(f"{path} does not exist.", "Give a folder that holds a report.json.") from None
         except ValidationError as error:
@@ -344,5 +344,5 @@ for _part in (
     setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass
 
 
-def _adapter() -> TypeAdapter[Any]:
-    return TypeAdapter(ReportData)
+def _adapter(kind: type[ReportData]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -20,8 +20,8 @@ from trimline.reporting.sections import sections
 def render_html(data: ReportData) -> str:
     """The whole page; the same data gives the same text. Everything from the data is escaped."""
     parts = sections(data)
-    plots = {item.key: script_json(figure(item.key, data).to_json()) for item in _plots(parts)}
-    page = _environment().get_template("report.html.jinja")
+    plots = {item.key: script_json(figure(item.key, data).to_json()) for item in plots_of(parts)}
+    page = templates().get_template("report.html.jinja")
     return page.render(
         data=data,
         headline=headline(data),
@@ -38,7 +38,8 @@ def script_json(text: str) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _plots(parts: tuple[Section, ...]) -> list[Plot]:
+def plots_of(parts: tuple[Section, ...]) -> list[Plot]:
+    """Where plots stand, in reading order."""
     return [item for section in parts for item in section.items if isinstance(item, Plot)]
 
 
@@ -47,7 +48,8 @@ def _kind(item: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def templates() -> Environment:
+    """The templates beside this file, whose values are escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -19,7 +19,7 @@ from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.steps import resolve_steps
 from pipeline.sources.places import typed_path
 from trimline.recipe import Recipe
-from trimline.reporting.data import ReportData
+from trimline.reporting.notebook import Report, render_notebook
 from trimline.stages.lanes import Done, opened
 from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, SOURCE, TIMINGS, Name, export_of
 from trimline.stages.order import SHARED, deciding, examining, judging, rebuilding
@@ -40,7 +40,7 @@ class RunResult:
 
     folder: Path
     artefacts: dict[str, Artefact]
-    report: ReportData
+    report: Report
 
     @property
     def package(self) -> Path:
@@ -51,6 +51,10 @@ class RunResult:
     def page(self) -> Path:
         """The report to look at."""
         return self.folder / HTML
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return render_notebook(self.report, (("Report", self.page), ("Package", self.package)))
 
 
 class Run:
@@ -76,7 +80,7 @@ class Run:
         with exclusive(self.store, self.events):
             for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
                 self.do(job)
-            report = ReportData.read(self.done[REPORT].folder / REPORT_FILE)
+            report = Report.read(self.done[REPORT].folder / REPORT_FILE)
             self._show()
         return RunResult(self.output, {str(name): artefact for name, artefact in self.done.items()}, report)
 
