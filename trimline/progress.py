@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.common.events import Event, Events
 
 PAUSE = 0.1  # seconds between two drawings of a bar: each is a message to the reader's browser
-MARKS = {"stage_finished": "✓", "stage_skipped": "=", "gate": "  ✓", "note": "  ·"}
 
 
 class NotebookProgress:
@@ -31,25 +30,13 @@ class NotebookProgress:
         """Shows one event."""
         if self._handle is None and not self._begins():
             return
-        if event.kind in MARKS:
-            self._lines.append(f"{MARKS[event.kind]} {event.stage if event.kind.startswith('stage') else event.kind}  {event.text}")
-        elif event.kind == "progress" and event.done >= event.total and not event.stage:
-            self._lines.append(
-                f"✓ {event.text}  {event.total:,} of {event.total:,}"
-            )  # a verb by itself has no stage whose end would be told
-        self._is_at(event)
-        if event.kind != "progress" or event.done in (0, event.total) or time.monotonic() - self._drawn >= PAUSE:
-            self._draw()
-
-    def _is_at(self, event: Event) -> None:
+        if (line := _line(event)) is not None:
+            self._lines.append(line)
         if event.kind == "stage_started" or (event.kind == "progress" and not event.stage and not event.done):
             self._since = time.monotonic()
-        if event.kind in ("stage_started", "progress"):
-            self._now = event
-        elif event.kind.startswith("stage"):
-            self._now = None
-        if event.kind == "progress" and event.done >= event.total:
-            self._now = Event("stage_started", event.stage) if event.stage else None
+        self._now = _what_goes_on(event) if event.kind not in ("gate", "note") else self._now
+        if event.kind != "progress" or event.done in (0, event.total) or time.monotonic() - self._drawn >= PAUSE:
+            self._draw()
 
     def _begins(self) -> bool:
         """Takes the cell that runs, if this is a kernel's process."""
@@ -89,6 +76,24 @@ class NotebookProgress:
     def _name(self) -> str:
         assert self._now is not None
         return "  ".join(part for part in (self._now.stage, self._now.text) if part)
+
+
+def _line(event: Event) -> str | None:
+    """What stays of an event when the cell has ended."""
+    if event.kind in ("stage_finished", "stage_skipped"):
+        return f"{'✓' if event.kind == 'stage_finished' else '='} {event.stage}  {event.text}"
+    if event.kind in ("gate", "note"):
+        return f"  ✓ gate  {event.text}" if event.kind == "gate" else f"  · {event.text}"
+    if event.kind == "progress" and event.done >= event.total and not event.stage:
+        return f"✓ {event.text}  {event.total:,} of {event.total:,}"  # of a verb by itself, no event tells the end
+    return None
+
+
+def _what_goes_on(event: Event) -> Event | None:
+    """What is being done after an event; a part that is done leaves its stage."""
+    if event.kind == "progress" and event.done >= event.total:
+        return Event("stage_started", event.stage) if event.stage else None
+    return event if event.kind in ("stage_started", "progress") else None
 
 
 def kernel_shell() -> Any:

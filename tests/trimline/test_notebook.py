@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
 from tests.end_to_end.scenario import tiny_inputs
+from trimline.progress import IN_NOTEBOOKS, kernel_shell
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
@@ -117,6 +118,12 @@ def test_a_second_run_says_what_it_skips(ran: Ran) -> None:
 def test_a_verb_by_itself_shows_its_parts_and_a_failure_leaves_no_bar(ran: Ran) -> None:
     assert ran.progress(ALONE)[0] == "✓ perplexity over 64 tokens  2 of 2"
     assert ran.progress(FAILS)[-1] == "✗ source  not finished"
+
+
+def test_outside_a_kernel_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    IN_NOTEBOOKS.note("said to nobody")
+    assert kernel_shell() is None
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_notebook_holds_no_outputs() -> None:

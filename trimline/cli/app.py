@@ -35,7 +35,7 @@ EXAMPLES: dict[Callable[..., object], str] = {
     evaluate: "trimline evaluate runs/smaller --text my-text.txt",
     export: "trimline export runs/smaller --precision int8 --output runs/onnx",
     build: "trimline build runs/onnx-portable --request 512/128 --output runs/engine",
-    bench: "trimline bench runs/dense runs/onnx --perplexity dense=13.9 --perplexity onnx=20.8 --output runs/bench",
+    bench: "trimline bench runs/dense runs/onnx --perplexity dense=13.9 --perplexity onnx=15.1 --output runs/bench",
     sweep: "trimline sweep my-model.yaml --grid remove=0.2,0.3 --output runs/sweep",
     compare: "trimline compare runs/one runs/other",
     report: "trimline report runs/my-model --output runs/report",

@@ -55,9 +55,11 @@ def test_what_fails_leaves_nothing(tmp_path, error):
         (out / "half.txt").write_text("half")
         raise error
 
+    events = Events()
     with pytest.raises(type(error)):
-        make_artefact(tmp_path, "prune", DEPENDS, work, Events())
+        make_artefact(tmp_path, "prune", DEPENDS, work, events)
     assert list(tmp_path.iterdir()) == []
+    assert events.stage == ""  # what the same caller does next is told under its own name
     assert not make(tmp_path).skipped
 
 
