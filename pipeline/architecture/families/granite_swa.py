@@ -11,4 +11,6 @@ GRANITE_SWA = replace(
     class_prefix="GraniteSWA",
     carried=(Carried("self_attn.sinks", (Axis.HEADS,), Sublayer.ATTENTION),),
     defaults={"tie_word_embeddings": True},
+    onnx_builder=None,
+    gguf_arch=None,
 )
