@@ -44,10 +44,12 @@ class PerBlock:
     tables: dict[str, Tables]
     keep: Keep
     _absent: Sublayer | None = None  # the sublayer that is being left out
+    _stream: dict[str, str]  # before it
+    _written: bool  # whether any sublayer was emitted
 
     def build(self: Any, checkpoint: Checkpoint) -> ir.Model:
         geometry, family = self.geometry, self.geometry.family
-        self._written, self._stream = False, {}
+        self._written = False
         if any(kind.__name__ == ROUNDED_SCALE for kind in type(self).__mro__):
             self.embed_attrs["scale"] = geometry.hidden**0.5
         self.output_types["logits"] = ir.DataType.FLOAT
