@@ -67,7 +67,7 @@ def open_reference(folder: Path, options: RunOptions, mapped: bool) -> Reference
     held = replace(options, device="cpu", memory=1 if mapped else options.memory)
 
     def opened(dtype: torch.dtype) -> PreTrainedModel:
-        model, report = load_untouched(folder, held, dtype)
+        model, report = load_untouched(folder, held, dtype, whole=False)
         if report.missing:
             raise TrimlineError(f"{folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.", "Fetch it again.")
         return model

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.studies.types.tiny import CONFIGS, GATED, TINY_FAMILIES, TINY_TYPES, VOCAB, random_model, tiny_model, tiny_tokenizer
+from benchmarks.studies.types.tiny import (
+    CONFIGS,
+    GATED,
+    TINY_FAMILIES,
+    TINY_TYPES,
+    TINY_WRAPPERS,
+    VOCAB,
+    random_model,
+    tiny_model,
+    tiny_tokenizer,
+    tiny_wrapped,
+)
 
-__all__ = ["CONFIGS", "GATED", "TINY_FAMILIES", "TINY_TYPES", "VOCAB", "random_model", "tiny_model", "tiny_tokenizer"]
+__all__ = [
+    "CONFIGS",
+    "GATED",
+    "TINY_FAMILIES",
+    "TINY_TYPES",
+    "TINY_WRAPPERS",
+    "VOCAB",
+    "random_model",
+    "tiny_model",
+    "tiny_tokenizer",
+    "tiny_wrapped",
+]
 
 
 def tiny_config(family: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def weight_bytes(geometry: Geometry, widths: Widths | None = None) -> float:
     """Weights read by any call: all but looked-up tables. A tied table is read, as the output head."""
     widths = widths or Widths()
     looked_up = geometry.hidden * (geometry.positions + (0 if geometry.tied else geometry.vocab))
-    usual = (geometry.total_parameters() - looked_up) * widths.weight
+    usual = (geometry.language_parameters() - looked_up) * widths.weight
     return usual + sum(_weights(geometry, name) * (width - widths.weight) for name, width in widths.special.items())
 
 

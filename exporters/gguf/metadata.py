@@ -33,7 +33,7 @@ XIELU = {"mlp.act_fn.alpha_n": "alpha_n", "mlp.act_fn.alpha_p": "alpha_p", "mlp.
 def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, precision: str, events: Events) -> None:
     """Adds every key but the tokenizer's."""
     geometry = written_geometry(source.geometry, form)
-    label = gguf.size_label(geometry.total_parameters(), geometry.total_parameters(), 0, 0)
+    label = gguf.size_label(geometry.language_parameters(), geometry.language_parameters(), 0, 0)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(f"{PHI3_NAME if strips_like_phi3(source.folder) else title(geometry)} {label}")
     writer.add_size_label(label)

@@ -31,6 +31,7 @@ def export_gguf(checkpoint: Path, recipe: GgufSlice, options: RunOptions, out: P
     source = Checkpoint(checkpoint)
     source.demand_no_doubt()
     source.check_finite()
+    source.say_text_only(events, "the file")
     check_text(source, options.trust_remote_code)
     form = gguf_form(source.geometry, source.config)
     python = llama_cpp_python()

@@ -47,6 +47,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     options.apply()
     source = Checkpoint(checkpoint)
     _check(source)
+    source.say_text_only(events, "the graph")
     check_text(source, options.trust_remote_code)
     say_bound(int(stock_config(source).max_position_embeddings), events)
     lowering = choose_lowering(source, recipe, options, events)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.architecture.families import Axis, Family, Linear, Sublayer, family_named
+from pipeline.architecture.wrappers import Wrapper
 from pipeline.common.errors import TrimlineError, shown
 
 MOST = 2**31  # of any size; beyond it a config is damaged, and counting with it would fill the memory
@@ -59,6 +60,9 @@ class Geometry:
         blocks: one shape per block.
         switches: the boolean config keys that decide about biases.
         biases: projections, by their names inside a block, that have one whatever family and switches say.
+        within: what holds this language model, where its folder is that of a larger model.
+        beside: parameters of that larger model that are not the language model's.
+        pinned: its first blocks that image features are added after, each by its number, so that none of them can go.
     """
 
     family: Family
@@ -72,6 +76,9 @@ class Geometry:
     switches: Mapping[str, bool]
     biases: frozenset[str] = frozenset()
     context: int = 0
+    within: Wrapper | None = None
+    beside: int = 0
+    pinned: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Geometry:
@@ -150,10 +157,14 @@ class Geometry:
 
     def total_parameters(self) -> int:
         """Every number in the checkpoint, a tied head counted once."""
+        return self.beside + self.language_parameters()
+
+    def language_parameters(self) -> int:
+        """Every number of the language model."""
         return sum(math.prod(shape) for _, shape in self.tensors())
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor that a checkpoint of this geometry holds; a tied head is none."""
+        """Name and shape of every tensor of the language model in a checkpoint of this geometry; a tied head is none."""
         family = self.family
         for name, rows in zip(family.embeddings, (self.vocab, self.positions), strict=False):
             yield f"{name}.weight", (rows, self.hidden)

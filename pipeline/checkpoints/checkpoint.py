@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.wrappers import text_name
+from pipeline.checkpoints.nested import TIE, nested
 from pipeline.checkpoints.promise import check_size, check_special_tokens, check_tensors
 from pipeline.checkpoints.quantised import check_not_quantised
 from pipeline.checkpoints.sources_beside import Doubt, doubts_about, same_tensor
-from pipeline.checkpoints.stored import Shards, StoredTensor, by_canonical_name
+from pipeline.checkpoints.stored import InWhole, Shards, StoredTensor, beside_text, by_canonical_name, canonical_name
 from pipeline.checkpoints.weight_files import INDEX, NAMED_BY_CONFIG, check_adapter_alone, weight_files
 from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.events import Events
@@ -26,14 +30,17 @@ from pipeline.common.foreign import check_files
 from pipeline.tensors.tensorfile import save_tensors
 
 SHARD_BYTES = 2**30  # in memory at once when a checkpoint is written
-TIE = "tie_word_embeddings"
 
 
 class Checkpoint:
     """A Hugging Face folder opened for reading, one tensor at a time.
 
+    Of a larger model's folder it is the language model inside, as a checkpoint of its own; ``whole_config`` and ``whole_tensors``
+    put that back among what stands beside it.
+
     Attributes:
         config: config.json as the weights have it: a head of its own makes ``tie_word_embeddings`` false.
+        nested: the config.json around it, where the folder is a larger model's.
         geometry: of that config; its tensors are the checkpoint's, name by name and shape by shape.
         doubts: what else the folder could mean; whoever makes something of it calls ``demand_no_doubt``.
         bytes: of the files that are read.
@@ -56,13 +63,16 @@ class Checkpoint:
         self.bytes = self._files.bytes
         stored = list(self._shards)
         check_not_quantised(self.folder, config, stored)
-        geometry = Geometry.from_config(config)
-        check_special_tokens(self.folder, config, geometry)
+        self.nested = nested(config)
+        self._beside = {} if self.nested is None else beside_text(self._shards)
+        own = config if self.nested is None else self.nested.text
+        geometry = Geometry.from_config(own) if self.nested is None else self.nested.around(Geometry.from_config(own))
+        check_special_tokens(self.folder, own, geometry)
         check_size(self.folder, geometry, len(stored), self.bytes)
         self._held, tied = self._with_head(geometry)
-        self.geometry = replace(geometry, tied=tied)
+        self.geometry = replace(geometry, tied=tied, beside=sum(prod(stored.shape) for stored in self._beside.values()))
         check_tensors(self.folder, self.geometry, self._held, self._index())
-        self.config = {key: value for key, value in config.items() if key != NAMED_BY_CONFIG}
+        self.config = {key: value for key, value in own.items() if key != NAMED_BY_CONFIG}
         if tied != geometry.tied:
             self.config[TIE] = tied
         self.doubts: tuple[Doubt, ...] = doubts_about(self.folder, self._files)
@@ -71,6 +81,28 @@ class Checkpoint:
     def locations(self) -> dict[str, str]:
         """Tensor name to shard file name."""
         return {name: stored.shard for name, stored in self._held.items()}
+
+    @property
+    def stated(self) -> Mapping[str, Any]:
+        """config.json, of the larger model where there is one."""
+        return self.config if self.nested is None else self.nested.whole
+
+    def whole_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config.json of a folder like this one, around another config of its language model."""
+        if self.nested is None:
+            return config
+        return {key: value for key, value in self.nested.with_text(config).items() if key != NAMED_BY_CONFIG}
+
+    def whole_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The tensors of a folder like this one, around other tensors of its language model, by the names that this one has."""
+        if self.nested is None:
+            return tensors
+        return InWhole(tensors, next(iter(self._held.values())).name, self._beside, self._tensor_beside)
+
+    def _tensor_beside(self, name: str) -> torch.Tensor:
+        tensor = self._shards.read(self._beside[name])
+        self.demand_finite(name, tensor)
+        return tensor
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +135,7 @@ class Checkpoint:
         return self._held[name].shape
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor, in name order."""
+        """Every tensor of the language model, in name order."""
         for name in sorted(self._held):
             yield name, self.tensor(name)
 
@@ -121,6 +153,11 @@ class Checkpoint:
         for doubt in self.doubts:
             events.note(f"{doubt.problem} {doubt.read} {doubt.remedy}")
 
+    def say_text_only(self, events: Events, what: str) -> None:
+        """For whatever ``what`` is made of a larger model's language model alone."""
+        if self.nested is not None:
+            events.note(f"{what} holds the language model of this {self.nested.wrapper.model_type} alone, and takes no images")
+
     def check_finite(self) -> None:
         """Reads every tensor once.
 
@@ -129,6 +166,8 @@ class Checkpoint:
         """
         for name, tensor in self.tensors():
             self.demand_finite(name, tensor)
+        for name in self._beside:
+            self._tensor_beside(name)
 
     def demand_finite(self, name: str, tensor: torch.Tensor) -> None:
         """Of a tensor that was read.
@@ -150,7 +189,8 @@ class Checkpoint:
         """
         table, head = f"{geometry.family.embeddings[0]}.weight", f"{geometry.family.head}.weight"
         names = {name: None for name, _ in replace(geometry, tied=False).tensors()}
-        held = by_canonical_name(self._shards, geometry.family, names, self.folder)
+        rename = partial(canonical_name, family=geometry.family, known=names) if self.nested is None else text_name
+        held = by_canonical_name(self._shards, rename, self.folder)
         if not geometry.tied or head not in held:
             return held, geometry.tied
         if table not in held:

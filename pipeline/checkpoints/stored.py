@@ -1,13 +1,14 @@
-"""Tensors as they stand in files, by the names that the model's class has for them.
+"""Tensors as they stand in files, by the names that the language model's class has for them.
 
 transformers opens a folder whose names lack the class's prefix (``layers.0...``, as its base model saves itself), and one
-that has it twice; it passes over buffers that it computes. Here is the one place that knows.
+that has it twice; it passes over buffers that it computes. In a larger model the names have another prefix, and tensors stand
+beside the language model's (``pipeline.architecture.wrappers``). Here is the one place that knows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pipeline.architecture.families import Family
+from pipeline.architecture.wrappers import name_like, text_name
 from pipeline.common.errors import TrimlineError, shortened
 
 # Buffers of old checkpoints: rotary tables, which every current loader computes, and fairseq's mark of a version.
@@ -99,16 +101,21 @@ def canonical_name(name: str, family: Family, known: Mapping[str, Any]) -> str:
     return prefix + name if prefix + name in known else name
 
 
-def by_canonical_name(shards: Shards, family: Family, known: Mapping[str, Any], folder: Path) -> dict[str, StoredTensor]:
+def by_canonical_name(shards: Shards, rename: Callable[[str], str | None], folder: Path) -> dict[str, StoredTensor]:
     """Every tensor by the name that the model's class has for it, without the buffers that are passed over.
+
+    Args:
+        shards: opened files.
+        rename: a name in a file to the class's; None for a tensor that is not the model's.
+        folder: for the sentence.
 
     Raises:
         TrimlineError: one stands there twice, with other numbers.
     """
     found: dict[str, StoredTensor] = {}
     for stored in shards:
-        name = canonical_name(stored.name, family, known)
-        if PASSED_OVER.search(name):
+        name = rename(stored.name)
+        if name is None or PASSED_OVER.search(name):
             continue
         before = found.setdefault(name, stored)
         if before is not stored and not shards.same(before, stored):
@@ -117,6 +124,38 @@ def by_canonical_name(shards: Shards, family: Family, known: Mapping[str, Any], 
                 "Delete what is left over of the two, or fetch the checkpoint again.",
             )
     return found
+
+
+class InWhole(Mapping[str, torch.Tensor]):
+    """Tensors of a language model by the names of a folder that holds it in a larger model, and what stands beside them there.
+
+    Args:
+        tensors: by the names of the language model's own class; each is asked for when it is wanted.
+        example: what that folder calls some tensor of the language model.
+        beside: names of the other tensors.
+        read: gives one of these.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], example: str, beside: Iterable[str], read: Callable[[str], torch.Tensor]
+    ) -> None:
+        self._tensors, self._read = tensors, read
+        self._inside = {name_like(name, example): name for name in tensors}
+        self._names = (*self._inside, *beside)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._inside[name]] if name in self._inside else self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def beside_text(shards: Shards) -> dict[str, StoredTensor]:
+    """The tensors of a larger model's folder that are not its language model's, by their names there."""
+    return {stored.name: stored for stored in shards if text_name(stored.name) is None}
 
 
 def _place(stored: StoredTensor) -> str:

@@ -51,7 +51,18 @@ class MayBe:
         )
 
 
-Changes = Mapping[str, MayBe]
+@dataclass(frozen=True)
+class Within:
+    """A key that holds keys of which some differ on purpose.
+
+    Attributes:
+        changes: these, and what they must be.
+    """
+
+    changes: Mapping[str, MayBe]
+
+
+Changes = Mapping[str, MayBe | Within]
 
 
 def demand_same_config(source: Path, result: Path, changes: Changes, trust_remote_code: bool = False) -> int:
@@ -105,10 +116,13 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], changes: Ch
         before, now = theirs.get(key, ABSENT), ours.get(key, ABSENT)
         if key in OF_THE_LIBRARY or (before == now and type(before) is type(now) and key not in changes):
             continue
-        if key not in changes:
+        change = changes.get(key)
+        if isinstance(change, Within) and isinstance(before, dict) and isinstance(now, dict):
+            yield from (f"{key}.{what}" for what in _differences(before, now, change.changes))
+        elif not isinstance(change, MayBe):
             yield f"{key} is {shown(now)} and not {shown(before)}"
-        elif not changes[key](now):
-            wanted = ", ".join(shown(value) for value in changes[key].values) or "what follows from the plan"
+        elif not change(now):
+            wanted = ", ".join(shown(value) for value in change.values) or "what follows from the plan"
             yield f"{key} is {shown(now)} where it must be {wanted}"
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import find_device, send_to_device
 from torch import nn
 
 from pipeline.architecture.families import Family
+from pipeline.architecture.wrappers import name_in_whole
 from pipeline.live.finite import demand_finite
 
 BATCH_TOKENS = 2048
@@ -20,10 +21,16 @@ Arguments = dict[str, Any]
 
 
 def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
-    """The list of decoder blocks of a causal language model."""
-    found = model.get_submodule(family.blocks)
+    """The list of decoder blocks of a causal language model, or of the one in a larger model."""
+    found = model.get_submodule(blocks_path(model, family))
     assert isinstance(found, nn.ModuleList)
     return found
+
+
+def blocks_path(model: nn.Module, family: Family) -> str:
+    """Module path of the decoder blocks of a causal language model, or of the one in a larger model."""
+    inside = name_in_whole(f"{family.blocks}.").removesuffix(".")
+    return inside if hasattr(model.get_submodule(inside.partition(".")[0]), inside.split(".")[1]) else family.blocks
 
 
 def batches_of(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ import atexit
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from pipeline.architecture.families import FAMILIES, family_named
+from pipeline.architecture.wrappers import KEY_MAPPING, text_name
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import expected_files, names_for, profile_of
 from pipeline.checkpoints.weight_files import check_adapter_alone
@@ -47,7 +57,7 @@ def load_model(
     device: str | dict[str, int] | dict[str, str] = "cpu",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Opens a folder with transformers' real loader, in eval mode.
+    """Opens a folder with transformers' real loader, in eval mode; of a larger model's folder the language model alone.
 
     Args:
         folder: config.json and safetensors.
@@ -70,20 +80,37 @@ def load_with_report(
     dtype: torch.dtype | None = None,
     device: str | dict[str, int] | dict[str, str] = "cpu",
     trust_remote_code: bool = False,
+    whole: bool = False,
 ) -> tuple[PreTrainedModel, LoadReport]:
-    """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones."""
+    """``load_model`` that hands back missing and unexpected tensors instead of refusing missing ones.
+
+    Args:
+        folder, dtype, device, trust_remote_code: as of ``load_model``.
+        whole: of a larger model's folder all of it.
+    """
     checkpoint = Checkpoint(folder)  # what transformers would make up, drop or put on by itself is refused or settled there
-    trust = trusts(folder, checkpoint.config, trust_remote_code)
+    trust = trusts(folder, checkpoint.stated, trust_remote_code)
     options: dict[str, Any] = {"trust_remote_code": trust, "use_safetensors": True, "local_files_only": True}
     # It looks for an adapter beside the weights, and here in a place where there is none: the checkpoint is the weights.
     options["adapter_kwargs"] = {"subfolder": NO_ADAPTER}
     if not isinstance(device, str):
         options["device_map"] = device
+    kind = AutoModelForImageTextToText if checkpoint.nested and whole else AutoModelForCausalLM
     with quiet_transformers(), as_trimline_error(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options)
+        if checkpoint.nested and not whole:
+            options |= {"config": language_class_config(checkpoint), "key_mapping": KEY_MAPPING}
+        loaded: Any = kind.from_pretrained(folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options)
         model, info = loaded
-    report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
+    ours = (name for name in info["unexpected_keys"] if whole or not checkpoint.nested or text_name(name) is not None)
+    report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(ours)))
     return (model.to(device) if isinstance(device, str) else model).eval(), report
+
+
+def language_class_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The config of the language model in a larger model's folder, as the class of its family has it."""
+    config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
+    made: PretrainedConfig = CONFIG_MAPPING[checkpoint.geometry.family.model_type].from_dict(config)
+    return made
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -109,7 +136,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 _TRUST = "If you trust it, read it first and pass --trust-remote-code."
 
 
-def trusts(folder: Path, config: dict[str, Any], trust_remote_code: bool = False) -> bool:
+def trusts(folder: Path, config: Mapping[str, Any], trust_remote_code: bool = False) -> bool:
     """Whether transformers may run Python files of the folder; False where it needs none.
 
     Raises:
@@ -136,7 +163,7 @@ def trusts(folder: Path, config: dict[str, Any], trust_remote_code: bool = False
     return True
 
 
-def _expected_map(config: dict[str, Any]) -> dict[str, str]:
+def _expected_map(config: Mapping[str, Any]) -> dict[str, str]:
     names = names_for(family_named(config["base_model_type"]), profile_of(config))
     return names.auto_map if names else {}
 

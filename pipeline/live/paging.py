@@ -167,9 +167,10 @@ def open_model(folder: Path, options: RunOptions, dtype: torch.dtype | None = No
     return open_paged(folder, options, wanted)
 
 
-def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """What the weights take in that dtype."""
-    return checkpoint.geometry.total_parameters() * torch.empty((), dtype=dtype).element_size()
+def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype, whole: bool = False) -> int:
+    """What the weights of the language model take in that dtype, or of the ``whole`` that holds it."""
+    geometry = checkpoint.geometry
+    return (geometry.total_parameters() if whole else geometry.language_parameters()) * torch.empty((), dtype=dtype).element_size()
 
 
 def fill(

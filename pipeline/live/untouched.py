@@ -1,4 +1,4 @@
-"""A checkpoint as transformers itself reads it, whatever its size: what gates compare with.
+"""A checkpoint as transformers itself reads it, whatever its size, a larger model whole: what gates compare with.
 
 No tensor passes through this project's own reader. A model beyond the memory stays in its files by transformers' own offload to
 disk: accelerate's hooks read the tensors of a projection when it is called, and let go of them after it.
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.options import RunOptions
+from pipeline.live.blocks import blocks_path
 from pipeline.live.loading import LoadReport, load_with_report
 from pipeline.live.paging import weights_bytes
 from pipeline.live.placing import devices_for, empty_model
@@ -25,13 +26,14 @@ from pipeline.live.placing import devices_for, empty_model
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
-def load_untouched(folder: Path, options: RunOptions, dtype: torch.dtype) -> tuple[PreTrainedModel, LoadReport]:
+def load_untouched(folder: Path, options: RunOptions, dtype: torch.dtype, whole: bool = True) -> tuple[PreTrainedModel, LoadReport]:
     """A folder by transformers' loader, in evaluation mode: whole where memory holds it, else with its blocks left in their files.
 
     Args:
         folder: a checkpoint folder.
         options: device, memory, trust.
         dtype: of the weights, however they are stored.
+        whole: of a larger model's folder all of it, or else its language model alone.
 
     Returns:
         The model; names that its class has and the folder has not, and the other way round.
@@ -41,10 +43,10 @@ def load_untouched(folder: Path, options: RunOptions, dtype: torch.dtype) -> tup
     """
     checkpoint = Checkpoint(folder)
     device: str | dict[str, int] | dict[str, str] = options.device
-    if not options.holds(weights_bytes(checkpoint, dtype)):
-        device = devices_for(folder, options, dtype) or _blocks_on_disk(folder, options, dtype)
+    if not options.holds(weights_bytes(checkpoint, dtype, whole)):
+        device = devices_for(folder, options, dtype, whole) or _blocks_on_disk(folder, options, dtype, whole)
     with _quiet_accelerate():
-        return load_with_report(folder, dtype=dtype, device=device, trust_remote_code=options.trust_remote_code)
+        return load_with_report(folder, dtype=dtype, device=device, trust_remote_code=options.trust_remote_code, whole=whole)
 
 
 def change_parameters(model: nn.Module, change: Change, added: Collection[str] = ()) -> None:
@@ -88,10 +90,11 @@ def _quiet_accelerate() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _blocks_on_disk(folder: Path, options: RunOptions, dtype: torch.dtype) -> dict[str, str]:
+def _blocks_on_disk(folder: Path, options: RunOptions, dtype: torch.dtype, whole: bool) -> dict[str, str]:
     """Where each part of the model goes: the decoder blocks stay in their files, all that stands beside them is in memory."""
     above, places = "", dict[str, str]()
-    model, (*path, blocks) = empty_model(folder, options, dtype), Checkpoint(folder).geometry.family.blocks.split(".")
+    model = empty_model(folder, options, dtype, whole)
+    *path, blocks = blocks_path(model, Checkpoint(folder).geometry.family).split(".")
     for step in (*path, blocks):
         beside = (name for name, _ in model.get_submodule(above).named_children() if name != step)
         places |= {f"{above}.{name}".lstrip("."): options.device for name in beside}

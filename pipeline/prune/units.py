@@ -80,7 +80,7 @@ def remove_units(
 ) -> tuple[Step, Scores]:
     """One round over all blocks; ``model`` ends smaller. ``measurements`` are what ``step.measure`` gave for this model, if it is known."""
     if Space.RESIDUAL in step.spaces:
-        check_stream(model.geometry.family)
+        check_stream(model.geometry.family, model.geometry.within)
     scores, measured = scores_of(measurements) if measurements else scored(model, windows, step, events)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if step.measures_importance else {}
     facts: dict[str, Any] = {"tokens": windows.numel() if step.reads_text else 0}
@@ -109,7 +109,7 @@ def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: d
     for space, by_block in scores.items():
         if space is Space.LAYER:
             kept = blocks_to_keep(step.recipe.budget[space], model.current)
-            best = keep_best(torch.cat(list(by_block.values())), kept).tolist()
+            best = keep_best(torch.cat(_unpinned(by_block, model.geometry.pinned)), kept).tolist()
             counts |= {IndexSet(space, block): int(place in best) for place, block in enumerate(by_block)}
             facts[space.value] = {"kept": kept}
         elif space is Space.RESIDUAL:
@@ -120,6 +120,11 @@ def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: d
             kept_units, facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
             counts |= kept_units
     return counts, facts
+
+
+def _unpinned(scores: dict[int, torch.Tensor], pinned: int) -> list[torch.Tensor]:
+    """Scores of blocks, those that cannot go above all others."""
+    return [torch.full_like(found, torch.inf) if block < pinned else found for block, found in scores.items()]
 
 
 def _targeted_counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:

@@ -23,6 +23,7 @@ UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
 LENGTH_SWITCHED = ("longrope", "su")  # the old spelling too
 FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3", "opt"})  # the families that rules of servers were written for
+READS_FOLDERS = ("TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx")
 
 
 def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> list[ConsumerVerdict]:
@@ -41,6 +42,9 @@ def _not_looked_at(name: str, case: ConsumerInput, gated: bool) -> ConsumerVerdi
     why = f"nobody has looked at what it does with {case.result.family.model_type}, so nothing is promised"
     change = "export it: the gate runs it, or says why not" if gated else "try it there before you rely on it"
     return ConsumerVerdict(name, None, why, change, NOT_LOOKED_AT, gated)
+
+
+READS_FOLDERS = ("TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx")
 
 
 def _stock(case: ConsumerInput) -> ConsumerVerdict:

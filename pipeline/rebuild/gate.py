@@ -1,7 +1,8 @@
 """The rebuild gate: the written folder, opened by its real loader, against the dense model with the plan applied.
 
 Neither side is read by the code that cut and wrote: transformers loads the dense model, and the plan changes its parameters in
-memory; transformers loads the smaller one. So a tensor that surgery read wrongly, or wrote wrongly, is seen.
+memory; transformers loads the smaller one. So a tensor that surgery read wrongly, or wrote wrongly, is seen. A larger model that
+holds the language model is loaded whole on both sides, and shown images.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.description import check_description
+from pipeline.rebuild.images import demand_same_beside, demand_seen, image_readings, sums_beside
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import demand_settings
@@ -122,27 +124,35 @@ def _demand(outcomes: list[RebuildOutcome], events: Events) -> None:
 
 def _outcome(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, dtype: torch.dtype, events: Events) -> RebuildOutcome:
     with events.progress(f"gating in {str(dtype).removeprefix('torch.')}", 3) as advance:
-        readings, expected = _masked_logits(checkpoint, plan, options, dtype)
+        readings, expected, beside = _masked_logits(checkpoint, plan, options, dtype)
         advance(1)
         rebuilt = reopened(out, options, dtype, "rebuild")
+        cached = cache_comparison(rebuilt, readings[0].tokens)  # first: a Qwen3-VL keeps positions of the last image it saw
+        advance(1)
         kept = plan.selection.blocks
+        if checkpoint.nested:
+            demand_same_beside(beside, sums_beside(rebuilt))
         found = {
             r.name: compare_logits(e, logits_of(rebuilt, plan.family, r.renumbered(kept))) for r, e in zip(readings, expected, strict=True)
         }
-        advance(1)
-        cached = cache_comparison(rebuilt, readings[0].tokens)
         advance(1)
     return RebuildOutcome(dtype, sum(1 for _ in rebuilt.named_parameters()), found, cached)
 
 
 def _masked_logits(
     checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: torch.dtype
-) -> tuple[list[GateReading], list[torch.Tensor]]:
+) -> tuple[list[GateReading], list[torch.Tensor], dict[str, str]]:
+    """Readings, their logits, and sums of what stands beside the language model."""
     # A local of its own, so that the dense model is freed before the rebuilt one is loaded.
     dense = open_masked(checkpoint, plan, options, dtype)
     with_attention = [block for block in plan.selection.blocks if plan.selection.kv_groups[block]]
     readings = readings_for(dense.config, with_attention, options.device)
-    return readings, [logits_of(dense, plan.family, reading) for reading in readings]
+    if checkpoint.nested is None:
+        return readings, [logits_of(dense, plan.family, reading) for reading in readings], {}
+    readings += image_readings(dense, checkpoint.nested.wrapper, options.device)
+    found = {reading.name: logits_of(dense, plan.family, reading) for reading in readings}
+    demand_seen(found, "The dense model with the plan applied as zeros")
+    return readings, list(found.values()), sums_beside(dense)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.architecture.families import Axis, Linear
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.wrappers import name_in_whole, text_name
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
@@ -81,14 +82,27 @@ def open_masked(checkpoint: Checkpoint, plan: Plan, options: RunOptions, dtype: 
             f"{checkpoint.folder} lacks {len(report.missing)} tensors of its model, first {report.missing[0]}.",
             "Fetch the checkpoint again.",
         )
-    apply_plan(model, checkpoint, plan)
+    apply_plan(model, checkpoint, plan, whole=checkpoint.nested is not None)
     return model
 
 
-def apply_plan(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Changes the parameters of the dense ``model`` as the plan says, and adds the plan's biases; of ``checkpoint`` no value is read."""
+def apply_plan(model: nn.Module, checkpoint: Checkpoint, plan: Plan, whole: bool = False) -> None:
+    """Changes the parameters of the dense ``model`` as the plan says, and adds the plan's biases; of ``checkpoint`` no value is read.
+
+    Args:
+        model: a language model, or the ``whole`` that holds it, of which all else stays.
+        checkpoint: its folder.
+        plan: with the biases that its profile needs.
+        whole: which of the two.
+    """
     mask = PlanMask(plan, checkpoint.geometry, lambda name: dense_tensor(checkpoint, name).dtype)
-    change_parameters(model, mask, sorted(added_biases(checkpoint, plan)))
+    added = sorted(added_biases(checkpoint, plan))
+
+    def inside(name: str, value: torch.Tensor) -> torch.Tensor:
+        own = text_name(name)
+        return value if own is None else mask(own, value)
+
+    change_parameters(model, inside if whole else mask, [name_in_whole(name) for name in added] if whole else added)
 
 
 def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,10 @@ from pipeline.architecture.families import Family
 from pipeline.architecture.families.family import check_heads, check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
+from pipeline.architecture.wrappers import Wrapper
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
 from pipeline.common.errors import TrimlineError
+from pipeline.plan.selection import Selection
 from pipeline.rebuild.consumers import consumers
 
 __all__ = ["check_profile", "check_request", "consumers"]
@@ -19,7 +21,13 @@ USE_FREE = "Use profile 'free', which any block shapes fit."
 
 
 def check_request(
-    profile: Profile, family: Family, uneven_ffn: bool, uneven_kv: bool, fewer_heads: bool, config: Mapping[str, Any]
+    profile: Profile,
+    family: Family,
+    uneven_ffn: bool,
+    uneven_kv: bool,
+    fewer_heads: bool,
+    config: Mapping[str, Any],
+    within: Wrapper | None = None,
 ) -> None:
     """What a recipe alone already rules out, before calibration.
 
@@ -29,10 +37,12 @@ def check_request(
         uneven_ffn, uneven_kv: the allocation may keep another width, or another number of KV groups, in every block.
         fewer_heads: some KV groups go.
         config: the dense model's config.json.
+        within: what holds the model.
 
     Raises:
         TrimlineError: the profile cannot express what the recipe may produce; says what to change.
     """
+    _check_within(within, profile)
     if profile is Profile.UNIFORM and (uneven_ffn or uneven_kv):
         what = "FFN widths" if uneven_ffn else "KV groups"
         raise TrimlineError(
@@ -54,8 +64,9 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
     Raises:
         TrimlineError: names the block or size that does not fit and what to change.
     """
+    _check_within(original.within, profile)
     if result.hidden != original.hidden:
-        check_stream(family)
+        check_stream(family, original.within)
     if {block.kv_groups for block in result.blocks} - {block.kv_groups for block in original.blocks} - {0}:
         check_heads(family)
     if not any(block.kv_groups for block in result.blocks):
@@ -65,6 +76,29 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
     elif profile is Profile.DECILM:
         _check_decilm_family(family, config)
         _check_decilm_blocks(result)
+
+
+def check_pinned(original: Geometry, selection: Selection) -> None:
+    """Whether every block stays that something beside the language model counts on.
+
+    Raises:
+        TrimlineError: names the block.
+    """
+    gone = sorted(set(range(original.pinned)) - set(selection.blocks))
+    if gone and original.within is not None:
+        raise TrimlineError(
+            f"Block {gone[0]} cannot go: a {original.within.model_type} adds features of its image after the first {original.pinned} blocks, "
+            "by their number.",
+            f"Keep the first {original.pinned} blocks: remove fewer, or FFN channels or KV groups instead.",
+        )
+
+
+def _check_within(within: Wrapper | None, profile: Profile) -> None:
+    if within is not None and profile is not Profile.UNIFORM:
+        raise TrimlineError(
+            f"Profile '{profile.value}' needs a modelling file of its own, and the class of a {within.model_type} makes its language model itself.",
+            "Use profile 'uniform', with all blocks alike.",
+        )
 
 
 _UNIFORM_KV = "Use allocation 'uniform' for kv_group."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -37,6 +37,7 @@ class GateReading:
         positions: of every token, (tokens,); None counts from 0.
         blocks: numbers of the blocks that are read through, in the dense model; None is all.
         last: positions whose logits count, from the end; None is all.
+        given: further arguments of the model: an image.
     """
 
     name: str
@@ -44,6 +45,7 @@ class GateReading:
     positions: torch.Tensor | None = None
     blocks: tuple[int, ...] | None = None
     last: int | None = None
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def renumbered(self, kept: Sequence[int]) -> GateReading:
         """The same for the model that keeps those blocks of the dense one."""
@@ -55,10 +57,11 @@ def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device
     a sliding window, a row that goes past it.
 
     Args:
-        config: of the reference, as transformers has it.
+        config: of the reference, as transformers has it; a larger model's, or its language model's.
         with_attention: blocks that keep their attention.
         device: where the tokens go.
     """
+    config = config.get_text_config()
     vocabulary, promised = int(config.vocab_size), int(config.max_position_embeddings)
 
     def tokens(rows: int, length: int, seed: int) -> torch.Tensor:
@@ -89,10 +92,10 @@ def _one_of_every_type(config: PretrainedConfig, blocks: Sequence[int]) -> Itera
 @torch.inference_mode()
 def logits_of(model: PreTrainedModel, family: Family, reading: GateReading) -> torch.Tensor:
     """Logits (rows, positions, vocabulary) of what counts."""
-    given: dict[str, torch.Tensor] = {}
+    given = {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in reading.given.items()}
     if reading.positions is not None:
         # With a mask of ones, jumps in positions are not taken for several texts in one row.
-        given = {"position_ids": reading.positions.expand(reading.tokens.shape), "attention_mask": torch.ones_like(reading.tokens)}
+        given |= {"position_ids": reading.positions.expand(reading.tokens.shape), "attention_mask": torch.ones_like(reading.tokens)}
     with _only(model, family, reading.blocks):
         return model(reading.tokens, use_cache=False, logits_to_keep=reading.last or 0, **given).logits
 
@@ -104,7 +107,7 @@ def cache_comparison(model: PreTrainedModel, tokens: torch.Tensor) -> LogitDiffe
         model: in evaluation mode.
         tokens: ids (rows, positions); the first ones are the prompt.
     """
-    promised = int(model.config.max_position_embeddings)
+    promised = int(model.config.get_text_config().max_position_embeddings)
     prompt = tokens[:, : min(PROMPT_TOKENS, promised // 2)]
     sequence, steps, past = prompt, [], None
     with torch.inference_mode():

@@ -19,9 +19,10 @@ from pipeline.architecture.families.mistral import MISTRAL
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.modelling import names_for, profile_of
+from pipeline.checkpoints.nested import TEXT, TIE, Nested, nested
 from pipeline.common.errors import GateError
 from pipeline.common.files import read_json
-from pipeline.evaluate.settings import ABSENT, CONFIG, MayBe, demand_same_config, demand_same_generation
+from pipeline.evaluate.settings import ABSENT, CONFIG, Changes, MayBe, Within, demand_same_config, demand_same_generation
 from pipeline.evaluate.tokenizers import OURS, demand_same_tokenizer
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.tokenizer import CLASS, SETTINGS
@@ -47,7 +48,9 @@ def demand_settings(source: Path, plan: Plan, out: Path, trust_remote_code: bool
         GateError: something is missing or says other things than it should.
     """
     dense, written = read_json(source / CONFIG), read_json(out / CONFIG)
-    keys = demand_same_config(source, out, changes_of(dense, written, plan), trust_remote_code)
+    inside = nested(dense)
+    changes: Changes = changes_of(dense, written, plan) if inside is None else _changes_around(inside, written, plan)
+    keys = demand_same_config(source, out, changes, trust_remote_code)
     return {"config keys": keys} | demand_companions(source, out, trust_remote_code)
 
 
@@ -93,6 +96,19 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
         changes |= {str(ln.bias): MayBe((True,)) for ln in original.family.linears if ln.name in plan.biases and isinstance(ln.bias, str)}
     # A head of its own that the source's config denies is a head of its own in the result; the gate compares the models.
     return changes | {"tie_word_embeddings": MayBe((dense.get("tie_word_embeddings", ABSENT), original.tied, False))}
+
+
+def _changes_around(dense: Nested, written: Mapping[str, Any], plan: Plan) -> dict[str, MayBe | Within]:
+    """``changes_of`` where the language model's config is nested: all around it stays, and inside its own rules hold."""
+    before, inside = dense.whole[TEXT], written.get(TEXT)
+    inside = inside if isinstance(inside, dict) else {}
+    own = changes_of(dense.text, inside, plan) | {"architectures": ANY, TIE: ANY}
+    if inside.get("model_type") == before.get("model_type"):  # which stands for the family, or is its name
+        del own["model_type"]
+    # What config.json leaves to the classes is looked at as they fill it in.
+    own = {key: may if key in before else MayBe((*may.values, ABSENT), may.fits) for key, may in own.items()}
+    tied = MayBe((dense.whole.get(TIE, ABSENT), dense.text[TIE], False))
+    return {TEXT: Within(own), TIE: tied}
 
 
 def _sizes(original: Geometry, result: Geometry, profile: Profile) -> dict[str, MayBe]:

@@ -15,7 +15,7 @@ from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.config import smaller_config
 from pipeline.rebuild.gate import gate
-from pipeline.rebuild.profiles import check_profile
+from pipeline.rebuild.profiles import check_pinned, check_profile
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.rebuild.surgery import Cut
 from pipeline.rebuild.tokenizer import name_tokenizer_class
@@ -36,9 +36,11 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     check_same_model(checkpoint, decision)
     decision = for_profile(decision, checkpoint.geometry, recipe.profile)
     result = decision.geometry(checkpoint.geometry)
+    check_pinned(checkpoint.geometry, decision.selection)
     check_profile(decision.family, checkpoint.geometry, result, recipe.profile, checkpoint.config)
     with events.progress("cutting and writing", 1) as advance:
-        write_checkpoint(out, smaller_config(checkpoint.config, decision, recipe.profile), Cut(checkpoint, decision))
+        config = checkpoint.whole_config(smaller_config(checkpoint.config, decision, recipe.profile))
+        write_checkpoint(out, config, checkpoint.whole_tensors(Cut(checkpoint, decision)))
         advance(1)
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.nested import Nested, nested
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from pipeline.live.loading import first_words, quiet_transformers
@@ -28,18 +29,21 @@ class NamedModel:
     Attributes:
         name: how people call it.
         kind: ``folder``, ``gguf`` or ``hub``.
-        config: its config.json, or what transformers makes of a GGUF's keys.
+        config: its config.json, or what transformers makes of a GGUF's keys; of a larger model its language model's.
         files: names of the files in its folder; of a GGUF, of the folder that it is converted into.
+        nested: the config.json around it, of a larger model.
     """
 
     name: str
     kind: str
     config: Mapping[str, Any]
     files: frozenset[str]
+    nested: Nested | None = None
 
     @cached_property
     def geometry(self) -> Geometry:
-        return Geometry.from_config(self.config)
+        own = Geometry.from_config(self.config)
+        return own if self.nested is None else self.nested.around(own)
 
 
 def named_model(recipe: ModelSlice) -> NamedModel:
@@ -50,14 +54,15 @@ def named_model(recipe: ModelSlice) -> NamedModel:
     """
     kind, place = locate(recipe.source)
     config, files = {"folder": _of_folder, "gguf": _of_gguf, "hub": _of_hub}[kind](place, recipe)
-    found = NamedModel(describe(recipe), kind, config, files)
+    inside = nested(config)
+    found = NamedModel(describe(recipe), kind, config if inside is None else inside.text, files, inside)
     _ = found.geometry  # unsupported, or sizes that no model has
     return found
 
 
 def _of_folder(place: str, recipe: ModelSlice) -> tuple[dict[str, Any], frozenset[str]]:
     checkpoint = Checkpoint(Path(place))
-    return checkpoint.config, frozenset(path.name for path in checkpoint.folder.iterdir())
+    return dict(checkpoint.stated), frozenset(path.name for path in checkpoint.folder.iterdir())
 
 
 def _of_gguf(place: str, recipe: ModelSlice) -> tuple[dict[str, Any], frozenset[str]]:

@@ -72,7 +72,7 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
     return Inspection(
         kind="checkpoint",
         folder=str(folder),
-        title=f"{geometry.family.model_type}, {len(geometry.blocks)} blocks, hidden size {geometry.hidden}, profile {profile.value}",
+        title=f"{_named(geometry)}, {len(geometry.blocks)} blocks, hidden size {geometry.hidden}, profile {profile.value}",
         blocks=_widths(geometry.blocks),
         parameters=geometry.total_parameters(),
         decoder_parameters=geometry.decoder_parameters(),
@@ -93,8 +93,8 @@ def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
     if source is None:
         note = "Name the dense checkpoint as well to see parameters and what loads the result."
         return Inspection("plan", str(folder), title, blocks, notes=(note,))
-    config = Checkpoint(source).config
-    dense = Geometry.from_config(config)
+    checkpoint = Checkpoint(source)
+    config, dense = checkpoint.config, checkpoint.geometry
     profile = narrowest_profile(plan.geometry(dense))
     result = for_profile(plan, dense, profile).geometry(dense)
     return Inspection(
@@ -140,6 +140,10 @@ def narrowest_profile(result: Geometry) -> Profile:
     groups = {block.kv_groups for block in result.blocks if block.kv_groups}
     fits = result.family.decilm is not None and len(groups) == 1 and result.blocks[0].kv_groups > 0
     return Profile.DECILM if fits else Profile.FREE
+
+
+def _named(geometry: Geometry) -> str:
+    return geometry.family.model_type if geometry.within is None else f"{geometry.family.model_type} inside a {geometry.within.model_type}"
 
 
 def _widths(blocks: tuple[BlockShape, ...]) -> tuple[BlockWidth, ...]:

@@ -46,10 +46,11 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     """
     steps = resolve_steps(recipe.prune)
     check_precision(recipe.export.precision, options.device)
-    check_request(recipe.rebuild.profile, dense.geometry.family, *shapes_asked_for(steps, recipe.rebuild.profile), dense.config)
+    profile, family, within = recipe.rebuild.profile, dense.geometry.family, dense.geometry.within
+    check_request(profile, family, *shapes_asked_for(steps, profile), dense.config, within)
     _demand_heads(recipe.rebuild.profile, steps, dense)
     if any(Space.RESIDUAL in step.spaces for step in steps):
-        check_stream(dense.geometry.family)
+        check_stream(family, within)
         if recipe.recover and recipe.recover.hidden_states:
             raise narrower_stream()
     biases_added(dense.geometry, _readers_with_new_bias(steps, dense), recipe.rebuild.profile)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "phi3")  # that between them have what breaks naive cutting
 VOCAB = 128
@@ -89,6 +89,63 @@ CONFIGS |= {
 }
 TINY_TYPES = tuple(sorted(CONFIGS))
 
+# Larger models that hold a language model: towers of two layers for images of 28 × 28 pixels.
+_TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_PATCHES: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+_AXES: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+WRAPPED: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": CONFIGS["gemma3_text"],
+        "vision_config": _TOWER,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 120,
+        "boi_token_index": 121,
+        "eoi_token_index": 122,
+    },
+    "internvl": {
+        "text_config": CONFIGS["qwen2"] | {"model_type": "qwen2"},
+        "vision_config": _TOWER | {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]},
+        "image_token_id": 120,
+        "image_seq_length": 1,
+    },
+    "llava": {
+        "text_config": CONFIGS["llama"] | {"model_type": "llama", "tie_word_embeddings": False},
+        "vision_config": _TOWER | {"model_type": "clip_vision_model", "projection_dim": 16},
+        "image_token_index": 120,
+    },
+    "mistral3": {
+        "text_config": CONFIGS["mistral"] | {"model_type": "mistral"},
+        "vision_config": _TOWER | {"model_type": "pixtral", "head_dim": 8, "image_size": 56},
+        "image_token_index": 120,
+        "tie_word_embeddings": False,
+    },
+    "qwen3_vl": {
+        "text_config": CONFIGS["qwen3"] | {"rope_parameters": _AXES},
+        "vision_config": _PATCHES,
+        "image_token_id": 120,
+        "video_token_id": 121,
+        "vision_start_token_id": 122,
+        "vision_end_token_id": 123,
+    },
+}
+TINY_WRAPPERS = tuple(WRAPPED)
+
 
 def tiny_model(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """Writes a random fp32 model of ``family`` and a character-level tokenizer into ``folder`` and returns it.
@@ -107,6 +164,23 @@ def random_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedM
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
+
+
+def tiny_wrapped(wrapper: str, folder: Path, *, seed: int = 0, text: dict[str, Any] | None = None, **overrides: Any) -> Path:
+    """Writes a random fp32 vision-language model and what a processor has beside it into ``folder`` and returns it.
+
+    ``text`` replaces keys of the language model's config, ``overrides`` keys of the whole's.
+    """
+    fields = WRAPPED[wrapper] | overrides
+    fields |= {"text_config": fields["text_config"] | (text or {})}
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(wrapper, **fields), dtype=torch.float32).eval()
+    _randomise(model, torch.Generator().manual_seed(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "do_resize": true}\n', encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}\n", encoding="utf-8")
+    return folder
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

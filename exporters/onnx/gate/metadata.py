@@ -72,8 +72,8 @@ def check_metadata(source: Checkpoint, folder: Path, lowering: str, trust_remote
         GateError: a setting, a token or a template is another one, or a file was left out; which, is said.
     """
     with quiet_transformers(), as_trimline_error(source.folder):
-        trust = trusts(source.folder, source.config, trust_remote_code)
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust, local_files_only=True)
+        trust = trusts(source.folder, source.stated, trust_remote_code)
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust, local_files_only=True).get_text_config()
     generation = _generation(source.folder)
     expected = _expected(config, generation, folder, lowering, source.geometry.vocab)
     _same_settings(folder, expected)

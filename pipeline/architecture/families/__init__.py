@@ -44,6 +44,7 @@ from pipeline.architecture.families.smollm3 import SMOLLM3
 from pipeline.architecture.families.stablelm import STABLELM
 from pipeline.architecture.families.starcoder2 import STARCODER2
 from pipeline.architecture.families.vaultgemma import VAULTGEMMA
+from pipeline.architecture.wrappers import WRAPPERS
 from pipeline.common.errors import TrimlineError, shown
 
 DESCRIBED = (
@@ -103,6 +104,7 @@ def family_named(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     raise TrimlineError(
-        f"The architecture {shown(model_type)} is not supported; the supported ones are {', '.join(sorted(FAMILIES))}.",
+        f"The architecture {shown(model_type)} is not supported; the supported ones are {', '.join(sorted(FAMILIES))}, "
+        f"and around one of these {', '.join(sorted(WRAPPERS))}.",
         "Pick a model of one of these, or describe yours in one file: docs/add-an-architecture.md shows how.",
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pipeline.architecture.wrappers import Wrapper
 from pipeline.common.errors import TrimlineError
 
 
@@ -212,12 +213,22 @@ class Family:
         return f"{self.blocks}.{block}.{name}"
 
 
-def check_stream(family: Family) -> None:
+def check_stream(family: Family, within: Wrapper | None = None) -> None:
     """Whether the family's norms can be made to give over fewer channels what they give beside zeros.
 
+    Args:
+        family: of the language model.
+        within: what holds it.
+
     Raises:
-        TrimlineError: they cannot.
+        TrimlineError: they cannot, or something else writes into the stream.
     """
+    if within is not None:
+        raise TrimlineError(
+            f"The {family.model_type} inside a {within.model_type} cannot lose channels of the residual stream: the projector beside it "
+            "writes images into all of them.",
+            "Remove FFN channels, KV groups or blocks instead.",
+        )
     if family.norm_eps is None:
         shared = any(norm.axis is not Axis.RESIDUAL for norm in family.norms)
         of_norms = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"

@@ -127,7 +127,7 @@ class ShrinkingModel:
             TrimlineError: the family's norms do not allow it.
         """
         family = self.geometry.family
-        check_stream(family)
+        check_stream(family, self.geometry.within)
         self.selection = replace(self.selection, residual=tuple(kept))
         for name in family.embeddings:
             self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
