@@ -8,7 +8,7 @@ A rule holds for the families that ``ROWS`` names; of every other one nobody kno
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.architecture.families import Sublayer
@@ -22,6 +22,49 @@ NO_BIAS = "compensate by least squares, which needs no new bias"
 UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
 LENGTH_SWITCHED = ("longrope", "su")  # the old spelling too
+# Types whose exports passed their gate in ONNX Runtime (tests/exporters/onnx/lowering/test_types.py), fused, portable or both.
+IN_ONNX_RUNTIME = frozenset(
+    (
+        "apertus",
+        "arcee",
+        "cohere",
+        "cohere2",
+        "cwm",
+        "ernie4_5",
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "glm4",
+        "granite",
+        "helium",
+        "hunyuan_v1_dense",
+        "hyperclovax",
+        "internlm3",
+        "iquestcoder",
+        "jais2",
+        "llama",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "nanochat",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+        "vaultgemma",
+    )
+)
 FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3", "opt"})  # the families that rules of servers were written for
 READS_FOLDERS = ("TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx")
 
@@ -35,16 +78,25 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
         config: the config.json of the dense model (the smaller one's serves as well).
     """
     case = ConsumerInput(result, profile, config)
-    return [row.rule(case) if row.knows(case) else _not_looked_at(row.consumer, case, row.gated) for row in ROWS]
+    verdicts = [row.rule(case) if row.knows(case) else _not_looked_at(row.consumer, case, row.gated) for row in ROWS]
+    return verdicts if result.within is None else [_of_larger_model(verdict, result.within.model_type) for verdict in verdicts]
+
+
+def _of_larger_model(verdict: ConsumerVerdict, kind: str) -> ConsumerVerdict:
+    """What a verdict on a language model is worth where its folder is a larger model's."""
+    if verdict.consumer in READS_FOLDERS:
+        why = f"how it loads a {kind} with other sizes was not looked at"
+        return replace(verdict, loads=None, why=why, change="export its language model to ONNX or GGUF", checked=NOT_LOOKED_AT)
+    if verdict.consumer.startswith("transformers"):
+        return replace(verdict, why=f"AutoModelForImageTextToText loads it, images and all: {verdict.why}")
+    checked = verdict.checked if verdict.loads is None else READ
+    return replace(verdict, why=f"its language model alone, without images: {verdict.why}", checked=checked)
 
 
 def _not_looked_at(name: str, case: ConsumerInput, gated: bool) -> ConsumerVerdict:
     why = f"nobody has looked at what it does with {case.result.family.model_type}, so nothing is promised"
     change = "export it: the gate runs it, or says why not" if gated else "try it there before you rely on it"
     return ConsumerVerdict(name, None, why, change, NOT_LOOKED_AT, gated)
-
-
-READS_FOLDERS = ("TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx")
 
 
 def _stock(case: ConsumerInput) -> ConsumerVerdict:
@@ -205,8 +257,8 @@ class ConsumerRule:
 ROWS = (
     ConsumerRule("transformers (stock)", _stock, None),  # tests/pipeline/architecture runs every family in both
     ConsumerRule("transformers (shipped file)", _shipped, None),
-    ConsumerRule("ONNX Runtime", _onnx, gated=True),
-    ConsumerRule("onnxruntime-genai", _genai, gated=True),
+    ConsumerRule("ONNX Runtime", _onnx, IN_ONNX_RUNTIME, gated=True),
+    ConsumerRule("onnxruntime-genai", _genai, IN_ONNX_RUNTIME, gated=True),
     ConsumerRule("TensorRT", _tensorrt, gated=True),
     ConsumerRule("TensorRT-LLM", _tensorrt_llm),
     ConsumerRule("TensorRT Edge-LLM", _edge_llm),

@@ -56,7 +56,7 @@ def demand_seen(logits: Mapping[str, torch.Tensor], what: str) -> None:
         GateError: two images give the same answer.
     """
     shown = [logits[name] for name in IMAGES if name in logits]
-    if len(shown) == len(IMAGES) and compare_logits(*shown).passed:
+    if len(shown) == len(IMAGES) and compare_logits(shown[0], shown[1]).passed:
         raise GateError(f"{what} answers two images alike.", "Fetch the checkpoint again: its projector or its vision tower gives nothing.")
 
 
