@@ -92,7 +92,7 @@ class Trier:
         return {"outcome": said, "tests": len(tests), "by": killer, "seconds": round(time.monotonic() - start, 1)}
 
     def _run(self, tests: Sequence[str]) -> tuple[int | None, str]:
-        limit = AT_LEAST + PATIENCE * sum(self.seconds.get(test, 20.0) for test in tests)
+        limit = AT_LEAST + PATIENCE * sum(self.seconds.get(test, 5.0) for test in tests)
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
