@@ -195,7 +195,7 @@ def test_a_line_makes_the_stages_anew_that_reach_it(codes, edit, name, expected)
     ("collection", "imports", "table"),
     [
         ("pipeline.prune.methods", "Wanda, WandaStructured\n", "ResidualEnergy(),"),
-        ("pipeline.architecture.families", "QWEN3\n", "OPT, PHI3"),
+        ("pipeline.architecture.families", "QWEN3\n", "VAULTGEMMA,"),
         ("deploy.targets", "Vllm\n", "Vllm(), Hub()"),
     ],
 )
