@@ -16,6 +16,7 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand
 from pipeline.evaluate.settings import CONFIG, MayBe, demand_same_config
 from pipeline.rebuild.gate import fault_of, reopened
+from pipeline.rebuild.images import demand_same_beside, sums_beside
 from pipeline.rebuild.readings import cache_comparison, logits_of, readings_for
 from pipeline.rebuild.settings import GONE, demand_companions
 
@@ -96,4 +97,7 @@ def demand_settings(checkpoint: Checkpoint, out: Path, options: RunOptions) -> d
     settled = {"tie_word_embeddings": MayBe((checkpoint.geometry.tied,)), "quantization_config": GONE}
     changes = {key: may for key, may in settled.items() if key in read_json(checkpoint.folder / CONFIG)}
     keys = demand_same_config(checkpoint.folder, out, changes, options.trust_remote_code)
+    if checkpoint.nested:
+        trained, written = (sums_beside(reopened(folder, options, torch.float32, STAGE)) for folder in (checkpoint.folder, out))
+        demand_same_beside(trained, written)
     return {"config keys": keys} | demand_companions(checkpoint.folder, out, options.trust_remote_code)

@@ -194,7 +194,7 @@ def _finish(
         from pipeline.recover.adapters import merged
 
         model, merge = merged(model)
-    write_checkpoint(out, checkpoint.config, _stored(model, checkpoint))
+    write_checkpoint(out, checkpoint.whole_config(checkpoint.config), checkpoint.whole_tensors(_stored(model, checkpoint)))
     for path in sorted(checkpoint.folder.glob("*.py")):
         shutil.copyfile(path, out / path.name)
     copy_companions(checkpoint.folder, out, events)

@@ -33,7 +33,10 @@ from pipeline.prune.stage import make_plan
 from pipeline.rebuild.consumers import consumers
 from pipeline.rebuild.gate import gate_again
 from pipeline.rebuild.profiles import check_request
+from pipeline.recover.recipe import RecoverSlice
+from pipeline.recover.stage import recover
 from pipeline.sources.config import named_model
+from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.recipe import ModelSlice
 from tests.pipeline.rebuild.cases import OPTIONS, Choice, plan_for, rebuilt, same_width
 from tests.tiny import TINY_WRAPPERS, tiny_wrapped
@@ -225,6 +228,20 @@ def test_a_block_beyond_the_config_is_no_part_of_the_tower(case: tuple[Checkpoin
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     with pytest.raises(TrimlineError, match="weights go on to block 4"):
         Checkpoint(folder)
+
+
+def test_recovery_writes_the_whole_again(case: tuple[Checkpoint, Plan, Path], tmp_path: Path) -> None:
+    (tmp_path / CALIBRATION).write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    few = RecoverSlice(kind="full", steps=2, batch=2, micro_batch=2, windows=4, window=24)
+    recover(case[0].folder, case[2], tmp_path, few, OPTIONS, out, tmp_path / "work", Events())
+    before, after = load_file(case[2] / WEIGHTS), load_file(out / WEIGHTS)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(text_name(name) is not None for name in changed)
+    assert read_json(out / "config.json") == read_json(case[2] / "config.json")
 
 
 def test_what_is_said_of_it(case: tuple[Checkpoint, Plan, Path]) -> None:
