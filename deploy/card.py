@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.recipe import PackageSlice
 from pipeline.architecture.geometry import Geometry
+from pipeline.checkpoints.nested import nested
 from pipeline.common.markdown import escape
 from pipeline.common.plain_yaml import read_plain_yaml
 
@@ -53,6 +54,7 @@ def model_card(
         onnx: an ONNX export is in the package.
         licence_files: licence files in the package, relative to it.
     """
+    inside = nested(config)
     page = _environment().get_template("card.md.jinja")
     dense, pruned = (next((row for row in report["models"] if row["role"] == role), None) for role in ("dense", "pruned"))
     return page.render(
@@ -60,7 +62,8 @@ def model_card(
         report=report,
         removed=[(SHARES[key], share) for key, share in (report["removed"] or {}).items() if key in SHARES],
         steps=[step["title"] for step in plan["steps"]],
-        blocks=Geometry.from_config(config).blocks,
+        blocks=Geometry.from_config(config if inside is None else inside.text).blocks,
+        auto_class="AutoModelForCausalLM" if inside is None else "AutoModelForImageTextToText",
         comparison=list(_comparison(dense, pruned, report.get("recovery"))) if dense and pruned else [],
         remote_code="auto_map" in config,
         onnx=onnx,

@@ -89,8 +89,7 @@ def _of_larger_model(verdict: ConsumerVerdict, kind: str) -> ConsumerVerdict:
         return replace(verdict, loads=None, why=why, change="export its language model to ONNX or GGUF", checked=NOT_LOOKED_AT)
     if verdict.consumer.startswith("transformers"):
         return replace(verdict, why=f"AutoModelForImageTextToText loads it, images and all: {verdict.why}")
-    checked = verdict.checked if verdict.loads is None else READ
-    return replace(verdict, why=f"its language model alone, without images: {verdict.why}", checked=checked)
+    return replace(verdict, why=f"its language model alone, without images: {verdict.why}")
 
 
 def _not_looked_at(name: str, case: ConsumerInput, gated: bool) -> ConsumerVerdict:
