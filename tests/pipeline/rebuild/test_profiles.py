@@ -210,11 +210,18 @@ def test_free_says_what_stands_in_the_way_of_decilm(tmp_path: Path) -> None:
 
 
 def test_of_what_nobody_has_looked_at_nothing_is_promised(tmp_path: Path) -> None:
-    table = verdicts(tmp_path, "gemma3_text", same_width, Profile.UNIFORM)
+    table = verdicts(tmp_path, "granite_swa", same_width, Profile.UNIFORM)
     unknown = {name for name, verdict in table.items() if verdict.loads is None}
     servers = {"TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx"}
     assert unknown == servers | {"ONNX Runtime", "onnxruntime-genai", "TensorRT"}
     assert {name for name in unknown if table[name].stands_in_the_way} == servers  # an export is run by its gate, which tells
     assert all("nobody has looked" in table[name].why and table[name].checked == "not looked at" for name in unknown)
-    assert (table["llama.cpp"].loads, table["llama.cpp"].why) == (True, "as GGUF architecture gemma3")
+    assert table["llama.cpp"].loads is False
     assert table["transformers (stock)"].loads
+
+
+def test_of_a_type_that_was_tried_it_is_said_where(tmp_path: Path) -> None:
+    table = verdicts(tmp_path, "gemma3_text", same_width, Profile.UNIFORM)
+    assert (table["llama.cpp"].loads, table["llama.cpp"].why) == (True, "as GGUF architecture gemma3")
+    assert table["ONNX Runtime"].loads
+    assert table["TensorRT"].loads is None
