@@ -1,7 +1,7 @@
 """Phi-3 and Phi-4: Llama's computation with two fused projections, q, k and v in one and gate and up in one."""
 
 from pipeline.architecture.families.family import Axis, Family, Linear
-from pipeline.architecture.families.llama import LLAMA
+from pipeline.architecture.families.parts import before, gate_and_up_in_one
 
 PHI3 = Family(
     model_type="phi3",
@@ -9,10 +9,9 @@ PHI3 = Family(
     linears=(
         Linear("self_attn.qkv_proj", (Axis.QUERY, Axis.KV, Axis.KV), Axis.RESIDUAL),
         Linear("self_attn.o_proj", (Axis.RESIDUAL,), Axis.QUERY),
-        Linear("mlp.gate_up_proj", (Axis.FFN, Axis.FFN), Axis.RESIDUAL),
-        Linear("mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN),
+        *gate_and_up_in_one(),
     ),
-    norms=LLAMA.norms,
+    norms=before(),
     norm_eps="rms_norm_eps",
     onnx_builder="Phi3MiniModel",
     gguf_arch="phi3",
