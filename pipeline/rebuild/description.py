@@ -13,23 +13,32 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.architecture.families import Axis, Linear, Sublayer
+from pipeline.architecture.families import Linear, Sublayer
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import GateError
 from pipeline.common.files import read_json
 from pipeline.evaluate.gates import compare_logits, gate_tokens
 from pipeline.evaluate.settings import CONFIG
 from pipeline.live.loading import as_trimline_error, quiet_transformers
+from pipeline.plan.selection import Selection
 
 UNIT = 1  # neither the first, which an interleaved order has in the same place, nor beyond what two units reach
 GUIDE = "Correct the family's file; docs/add-an-architecture.md says what each field means."
+
+
+def is_stock(checkpoint: Checkpoint) -> bool:
+    """Whether a folder is one of its family's stock class, of which the description speaks: no larger model, no modelling file of ours."""
+    return checkpoint.nested is None and profile_of(checkpoint.config) is Profile.UNIFORM
 
 
 def check_description(folder: Path) -> None:
     """Compares the description of a folder's family with the model that the stock class opens.
 
     Args:
-        folder: a dense checkpoint that fits into memory.
+        folder: a dense checkpoint of that class (``is_stock``) that fits into memory.
 
     Raises:
         GateError: names the tensor that the description lacks, invents, gives another shape, or other units than it has.
@@ -68,43 +77,30 @@ def _tied(model: PreTrainedModel) -> set[str]:
 def _check_units(model: PreTrainedModel, geometry: Geometry, sublayer: Sublayer) -> None:
     family, number = geometry.family, len(geometry.blocks) - 1
     unit = min(UNIT, geometry.blocks[number].units(sublayer) - 1)
+    alone = Selection.everything(geometry).with_units(sublayer, number, (unit,))
     reader = family.reader(sublayer)
     tokens = gate_tokens(geometry.vocab, 2, 8, seed=3)
-    weight = model.get_parameter(f"{family.module(number, reader.name)}.weight")
-    with _zeroed(weight, 1, _indices(geometry, reader.columns, unit)):
-        alone = _logits(model, tokens)
+
+    def weight(linear: Linear) -> tuple[str, torch.nn.Parameter]:
+        name = f"{family.module(number, linear.name)}.weight"
+        return name, model.get_parameter(name)
+
+    with _zeroed(weight(reader)[1], 1, alone.column_indices(reader, number, geometry)):
+        unread = _logits(model, tokens)
         for linear in family.writers(sublayer):
-            for indices in _sections(geometry, linear, number, unit):
-                name = f"{family.module(number, linear.name)}.weight"
-                with _zeroed(model.get_parameter(name), 0, indices):
-                    if not compare_logits(alone, _logits(model, tokens)).passed:
-                        raise GateError(
-                            f"The description of {family.model_type} is wrong about {name}: its rows {_span(indices)} are not what "
-                            f"{reader.name} reads in the columns of {sublayer.value} unit {unit}.",
-                            GUIDE,
-                        )
-
-
-def _sections(geometry: Geometry, linear: Linear, number: int, unit: int) -> Iterator[torch.Tensor]:
-    """Rows of a unit, section by section of a fused projection."""
-    start = 0
-    for axis in linear.rows:
-        yield _indices(geometry, axis, unit) + start
-        start += geometry.axis_size(axis, geometry.blocks[number])
-
-
-def _indices(geometry: Geometry, axis: Axis, unit: int) -> torch.Tensor:
-    width = geometry.unit_width(axis)
-    return torch.arange(unit * width, (unit + 1) * width)
-
-
-def _span(indices: torch.Tensor) -> str:
-    first, last = int(indices[0]), int(indices[-1])
-    return f"{first} to {last}" if last > first else f"{first}"
+            name, written = weight(linear)
+            with _zeroed(written, 0, alone.row_indices(linear, number, geometry)):
+                if not compare_logits(unread, _logits(model, tokens)).passed:
+                    raise GateError(
+                        f"The description of {family.model_type} is wrong about {name}: its rows of {sublayer.value} unit {unit} are not "
+                        f"what {reader.name} reads in the columns of that unit.",
+                        GUIDE,
+                    )
 
 
 @contextmanager
-def _zeroed(weight: torch.nn.Parameter, dimension: int, indices: torch.Tensor) -> Iterator[None]:
+def _zeroed(weight: torch.nn.Parameter, dimension: int, indices: torch.Tensor | None) -> Iterator[None]:
+    assert indices is not None  # units are never along the residual stream
     before = weight.detach().clone()
     with torch.no_grad():
         weight.index_fill_(dimension, indices, 0.0)

@@ -29,7 +29,7 @@ from pipeline.live.untouched import load_untouched
 from pipeline.plan.places import check_same_model
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
-from pipeline.rebuild.description import check_description
+from pipeline.rebuild.description import check_description, is_stock
 from pipeline.rebuild.images import demand_same_beside, demand_seen, image_readings, sums_beside
 from pipeline.rebuild.masked import open_masked
 from pipeline.rebuild.readings import GateReading, cache_comparison, logits_of, readings_for
@@ -78,7 +78,7 @@ def gate(checkpoint: Checkpoint, plan: Plan, out: Path, options: RunOptions, eve
     """
     settings = demand_settings(checkpoint.folder, plan, out, options.trust_remote_code)
     outcomes = _outcomes(checkpoint, plan, out, options, events)
-    if not outcomes[-1].passed and options.holds(weights_bytes(checkpoint, torch.float32)):
+    if not outcomes[-1].passed and is_stock(checkpoint) and options.holds(weights_bytes(checkpoint, torch.float32)):
         check_description(checkpoint.folder)  # what it says of this architecture may be what is wrong
     write_json(out / GATE, _record(outcomes) | {"settings": settings})
     _demand(outcomes, events)

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.architecture.families import FAMILIES, Axis, Family, Linear
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
-from pipeline.rebuild.description import check_description
-from tests.tiny import TINY_TYPES, tiny_model
+from pipeline.rebuild.description import check_description, is_stock
+from tests.pipeline.rebuild.cases import anything, rebuilt_tiny
+from tests.tiny import TINY_TYPES, tiny_model, tiny_wrapped
 
 Change = Callable[[Family], Family]
 
@@ -57,3 +60,9 @@ def test_a_wrong_description_is_told_with_the_tensor(
     monkeypatch.setitem(FAMILIES, name, change(FAMILIES[name]))
     with pytest.raises(GateError, match=said):
         check_description(folder)
+
+
+def test_only_folders_of_a_stock_class_are_spoken_of(tmp_path: Path) -> None:
+    assert is_stock(Checkpoint(tiny_model("llama", tmp_path / "stock")))
+    assert not is_stock(Checkpoint(tiny_wrapped("llava", tmp_path / "larger")))
+    assert not is_stock(Checkpoint(rebuilt_tiny(tmp_path, "llama", anything, Profile.FREE)))

@@ -31,7 +31,7 @@ from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
 from pipeline.rebuild.consumers import consumers
-from pipeline.rebuild.gate import gate_again
+from pipeline.rebuild.gate import gate, gate_again
 from pipeline.rebuild.profiles import check_request
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import recover
@@ -145,6 +145,20 @@ def test_the_gate_refuses_what_is_damaged(
     damage(Path(shutil.copytree(out, tmp_path / "damaged")))
     with pytest.raises(GateError, match=said):
         gate_again(checkpoint, plan, tmp_path / "damaged", OPTIONS, Events())
+
+
+@pytest.mark.parametrize("look", [gate, gate_again])
+def test_the_gate_refuses_a_language_model_that_was_cut_wrongly(
+    case: tuple[Checkpoint, Plan, Path], tmp_path: Path, look: Callable[..., None]
+) -> None:
+    checkpoint, plan, out = case
+    damaged = Path(shutil.copytree(out, tmp_path / "damaged"))
+    tensors = load_file(damaged / WEIGHTS)
+    name = next(name for name in sorted(tensors) if "down_proj" in name and "vision" not in name)
+    tensors[name] = tensors[name].roll(1, dims=1)
+    save_file(tensors, damaged / WEIGHTS, {"format": "pt"})
+    with pytest.raises(GateError, match="the dense model with the plan applied as zeros"):
+        look(checkpoint, plan, damaged, OPTIONS, Events())
 
 
 def test_a_model_that_looks_at_no_image_is_refused(tmp_path: Path) -> None:
