@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.architecture.families.family import Family, check_heads, check_stream
+from pipeline.architecture.families.family import check_heads, check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import step_scores_name
 from pipeline.architecture.spaces import IndexSet, Space
@@ -58,7 +58,7 @@ def prune(
     """
     steps = resolve_steps(recipe, consumer)
     dense = Checkpoint(checkpoint_folder(source)).geometry
-    check_spaces(steps, dense.family)
+    check_spaces(steps, dense)
     check_targets(steps, dense)
     model, windows = opened(source, texts, recipe.calibration, options, any(step.reads_text for step in steps))
     with closing(model):
@@ -66,17 +66,17 @@ def prune(
         last().write(out)
 
 
-def check_spaces(steps: Sequence[ResolvedStep], family: Family) -> None:
-    """Whether what the steps are about can go from a model of this family.
+def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
+    """Whether what the steps are about can go from this model.
 
     Raises:
-        TrimlineError: a norm stands against it.
+        TrimlineError: a norm stands against it, or what holds the model.
     """
     for step in steps:
         if Space.KV_GROUP in step.spaces:
-            check_heads(family)
+            check_heads(dense.family)
         if Space.RESIDUAL in step.spaces:
-            check_stream(family)
+            check_stream(dense.family, dense.within)
 
 
 def check_targets(steps: Sequence[ResolvedStep], dense: Geometry) -> None:

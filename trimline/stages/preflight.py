@@ -11,12 +11,12 @@ from benchmarks.runtimes.opening import demand
 from deploy.targets import ModelToServe, check_targets
 from exporters.onnx.lowering.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
-from pipeline.architecture.families.family import check_stream
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
+from pipeline.prune.stage import check_spaces
 from pipeline.prune.stage import check_targets as check_bounds
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import resolve_steps
@@ -49,10 +49,9 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     profile, family, within = recipe.rebuild.profile, dense.geometry.family, dense.geometry.within
     check_request(profile, family, *shapes_asked_for(steps, profile), dense.config, within)
     _demand_heads(recipe.rebuild.profile, steps, dense)
-    if any(Space.RESIDUAL in step.spaces for step in steps):
-        check_stream(family, within)
-        if recipe.recover and recipe.recover.hidden_states:
-            raise narrower_stream()
+    check_spaces(steps, dense.geometry)
+    if any(Space.RESIDUAL in step.spaces for step in steps) and recipe.recover and recipe.recover.hidden_states:
+        raise narrower_stream()
     biases_added(dense.geometry, _readers_with_new_bias(steps, dense), recipe.rebuild.profile)
     if recipe.recover:
         check_recovery(recipe.recover, options)
