@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks.studies.types.tiny import (
     CONFIGS,
     GATED,
@@ -29,8 +27,3 @@ __all__ = [
     "tiny_tokenizer",
     "tiny_wrapped",
 ]
-
-
-def tiny_config(family: str) -> dict[str, Any]:
-    """What the config of a tiny model states beside the defaults of its class."""
-    return dict(CONFIGS[family])

@@ -16,7 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from pipeline.architecture.families import Family, family_named
 from pipeline.architecture.geometry import MOST_BLOCKS, Geometry
 from pipeline.architecture.wrappers import WRAPPERS, Wrapper
-from pipeline.common.errors import TrimlineError, shortened, shown
+from pipeline.checkpoints.stock import refused_by_class
+from pipeline.common.errors import TrimlineError, shown
 
 TEXT, VISION, TIE = "text_config", "vision_config", "tie_word_embeddings"
 ROTARY, DTYPES = "rope_parameters", ("dtype", "torch_dtype")
@@ -101,7 +102,4 @@ def _opened(config: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[str(config["model_type"])].from_dict(dict(config))
     except Exception as error:  # whatever its validators meet in values that they do not expect
-        why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
-        raise TrimlineError(
-            f"transformers' config class refuses config.json ({why}).", "Fetch the checkpoint again or correct its config."
-        ) from None
+        raise refused_by_class(error) from None

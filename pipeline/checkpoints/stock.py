@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture.families import Family
@@ -14,8 +15,8 @@ from pipeline.architecture.families.mistral import MISTRAL
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError, shortened
 
+OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "per_layer_config", "biases", "qkv_bias", "architectures"}
 # What config classes check against a head size that they take to be hidden size / heads.
-OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "biases", "qkv_bias", "architectures"}
 ROTARY = ("rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "max_position_embeddings")
 NOT_BY_BLOCK = re.compile(r"_ids?$|^architectures$|^block_configs$")  # lists that may happen to be as long as the model is deep
 
@@ -39,7 +40,7 @@ def lists_of_class(geometry: Geometry, config: Mapping[str, Any], blocks: int) -
         config: its config.json, in whatever profile.
         blocks: how many the class is told of.
     """
-    return per_block(_filled(geometry, config, blocks), blocks)
+    return per_block(stock_config(geometry, config, blocks).to_dict(), blocks)
 
 
 def values_of_class(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,20 +54,31 @@ def values_of_class(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, 
         TrimlineError: the class refuses it.
     """
     try:
-        return _filled(geometry, config, len(geometry.blocks))
+        values: dict[str, Any] = stock_config(geometry, config).to_dict()
+        return values
     except Exception as error:  # whatever its validators meet in values that they do not expect
-        raise _refused(error) from None
+        raise refused_by_class(error) from None
 
 
-def _filled(geometry: Geometry, config: Mapping[str, Any], blocks: int) -> dict[str, Any]:
-    family = geometry.family
-    fields = {key: value for key, value in config.items() if key not in OURS and key not in per_block(config, len(geometry.blocks))}
-    # One head that fills the stream is legal for every config class: they refuse counts that do not divide it.
+def stock_config(geometry: Geometry, config: Mapping[str, Any], blocks: int | None = None) -> PretrainedConfig:
+    """A config.json as its family's own class has it, but for heads and widths, which are counted per block in the geometry.
+
+    Args:
+        geometry: of the model.
+        config: its config.json, in whatever profile; no modelling file is run.
+        blocks: how many the class is told of; lists of another length are then left to it. None for as many as there are.
+    """
+    family, depth = geometry.family, len(geometry.blocks)
+    told = depth if blocks is None else blocks
+    left_to_it = per_block(config, depth).keys() if told != depth else ()
+    fields = {key: value for key, value in config.items() if key not in OURS and key not in left_to_it}
+    # One head that fills the stream is legal for every config class: they refuse counts that do not divide it, and rotary
+    # factors of another number than they take a head to have channels.
     heads = {family.heads_key: 1, **({} if family.kv_heads_key is None else {family.kv_heads_key: 1})}
-    sizes = {family.layers_key: blocks, "hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
-    lists = {key: value for key, value in per_block(config, len(geometry.blocks)).items() if len(value) == blocks}
-    filled: dict[str, Any] = CONFIG_MAPPING[family.model_type](**fields | heads | sizes | lists).to_dict()
-    return filled
+    sizes = {family.layers_key: told, "hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
+    made: PretrainedConfig = CONFIG_MAPPING[family.model_type](**fields | heads | sizes)
+    made.hidden_size = geometry.hidden
+    return made
 
 
 def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool:
@@ -81,11 +93,12 @@ def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool
     except StrictDataclassClassValidationError:
         return False
     except Exception as error:  # whatever its validators meet in values that they do not expect
-        raise _refused(error) from None
+        raise refused_by_class(error) from None
     return True
 
 
-def _refused(error: Exception) -> TrimlineError:
+def refused_by_class(error: Exception) -> TrimlineError:
+    """What is said where a config class of transformers raises anything."""
     why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
     return TrimlineError(f"transformers' config class refuses config.json ({why}).", "Fetch the checkpoint again or correct its config.")
 

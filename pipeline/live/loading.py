@@ -95,15 +95,21 @@ def load_with_report(
     options["adapter_kwargs"] = {"subfolder": NO_ADAPTER}
     if not isinstance(device, str):
         options["device_map"] = device
-    kind = AutoModelForImageTextToText if checkpoint.nested and whole else AutoModelForCausalLM
     with quiet_transformers(), as_trimline_error(folder):
         if checkpoint.nested and not whole:
             options |= {"config": language_class_config(checkpoint), "key_mapping": KEY_MAPPING}
-        loaded: Any = kind.from_pretrained(folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options)
+        loaded: Any = auto_class(checkpoint, whole).from_pretrained(
+            folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options
+        )
         model, info = loaded
     ours = (name for name in info["unexpected_keys"] if whole or not checkpoint.nested or text_name(name) is not None)
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(ours)))
     return (model.to(device) if isinstance(device, str) else model).eval(), report
+
+
+def auto_class(checkpoint: Checkpoint, whole: bool) -> Any:
+    """The Auto class that opens a folder: of a larger model's the ``whole``, or else its language model."""
+    return AutoModelForImageTextToText if checkpoint.nested and whole else AutoModelForCausalLM
 
 
 def language_class_config(checkpoint: Checkpoint) -> PretrainedConfig:

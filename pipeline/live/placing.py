@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.options import WEIGHTS_SHARE, RunOptions
 from pipeline.live.blocks import blocks_of
-from pipeline.live.loading import as_trimline_error, language_class_config, quiet_transformers, trusts
+from pipeline.live.loading import as_trimline_error, auto_class, language_class_config, quiet_transformers, trusts
 
 Map = dict[str, int]
 
@@ -29,12 +29,11 @@ def empty_model(folder: Path, options: RunOptions, dtype: torch.dtype, whole: bo
     """
     checkpoint = Checkpoint(folder)
     trust = trusts(folder, checkpoint.stated, options.trust_remote_code)
-    alone, kind = checkpoint.nested and not whole, AutoModelForImageTextToText if checkpoint.nested and whole else AutoModelForCausalLM
     with quiet_transformers(), as_trimline_error(folder), init_empty_weights(include_buffers=False):
         opened = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        config = language_class_config(checkpoint) if alone else opened
+        config = language_class_config(checkpoint) if checkpoint.nested and not whole else opened
         config.tie_word_embeddings = checkpoint.geometry.tied
-        model: PreTrainedModel = kind.from_config(config, dtype=dtype, trust_remote_code=trust)
+        model: PreTrainedModel = auto_class(checkpoint, whole).from_config(config, dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
     return model
 

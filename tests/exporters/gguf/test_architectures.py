@@ -23,7 +23,7 @@ from pipeline.common.files import read_json
 from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import GgufForm, NoGgufForm, gguf_form
 from tests.exporters.models import OPTIONS
-from tests.tiny import TINY_FAMILIES, TINY_TYPES, tiny_config, tiny_model
+from tests.tiny import CONFIGS, TINY_FAMILIES, TINY_TYPES, tiny_model
 
 # What a tiny model has switched on that llama.cpp has not: switched off, so that the type can be written.
 FULL: list[str] = ["full_attention"] * 4
@@ -106,7 +106,7 @@ def test_multipliers_scales_and_trained_activations(tmp_path: Path) -> None:
 
 def form_of(name: str, blocks: int | None = None, **overrides: Any) -> GgufForm:
     """Without weights: what the config alone decides."""
-    config = AutoConfig.for_model(name, **(tiny_config(name) | WRITABLE.get(name, {}) | overrides)).to_dict()
+    config = AutoConfig.for_model(name, **(CONFIGS[name] | WRITABLE.get(name, {}) | overrides)).to_dict()
     geometry = Geometry.from_config(config)
     return gguf_form(geometry if blocks is None else geometry.with_blocks(geometry.blocks[:blocks]), config)
 
