@@ -12,6 +12,7 @@ from pipeline.architecture import families
 from pipeline.architecture.families import FAMILIES, Axis, Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
 from tests.tiny import TINY_FAMILIES, TINY_TYPES, random_model, tiny_model
@@ -44,7 +45,8 @@ def test_uniform(tmp_path: Path, name: str) -> None:
             fewer_groups(choice)
         fewer_blocks(choice)
 
-    rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM)
+    blocks = Checkpoint(rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM)).geometry.blocks
+    assert (len(blocks), {block.ffn for block in blocks}) == (3, {64})
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -54,7 +56,9 @@ def test_free(tmp_path: Path, name: str) -> None:
         if FAMILIES[name].norms_over_heads:
             choice.kv = [groups and tuple(range(choice.geometry.blocks[0].kv_groups)) for groups in choice.kv]
 
-    rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
+    out = rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
+    assert read_json(out / "gate.json")["passed"]
+    assert not Checkpoint(out).geometry.is_uniform
 
 
 @pytest.mark.parametrize("name", TINY_TYPES)
