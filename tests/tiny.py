@@ -5,7 +5,9 @@ from __future__ import annotations
 from benchmarks.studies.types.tiny import (
     CONFIGS,
     GATED,
+    MIXTURES,
     TINY_FAMILIES,
+    TINY_MIXTURES,
     TINY_TYPES,
     TINY_WRAPPERS,
     VOCAB,
@@ -18,7 +20,9 @@ from benchmarks.studies.types.tiny import (
 __all__ = [
     "CONFIGS",
     "GATED",
+    "MIXTURES",
     "TINY_FAMILIES",
+    "TINY_MIXTURES",
     "TINY_TYPES",
     "TINY_WRAPPERS",
     "VOCAB",

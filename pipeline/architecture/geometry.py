@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.architecture.families import Axis, Family, Linear, Sublayer, family_named
+from pipeline.architecture.families import Axis, Family, Linear, Mixture, Sublayer, family_named
 from pipeline.architecture.wrappers import Wrapper
 from pipeline.common.errors import TrimlineError, shown
 
@@ -22,17 +22,28 @@ MOST_BLOCKS = 2**12  # counting tensors takes a hundred microseconds per block
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Units left in one block: intermediate channels and KV groups. 0 means that the sublayer is absent."""
+    """Units left in one block: intermediate channels, KV groups and routed experts. 0 means that there are none.
+
+    Attributes:
+        ffn: channels that every token goes through; beside experts those of the shared expert.
+        kv_groups: KV heads, each with its query heads.
+        experts: that a router chooses from.
+        expert_width: intermediate channels of each expert.
+    """
 
     ffn: int
     kv_groups: int
+    experts: int = 0
+    expert_width: int = 0
 
     def units(self, sublayer: Sublayer) -> int:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
     def has(self, sublayer: Sublayer | None) -> bool:
-        """Whether the sublayer is there; None stands for any."""
-        return bool(self.ffn or self.kv_groups) if sublayer is None else bool(self.units(sublayer))
+        """Whether the sublayer is there; None stands for any. Routed experts are an FFN too."""
+        if sublayer is Sublayer.ATTENTION:
+            return bool(self.kv_groups)
+        return bool(self.ffn or self.experts or (sublayer is None and self.kv_groups))
 
     def with_units(self, sublayer: Sublayer, units: int) -> BlockShape:
         """The same block with another size of one sublayer."""
@@ -42,6 +53,21 @@ class BlockShape:
     def alone(cls, sublayer: Sublayer, units: int = 1) -> BlockShape:
         """A block of one sublayer."""
         return cls(0, 0).with_units(sublayer, units)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a mixture chooses.
+
+    Attributes:
+        chosen: experts of each token; 0 where there is no mixture.
+        groups: that experts are numbered in, one after the other.
+        chosen_groups: that the experts of a token are from.
+    """
+
+    chosen: int = 0
+    groups: int = 1
+    chosen_groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,7 @@ class Geometry:
         within: what holds this language model, where its folder is that of a larger model.
         beside: parameters of that larger model that are not the language model's.
         pinned: its first blocks that image features are added after, each by its number, so that none of them can go.
+        routing: how it chooses among experts.
     """
 
     family: Family
@@ -79,6 +106,7 @@ class Geometry:
     within: Wrapper | None = None
     beside: int = 0
     pinned: int = 0
+    routing: Routing = Routing()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Geometry:
@@ -111,6 +139,7 @@ class Geometry:
             switches={ln.bias: bool(config.get(ln.bias, False)) for ln in family.linears if isinstance(ln.bias, str)},
             biases=_biases(config, family),
             context=_context(config),
+            routing=_routing(config, family),
         )
 
     def axis_size(self, axis: Axis, block: BlockShape) -> int:
@@ -123,6 +152,9 @@ class Geometry:
             Axis.GROUPED: block.kv_groups * self.unit_width(Axis.GROUPED),
             Axis.HEADS: block.kv_groups * self.queries_per_group,
             Axis.HEAD: self.head_dim,
+            Axis.EXPERT: block.experts,
+            Axis.EXPERT_CHANNEL: block.expert_width,
+            Axis.EXPERT_PAIR: 2 * block.expert_width,
         }[axis]
 
     def unit_width(self, axis: Axis) -> int:
@@ -130,7 +162,7 @@ class Geometry:
         queries = self.queries_per_group * self.head_dim
         grouped = queries + 2 * self.head_dim
         heads = self.queries_per_group
-        return {Axis.FFN: 1, Axis.QUERY: queries, Axis.KV: self.head_dim, Axis.GROUPED: grouped, Axis.HEADS: heads}[axis]
+        return {Axis.FFN: 1, Axis.EXPERT: 1, Axis.QUERY: queries, Axis.KV: self.head_dim, Axis.GROUPED: grouped, Axis.HEADS: heads}[axis]
 
     def has_bias(self, linear: Linear) -> bool:
         return linear.name in self.biases or (self.switches[linear.bias] if isinstance(linear.bias, str) else linear.bias)
@@ -153,7 +185,22 @@ class Geometry:
         return sum(self.block_parameters(block) for block in self.blocks)
 
     def block_parameters(self, block: BlockShape) -> int:
-        return sum(rows * columns for _, (rows, columns) in self.linears(block))
+        return sum(rows * columns for _, (rows, columns) in self.linears(block)) + self._routed_parameters(block, block.experts)
+
+    def active_parameters(self) -> int:
+        """Weights inside the blocks that one token is multiplied with: of the experts those that are chosen."""
+        return sum(self._active(block) for block in self.blocks)
+
+    def _active(self, block: BlockShape) -> int:
+        unused = max(0, block.experts - self.routing.chosen)
+        return self.block_parameters(block) - unused * self.expert_parameters(block)
+
+    def expert_parameters(self, block: BlockShape) -> int:
+        """Weights of one routed expert of a block, without its row of the router."""
+        return 3 * self.hidden * block.expert_width
+
+    def _routed_parameters(self, block: BlockShape, experts: int) -> int:
+        return experts * (self.expert_parameters(block) + self.hidden)
 
     def total_parameters(self) -> int:
         """Every number in the checkpoint, a tied head counted once."""
@@ -185,7 +232,7 @@ class Geometry:
                 size = self.axis_size(norm.axis, block)
                 yield from _with_bias(self.family.module(number, norm.name), (size,), size if norm.bias else 0)
         for carried in self.family.carried:
-            if block.has(carried.sublayer):
+            if block.experts if Axis.EXPERT in carried.shape else block.has(carried.sublayer):
                 sizes = (self.axis_size(size, block) if isinstance(size, Axis) else size for size in carried.shape)
                 yield self.family.module(number, carried.name), tuple(sizes)
 
@@ -195,7 +242,7 @@ class Geometry:
 
     def block_flops(self, block: BlockShape, context: int) -> int:
         attention = 4 * context * self.axis_size(Axis.QUERY, block)
-        return 2 * self.block_parameters(block) + attention
+        return 2 * self._active(block) + attention
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         return sum(2 * self.axis_size(Axis.KV, block) * bytes_per_value for block in self.blocks)
@@ -216,7 +263,7 @@ def _with_bias(module: str, shape: tuple[int, ...], bias: int) -> Iterator[tuple
 
 def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tuple[BlockShape, ...]:
     if "block_configs" not in config:
-        shape = BlockShape(_size(config, family.ffn_key), groups)
+        shape = BlockShape(_ffn_width(config, family), groups, *_experts(config, family))
         return (shape,) * _size(config, family.layers_key, most=MOST_BLOCKS)
     heads = _size(config, family.heads_key)
     try:
@@ -226,6 +273,74 @@ def _block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tup
     if not shapes or any(not 0 <= size <= MOST for shape in shapes for size in (shape.ffn, shape.kv_groups)):
         raise _bad("block_configs", "it is empty or holds sizes that no model has")
     return shapes
+
+
+def _ffn_width(config: Mapping[str, Any], family: Family) -> int:
+    """Channels that every token goes through."""
+    if family.ffn_key is not None:
+        return _size(config, family.ffn_key)
+    keys = () if family.mixture is None else family.mixture.shared_keys
+    return math.prod(_size(config, key) for key in keys) if keys else 0
+
+
+def _experts(config: Mapping[str, Any], family: Family) -> tuple[int, int]:
+    """How many, and how wide."""
+    if family.mixture is None:
+        return 0, 0
+    return _size(config, stated_count(config, family.mixture)), _size(config, family.mixture.width_key)
+
+
+def stated_count(config: Mapping[str, Any], mixture: Mixture) -> str:
+    """The key by which a config says how many experts there are: of several the one that counts."""
+    return next((key for key in mixture.count_keys if config.get(key) is not None), mixture.count_keys[0])
+
+
+def demand_choice(geometry: Geometry, experts: int, where: str = "every block") -> None:
+    """Whether routers find as many experts as they choose for every token, in groups of one size.
+
+    Args:
+        geometry: of the model.
+        experts: that stay in a block.
+        where: for the sentence.
+
+    Raises:
+        TrimlineError: they do not; says how many have to stay.
+    """
+    routing, mixture = geometry.routing, geometry.family.mixture
+    assert mixture is not None
+    if experts % routing.groups:
+        raise TrimlineError(
+            f"{experts} experts in {where} are not the same number from each of the {routing.groups} groups that routers choose in.",
+            f"Keep a multiple of {routing.groups}.",
+        )
+    needed = least_experts(geometry)
+    if experts < needed:
+        within = f", from {routing.chosen_groups} of {routing.groups} groups" if routing.groups > 1 else ""
+        raise TrimlineError(
+            f"{experts} experts in {where} are too few: {routing.chosen} are chosen for every token{within}.", f"Keep at least {needed}."
+        )
+
+
+def least_experts(geometry: Geometry) -> int:
+    """The fewest experts of a block that routers can choose among."""
+    routing, mixture = geometry.routing, geometry.family.mixture
+    assert mixture is not None
+    per_group = math.ceil(routing.chosen / routing.chosen_groups)
+    return routing.groups * max(per_group, mixture.group_best if mixture.groups_key else 1)
+
+
+def _routing(config: Mapping[str, Any], family: Family) -> Routing:
+    if (mixture := family.mixture) is None:
+        return Routing()
+    chosen, experts = _size(config, mixture.chosen_key), _size(config, stated_count(config, mixture))
+    if chosen > experts:
+        raise _bad(mixture.chosen_key, f"{chosen} experts are chosen of {experts}")
+    if mixture.groups_key is None:
+        return Routing(chosen)
+    groups = _size(config, mixture.groups_key, default=1)
+    if experts % groups:
+        raise _bad(mixture.groups_key, f"{groups} groups do not divide the {experts} experts")
+    return Routing(chosen, groups, _size(config, mixture.chosen_groups_key, default=1))
 
 
 def _biases(config: Mapping[str, Any], family: Family) -> frozenset[str]:

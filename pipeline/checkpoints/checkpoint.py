@@ -21,6 +21,7 @@ from pipeline.checkpoints.nested import TIE, nested
 from pipeline.checkpoints.promise import check_size, check_special_tokens, check_tensors
 from pipeline.checkpoints.quantised import check_not_quantised
 from pipeline.checkpoints.sources_beside import Doubt, doubts_about, same_tensor
+from pipeline.checkpoints.stacked import InFiles, file_names, in_memory, names_in_files
 from pipeline.checkpoints.stored import InWhole, Shards, StoredTensor, beside_text, by_canonical_name, canonical_name
 from pipeline.checkpoints.weight_files import INDEX, NAMED_BY_CONFIG, check_adapter_alone, weight_files
 from pipeline.common.errors import TrimlineError, shown
@@ -70,6 +71,7 @@ class Checkpoint:
         check_special_tokens(self.folder, own, geometry)
         check_size(self.folder, geometry, len(stored), self.bytes)
         self._held, tied = self._with_head(geometry)
+        self._held = in_memory(self._held, geometry, self.folder)
         self.geometry = replace(geometry, tied=tied, beside=sum(prod(stored.shape) for stored in self._beside.values()))
         check_tensors(self.folder, self.geometry, self._held, self._index())
         self.config = {key: value for key, value in own.items() if key != NAMED_BY_CONFIG}
@@ -93,10 +95,16 @@ class Checkpoint:
             return config
         return {key: value for key, value in self.nested.with_text(config).items() if key != NAMED_BY_CONFIG}
 
-    def whole_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The tensors of a folder like this one, around other tensors of its language model, by the names that this one has."""
+    def whole_tensors(self, tensors: Mapping[str, torch.Tensor], result: Geometry | None = None) -> Mapping[str, torch.Tensor]:
+        """The tensors of a folder like this one, around other tensors of its language model, by the names that this one has.
+
+        Args:
+            tensors: by the names that the language model's class has for them.
+            result: of the model that they are of, where it has other sizes than this one.
+        """
         if self.nested is None:
-            return tensors
+            family = self.geometry.family
+            return InFiles(tensors, result or self.geometry, names_in_files(self._held, family)) if family.stored else tensors
         return InWhole(tensors, next(iter(self._held.values())).name, self._beside, self._tensor_beside)
 
     def _tensor_beside(self, name: str) -> torch.Tensor:
@@ -188,7 +196,7 @@ class Checkpoint:
         whatever the config says.
         """
         table, head = f"{geometry.family.embeddings[0]}.weight", f"{geometry.family.head}.weight"
-        names = {name: None for name, _ in replace(geometry, tied=False).tensors()}
+        names = {name: None for name, _ in replace(geometry, tied=False).tensors()} | dict.fromkeys(file_names(geometry))
         rename = partial(canonical_name, family=geometry.family, known=names) if self.nested is None else text_name
         held = by_canonical_name(self._shards, rename, self.folder)
         if not geometry.tied or head not in held:

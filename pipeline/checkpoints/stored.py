@@ -43,6 +43,19 @@ class StoredTensor:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Stacked(StoredTensor):
+    """A tensor that files hold in parts: its first part's place, and the whole's shape.
+
+    Attributes:
+        parts: along a new first axis, each as what follows each other along its first; one without a new axis where there is one part.
+        new_axis: whether there is a new first axis.
+    """
+
+    parts: tuple[tuple[StoredTensor, ...], ...] = ()
+    new_axis: bool = True
+
+
 class Shards:
     """Opened files of tensors.
 
@@ -62,6 +75,9 @@ class Shards:
 
     def read(self, stored: StoredTensor) -> torch.Tensor:
         """The whole tensor."""
+        if isinstance(stored, Stacked):
+            wholes = [torch.cat([self.read(part) for part in parts]) if len(parts) > 1 else self.read(parts[0]) for parts in stored.parts]
+            return torch.stack(wholes) if stored.new_axis else wholes[0]
         with _readable(stored):
             tensor: torch.Tensor = self._handles[stored.shard].get_tensor(stored.name)
         return tensor

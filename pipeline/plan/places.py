@@ -30,8 +30,14 @@ class Place:
     kind: str
 
     def stays(self, selection: Selection) -> bool:
-        """Whether its block and its sublayer are both kept."""
-        return self.block in selection.blocks and selection.has(self.part.sublayer, self.block)
+        """Whether its block and its sublayer, or its experts, are both kept."""
+        here = bool(selection.experts_of(self.block)) if self.of_experts else selection.has(self.part.sublayer, self.block)
+        return self.block in selection.blocks and here
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it has an index per routed expert."""
+        return isinstance(self.part, Carried) and Axis.EXPERT in self.part.shape
 
     def name(self, family: Family, block: int) -> str:
         """Its stored name in block ``block``."""
@@ -41,8 +47,7 @@ class Place:
     def indices(self, selection: Selection, geometry: Geometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Kept indices along dimension 0 and along dimension 1; None where all stay."""
         if isinstance(self.part, Carried):
-            kept = [selection.axis_indices(size, self.block, geometry) if isinstance(size, Axis) else None for size in self.part.shape]
-            rows, columns = (*kept, None, None)[:2]
+            rows, columns = (*(selection.kept(size, self.block, geometry) for size in self.part.shape[:2]), None, None)[:2]
             return rows, columns
         if isinstance(self.part, Norm):
             if self.part.axis is Axis.RESIDUAL:
@@ -108,8 +113,13 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
         raise TrimlineError(f"The plan is for {plan.family.model_type}, and {checkpoint.folder} is {geometry.family.model_type}.", remedy)
     if len(selection.ffn) != len(geometry.blocks) or len(selection.kv_groups) != len(geometry.blocks):
         raise TrimlineError(f"The plan is for {len(selection.ffn)} blocks, and {checkpoint.folder} has {len(geometry.blocks)}.", remedy)
+    if (selection.experts is None) is not (geometry.family.mixture is None) or len(selection.experts or selection.ffn) != len(
+        geometry.blocks
+    ):
+        raise TrimlineError(f"The plan does not say which experts of {checkpoint.folder} stay.", remedy)
     for number, block in enumerate(geometry.blocks):
-        for units, size in ((selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)):
+        both = (selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)
+        for units, size in (*both, (selection.experts_of(number), block.experts)):
             if units and units[-1] >= size:
                 raise TrimlineError(f"The plan keeps unit {units[-1]} of block {number}, which has {size}.", remedy)
     if selection.residual is not None and not selection.residual[-1:] < (geometry.hidden,):

@@ -85,6 +85,7 @@ class Plan:
             "ffn": [_ranges(units) for units in self.selection.ffn],
             "kv_groups": [_ranges(units) for units in self.selection.kv_groups],
             "residual": None if self.selection.residual is None else _ranges(self.selection.residual),
+            **({} if (experts := self.selection.experts) is None else {"experts": [_ranges(units) for units in experts]}),
             "sparse": dict(sorted(self.sparse.items())),
             "biases": sorted(self.biases),
             "steps": [
@@ -131,6 +132,7 @@ class Plan:
             ffn=tuple(numbers(text) for text in document["ffn"]),
             kv_groups=tuple(numbers(text) for text in document["kv_groups"]),
             residual=None if document["residual"] is None else numbers(document["residual"]),
+            experts=tuple(numbers(text) for text in document["experts"]) if "experts" in document else None,
         )
         steps = tuple(
             Step(str(s["title"]), dict(s["recipe"]), {space: numbers(text) for space, text in s["kept"].items()}, dict(s["facts"]))

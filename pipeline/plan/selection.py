@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.architecture.families import Axis, Linear, Sublayer
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.geometry import Geometry
+
+WHOLE = (Axis.HEAD, Axis.EXPERT_CHANNEL, Axis.EXPERT_PAIR)  # axes that lose nothing
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Selection:
         blocks: original numbers of the blocks that stay, ascending.
         ffn, kv_groups: for every *original* block, the ascending unit numbers that stay; () where the sublayer goes.
         residual: ascending channels of the residual stream that stay; None where all do.
+        experts: as ``ffn``, of routed experts; None where the model has none.
     """
 
     blocks: tuple[int, ...]
     ffn: tuple[tuple[int, ...], ...]
     kv_groups: tuple[tuple[int, ...], ...]
     residual: tuple[int, ...] | None = None
+    experts: tuple[tuple[int, ...], ...] | None = None
 
     @classmethod
     def everything(cls, geometry: Geometry) -> Selection:
@@ -32,14 +36,27 @@ class Selection:
             blocks=tuple(range(len(geometry.blocks))),
             ffn=tuple(tuple(range(block.ffn)) for block in geometry.blocks),
             kv_groups=tuple(tuple(range(block.kv_groups)) for block in geometry.blocks),
+            experts=None if geometry.family.mixture is None else tuple(tuple(range(block.experts)) for block in geometry.blocks),
         )
 
     def units(self, sublayer: Sublayer) -> tuple[tuple[int, ...], ...]:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
     def has(self, sublayer: Sublayer | None, block: int) -> bool:
-        """Whether an original block keeps any unit of a sublayer; None stands for any of them."""
-        return any(self.units(one)[block] for one in ([sublayer] if sublayer else Sublayer))
+        """Whether an original block keeps any unit of a sublayer; None stands for any of them. Routed experts are an FFN too."""
+        of_experts = sublayer is not Sublayer.ATTENTION and bool(self.experts_of(block))
+        return of_experts or any(self.units(one)[block] for one in ([sublayer] if sublayer else Sublayer))
+
+    def experts_of(self, block: int) -> tuple[int, ...]:
+        """Routed experts of an original block that stay; () where it has none."""
+        return () if self.experts is None else self.experts[block]
+
+    def with_experts(self, block: int, units: Sequence[int]) -> Selection:
+        """The same selection with other routed experts of an original block."""
+        assert self.experts is not None
+        every = list(self.experts)
+        every[block] = tuple(units)
+        return replace(self, experts=tuple(every))
 
     def with_units(self, sublayer: Sublayer, block: int, units: Sequence[int]) -> Selection:
         """The same selection with other units of a sublayer of an original block."""
@@ -49,7 +66,10 @@ class Selection:
 
     def geometry(self, original: Geometry) -> Geometry:
         """Sizes of the model that keeps this selection."""
-        blocks = tuple(BlockShape(len(self.ffn[i]), len(self.kv_groups[i])) for i in self.blocks)
+        blocks = tuple(
+            replace(original.blocks[i], ffn=len(self.ffn[i]), kv_groups=len(self.kv_groups[i]), experts=len(self.experts_of(i)))
+            for i in self.blocks
+        )
         return replace(original, blocks=blocks, hidden=original.hidden if self.residual is None else len(self.residual))
 
     @property
@@ -59,9 +79,15 @@ class Selection:
 
     def axis_indices(self, axis: Axis, block: int, geometry: Geometry) -> torch.Tensor:
         """Kept indices along ``axis`` of a tensor of original block ``block``, shape (kept × unit width,)."""
-        units = torch.tensor(self.ffn[block] if axis is Axis.FFN else self.kv_groups[block], dtype=torch.long)
-        width = geometry.unit_width(axis)
+        kept = {Axis.FFN: self.ffn[block], Axis.EXPERT: self.experts_of(block)}.get(axis, self.kv_groups[block])
+        units, width = torch.tensor(kept, dtype=torch.long), geometry.unit_width(axis)
         return (units[:, None] * width + torch.arange(width)).flatten()
+
+    def kept(self, axis: Axis | int, block: int, geometry: Geometry) -> torch.Tensor | None:
+        """Kept indices along any axis of a tensor of original block ``block``; None where all stay, as of a plain number."""
+        if axis is Axis.RESIDUAL:
+            return self.stream
+        return self.axis_indices(axis, block, geometry) if isinstance(axis, Axis) and axis not in WHOLE else None
 
     def row_indices(self, linear: Linear, block: int, geometry: Geometry) -> torch.Tensor | None:
         """Kept rows of a projection; None where all stay. Fused projections are cut section by section."""
@@ -82,6 +108,8 @@ def _checked(selection: Selection) -> Selection:
     """Raises ValueError where the lists do not belong to one model."""
     if len(selection.ffn) != len(selection.kv_groups):
         raise ValueError(f"ffn speaks of {len(selection.ffn)} blocks, kv_groups of {len(selection.kv_groups)}")
+    if selection.experts is not None and len(selection.experts) != len(selection.ffn):
+        raise ValueError(f"experts speaks of {len(selection.experts)} blocks, ffn of {len(selection.ffn)}")
     if not selection.blocks or selection.blocks[-1] >= len(selection.ffn):
         raise ValueError(f"the blocks that stay are none, or beyond the {len(selection.ffn)} that ffn speaks of")
     if selection.residual == ():

@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.families.mistral import MISTRAL
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.geometry import BlockShape, Geometry, stated_count
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.modelling import names_for
 from pipeline.checkpoints.stock import accepts_heads, lists_of_class, per_block
@@ -29,7 +29,8 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     """
     original = Geometry.from_config(config)
     result = plan.geometry(original)
-    base = {key: value for key, value in config.items() if key not in STALE} | {original.family.layers_key: len(result.blocks)}
+    stale = set(STALE) - original.switches.keys()  # Qwen2-MoE's own class has a qkv_bias
+    base = {key: value for key, value in config.items() if key not in stale} | {original.family.layers_key: len(result.blocks)}
     base |= _by_block(config, plan.selection, original) | _stream(config, original, result)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
@@ -37,7 +38,8 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
 
 def _uniform(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
     family, shape = result.family, result.blocks[0]
-    written = base | {family.ffn_key: shape.ffn} | _heads(result, shape.kv_groups) | switches_of(result)
+    ffn = {} if family.ffn_key is None else {family.ffn_key: shape.ffn}
+    written = _experts(base, result) | ffn | _heads(result, shape.kv_groups) | switches_of(result)
     if accepts_heads(family, base, written[family.heads_key]):
         return written | {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
     # The stock class ties the number of heads to the hidden size; Mistral's has the same tensors and does not.
@@ -48,6 +50,14 @@ def _uniform(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
         "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"],
         "sliding_window": None,
     }
+
+
+def _experts(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
+    """The config with its number of experts by one key alone: the one that counted in the dense model's, since others are passed over."""
+    if (mixture := result.family.mixture) is None:
+        return base
+    key, count = stated_count(base, mixture), max(block.experts for block in result.blocks)
+    return {name: value for name, value in base.items() if name not in mixture.count_keys} | {key: count}
 
 
 def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def _uneven(result: Geometry, profile: Profile) -> dict[str, Any]:
         "auto_map": names.auto_map,
         "base_model_type": family.model_type,
         # Readers that know one width only get one that no block exceeds.
-        family.ffn_key: max(1, *(block.ffn for block in result.blocks)),
+        str(family.ffn_key): max(1, *(block.ffn for block in result.blocks)),
     }
 
 

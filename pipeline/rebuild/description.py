@@ -47,7 +47,7 @@ def check_description(folder: Path) -> None:
     with quiet_transformers(), as_trimline_error(folder):  # not by our opening, which goes by the description
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
     check_tensors(model, geometry)
-    for sublayer in Sublayer:
+    for sublayer in geometry.family.sublayers:
         if sublayer is Sublayer.FFN or not geometry.family.norms_over_heads:
             _check_units(model, geometry, sublayer)
 

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.architecture.families import Axis, Linear
+from pipeline.architecture.families import Axis, Family, Linear
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.wrappers import name_in_whole, text_name
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
+from pipeline.live.routing import forbid
 from pipeline.live.untouched import change_parameters, load_untouched
 from pipeline.plan.places import Place, added_biases, check_same_model, dense_tensor, indices_of, over_stream, place_of
 from pipeline.plan.plan import Plan
-from pipeline.plan.selection import select
+from pipeline.plan.selection import Selection, select
 from pipeline.rebuild.surgery import norm_scale
 
 
@@ -25,7 +26,8 @@ class PlanMask:
     """A plan as a change of the dense model's parameters: they compute then what the smaller model must compute.
 
     Rows and columns of removed units become zero, updates stand where their units stood. A sublayer or block that goes
-    has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Norms
+    has its last projection and that projection's bias zeroed, so that it adds nothing to the residual stream. Tensors of routed
+    experts stay, those of removed ones too: that these cannot be chosen is no matter of weights (``pipeline.live.routing``). Norms
     over that stream are what the smaller model's rounded ones are worth among the zeros (``norm_scale``).
 
     Args:
@@ -45,11 +47,24 @@ class PlanMask:
         """
         plan, place = self._plan, place_of(self._plan.family, name)
         if place is not None and not place.stays(plan.selection):
-            return torch.zeros_like(value) if _adds_to_residual(place) else value
+            return torch.zeros_like(value) if _adds_to_residual(place, plan.family) else value
         kept_indices = indices_of(name, place, plan.selection, self._geometry)
         rows, columns = (None if indices is None else indices.to(value.device) for indices in kept_indices)
+        if place is not None and place.of_experts:
+            return self._among_experts(name, value, rows, columns)
         kept = self._rounded(name, place, self._updated(name, select(value, rows, columns)))
         return kept if kept.shape == value.shape else _scatter(value, rows, columns, kept)
+
+    def _among_experts(self, name: str, value: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None) -> torch.Tensor:
+        """The dense tensor with updates for experts that stay."""
+        if name not in self._plan.updates:
+            return value
+        changed, kept = value.clone(), self._updated(name, select(value, rows, columns))
+        if columns is None:
+            changed[slice(None) if rows is None else rows] = kept
+        else:
+            changed[:, columns] = kept
+        return changed
 
     def _updated(self, name: str, kept: torch.Tensor) -> torch.Tensor:
         update = self._plan.updates.get(name)
@@ -103,6 +118,17 @@ def apply_plan(model: nn.Module, checkpoint: Checkpoint, plan: Plan, whole: bool
         return value if own is None else mask(own, value)
 
     change_parameters(model, inside if whole else mask, [name_in_whole(name) for name in added] if whole else added)
+    if plan.family.mixture is not None:
+        forbid(model, plan.family, removed_experts(plan.selection, checkpoint.geometry))
+
+
+def removed_experts(selection: Selection, geometry: Geometry) -> dict[int, tuple[int, ...]]:
+    """Numbers of the routed experts that go, by original block."""
+    return {
+        number: tuple(sorted(set(range(block.experts)) - set(selection.experts_of(number))))
+        for number, block in enumerate(geometry.blocks)
+        if block.experts and number in selection.blocks
+    }
 
 
 def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:
@@ -115,5 +141,7 @@ def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tens
     return masked
 
 
-def _adds_to_residual(place: Place) -> bool:
-    return isinstance(place.part, Linear) and place.part.rows == (Axis.RESIDUAL,)
+def _adds_to_residual(place: Place, family: Family) -> bool:
+    if isinstance(place.part, Linear):
+        return place.part.rows == (Axis.RESIDUAL,)
+    return family.mixture is not None and place.part.name in family.mixture.writes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.architecture.families import Family
+from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.families.family import check_heads, check_stream
-from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.geometry import BlockShape, Geometry, demand_choice
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.wrappers import Wrapper
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
@@ -43,6 +43,7 @@ def check_request(
         TrimlineError: the profile cannot express what the recipe may produce; says what to change.
     """
     _check_within(within, profile)
+    _check_mixture(family, profile)
     if profile is Profile.UNIFORM and (uneven_ffn or uneven_kv):
         what = "FFN widths" if uneven_ffn else "KV groups"
         raise TrimlineError(
@@ -65,6 +66,8 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
         TrimlineError: names the block or size that does not fit and what to change.
     """
     _check_within(original.within, profile)
+    _check_mixture(family, profile)
+    _check_choice(result)
     if result.hidden != original.hidden:
         check_stream(family, original.within)
     if {block.kv_groups for block in result.blocks} - {block.kv_groups for block in original.blocks} - {0}:
@@ -101,6 +104,25 @@ def _check_within(within: Wrapper | None, profile: Profile) -> None:
         )
 
 
+def _check_mixture(family: Family, profile: Profile) -> None:
+    if family.mixture is not None and profile is not Profile.UNIFORM:
+        raise TrimlineError(
+            f"Profile '{profile.value}' has no modelling file for mixtures of experts, and {family.model_type} is one.",
+            "Use profile 'uniform', with all blocks alike.",
+        )
+
+
+def _check_choice(result: Geometry) -> None:
+    """Whether a router finds as many experts as it chooses for every token.
+
+    Raises:
+        TrimlineError: it does not; says how many have to stay.
+    """
+    for number, block in enumerate(result.blocks):
+        if block.experts or result.family.mixture is not None:
+            demand_choice(result, block.experts, f"block {number}")
+
+
 _UNIFORM_KV = "Use allocation 'uniform' for kv_group."
 
 
@@ -109,11 +131,11 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
     for number, block in enumerate(result.blocks):
         if block != first:
             raise TrimlineError(
-                f"Profile 'uniform' needs all blocks alike: block 0 keeps {first.ffn} FFN channels and {first.kv_groups} KV groups, "
-                f"block {number} keeps {block.ffn} and {block.kv_groups}.",
+                f"Profile 'uniform' needs all blocks alike: block 0 keeps {_experts_of(first)}{first.ffn} FFN channels and "
+                f"{first.kv_groups} KV groups, block {number} keeps {_experts_of(block)}{block.ffn} and {block.kv_groups}.",
                 "Use allocation 'uniform', or profile 'decilm' or 'free'.",
             )
-    if not first.ffn:
+    if not first.has(Sublayer.FFN):
         raise TrimlineError(
             "Profile 'uniform' cannot express blocks without FFN.", "Keep some channels, or use profile 'decilm' or 'free'."
         )
@@ -128,6 +150,10 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
             f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}"
             + (" Or compensate without biases." if result.biases else ""),
         )
+
+
+def _experts_of(block: BlockShape) -> str:
+    return f"{block.experts} experts, " if block.experts else ""
 
 
 def _check_square(family: Family, profile: Profile) -> None:

@@ -29,6 +29,7 @@ from pipeline.rebuild.tokenizer import CLASS, SETTINGS
 from pipeline.sources.companions import companions
 
 GONE = MayBe((ABSENT,))
+OF_UNEVEN = ("auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")  # keys that a uniform folder has none of
 ANY = MayBe((ABSENT,), lambda value: True)
 
 
@@ -113,12 +114,16 @@ def _changes_around(dense: Nested, written: Mapping[str, Any], plan: Plan) -> di
 
 def _sizes(original: Geometry, result: Geometry, profile: Profile) -> dict[str, MayBe]:
     family, widths = result.family, [block.ffn for block in result.blocks]
-    sizes: dict[str, Any] = {family.layers_key: len(result.blocks), family.ffn_key: max(1, *widths)}
+    sizes: dict[str, Any] = {family.layers_key: len(result.blocks)}
+    sizes |= {} if family.ffn_key is None else {family.ffn_key: max(1, *widths)}
     if profile is not Profile.FREE:
         groups = max(block.kv_groups for block in result.blocks)
         sizes |= {family.heads_key: groups * original.queries_per_group}
         sizes |= {} if family.kv_heads_key is None else {family.kv_heads_key: groups}
     changes = {key: MayBe((value,)) for key, value in sizes.items()}
+    if family.mixture is not None:  # an alias beside the key that counts is passed over by transformers, so it may only agree
+        count = max(block.experts for block in result.blocks)
+        changes |= {key: MayBe((count, ABSENT)) for key in family.mixture.count_keys}
     return changes | ({} if family.square_attention else {"head_dim": MayBe((original.head_dim,))})
 
 
@@ -172,8 +177,8 @@ def _types_fit(types: list[str], plan: Plan) -> Callable[[Any], bool]:
 def _names(result: Geometry, profile: Profile) -> dict[str, MayBe]:
     family, names = result.family, names_for(result.family, profile)
     if names is None:
-        gone = ("auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
         stock = {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
+        gone = [key for key in OF_UNEVEN if key not in result.switches]  # Qwen2-MoE's own class has a qkv_bias
         return dict.fromkeys(gone, GONE) | {key: MayBe((value,)) for key, value in stock.items()}
     sure = {"model_type": names.model_type, "architectures": [names.model_class], "base_model_type": family.model_type}
     changes = {key: MayBe((value,)) for key, value in sure.items()}

@@ -40,7 +40,7 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     check_profile(decision.family, checkpoint.geometry, result, recipe.profile, checkpoint.config)
     with events.progress("cutting and writing", 1) as advance:
         config = checkpoint.whole_config(smaller_config(checkpoint.config, decision, recipe.profile))
-        write_checkpoint(out, config, checkpoint.whole_tensors(Cut(checkpoint, decision)))
+        write_checkpoint(out, config, checkpoint.whole_tensors(Cut(checkpoint, decision), result))
         advance(1)
     for name, text in shipped_files(decision.family, recipe.profile).items():
         (out / name).write_text(text, encoding="utf-8")

@@ -89,6 +89,16 @@ CONFIGS |= {
 }
 TINY_TYPES = tuple(sorted(CONFIGS))
 
+# Mixtures of eight experts, two for each token.
+_EXPERTS: dict[str, Any] = GATED | {"num_experts_per_tok": 2}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": _EXPERTS | {"num_local_experts": 8},
+    "olmoe": _EXPERTS | {"num_experts": 8},
+    "qwen2_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+    "qwen3_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True},
+}
+TINY_MIXTURES = tuple(sorted(MIXTURES))
+
 # Larger models that hold a language model: towers of two layers for images of 28 × 28 pixels.
 _TOWER: dict[str, Any] = {
     "hidden_size": 16,
@@ -160,7 +170,7 @@ def tiny_model(family: str, folder: Path, *, seed: int = 0, **overrides: Any) ->
 
 def random_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The model alone, in memory."""
-    config = AutoConfig.for_model(family, **(CONFIGS[family] | overrides))
+    config = AutoConfig.for_model(family, **((CONFIGS | MIXTURES)[family] | overrides))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
@@ -203,3 +213,6 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 parameter.copy_(noise * parameter.shape[1] ** -0.5)
             else:  # norms and biases: random too, around the value they already have
                 parameter.add_(0.2 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias") or name.endswith("expert_bias"):  # of routers
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))

@@ -10,7 +10,7 @@ from pipeline.architecture.families.cohere2 import COHERE2
 from pipeline.architecture.families.cwm import CWM
 from pipeline.architecture.families.ernie4_5 import ERNIE4_5
 from pipeline.architecture.families.exaone4 import EXAONE4
-from pipeline.architecture.families.family import Axis, Carried, Family, Linear, Norm, Part, Point, Sublayer
+from pipeline.architecture.families.family import Axis, Carried, Family, Linear, Mixture, Norm, Part, Point, Sublayer
 from pipeline.architecture.families.gemma import GEMMA
 from pipeline.architecture.families.gemma2 import GEMMA2
 from pipeline.architecture.families.gemma3_text import GEMMA3_TEXT
@@ -28,17 +28,21 @@ from pipeline.architecture.families.llama import LLAMA
 from pipeline.architecture.families.ministral import MINISTRAL
 from pipeline.architecture.families.ministral3 import MINISTRAL3
 from pipeline.architecture.families.mistral import MISTRAL
+from pipeline.architecture.families.mixtral import MIXTRAL
 from pipeline.architecture.families.nanochat import NANOCHAT
 from pipeline.architecture.families.nemotron import NEMOTRON
 from pipeline.architecture.families.olmo import OLMO
 from pipeline.architecture.families.olmo2 import OLMO2
 from pipeline.architecture.families.olmo3 import OLMO3
+from pipeline.architecture.families.olmoe import OLMOE
 from pipeline.architecture.families.opt import OPT
 from pipeline.architecture.families.persimmon import PERSIMMON
 from pipeline.architecture.families.phi import PHI
 from pipeline.architecture.families.phi3 import PHI3
 from pipeline.architecture.families.qwen2 import QWEN2
+from pipeline.architecture.families.qwen2_moe import QWEN2_MOE
 from pipeline.architecture.families.qwen3 import QWEN3
+from pipeline.architecture.families.qwen3_moe import QWEN3_MOE
 from pipeline.architecture.families.seed_oss import SEED_OSS
 from pipeline.architecture.families.smollm3 import SMOLLM3
 from pipeline.architecture.families.stablelm import STABLELM
@@ -89,10 +93,14 @@ DESCRIBED = (
     STABLELM,
     STARCODER2,
     VAULTGEMMA,
+    MIXTRAL,
+    OLMOE,
+    QWEN3_MOE,
+    QWEN2_MOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in DESCRIBED}
 
-__all__ = ["FAMILIES", "Axis", "Carried", "Family", "Linear", "Norm", "Part", "Point", "Sublayer", "family_named"]
+__all__ = ["FAMILIES", "Axis", "Carried", "Family", "Linear", "Mixture", "Norm", "Part", "Point", "Sublayer", "family_named"]
 
 
 def family_named(model_type: str) -> Family:

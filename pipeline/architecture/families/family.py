@@ -25,6 +25,9 @@ class Axis(StrEnum):
     GROUPED = "grouped"  # (queries-per-group + 2) × head_dim indices per unit of kv_group.{i}: queries, key and value, group after group
     HEADS = "heads"  # one index per query head, queries-per-group per unit of kv_group.{i}
     HEAD = "head"  # head_dim indices, shared by all heads (q/k norms); never cut
+    EXPERT = "expert"  # one index per routed expert: space expert.{i}
+    EXPERT_CHANNEL = "expert_channel"  # one index per intermediate channel of each expert; never cut
+    EXPERT_PAIR = "expert_pair"  # two of these: gate and up in one tensor; never cut
 
 
 class Point(StrEnum):
@@ -102,7 +105,7 @@ class Carried:
 
     Attributes:
         name: stored name inside the block, such as ``mlp.act_fn.alpha_p``.
-        shape: of numbers that are the same in every block, and of axes.
+        shape: of numbers that are the same in every block, and of axes. What counts experts is there where they are.
         sublayer: whose it is.
         trained: whether it is a parameter; else a buffer.
     """
@@ -114,6 +117,49 @@ class Carried:
 
 
 Part = Linear | Norm | Carried
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The routed experts of a block's FFN, of which a router chooses some for every token.
+
+    Their tensors are stacked, an index per expert along the first axis; they are among the family's ``carried``. A shared expert,
+    which every token goes through, is an ordinary FFN beside them.
+
+    Attributes:
+        experts: module path inside the block of what is called with hidden states, indices of experts and their weights.
+        router: module path of what has a weight with a row per expert.
+        count_keys: config keys of the number of experts; of several that are stated the first counts.
+        chosen_key: config key of how many are chosen for a token.
+        width_key: config key of the width of each.
+        correction: stored name inside the block of what is added to the scores where experts are chosen; None without.
+        groups_key, chosen_groups_key: config keys of the number of groups of experts, and of how many a token's experts are from.
+        group_best: as many experts of a group say how good it is, so that it needs as many.
+        shared_keys: config keys whose product is the width of the shared expert, where it has none of its own that could change alone.
+        biased: the experts' projections have biases.
+    """
+
+    experts: str
+    router: str
+    count_keys: tuple[str, ...]
+    chosen_key: str = "num_experts_per_tok"
+    width_key: str = "moe_intermediate_size"
+    correction: str | None = None
+    groups_key: str | None = None
+    chosen_groups_key: str = "topk_group"
+    group_best: int = 2
+    shared_keys: tuple[str, ...] = ()
+    biased: bool = False
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Tensors inside the block that write what the experts add to the stream."""
+        return f"{self.experts}.down_proj", *((f"{self.experts}.down_proj_bias",) if self.biased else ())
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The experts' matrices inside the block, each expert's along the first axis."""
+        return f"{self.experts}.gate_up_proj", f"{self.experts}.down_proj"
 
 
 @dataclass(frozen=True)
@@ -146,6 +192,10 @@ class Family:
         multiplier_key: config key of the number that a sublayer's output is multiplied by before the stream takes it; None: by one.
         fixed_stream: why channels of the residual stream cannot go, where it is not for the norms.
         square_attention: the stock attention insists on heads × head_dim = hidden.
+        mixture: the routed experts of its FFN, where it has some.
+        stored: tensors inside a block whose names in files are not those in memory: to these, inside the block. ``{}`` in them stands for
+            an expert's number; what is stacked in memory is each expert's, and of several names their rows follow each other.
+        fixed_ffn: why FFN channels cannot go; they can where it is empty.
     """
 
     model_type: str
@@ -161,7 +211,7 @@ class Family:
     head: str = "lm_head"
     attention: str = "self_attn"
     ffn: str | None = "mlp"
-    ffn_key: str = "intermediate_size"
+    ffn_key: str | None = "intermediate_size"
     heads_key: str = "num_attention_heads"
     kv_heads_key: str | None = "num_key_value_heads"
     layers_key: str = "num_hidden_layers"
@@ -180,6 +230,14 @@ class Family:
     multiplier_key: str | None = None
     fixed_stream: str = ""
     square_attention: bool = False
+    mixture: Mixture | None = None
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fixed_ffn: str = ""
+
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """Those whose units projections read: a mixture without a shared expert has no FFN channels."""
+        return tuple(sublayer for sublayer in Sublayer if any(ln.sublayer is sublayer for ln in self.linears))
 
     def reader(self, sublayer: Sublayer) -> Linear:
         """The projection whose *inputs* are the sublayer's units: ``down_proj``, ``o_proj``."""
@@ -236,6 +294,30 @@ def check_stream(family: Family, within: Wrapper | None = None) -> None:
         raise TrimlineError(
             f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
             "Remove FFN channels, KV groups or blocks instead.",
+        )
+
+
+def check_ffn(family: Family) -> None:
+    """Whether FFN channels can go.
+
+    Raises:
+        TrimlineError: there are none, or their number cannot change alone.
+    """
+    if family.fixed_ffn:
+        raise TrimlineError(
+            f"{family.model_type} cannot lose FFN channels: {family.fixed_ffn}.", "Remove experts, KV groups or blocks instead."
+        )
+
+
+def check_experts(family: Family) -> None:
+    """Whether there are experts that could go.
+
+    Raises:
+        TrimlineError: there are none.
+    """
+    if family.mixture is None:
+        raise TrimlineError(
+            f"{family.model_type} has no experts that could be removed.", "Remove FFN channels, KV groups or blocks instead."
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.architecture.families.family import Axis, Linear, Norm, Sublayer
+from pipeline.architecture.families.family import Axis, Carried, Linear, Norm, Sublayer
 
 Bias = bool | str
+Stored = dict[str, tuple[str, ...]]  # of ``Family.stored``
 
 
 def attention(bias: Bias = False, output_bias: Bias | None = None, output: str = "o_proj") -> tuple[Linear, ...]:
@@ -60,3 +61,22 @@ def query_key_norms(
     """Norms of queries and keys, over each head by default."""
     parts = zip((query, key), axes, (Axis.QUERY, Axis.KV), strict=True)
     return tuple(Norm(f"self_attn.{name}", axis, Sublayer.ATTENTION, bias=bias, of=of) for name, axis, of in parts)
+
+
+NO_SHARED_EXPERT = "all of its FFN is experts"
+OF_ALL_EXPERTS = "its shared expert has the width of its routed ones"
+
+
+def routed(module: str = "mlp", router: str = "gate.weight") -> tuple[Carried, ...]:
+    """A router and stacked experts of gate, up and down, as transformers has them in memory."""
+    return (
+        Carried(f"{module}.{router}", (Axis.EXPERT, Axis.RESIDUAL), Sublayer.FFN),
+        Carried(f"{module}.experts.gate_up_proj", (Axis.EXPERT, Axis.EXPERT_PAIR, Axis.RESIDUAL), Sublayer.FFN),
+        Carried(f"{module}.experts.down_proj", (Axis.EXPERT, Axis.RESIDUAL, Axis.EXPERT_CHANNEL), Sublayer.FFN),
+    )
+
+
+def one_by_one(memory: str = "mlp", disk: str = "mlp", names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Stored:
+    """Experts that are stacked in memory and stand one by one in files."""
+    gate, up, down = (f"{disk}.experts.{{}}.{name}.weight" for name in names)
+    return {f"{memory}.experts.gate_up_proj": (gate, up), f"{memory}.experts.down_proj": (down,)}

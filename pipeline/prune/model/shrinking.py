@@ -18,6 +18,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.live.blocks import blocks_of
 from pipeline.live.finite import demand_finite, is_finite
 from pipeline.live.paging import Paging
+from pipeline.live.routing import forbid_in
 from pipeline.plan.places import place_of
 from pipeline.plan.selection import Selection, select
 from pipeline.tensors.changes import Changes, Selected
@@ -120,6 +121,12 @@ class ShrinkingModel:
         if self._is_live(block):
             self._silence_sublayer(block, sublayer)
 
+    def keep_experts(self, block: int, kept: Sequence[int]) -> None:
+        """Removes all other routed experts of a block: the live model cannot choose them."""
+        self.selection = self.selection.with_experts(block, kept)
+        if self._is_live(block):
+            self._forbid(block)
+
     def keep_residual(self, kept: Sequence[int]) -> None:
         """Removes all other channels of the residual stream: nothing writes them in the live model, so they stay zero.
 
@@ -132,7 +139,7 @@ class ShrinkingModel:
         for name in family.embeddings:
             self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
         for block in filter(self._is_live, range(len(self.geometry.blocks))):
-            for sublayer in Sublayer:
+            for sublayer in family.sublayers:
                 self._silence(block, family.reader(sublayer))
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
@@ -184,7 +191,7 @@ class ShrinkingModel:
 
     def sublayer_before(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
         """Block and kind of the last sublayer before this one that still adds to the residual stream; None without one."""
-        order = [(number, kind) for number in self.selection.blocks for kind in Sublayer]
+        order = [(number, kind) for number in self.selection.blocks for kind in self.geometry.family.sublayers]
         earlier = order[: order.index((block, sublayer))]
         return next(((number, kind) for number, kind in reversed(earlier) if self.selection.units(kind)[number]), None)
 
@@ -207,8 +214,9 @@ class ShrinkingModel:
 
     def silence(self, block: int) -> None:
         """Zeros in the live block for everything that is gone of it."""
-        for sublayer in Sublayer:
+        for sublayer in self.geometry.family.sublayers:
             self._silence_sublayer(block, sublayer)
+        self._forbid(block)
         if block not in self.selection.blocks:
             self._silence_readers(block)
 
@@ -261,10 +269,20 @@ class ShrinkingModel:
 
     def _silence_readers(self, block: int) -> None:
         """Nothing of a block reaches the residual stream."""
-        for sublayer in Sublayer:
-            reader = self._live(block, self.geometry.family.reader(sublayer))
+        family = self.geometry.family
+        for sublayer in family.sublayers:
+            reader = self._live(block, family.reader(sublayer))
             reader.weight.data.zero_()
             _zero_bias(reader)
+        live = blocks_of(self.model, family)[block]
+        for name in family.mixture.writes if family.mixture and self.geometry.blocks[block].experts else ():
+            live.get_parameter(name).data.zero_()
+
+    def _forbid(self, block: int) -> None:
+        """The live block's router cannot choose what is gone."""
+        gone = set(range(self.geometry.blocks[block].experts)) - set(self.selection.experts_of(block))
+        if gone:
+            forbid_in(blocks_of(self.model, self.geometry.family)[block], self.geometry.family, gone)
 
     def _copy(self, block: int, linear: Linear, kind: str) -> None:
         """Gives the live projection its changed weight or bias, rounded as the checkpoint will hold it."""

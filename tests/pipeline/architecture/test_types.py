@@ -15,7 +15,7 @@ from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
-from tests.tiny import TINY_FAMILIES, TINY_TYPES, random_model, tiny_model
+from tests.tiny import TINY_FAMILIES, TINY_MIXTURES, TINY_TYPES, random_model, tiny_model
 
 OTHERS = [name for name in TINY_TYPES if name not in TINY_FAMILIES]  # those are cut in tests/pipeline/rebuild
 FOLDER, SHARED = Path(families.__file__).parent, {"__init__", "family", "parts"}
@@ -23,7 +23,7 @@ KEEP_HEADS = {name for name, family in FAMILIES.items() if family.square_attenti
 
 
 def test_every_description_has_a_tiny_model() -> None:
-    assert set(TINY_TYPES) == set(FAMILIES)
+    assert {*TINY_TYPES, *TINY_MIXTURES} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)

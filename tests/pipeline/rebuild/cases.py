@@ -32,14 +32,21 @@ class Choice:
     ffn: Units
     kv: Units
     geometry: Geometry = field(repr=False)
+    experts: Units | None = None
 
     @classmethod
     def of(cls, geometry: Geometry) -> Choice:
         everything = Selection.everything(geometry)
-        return cls(list(everything.blocks), list(everything.ffn), list(everything.kv_groups), geometry)
+        return cls(
+            list(everything.blocks),
+            list(everything.ffn),
+            list(everything.kv_groups),
+            geometry,
+            everything.experts and list(everything.experts),
+        )
 
     def selection(self) -> Selection:
-        return Selection(tuple(self.blocks), tuple(self.ffn), tuple(self.kv))
+        return Selection(tuple(self.blocks), tuple(self.ffn), tuple(self.kv), experts=self.experts and tuple(self.experts))
 
 
 def plan_for(source: Path, choose: Callable[[Choice], None], updates: dict[str, torch.Tensor] | None = None) -> Plan:
@@ -73,6 +80,13 @@ def fewer_groups(choice: Choice) -> None:
     """Half of the KV groups, other ones in every block."""
     groups = choice.geometry.blocks[0].kv_groups
     choice.kv = [tuple(range(i % 2, groups, 2)) for i in range(len(choice.kv))]
+
+
+def fewer_experts(choice: Choice) -> None:
+    """Six of eight experts, other ones in every block; as many from each half, since some routers choose in groups."""
+    assert choice.experts is not None
+    gone = ({1, 6}, {0, 7}, {2, 5}, {3, 4})
+    choice.experts = [units and tuple(sorted(set(units) - gone[number % 4])) for number, units in enumerate(choice.experts)]
 
 
 def fewer_blocks(choice: Choice) -> None:

@@ -1,0 +1,1 @@
+"""A small mixture of experts, trained here, and what removing its experts by every method costs it."""
