@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.architecture.families import Axis, Norm, Sublayer
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.geometry import MATRIX, BlockShape, Geometry
 
 FP32 = 4
 
@@ -125,8 +125,8 @@ def _weights(geometry: Geometry, operator: str) -> int:
 
 
 def cache_bytes(geometry: Geometry, call: Call, widths: Widths | None = None) -> float:
-    """Cached keys and values that a call reads."""
-    return call.batch * call.past * geometry.kv_bytes_per_token(1) * (widths or Widths()).activation
+    """Cached keys and values that a call reads, and the states of carried mixers."""
+    return call.batch * geometry.cache_numbers(call.past) * (widths or Widths()).activation
 
 
 def mbu(geometry: Geometry, call: Call, seconds: float, ceilings: Ceilings, widths: Widths | None = None) -> float:
@@ -148,16 +148,38 @@ def _embedding(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Opera
 
 def _block(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
     for norm in geometry.family.norms:
-        if block.has(norm.sublayer):
+        if block.holds(norm):
             yield _norm(norm.name, _norm_width(geometry, block, norm), call.rows, widths)
     for linear, (outputs, inputs) in geometry.linears(block):
         yield _linear(linear.name, outputs, inputs, call.rows, widths, bias=geometry.has_bias(linear))
+    yield from _carried(geometry, block, call, widths)
     if block.units(Sublayer.ATTENTION):
         yield from _attention(geometry, block, call, widths)
+    if block.has(Sublayer.ATTENTION):
         yield _elementwise("attention_residual", 3 * geometry.hidden, call, widths)
     if block.units(Sublayer.FFN):
         yield _elementwise("activation", (_ffn_inputs(geometry) + 1) * block.ffn, call, widths)
+    if block.has(Sublayer.FFN):
         yield _elementwise("ffn_residual", 3 * geometry.hidden, call, widths)
+
+
+def _carried(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
+    """Of mixers that are carried: matrices, convolutions, and the state, which is read and written once per call and computed with per token."""
+    for part, shape in geometry.carried(block):
+        if len(shape) == MATRIX and part.trained:
+            yield _linear(part.name, shape[0], shape[1], call.rows, widths, bias=False)
+        elif len(shape) > MATRIX and part.trained:
+            weights, passing = math.prod(shape), 2 * shape[0] * call.rows
+            yield Operator(part.name, weights * widths.of(part.name) + passing * widths.activation, 2 * call.rows * weights)
+    for cost in geometry.costs(block):
+        state, recurrent, cached, attended = (
+            sum(geometry.size(size, block) for size in sizes) for sizes in (cost.state, cost.recurrent, cost.cached, cost.attended)
+        )
+        if state:
+            yield Operator("state", 2 * state * call.batch * widths.activation, cost.operations * recurrent * call.rows)
+        if cached:
+            seen = cached * call.batch * (call.past + 2 * call.tokens)  # what is new is written too
+            yield Operator("carried_attention", seen * widths.activation, attended * call.pairs)
 
 
 def _attention(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:

@@ -16,6 +16,7 @@ from benchmarks.timing.timing import DENSE
 from exporters.onnx.running.shapes import EngineRequest
 from exporters.recipe import BuildSlice, ExportSlice
 from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.obstacles import check_timed
 from pipeline.architecture.profile import Profile
 from pipeline.artefacts.artefact import whole_folder
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -105,8 +106,9 @@ def shapes_to_time(geometry: Geometry, tile: int, weight_bytes: float, blocks: i
             model has them: fewer of them would lie in the cache and seem cheaper than they are in a whole model.
 
     Raises:
-        TrimlineError: the model's blocks differ already.
+        TrimlineError: the model's blocks differ already, or are of kinds that no table knows.
     """
+    check_timed(geometry.family)
     if len(set(geometry.blocks)) > 1:
         raise TrimlineError("The model's blocks differ already, and a latency table is measured on blocks that are alike.",
                             "Give the dense model.")  # fmt: skip

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.architecture.families import Family, Point, Sublayer
 from pipeline.calibrate.needs import GradientNeeds
 from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of
-from pipeline.live.blocks import Arguments
+from pipeline.live.blocks import Arguments, linear_in
 
 Key = TypeVar("Key", Point, str)
 # The backward pass carries this multiple of the loss, so that fp16 gradients of a mean over thousands of tokens do not
@@ -30,8 +30,10 @@ class Tally:
 
     def __init__(self, family: Family, needs: GradientNeeds, block: nn.Module) -> None:
         self.needs, self.block = needs, block
-        self.readers = {sublayer: family.reader(sublayer).name for sublayer in Sublayer if sublayer in needs.masks}
-        self.written = [linear for linear in family.linears if linear.name in needs.weights | needs.kronecker]
+        there = [linear for linear in family.linears if linear_in(block, linear) is not None]
+        readers = {sublayer: family.reader(sublayer) for sublayer in family.cuttable if sublayer in needs.masks}
+        self.readers = {sublayer: reader.name for sublayer, reader in readers.items() if reader in there}
+        self.written = [linear for linear in there if linear.name in needs.weights | needs.kronecker]
         self.absolute: dict[str, torch.Tensor] = {}
         self.squares: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, InputStatistics] = {}
@@ -43,7 +45,7 @@ class Tally:
         hidden = hidden.detach().requires_grad_()
         names = {linear.name for linear in self.written} | set(self.readers.values())
         with torch.enable_grad(), _tapped(self.block, names) as taps:
-            after = self.block(hidden, **arguments)
+            after = arguments.through(self.block, hidden)
         writes = [taps[linear.name][1] for linear in self.written]
         reads = [taps[reader][0] for reader in self.readers.values()]
         result, *gradients = torch.autograd.grad(after, [hidden, *writes, *reads], upstream)

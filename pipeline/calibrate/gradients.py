@@ -97,7 +97,7 @@ def _forward(
         states, given = brought(block, states, [per_block[number] for per_block in arguments])
         for index, before in enumerate(states):
             saved.put((number, index), before)
-            states[index] = block(before, **given[index])
+            states[index] = given[index].through(block, before)
         demand_finite(states, f"The activations of block {number}", model)
         advance(1)
     return states, arguments

@@ -13,7 +13,7 @@ from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
-from pipeline.live.blocks import batches_of, blocks_of, brought, enter
+from pipeline.live.blocks import batches_of, blocks_of, brought, enter, linear_in
 from pipeline.live.finite import demand_finite
 
 
@@ -46,7 +46,7 @@ def sweep(
             entered = list(states) if sequential else []
             with _collecting(block, family, needs, statistics, states[0].device):
                 for index, before in enumerate(states):
-                    after = block(before, **given[index])
+                    after = given[index].through(block, before)
                     if needs.distance:
                         statistics.compare(before, after)
                     states[index] = after
@@ -54,7 +54,7 @@ def sweep(
             advance(1)
             yield number, statistics
             for index, before in enumerate(entered):
-                states[index] = block(before, **given[index])
+                states[index] = given[index].through(block, before)
 
 
 @contextmanager
@@ -62,8 +62,10 @@ def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: Bloc
     """Hooks on one projection per point, for as long as a block is measured."""
     with ExitStack() as hooks:
         for point in needs.points:
-            linear = block.get_submodule(family.reading(point)[0].name)
-            assert isinstance(linear, nn.Linear)
+            reading = (linear_in(block, described) for described in family.reading(point))
+            linear = next((found for found in reading if found is not None), None)
+            if linear is None:  # a block of another kind
+                continue
             zeros = InputStatistics.zeros(linear.in_features, point in needs.gram, device)
             if point in needs.fluctuation:
                 zeros.fluctuation = Fluctuation.zeros(linear.in_features, device)

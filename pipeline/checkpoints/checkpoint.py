@@ -6,6 +6,7 @@ tensors by which names, which head. What cannot be right is refused here, before
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,7 @@ class Checkpoint:
         nested: the config.json around it, where the folder is a larger model's.
         geometry: of that config; its tensors are the checkpoint's, name by name and shape by shape.
         doubts: what else the folder could mean; whoever makes something of it calls ``demand_no_doubt``.
+        passed_over: names of stored tensors that the class has no place for, which are left out.
         bytes: of the files that are read.
 
     Raises:
@@ -70,6 +72,7 @@ class Checkpoint:
         geometry = Geometry.from_config(own) if self.nested is None else self.nested.around(Geometry.from_config(own))
         check_special_tokens(self.folder, own, geometry)
         check_size(self.folder, geometry, len(stored), self.bytes)
+        self.passed_over: tuple[str, ...] = ()
         self._held, tied = self._with_head(geometry)
         self._held = in_memory(self._held, geometry, self.folder)
         self.geometry = replace(geometry, tied=tied, beside=sum(prod(stored.shape) for stored in self._beside.values()))
@@ -161,6 +164,20 @@ class Checkpoint:
         for doubt in self.doubts:
             events.note(f"{doubt.problem} {doubt.read} {doubt.remedy}")
 
+    def say_passed_over(self, events: Events) -> None:
+        """For whatever a smaller folder is made of it."""
+        if self.left_out:
+            events.note(self.left_out)
+
+    @property
+    def left_out(self) -> str:
+        """A sentence about the tensors that are passed over; empty where there are none."""
+        family = self.geometry.family
+        if not self.passed_over or family.passed_over is None:
+            return ""
+        many = f" and {len(self.passed_over) - 1:,} more" if len(self.passed_over) > 1 else ""
+        return f"{self.passed_over[0]}{many} are left out: transformers' class of {family.model_type} has no {family.passed_over[1]}."
+
     def say_text_only(self, events: Events, what: str) -> None:
         """For whatever ``what`` is made of a larger model's language model alone."""
         if self.nested is not None:
@@ -199,6 +216,9 @@ class Checkpoint:
         names = {name: None for name, _ in replace(geometry, tied=False).tensors()} | dict.fromkeys(file_names(geometry))
         rename = partial(canonical_name, family=geometry.family, known=names) if self.nested is None else text_name
         held = by_canonical_name(self._shards, rename, self.folder)
+        if geometry.family.passed_over is not None:
+            self.passed_over = tuple(sorted(name for name in held if re.match(geometry.family.passed_over[0], name)))
+            held = {name: stored for name, stored in held.items() if name not in self.passed_over}
         if not geometry.tied or head not in held:
             return held, geometry.tied
         if table not in held:

@@ -62,7 +62,8 @@ def shipped_files(family: Family, profile: Profile) -> Mapping[str, str]:
         "family": family,
         "names": names,
         "shared_norms": [norm.name for norm in family.norms if norm.sublayer is None],
-        "sublayers": [_sublayer(family, sublayer) for sublayer in Sublayer],
+        "sublayers": [_sublayer(family, sublayer) for sublayer in family.cuttable],
+        "gated_query": any(Axis.GATED_QUERY in linear.rows for linear in family.linears),
         "grouped": any(Axis.GROUPED in linear.rows for linear in family.linears),
         "by_head": [carried.name for carried in family.carried if Axis.HEADS in carried.shape],
         # A stock attention with one projection for q, k and v tells them apart by the head counts of its config.
@@ -95,7 +96,11 @@ def _sublayer(family: Family, sublayer: Sublayer) -> dict[str, Any]:
         "linears": [linear.name for linear in family.linears if linear.sublayer is sublayer],
         "reader": family.reader(sublayer).name,
         # A norm inside the sublayer's module (q_norm) goes with the module.
-        "norms": [n.name for n in family.norms if n.sublayer is sublayer and not (inside and n.name.startswith(inside))],
+        "norms": [
+            norm.name
+            for norm in family.norms
+            if norm.sublayer is sublayer and norm.stands_in(sublayer.ordinary) and not (inside and norm.name.startswith(inside))
+        ],
     }
 
 

@@ -14,7 +14,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture.families import Family, family_named
-from pipeline.architecture.geometry import MOST_BLOCKS, Geometry
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.reading import MOST_BLOCKS
 from pipeline.architecture.wrappers import WRAPPERS, Wrapper
 from pipeline.checkpoints.stock import refused_by_class
 from pipeline.common.errors import TrimlineError, shown

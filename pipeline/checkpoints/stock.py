@@ -73,10 +73,10 @@ def stock_config(geometry: Geometry, config: Mapping[str, Any], blocks: int | No
     left_to_it = per_block(config, depth).keys() if told != depth else ()
     fields = {key: value for key, value in config.items() if key not in OURS and key not in left_to_it}
     # One head that fills the stream is legal for every config class: they refuse counts that do not divide it, and rotary
-    # factors of another number than they take a head to have channels.
+    # factors of another number than they take a head to have channels. Classes of other mixers tie these to the stream's width.
     heads = {family.heads_key: 1, **({} if family.kv_heads_key is None else {family.kv_heads_key: 1})}
-    sizes = {family.layers_key: told, "hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
-    made: PretrainedConfig = CONFIG_MAPPING[family.model_type](**fields | heads | sizes)
+    sizes = heads | {"hidden_size": geometry.head_dim, "head_dim": geometry.head_dim}
+    made: PretrainedConfig = CONFIG_MAPPING[family.model_type](**fields | ({} if family.kinds.costs else sizes) | {family.layers_key: told})
     made.hidden_size = geometry.hidden
     return made
 
@@ -87,9 +87,11 @@ def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool
     Raises:
         TrimlineError: it refuses the rotary factors themselves.
     """
-    rotary = {key: config[key] for key in ROTARY if config.get(key) is not None}
+    # Classes of other mixers check sizes of these too, which differ from their defaults together or not at all.
+    told = set(config) - OURS if family.kinds.costs else set(ROTARY)
+    given = {key: config[key] for key in told if config.get(key) is not None}
     try:
-        CONFIG_MAPPING[family.model_type](**rotary | {"hidden_size": config["hidden_size"], family.heads_key: heads})
+        CONFIG_MAPPING[family.model_type](**given | {"hidden_size": config["hidden_size"], family.heads_key: heads})
     except StrictDataclassClassValidationError:
         return False
     except Exception as error:  # whatever its validators meet in values that they do not expect
@@ -107,6 +109,8 @@ def is_mistral_shaped(geometry: Geometry) -> bool:
     """Whether Mistral's stock class computes the same with the same tensors: same projections and norms, no biases."""
     family = geometry.family
     layout = [(linear.name, linear.rows, linear.columns) for linear in family.linears]
+    if family.kinds.rules or family.carried:
+        return False
     same = layout == [(linear.name, linear.rows, linear.columns) for linear in MISTRAL.linears] and family.norms == MISTRAL.norms
     return same and family.decilm is not None and not any(geometry.has_bias(linear) for linear in family.linears)
 

@@ -76,7 +76,7 @@ def paged_losses(model: nn.Module, family: Family, windows: torch.Tensor, events
     blocks, losses = blocks_of(model, family), []
     with events.progress(f"perplexity over {windows.numel():,} tokens, block by block", len(blocks)) as advance:
         for number, block in enumerate(blocks):
-            states = [block(state, **arguments[index][number]) for index, state in enumerate(states)]
+            states = [arguments[index][number].through(block, state) for index, state in enumerate(states)]
             advance(1)
     for window, state in zip(windows.to(states[0].device), states, strict=True):
         with standing_in(blocks, lambda *_, state=state, **__: state):

@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import find_device, send_to_device
 from torch import nn
 
-from pipeline.architecture.families import Family
+from pipeline.architecture.families import Family, Linear
 from pipeline.architecture.wrappers import name_in_whole
 from pipeline.live.finite import demand_finite
 
 BATCH_TOKENS = 2048
 
 
-Arguments = dict[str, Any]
+@dataclass(frozen=True)
+class Arguments:
+    """What a model gives a block beside the hidden states: masks, rotary tables, whatever its class takes.
+
+    Attributes:
+        further: by position, such as what Gemma 4 gives each block of the tokens.
+        named: by name.
+    """
+
+    further: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def through(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """What leaves a block."""
+        left: torch.Tensor = block(hidden, *self.further, **self.named)
+        return left
+
+    def on(self, device: torch.device) -> Arguments:
+        """The same there."""
+        held = (self.further, dict(self.named))
+        if find_device(held) in (None, device):
+            return self
+        return Arguments(*send_to_device(held, device))
 
 
 def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
     """The list of decoder blocks of a causal language model, or of the one in a larger model."""
     found = model.get_submodule(blocks_path(model, family))
     assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def linear_in(block: nn.Module, linear: Linear) -> nn.Linear | None:
+    """A projection of a block; None in a block of a kind that has it not."""
+    path, _, own = linear.name.rpartition(".")
+    try:
+        found = getattr(block.get_submodule(path), own, None)
+    except AttributeError:
+        return None
+    assert found is None or isinstance(found, nn.Linear)
     return found
 
 
@@ -42,7 +76,7 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
     """Hidden states that enter block 0, per batch, and the arguments that each block gets, per batch and block.
 
     The blocks only note their arguments and hand their input on, so nothing is computed twice. Batches of one shape
-    share one copy of the arguments: masks and rotary tables depend on nothing else.
+    share one copy of the arguments: masks and rotary tables depend on nothing else. What blocks are given by position may be of the tokens.
 
     Raises:
         TrimlineError: the states are not finite.
@@ -58,7 +92,8 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
         with _noting(blocks, noted):
             body(input_ids=batch.to(device), use_cache=False)
         states.append(noted[0][0])
-        arguments.append(by_shape.setdefault(batch.shape, [kept for _, kept in noted]))
+        own = [kept for _, kept in noted]
+        arguments.append(own if any(kept.further for kept in own) else by_shape.setdefault(batch.shape, own))
     demand_finite(states, "The hidden states that enter the first block", model)
     return states, arguments
 
@@ -71,14 +106,14 @@ def brought(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequenc
     there: dict[int, Arguments] = {}  # batches of one shape share theirs
     for shared in arguments:
         if id(shared) not in there:
-            there[id(shared)] = shared if find_device(shared) in (None, device) else send_to_device(shared, device)
+            there[id(shared)] = shared.on(device)
     return [state.to(device) for state in states], [there[id(shared)] for shared in arguments]
 
 
 @contextmanager
 def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) -> Iterator[None]:
-    def note(hidden: torch.Tensor, **kept: Any) -> torch.Tensor:
-        noted.append((hidden, kept))
+    def note(hidden: torch.Tensor, *further: Any, **named: Any) -> torch.Tensor:
+        noted.append((hidden, Arguments(further, named)))
         return hidden
 
     with standing_in(blocks, note):

@@ -29,15 +29,14 @@ class Place:
     part: Part
     kind: str
 
-    def stays(self, selection: Selection) -> bool:
+    def stays(self, selection: Selection, geometry: Geometry) -> bool:
         """Whether its block and its sublayer, or its experts, are both kept."""
-        here = bool(selection.experts_of(self.block)) if self.of_experts else selection.has(self.part.sublayer, self.block)
-        return self.block in selection.blocks and here
+        return self.block in selection.blocks and selection.shape(self.block, geometry).holds(self.part)
 
     @property
     def of_experts(self) -> bool:
         """Whether it has an index per routed expert."""
-        return isinstance(self.part, Carried) and Axis.EXPERT in self.part.shape
+        return isinstance(self.part, Carried) and self.part.of_experts
 
     def name(self, family: Family, block: int) -> str:
         """Its stored name in block ``block``."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.architecture.families import Axis, Linear, Sublayer
-from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.families.kinds import Size
+from pipeline.architecture.geometry import BlockShape, Geometry
 
 WHOLE = (Axis.HEAD, Axis.EXPERT_CHANNEL, Axis.EXPERT_PAIR)  # axes that lose nothing
 
@@ -19,7 +20,8 @@ class Selection:
 
     Attributes:
         blocks: original numbers of the blocks that stay, ascending.
-        ffn, kv_groups: for every *original* block, the ascending unit numbers that stay; () where the sublayer goes.
+        ffn, kv_groups: for every *original* block, the ascending unit numbers that stay; () where the sublayer goes, or is of a
+            kind that has no units.
         residual: ascending channels of the residual stream that stay; None where all do.
         experts: as ``ffn``, of routed experts; None where the model has none.
     """
@@ -42,10 +44,10 @@ class Selection:
     def units(self, sublayer: Sublayer) -> tuple[tuple[int, ...], ...]:
         return self.ffn if sublayer is Sublayer.FFN else self.kv_groups
 
-    def has(self, sublayer: Sublayer | None, block: int) -> bool:
-        """Whether an original block keeps any unit of a sublayer; None stands for any of them. Routed experts are an FFN too."""
-        of_experts = sublayer is not Sublayer.ATTENTION and bool(self.experts_of(block))
-        return of_experts or any(self.units(one)[block] for one in ([sublayer] if sublayer else Sublayer))
+    def shape(self, block: int, original: Geometry) -> BlockShape:
+        """What of an original block stays, whether or not the block does."""
+        units = {"ffn": len(self.ffn[block]), "kv_groups": len(self.kv_groups[block]), "experts": len(self.experts_of(block))}
+        return replace(original.blocks[block], **units)
 
     def experts_of(self, block: int) -> tuple[int, ...]:
         """Routed experts of an original block that stay; () where it has none."""
@@ -66,10 +68,7 @@ class Selection:
 
     def geometry(self, original: Geometry) -> Geometry:
         """Sizes of the model that keeps this selection."""
-        blocks = tuple(
-            replace(original.blocks[i], ffn=len(self.ffn[i]), kv_groups=len(self.kv_groups[i]), experts=len(self.experts_of(i)))
-            for i in self.blocks
-        )
+        blocks = tuple(self.shape(block, original) for block in self.blocks)
         return replace(original, blocks=blocks, hidden=original.hidden if self.residual is None else len(self.residual))
 
     @property
@@ -78,13 +77,13 @@ class Selection:
         return None if self.residual is None else torch.tensor(self.residual, dtype=torch.long)
 
     def axis_indices(self, axis: Axis, block: int, geometry: Geometry) -> torch.Tensor:
-        """Kept indices along ``axis`` of a tensor of original block ``block``, shape (kept × unit width,)."""
+        """Kept indices along ``axis`` of a tensor of original block ``block``, shape (kept × unit width,); never of the stream's."""
         kept = {Axis.FFN: self.ffn[block], Axis.EXPERT: self.experts_of(block)}.get(axis, self.kv_groups[block])
         units, width = torch.tensor(kept, dtype=torch.long), geometry.unit_width(axis)
         return (units[:, None] * width + torch.arange(width)).flatten()
 
-    def kept(self, axis: Axis | int, block: int, geometry: Geometry) -> torch.Tensor | None:
-        """Kept indices along any axis of a tensor of original block ``block``; None where all stay, as of a plain number."""
+    def kept(self, axis: Size, block: int, geometry: Geometry) -> torch.Tensor | None:
+        """Kept indices along any axis of a tensor of original block ``block``; None where all stay, as of a plain number or what config keys give."""
         if axis is Axis.RESIDUAL:
             return self.stream
         return self.axis_indices(axis, block, geometry) if isinstance(axis, Axis) and axis not in WHOLE else None

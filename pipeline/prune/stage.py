@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.architecture.families.family import check_heads, check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import step_scores_name
+from pipeline.architecture.obstacles import check_heads, check_stream
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint

@@ -86,7 +86,8 @@ class ResolvedStep(ABC):
         gone = [space for space in self.spaces if _is_gone(space, left)]
         if gone and (self.recipe.budget or len(gone) == len(self.spaces)):
             raise TrimlineError(
-                f"Nothing is left of {gone[0]} when {self.recipe.method} is to remove some of it: earlier steps removed it all.",
+                f"Nothing is left of {gone[0]} when {self.recipe.method} is to remove some of it: earlier steps removed it all, or the model "
+                "has no block with any.",
                 "Leave that space or that step out.",
             )
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.architecture.families.family import check_stream
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import units_name
+from pipeline.architecture.obstacles import check_stream
 from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.measurements import Measured, Measurements, Scores, scores_of
 from pipeline.calibrate.statistics import BlockStatistics

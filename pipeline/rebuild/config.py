@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pipeline.architecture.families import Sublayer
+from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.families.mistral import MISTRAL
-from pipeline.architecture.geometry import BlockShape, Geometry, stated_count
+from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
+from pipeline.architecture.reading import stated_count
 from pipeline.checkpoints.modelling import names_for
 from pipeline.checkpoints.stock import accepts_heads, lists_of_class, per_block
 from pipeline.plan.plan import Plan
@@ -29,17 +30,17 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     """
     original = Geometry.from_config(config)
     result = plan.geometry(original)
+    config = {key: value for key, value in config.items() if key not in original.family.old_keys} | _renamed(config, original.family)
     stale = set(STALE) - original.switches.keys()  # Qwen2-MoE's own class has a qkv_bias
     base = {key: value for key, value in config.items() if key not in stale} | {original.family.layers_key: len(result.blocks)}
-    base |= _by_block(config, plan.selection, original) | _stream(config, original, result)
+    base |= _by_block(config, plan.selection, original) | _stream(config, original, result) | _unadjusted(original.family)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
 
 
 def _uniform(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
-    family, shape = result.family, result.blocks[0]
-    ffn = {} if family.ffn_key is None else {family.ffn_key: shape.ffn}
-    written = _experts(base, result) | ffn | _heads(result, shape.kv_groups) | switches_of(result)
+    family = result.family
+    written = _experts(base, result) | _widths(result) | _heads(result, result.most(Sublayer.ATTENTION)) | switches_of(result)
     if accepts_heads(family, base, written[family.heads_key]):
         return written | {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
     # The stock class ties the number of heads to the hidden size; Mistral's has the same tensors and does not.
@@ -60,10 +61,25 @@ def _experts(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
     return {name: value for name, value in base.items() if name not in mixture.count_keys} | {key: count}
 
 
+def _widths(result: Geometry) -> dict[str, Any]:
+    """Where no block has a dense FFN, the key means nothing and stays as it is."""
+    key, width = result.family.ffn_key, result.most(Sublayer.FFN)
+    return {key: width} if key and width else {}
+
+
+def _renamed(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    return {new: config[old] for old, new in family.old_keys.items() if old in config}
+
+
+def _unadjusted(family: Family) -> dict[str, Any]:
+    """The width is written as it is."""
+    return {} if family.adjusted is None else {family.adjusted.switch: False}
+
+
 def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:
     blocks = [_block_config(block, result.queries_per_group) for block in result.blocks]
     biases = {"qkv_bias": True} if result.family.decilm == "qkv_bias" else {}
-    groups = max(block.kv_groups for block in result.blocks)
+    groups = result.most(Sublayer.ATTENTION)
     return base | _uneven(result, Profile.DECILM) | _heads(result, groups) | biases | switches_of(result) | {"block_configs": blocks}
 
 
@@ -90,7 +106,7 @@ def _uneven(result: Geometry, profile: Profile) -> dict[str, Any]:
         "auto_map": names.auto_map,
         "base_model_type": family.model_type,
         # Readers that know one width only get one that no block exceeds.
-        str(family.ffn_key): max(1, *(block.ffn for block in result.blocks)),
+        str(family.ffn_key): max(1, result.most(Sublayer.FFN)),
     }
 
 
@@ -105,6 +121,8 @@ def _stream(config: Mapping[str, Any], original: Geometry, result: Geometry) -> 
 
 def _heads(result: Geometry, groups: int) -> dict[str, Any]:
     family = result.family
+    if not groups:  # no block has heads that are described: what the config says of others stays
+        return {}
     heads = {family.heads_key: groups * result.queries_per_group}
     if family.kv_heads_key is not None:
         heads[family.kv_heads_key] = groups
@@ -112,16 +130,24 @@ def _heads(result: Geometry, groups: int) -> dict[str, Any]:
 
 
 def _block_config(block: BlockShape, queries_per_group: int) -> dict[str, dict[str, Any]]:
+    """A mixer or an FFN of another kind than the ordinary one has no sizes of its own, and its kind is named."""
     attention, ffn = block.units(Sublayer.ATTENTION), block.units(Sublayer.FFN)
-    return {
-        "attention": {"no_op": not attention, "n_heads_in_group": queries_per_group if attention else None},
-        "ffn": {"no_op": not ffn, "intermediate_size": ffn or None},
+    entry: dict[str, dict[str, Any]] = {
+        "attention": {"no_op": not block.has(Sublayer.ATTENTION), "n_heads_in_group": queries_per_group if attention else None},
+        "ffn": {"no_op": not block.has(Sublayer.FFN), "intermediate_size": ffn or None},
     }
+    for sublayer in Sublayer:
+        if not block.is_ordinary(sublayer):
+            entry[sublayer.value]["kind"] = block.kind(sublayer)
+    return entry
 
 
 def _by_block(config: Mapping[str, Any], selection: Selection, original: Geometry) -> dict[str, Any]:
     """Lists and thresholds by block, restricted to the kept ones; where the stock class would work out others, those that it must take."""
-    changed: dict[str, Any] = {key: _kept(key, values, selection) for key, values in per_block(config, len(original.blocks)).items()}
+    lists = per_block(config, len(original.blocks))
+    changed: dict[str, Any] = {key: _kept(key, values, selection, original) for key, values in lists.items()}
+    for rule in original.family.kinds.rules:
+        changed |= rule.after(config, selection.blocks)
     threshold = config.get("max_window_layers")
     if isinstance(threshold, int) and threshold < len(original.blocks):
         changed["max_window_layers"] = sum(block < threshold for block in selection.blocks)
@@ -130,16 +156,18 @@ def _by_block(config: Mapping[str, Any], selection: Selection, original: Geometr
     worked_out = lists_of_class(original, config, len(original.blocks))
     by_itself = lists_of_class(original, {**config, **changed}, len(selection.blocks))
     for key in worked_out.keys() - changed.keys():
-        if (kept := _kept(key, worked_out[key], selection)) != by_itself.get(key):
+        if (kept := _kept(key, worked_out[key], selection, original)) != by_itself.get(key):
             changed[key] = kept
     return changed
 
 
-def _kept(key: str, values: list[Any], selection: Selection) -> list[Any]:
-    return _kept_types(values, selection) if key == "layer_types" else [values[block] for block in selection.blocks]
+def _kept(key: str, values: list[Any], selection: Selection, original: Geometry) -> list[Any]:
+    return _kept_types(values, selection, original) if key == "layer_types" else [values[block] for block in selection.blocks]
 
 
-def _kept_types(types: list[str], selection: Selection) -> list[str]:
-    # A block without attention takes a type that is in use, so that the first cache layer of every type is in use.
+def _kept_types(types: list[str], selection: Selection, original: Geometry) -> list[str]:
+    # A block that lost its attention takes a type that is in use, so that the first cache layer of every type is in use.
+    had = [block.is_ordinary(Sublayer.ATTENTION) for block in original.blocks]
+    lost = {block for block in selection.blocks if had[block] and not selection.kv_groups[block]}
     in_use = next((types[block] for block in selection.blocks if selection.kv_groups[block]), None)
-    return [types[block] if selection.kv_groups[block] or in_use is None else in_use for block in selection.blocks]
+    return [types[block] if block not in lost or in_use is None else in_use for block in selection.blocks]

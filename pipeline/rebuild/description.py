@@ -7,13 +7,14 @@ writes that unit and no other. A tensor that fails this is named.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.architecture.families import Linear, Sublayer
+from pipeline.architecture.families import Axis, Linear, Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -47,9 +48,10 @@ def check_description(folder: Path) -> None:
     with quiet_transformers(), as_trimline_error(folder):  # not by our opening, which goes by the description
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
     check_tensors(model, geometry)
-    for sublayer in geometry.family.sublayers:
+    for sublayer in geometry.family.cuttable:
         if sublayer is Sublayer.FFN or not geometry.family.norms_over_heads:
             _check_units(model, geometry, sublayer)
+    check_silence(model, geometry)
 
 
 def check_tensors(model: PreTrainedModel, geometry: Geometry) -> None:
@@ -75,7 +77,10 @@ def _tied(model: PreTrainedModel) -> set[str]:
 
 
 def _check_units(model: PreTrainedModel, geometry: Geometry, sublayer: Sublayer) -> None:
-    family, number = geometry.family, len(geometry.blocks) - 1
+    family = geometry.family
+    number = max((number for number, block in enumerate(geometry.blocks) if block.units(sublayer)), default=-1)
+    if number < 0:
+        return
     unit = min(UNIT, geometry.blocks[number].units(sublayer) - 1)
     alone = Selection.everything(geometry).with_units(sublayer, number, (unit,))
     reader = family.reader(sublayer)
@@ -96,6 +101,38 @@ def _check_units(model: PreTrainedModel, geometry: Geometry, sublayer: Sublayer)
                         f"what {reader.name} reads in the columns of that unit.",
                         GUIDE,
                     )
+
+
+def check_silence(model: PreTrainedModel, geometry: Geometry) -> None:
+    """Whether a block of each kind hands its input on once all is zero that the description says it adds to the stream.
+
+    Raises:
+        GateError: names a block whose output is another.
+    """
+    family, tokens = geometry.family, gate_tokens(geometry.vocab, 2, 8, seed=3)
+    kinds = {(block.mixer, block.feeds): number for number, block in enumerate(geometry.blocks)}
+    for number in kinds.values():
+        block = model.get_submodule(f"{family.blocks}.{number}")
+        writing = [module for linear, _ in geometry.linears(geometry.blocks[number]) if linear.rows == (Axis.RESIDUAL,)
+                   for module in block.get_submodule(linear.name).parameters()]  # fmt: skip
+        writing += [block.get_parameter(part.name) for part, _ in geometry.carried(geometry.blocks[number]) if part.adds]
+        seen: list[torch.Tensor] = []
+
+        def note(_: torch.nn.Module, inputs: Any, output: Any, seen: list[torch.Tensor] = seen) -> None:
+            seen.extend((inputs[0], output[0] if isinstance(output, tuple) else output))
+
+        with ExitStack() as undo:
+            for parameter in writing:
+                undo.enter_context(_zeroed(parameter, 0, torch.arange(len(parameter))))
+            undo.callback(block.register_forward_hook(note).remove)
+            _logits(model, tokens)
+        entered, left = seen
+        if not torch.allclose(entered, left, atol=1e-6):
+            raise GateError(
+                f"The description of {family.model_type} is wrong about {family.blocks}.{number}: it adds to the stream although what it is "
+                "said to add by is zero.",
+                GUIDE,
+            )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.architecture.families import Sublayer
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import GateError, TrimlineError
@@ -145,8 +146,8 @@ def _masked_logits(
     """Readings, their logits, and sums of what stands beside the language model."""
     # A local of its own, so that the dense model is freed before the rebuilt one is loaded.
     dense = open_masked(checkpoint, plan, options, dtype)
-    with_attention = [block for block in plan.selection.blocks if plan.selection.kv_groups[block]]
-    readings = readings_for(dense.config, with_attention, options.device)
+    mixing = [block for block in plan.selection.blocks if plan.selection.shape(block, checkpoint.geometry).has(Sublayer.ATTENTION)]
+    readings = readings_for(dense.config, mixing, options.device)
     if checkpoint.nested is None:
         return readings, [logits_of(dense, plan.family, reading) for reading in readings], {}
     readings += image_readings(dense, checkpoint.nested.wrapper, options.device)

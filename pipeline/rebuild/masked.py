@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.architecture.families import Axis, Family, Linear
+from pipeline.architecture.families import Axis, Carried, Linear
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.wrappers import name_in_whole, text_name
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -46,8 +46,8 @@ class PlanMask:
             TrimlineError: the family does not describe it, or an update does not fit it.
         """
         plan, place = self._plan, place_of(self._plan.family, name)
-        if place is not None and not place.stays(plan.selection):
-            return torch.zeros_like(value) if _adds_to_residual(place, plan.family) else value
+        if place is not None and not place.stays(plan.selection, self._geometry):
+            return torch.zeros_like(value) if _adds_to_residual(place) else value
         kept_indices = indices_of(name, place, plan.selection, self._geometry)
         rows, columns = (None if indices is None else indices.to(value.device) for indices in kept_indices)
         if place is not None and place.of_experts:
@@ -141,7 +141,8 @@ def _scatter(dense: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tens
     return masked
 
 
-def _adds_to_residual(place: Place, family: Family) -> bool:
-    if isinstance(place.part, Linear):
-        return place.part.rows == (Axis.RESIDUAL,)
-    return family.mixture is not None and place.part.name in family.mixture.writes
+def _adds_to_residual(place: Place) -> bool:
+    """Whether it writes into the stream itself: the last projection of a sublayer, and its bias."""
+    if isinstance(place.part, Carried):
+        return place.part.adds
+    return isinstance(place.part, Linear) and place.part.rows == (Axis.RESIDUAL,)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.architecture.families import Family, Sublayer
-from pipeline.architecture.families.family import check_heads, check_stream
-from pipeline.architecture.geometry import BlockShape, Geometry, demand_choice
+from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.obstacles import check_heads, check_stream, demand_choice
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.wrappers import Wrapper
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
@@ -72,7 +72,7 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
         check_stream(family, original.within)
     if {block.kv_groups for block in result.blocks} - {block.kv_groups for block in original.blocks} - {0}:
         check_heads(family)
-    if not any(block.kv_groups for block in result.blocks):
+    if not any(block.has(Sublayer.ATTENTION) for block in result.blocks):
         raise TrimlineError("No block keeps its attention, so no token would see another.", "Keep the attention of at least one block.")
     if profile is Profile.UNIFORM:
         _check_uniform(family, original, result, config)
@@ -127,22 +127,18 @@ _UNIFORM_KV = "Use allocation 'uniform' for kv_group."
 
 
 def _check_uniform(family: Family, original: Geometry, result: Geometry, config: Mapping[str, Any]) -> None:
-    first = result.blocks[0]
-    for number, block in enumerate(result.blocks):
-        if block != first:
-            raise TrimlineError(
-                f"Profile 'uniform' needs all blocks alike: block 0 keeps {_experts_of(first)}{first.ffn} FFN channels and "
-                f"{first.kv_groups} KV groups, block {number} keeps {_experts_of(block)}{block.ffn} and {block.kv_groups}.",
-                "Use allocation 'uniform', or profile 'decilm' or 'free'.",
-            )
-    if not first.has(Sublayer.FFN):
+    for sublayer in Sublayer:
+        _check_alike(result, sublayer)
+    if result.ordinary(Sublayer.FFN) and not any(block.has(Sublayer.FFN) for block in result.ordinary(Sublayer.FFN)):
         raise TrimlineError(
             "Profile 'uniform' cannot express blocks without FFN.", "Keep some channels, or use profile 'decilm' or 'free'."
         )
-    if first.kv_groups == _most_groups(original) and result.hidden == original.hidden:
+    if result.ordinary(Sublayer.ATTENTION) and not _most_groups(result):
+        raise TrimlineError("Profile 'uniform' cannot express blocks without attention.", f"Keep some KV groups. {USE_FREE}")
+    if _most_groups(result) in (0, _most_groups(original)) and result.hidden == original.hidden:
         return
     _check_square(family, Profile.UNIFORM)
-    heads = first.kv_groups * result.queries_per_group
+    heads = _most_groups(result) * result.queries_per_group
     if not accepts_heads(family, {**config, "hidden_size": result.hidden}, heads) and not is_mistral_shaped(result):
         raise TrimlineError(
             f"Stock {family.model_type} does not take {heads} query heads beside a hidden size of {result.hidden} (it divides one by "
@@ -150,6 +146,19 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
             f"Keep a number of KV groups whose {result.queries_per_group} query heads each divide {result.hidden}. {USE_FREE}"
             + (" Or compensate without biases." if result.biases else ""),
         )
+
+
+def _check_alike(result: Geometry, sublayer: Sublayer) -> None:
+    """Whether blocks that have a sublayer of the ordinary kind keep as much of it."""
+    numbers = [number for number, block in enumerate(result.blocks) if block.is_ordinary(sublayer)]
+    for number in numbers:
+        first, block = result.blocks[numbers[0]], result.blocks[number]
+        if (block.units(sublayer), block.experts) != (first.units(sublayer), first.experts):
+            raise TrimlineError(
+                f"Profile 'uniform' needs all blocks alike: block {numbers[0]} keeps {_experts_of(first)}{first.ffn} FFN channels and "
+                f"{first.kv_groups} KV groups, block {number} keeps {_experts_of(block)}{block.ffn} and {block.kv_groups}.",
+                "Use allocation 'uniform', or profile 'decilm' or 'free'.",
+            )
 
 
 def _experts_of(block: BlockShape) -> str:
@@ -185,4 +194,4 @@ def _check_decilm_blocks(result: Geometry) -> None:
 
 
 def _most_groups(geometry: Geometry) -> int:
-    return max(block.kv_groups for block in geometry.blocks)
+    return geometry.most(Sublayer.ATTENTION)

@@ -52,13 +52,13 @@ class GateReading:
         return self if self.blocks is None else replace(self, blocks=tuple(kept.index(block) for block in self.blocks))
 
 
-def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device: str) -> list[GateReading]:
+def readings_for(config: PretrainedConfig, mixing: Sequence[int], device: str) -> list[GateReading]:
     """Rows of random tokens at the first positions; a row at positions up to the last promised one; and where blocks have
     a sliding window, a row that goes past it.
 
     Args:
         config: of the reference, as transformers has it; a larger model's, or its language model's.
-        with_attention: blocks that keep their attention.
+        mixing: blocks that keep their attention, or another mixer of tokens.
         device: where the tokens go.
     """
     config = config.get_text_config()
@@ -74,7 +74,7 @@ def readings_for(config: PretrainedConfig, with_attention: Sequence[int], device
     ]
     past = row_past_window(attention_window(config), promised)
     if past is not None and past > ROW_TOKENS:
-        blocks = tuple(_one_of_every_type(config, with_attention)) if past > LONG_ROW else None
+        blocks = tuple(_one_of_every_type(config, mixing)) if past > LONG_ROW else None
         readings.append(GateReading("past the sliding window", tokens(1, past, 2), blocks=blocks, last=BEYOND_WINDOW))
     return readings
 

@@ -88,6 +88,7 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
     original = Geometry.from_config(dense)
     result, profile = plan.geometry(original), profile_of(written)
     changes = _sizes(original, result, profile) | _stream(dense, original, result) | _blocks(dense, original, plan)
+    changes |= dict.fromkeys(original.family.old_keys, GONE)
     changes |= _names(result, profile) | dict.fromkeys(("pruned_heads", "quantization_config"), ANY)
     if profile is Profile.UNIFORM and written.get("model_type") == MISTRAL.model_type != original.family.model_type:
         names = {"model_type": MISTRAL.model_type, "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"], "sliding_window": None}
@@ -113,11 +114,13 @@ def _changes_around(dense: Nested, written: Mapping[str, Any], plan: Plan) -> di
 
 
 def _sizes(original: Geometry, result: Geometry, profile: Profile) -> dict[str, MayBe]:
-    family, widths = result.family, [block.ffn for block in result.blocks]
+    family, width, groups = result.family, result.most(Sublayer.FFN), result.most(Sublayer.ATTENTION)
     sizes: dict[str, Any] = {family.layers_key: len(result.blocks)}
-    sizes |= {} if family.ffn_key is None else {family.ffn_key: max(1, *widths)}
-    if profile is not Profile.FREE:
-        groups = max(block.kv_groups for block in result.blocks)
+    if family.ffn_key and (width or profile is not Profile.UNIFORM):
+        sizes[family.ffn_key] = max(1, width)
+    if family.adjusted is not None:
+        sizes[family.adjusted.switch] = False
+    if profile is not Profile.FREE and groups:
         sizes |= {family.heads_key: groups * original.queries_per_group}
         sizes |= {} if family.kv_heads_key is None else {family.kv_heads_key: groups}
     changes = {key: MayBe((value,)) for key, value in sizes.items()}
@@ -145,12 +148,12 @@ def _blocks(dense: Mapping[str, Any], original: Geometry, plan: Plan) -> dict[st
     for key, values in _lists(dense, original.family).items():
         if len(values) == depth and not key.endswith(("_id", "_ids")) and key != "architectures":
             wanted = [values[block] for block in kept]
-            fits = _types_fit(values, plan) if key == "layer_types" else wanted.__eq__
+            fits = _types_fit(values, plan, original) if key == "layer_types" else wanted.__eq__
             # What config.json leaves out is looked at as the class works it out.
             changes[key] = MayBe(() if key in dense else (ABSENT,), fits)
     if isinstance(threshold, int) and threshold < len(original.blocks):
         changes["max_window_layers"] = MayBe((sum(block < threshold for block in kept),))
-    return changes
+    return changes | {key: MayBe((value,)) for rule in original.family.kinds.rules for key, value in rule.after(dense, kept).items()}
 
 
 def _lists(dense: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
@@ -161,15 +164,16 @@ def _lists(dense: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
     return {key: value for key, value in found.items() if isinstance(value, list)}
 
 
-def _types_fit(types: list[str], plan: Plan) -> Callable[[Any], bool]:
-    """Every block that attends does so as it did; of one that does not, the type says nothing."""
+def _types_fit(types: list[str], plan: Plan, original: Geometry) -> Callable[[Any], bool]:
+    """Every block whose mixer stays has the type that it had; of one that lost its attention, the type says nothing."""
     selection = plan.selection
+    has = [selection.kv_groups[number] or not block.is_ordinary(Sublayer.ATTENTION) for number, block in enumerate(original.blocks)]
 
     def fits(found: Any) -> bool:
         if not isinstance(found, list) or len(found) != len(selection.blocks):
             return False
         pairs = zip(selection.blocks, found, strict=True)
-        return all(kind == types[block] if selection.kv_groups[block] else kind in types for block, kind in pairs)
+        return all(kind == types[block] if has[block] else kind in types for block, kind in pairs)
 
     return fits
 
@@ -177,8 +181,8 @@ def _types_fit(types: list[str], plan: Plan) -> Callable[[Any], bool]:
 def _names(result: Geometry, profile: Profile) -> dict[str, MayBe]:
     family, names = result.family, names_for(result.family, profile)
     if names is None:
-        stock = {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
         gone = [key for key in OF_UNEVEN if key not in result.switches]  # Qwen2-MoE's own class has a qkv_bias
+        stock = {"model_type": family.model_type, "architectures": [f"{family.class_prefix}ForCausalLM"]}
         return dict.fromkeys(gone, GONE) | {key: MayBe((value,)) for key, value in stock.items()}
     sure = {"model_type": names.model_type, "architectures": [names.model_class], "base_model_type": family.model_type}
     changes = {key: MayBe((value,)) for key, value in sure.items()}
@@ -201,5 +205,6 @@ def _entry_fits(entry: Any, block: BlockShape, queries: int) -> bool:
     attention, ffn = entry["attention"], entry["ffn"]
     heads = attention["n_heads_in_group"] is None if not block.kv_groups else attention["n_heads_in_group"] == queries
     groups = attention.get("num_key_value_heads", block.kv_groups) == block.kv_groups
-    absent = (attention["no_op"], ffn["no_op"]) == tuple(not block.units(part) for part in (Sublayer.ATTENTION, Sublayer.FFN))
-    return heads and groups and absent and ffn["intermediate_size"] == (block.ffn or None)
+    absent = (attention["no_op"], ffn["no_op"]) == tuple(not block.has(part) for part in (Sublayer.ATTENTION, Sublayer.FFN))
+    kinds = [entry[part.value].get("kind", part.ordinary) for part in Sublayer] == [block.kind(part) for part in Sublayer]
+    return kinds and heads and groups and absent and ffn["intermediate_size"] == (block.ffn or None)

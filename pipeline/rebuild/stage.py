@@ -33,6 +33,7 @@ def rebuild(source: Path, plan: Path, recipe: RebuildSlice, options: RunOptions,
     options.apply()
     checkpoint, decision = Checkpoint(source), Plan.read(plan)
     checkpoint.demand_no_doubt()
+    checkpoint.say_passed_over(events)
     check_same_model(checkpoint, decision)
     decision = for_profile(decision, checkpoint.geometry, recipe.profile)
     result = decision.geometry(checkpoint.geometry)

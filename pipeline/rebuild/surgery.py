@@ -29,7 +29,7 @@ class Cut(Mapping[str, torch.Tensor]):
         self._origins = {
             name if place is None else place.name(plan.family, numbers[place.block]): (name, place)
             for name, place in placed_tensors(checkpoint, plan)
-            if place is None or place.stays(plan.selection)
+            if place is None or place.stays(plan.selection, checkpoint.geometry)
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -64,7 +64,7 @@ class ConsumerInput:
     def heads_fill_hidden(self) -> bool:
         """Whether hidden size = heads × head_dim, as some consumers assume."""
         result = self.result
-        return result.blocks[0].kv_groups * result.queries_per_group * result.head_dim == result.hidden
+        return result.most(Sublayer.ATTENTION) * result.queries_per_group * result.head_dim == result.hidden
 
     def seen_as(self, family: str) -> Evidence:
         """Seen to run for ``family`` without biases; for others and with biases, its source says so."""
@@ -74,7 +74,7 @@ class ConsumerInput:
     @property
     def becomes_mistral(self) -> bool:
         """Whether stock Llama refuses the number of heads, so that ``uniform`` is written as Mistral."""
-        heads = self.result.blocks[0].kv_groups * self.result.queries_per_group
+        heads = self.result.most(Sublayer.ATTENTION) * self.result.queries_per_group
         config = {**self.config, "hidden_size": self.result.hidden}
         return self.result.family.model_type == "llama" and not accepts_heads(self.result.family, config, heads)
 

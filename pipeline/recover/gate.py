@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.architecture.families import Sublayer
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
@@ -64,8 +65,8 @@ def gate(trained: PreTrainedModel, out: Path, options: RunOptions, events: Event
     """
     with fault_of(STAGE):
         geometry = Checkpoint(out).geometry
-    with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
-    readings = readings_for(trained.config, with_attention, options.device)
+    mixing = [number for number, block in enumerate(geometry.blocks) if block.has(Sublayer.ATTENTION)]
+    readings = readings_for(trained.config, mixing, options.device)
     trained.eval()
     outcomes: list[RecoveryOutcome] = []
     for dtype in (torch.float32, torch.float64):

@@ -79,7 +79,10 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         bytes=checkpoint.bytes,
         patterns=_patterns(checkpoint),
         consumers=_loadings(geometry, profile, checkpoint.config),
-        notes=tuple(f"{doubt.problem} {doubt.read} {doubt.remedy}" for doubt in checkpoint.doubts),
+        notes=(
+            *(f"{doubt.problem} {doubt.read} {doubt.remedy}" for doubt in checkpoint.doubts),
+            *((checkpoint.left_out,) if checkpoint.left_out else ()),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from benchmarks.runtimes.opening import demand
 from deploy.targets import ModelToServe, check_targets
 from exporters.onnx.lowering.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -100,7 +101,7 @@ def _demand_heads(profile: Profile, steps: Sequence[ResolvedStep], dense: ModelT
     if not touching or any(Space.RESIDUAL in step.spaces for step in steps):  # then the hidden size is not known yet
         return
     budget = touching[-1].recipe.budget.get(Space.KV_GROUP)
-    most = max(block.kv_groups for block in geometry.blocks)
+    most = geometry.most(Sublayer.ATTENTION)
     kept: Collection[int] = range(1, most + 1)
     if budget and budget.keep is not None:  # sizes per block are judged when the plan stands
         kept = (budget.keep,) if isinstance(budget.keep, int) else ()
@@ -131,7 +132,8 @@ def _readers_with_new_bias(steps: Sequence[ResolvedStep], dense: ModelToServe) -
     """Projections that bias compensation may give a bias; where they have one already it only changes."""
     shifted = {space for step in steps if step.recipe.compensation == "bias" for space in step.spaces}
     sublayers = {sublayer for space, sublayer in SUBLAYERS.items() if space in shifted}
-    readers = [dense.geometry.family.reader(sublayer) for sublayer in sublayers]
+    family = dense.geometry.family
+    readers = [family.reader(sublayer) for sublayer in family.cuttable if sublayer in sublayers]
     return {reader.name for reader in readers if not dense.geometry.has_bias(reader)}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
@@ -46,19 +47,23 @@ class Way:
         """The model that is left when as much goes as can."""
         tile, heads = tile_of(dense), Space.KV_GROUP in self.spaces
         return dense.with_blocks(
-            tuple(BlockShape(min(tile, block.ffn), min(1, block.kv_groups) if heads else block.kv_groups) for block in dense.blocks)
+            tuple(
+                replace(block, ffn=min(tile, block.ffn), kv_groups=min(1, block.kv_groups) if heads else block.kv_groups)
+                for block in dense.blocks
+            )
         )
 
     def shapes(self, dense: Geometry) -> Iterator[Geometry]:
         """Results of every kind that may come out: blocks alike or not, with every number of KV groups."""
         tile = tile_of(dense)
-        most = max(block.kv_groups for block in dense.blocks)
+        most = dense.most(Sublayer.ATTENTION)
         for groups in range(1, most + 1) if Space.KV_GROUP in self.spaces else (most,):
             yield dense.with_blocks(
                 tuple(
-                    BlockShape(
-                        min(block.ffn, tile * (1 if self.is_even else 1 + number % 2)),
-                        min(block.kv_groups, groups if self.is_even or number % 2 else most),
+                    replace(
+                        block,
+                        ffn=min(block.ffn, tile * (1 if self.is_even else 1 + number % 2)),
+                        kv_groups=min(block.kv_groups, groups if self.is_even or number % 2 else most),
                     )
                     for number, block in enumerate(dense.blocks)
                 )

@@ -104,7 +104,7 @@ def _budgets(way: Way, dense: Geometry, part: float) -> tuple[str, int | None]:
     """(share of the decoder that goes as FFN channels, KV groups that stay): both lose alike, as far as whole groups allow."""
     if Space.KV_GROUP not in way.spaces:
         return f"{part:.6g}", None
-    whole, most = dense.decoder_parameters(), max(block.kv_groups for block in dense.blocks)
+    whole, most = dense.decoder_parameters(), dense.most(Sublayer.ATTENTION)
     attention = dense.with_blocks(tuple(block.with_units(Sublayer.FFN, 0) for block in dense.blocks)).decoder_parameters() / whole
     of_ffn = 1 - Way((Space.FFN,), way.profile).smallest(dense).decoder_parameters() / whole
     gone = next((gone for gone in range(round(part * most), most) if part - gone / most * attention <= of_ffn), most - 1)

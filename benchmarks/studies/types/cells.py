@@ -21,7 +21,7 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
 from exporters.onnx.stage import export
 from exporters.recipe import ExportSlice
-from pipeline.architecture.families.family import check_heads, check_stream
+from pipeline.architecture.obstacles import check_heads, check_stream
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.answering import answer_parent

@@ -87,6 +87,26 @@ CONFIGS |= {
     "starcoder2": GATED,
     "vaultgemma": GATED | _WINDOWS | {"query_pre_attn_scalar": 16},
 }
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 3,
+}
+# Hybrids: blocks with mixers of another kind among those that attend, of each kind two.
+CONFIGS |= {
+    "lfm2": GATED
+    | {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "conv_bias": True,
+        "intermediate_size": 135,
+        "block_multiple_of": 32,
+    },
+    "qwen3_5_text": GATED
+    | _DELTA
+    | {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"], "rope_parameters": _PARTIAL},
+}
 TINY_TYPES = tuple(sorted(CONFIGS))
 
 # Mixtures of eight experts, two for each token.

@@ -24,6 +24,8 @@ from pipeline.architecture.families.hyperclovax import HYPERCLOVAX
 from pipeline.architecture.families.internlm3 import INTERNLM3
 from pipeline.architecture.families.iquestcoder import IQUESTCODER
 from pipeline.architecture.families.jais2 import JAIS2
+from pipeline.architecture.families.kinds import ATTENTION, DENSE, NONE
+from pipeline.architecture.families.lfm2 import LFM2
 from pipeline.architecture.families.llama import LLAMA
 from pipeline.architecture.families.ministral import MINISTRAL
 from pipeline.architecture.families.ministral3 import MINISTRAL3
@@ -42,6 +44,7 @@ from pipeline.architecture.families.phi3 import PHI3
 from pipeline.architecture.families.qwen2 import QWEN2
 from pipeline.architecture.families.qwen2_moe import QWEN2_MOE
 from pipeline.architecture.families.qwen3 import QWEN3
+from pipeline.architecture.families.qwen3_5_text import QWEN3_5_TEXT
 from pipeline.architecture.families.qwen3_moe import QWEN3_MOE
 from pipeline.architecture.families.seed_oss import SEED_OSS
 from pipeline.architecture.families.smollm3 import SMOLLM3
@@ -73,6 +76,7 @@ DESCRIBED = (
     INTERNLM3,
     IQUESTCODER,
     JAIS2,
+    LFM2,
     LLAMA,
     MINISTRAL,
     MINISTRAL3,
@@ -88,6 +92,7 @@ DESCRIBED = (
     PHI3,
     QWEN2,
     QWEN3,
+    QWEN3_5_TEXT,
     SEED_OSS,
     SMOLLM3,
     STABLELM,
@@ -100,7 +105,22 @@ DESCRIBED = (
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in DESCRIBED}
 
-__all__ = ["FAMILIES", "Axis", "Carried", "Family", "Linear", "Mixture", "Norm", "Part", "Point", "Sublayer", "family_named"]
+__all__ = [
+    "ATTENTION",
+    "DENSE",
+    "FAMILIES",
+    "NONE",
+    "Axis",
+    "Carried",
+    "Family",
+    "Linear",
+    "Mixture",
+    "Norm",
+    "Part",
+    "Point",
+    "Sublayer",
+    "family_named",
+]
 
 
 def family_named(model_type: str) -> Family:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pipeline.architecture.wrappers import Wrapper
-from pipeline.common.errors import TrimlineError
+from pipeline.architecture.families.kinds import ATTENTION, DENSE, NONE, Adjusted, Kinds, Size
 
 
 class Axis(StrEnum):
@@ -21,6 +20,7 @@ class Axis(StrEnum):
     RESIDUAL = "residual"  # one index per channel of the residual stream: space residual
     FFN = "ffn"  # one index per intermediate channel: space ffn.{i}
     QUERY = "query"  # head_dim × queries-per-group indices per unit of kv_group.{i}
+    GATED_QUERY = "gated_query"  # the same with a gate: 2 × head_dim indices per query head, its channels and then their gates
     KV = "kv"  # head_dim indices per unit of kv_group.{i}
     GROUPED = "grouped"  # (queries-per-group + 2) × head_dim indices per unit of kv_group.{i}: queries, key and value, group after group
     HEADS = "heads"  # one index per query head, queries-per-group per unit of kv_group.{i}
@@ -40,8 +40,15 @@ class Point(StrEnum):
 
 
 class Sublayer(StrEnum):
+    """The two that a block may have: what mixes tokens, attention or another kind of mixer, and the FFN."""
+
     ATTENTION = "attention"
     FFN = "ffn"
+
+    @property
+    def ordinary(self) -> str:
+        """The kind of it that has units."""
+        return ATTENTION if self is Sublayer.ATTENTION else DENSE
 
     @property
     def point(self) -> Point:
@@ -64,6 +71,10 @@ class Linear:
     rows: tuple[Axis, ...]
     columns: Axis
     bias: bool | str = False
+
+    def stands_in(self, kind: str) -> bool:
+        """Whether it is there where its sublayer is of that kind: it has units, so in the ordinary kind alone."""
+        return kind == self.sublayer.ordinary
 
     @property
     def sublayer(self) -> Sublayer:
@@ -89,6 +100,7 @@ class Norm:
         bias: whether it has one.
         of: of a norm over each head: whether it normalises queries or keys.
         behind: it stands behind the sublayer, so that the stream takes its output instead of what the sublayer's reader writes.
+        kinds: of its sublayer, that it is there in; by default all where it is over the stream, and else the ordinary one.
     """
 
     name: str
@@ -97,6 +109,13 @@ class Norm:
     bias: bool = False
     of: Axis | None = None
     behind: bool = False
+    kinds: tuple[str, ...] = ()
+
+    def stands_in(self, kind: str) -> bool:
+        """Whether it is there where its sublayer is of that kind."""
+        if self.kinds:
+            return kind in self.kinds
+        return kind != NONE if self.axis is Axis.RESIDUAL or self.sublayer is None else kind == self.sublayer.ordinary
 
 
 @dataclass(frozen=True)
@@ -105,15 +124,30 @@ class Carried:
 
     Attributes:
         name: stored name inside the block, such as ``mlp.act_fn.alpha_p``.
-        shape: of numbers that are the same in every block, and of axes. What counts experts is there where they are.
+        shape: of any number of axes. What counts experts is there where they are.
         sublayer: whose it is.
         trained: whether it is a parameter; else a buffer.
+        kinds: of its sublayer, that it is there in; by default the ordinary one.
+        adds: what it gives is added to the residual stream, so that it is zero where its block adds nothing.
+        when: config key that says whether it is there; always where it is empty.
     """
 
     name: str
-    shape: tuple[int | Axis, ...]
+    shape: tuple[Size, ...]
     sublayer: Sublayer
     trained: bool = True
+    kinds: tuple[str, ...] = ()
+    adds: bool = False
+    when: str = ""
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it has an index per routed expert."""
+        return Axis.EXPERT in self.shape
+
+    def stands_in(self, kind: str) -> bool:
+        """Whether it is there where its sublayer is of that kind."""
+        return kind in self.kinds if self.kinds else kind == self.sublayer.ordinary
 
 
 Part = Linear | Norm | Carried
@@ -136,7 +170,6 @@ class Mixture:
         groups_key, chosen_groups_key: config keys of the number of groups of experts, and of how many a token's experts are from.
         group_best: as many experts of a group say how good it is, so that it needs as many.
         shared_keys: config keys whose product is the width of the shared expert, where it has none of its own that could change alone.
-        biased: the experts' projections have biases.
     """
 
     experts: str
@@ -149,12 +182,6 @@ class Mixture:
     chosen_groups_key: str = "topk_group"
     group_best: int = 2
     shared_keys: tuple[str, ...] = ()
-    biased: bool = False
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        """Tensors inside the block that write what the experts add to the stream."""
-        return f"{self.experts}.down_proj", *((f"{self.experts}.down_proj_bias",) if self.biased else ())
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -170,12 +197,17 @@ class Family:
         model_type: ``config.model_type`` of transformers.
         class_prefix: transformers' class names are ``{prefix}Config`` and ``{prefix}ForCausalLM``.
         config_class: name of the config class, where it is not ``{prefix}Config``.
-        linears, norms, carried: what one block holds.
+        linears, norms, carried: what blocks hold; each part says in which kinds of block.
+        kinds: which block is of which kind; by default all have attention and a dense FFN.
+        passed_over: names of stored tensors that the stock class has no place for, as a regular expression with what they are:
+            heads that predict further tokens. They are left out, and that is said.
         blocks, embeddings, final_norms: paths below the model's root. ``embeddings`` starts with the token table.
         attention, ffn: module paths of the two sublayers inside a block; None where the block holds the
             projections itself.
         ffn_key, heads_key, kv_heads_key, layers_key: config keys. ``kv_heads_key`` None means one per query head.
         activation_key: config key of the FFN's activation.
+        adjusted: the FFN is narrower than ``ffn_key`` says.
+        old_keys: config keys of older folders, to what they are called today.
         head_bias: the output head has a bias.
         position_offset: rows that a learned position table has beyond ``max_position_embeddings``; None without one.
         defaults: values of config keys that config.json may leave out and that differ from "absent means false".
@@ -203,6 +235,8 @@ class Family:
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
     carried: tuple[Carried, ...] = ()
+    kinds: Kinds = field(default_factory=Kinds)
+    passed_over: tuple[str, str] | None = None
     config_class: str = ""
     blocks: str = "model.layers"
     embeddings: tuple[str, ...] = ("model.embed_tokens",)
@@ -216,6 +250,8 @@ class Family:
     kv_heads_key: str | None = "num_key_value_heads"
     layers_key: str = "num_hidden_layers"
     activation_key: str = "hidden_act"
+    adjusted: Adjusted | None = None
+    old_keys: Mapping[str, str] = field(default_factory=dict)
     head_bias: bool = False
     position_offset: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -235,12 +271,18 @@ class Family:
     fixed_ffn: str = ""
 
     @property
-    def sublayers(self) -> tuple[Sublayer, ...]:
-        """Those whose units projections read: a mixture without a shared expert has no FFN channels."""
-        return tuple(sublayer for sublayer in Sublayer if any(ln.sublayer is sublayer for ln in self.linears))
+    def cuttable(self) -> tuple[Sublayer, ...]:
+        """The sublayers that have units in some kind of block."""
+        columns = {linear.columns for linear in self.linears}
+        return tuple(sublayer for sublayer in Sublayer if (Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY) in columns)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All that blocks hold."""
+        return (*self.linears, *self.norms, *self.carried)
 
     def reader(self, sublayer: Sublayer) -> Linear:
-        """The projection whose *inputs* are the sublayer's units: ``down_proj``, ``o_proj``."""
+        """The projection whose *inputs* are the sublayer's units: ``down_proj``, ``o_proj``; only of those in ``cuttable``."""
         unit = Axis.FFN if sublayer is Sublayer.FFN else Axis.QUERY
         return next(linear for linear in self.linears if linear.columns is unit)
 
@@ -269,67 +311,3 @@ class Family:
     def module(self, block: int, name: str) -> str:
         """Full module path of ``name`` inside block ``block``."""
         return f"{self.blocks}.{block}.{name}"
-
-
-def check_stream(family: Family, within: Wrapper | None = None) -> None:
-    """Whether the family's norms can be made to give over fewer channels what they give beside zeros.
-
-    Args:
-        family: of the language model.
-        within: what holds it.
-
-    Raises:
-        TrimlineError: they cannot, or something else writes into the stream.
-    """
-    if within is not None:
-        raise TrimlineError(
-            f"The {family.model_type} inside a {within.model_type} cannot lose channels of the residual stream: the projector beside it "
-            "writes images into all of them.",
-            "Remove FFN channels, KV groups or blocks instead.",
-        )
-    if family.norm_eps is None:
-        shared = any(norm.axis is not Axis.RESIDUAL for norm in family.norms)
-        of_norms = "its norms of queries and keys share their epsilon" if shared else "its LayerNorm takes the mean over all channels"
-        why = family.fixed_stream or of_norms
-        raise TrimlineError(
-            f"{family.model_type} cannot lose channels of the residual stream and stay what it computes beside zeros: {why}.",
-            "Remove FFN channels, KV groups or blocks instead.",
-        )
-
-
-def check_ffn(family: Family) -> None:
-    """Whether FFN channels can go.
-
-    Raises:
-        TrimlineError: there are none, or their number cannot change alone.
-    """
-    if family.fixed_ffn:
-        raise TrimlineError(
-            f"{family.model_type} cannot lose FFN channels: {family.fixed_ffn}.", "Remove experts, KV groups or blocks instead."
-        )
-
-
-def check_experts(family: Family) -> None:
-    """Whether there are experts that could go.
-
-    Raises:
-        TrimlineError: there are none.
-    """
-    if family.mixture is None:
-        raise TrimlineError(
-            f"{family.model_type} has no experts that could be removed.", "Remove FFN channels, KV groups or blocks instead."
-        )
-
-
-def check_heads(family: Family) -> None:
-    """Whether heads can go without changing what those that stay compute.
-
-    Raises:
-        TrimlineError: a norm takes its mean over all of them.
-    """
-    for norm in family.norms_over_heads:
-        raise TrimlineError(
-            f"{family.model_type} cannot lose KV groups and stay what it computes beside zeros: {norm.name} takes its mean over all heads, "
-            "and its epsilon is that of the other norms.",
-            "Remove FFN channels or blocks instead.",
-        )

@@ -72,7 +72,7 @@ def routed(module: str = "mlp", router: str = "gate.weight") -> tuple[Carried, .
     return (
         Carried(f"{module}.{router}", (Axis.EXPERT, Axis.RESIDUAL), Sublayer.FFN),
         Carried(f"{module}.experts.gate_up_proj", (Axis.EXPERT, Axis.EXPERT_PAIR, Axis.RESIDUAL), Sublayer.FFN),
-        Carried(f"{module}.experts.down_proj", (Axis.EXPERT, Axis.RESIDUAL, Axis.EXPERT_CHANNEL), Sublayer.FFN),
+        Carried(f"{module}.experts.down_proj", (Axis.EXPERT, Axis.RESIDUAL, Axis.EXPERT_CHANNEL), Sublayer.FFN, adds=True),
     )
 
 

@@ -165,8 +165,10 @@ def _demand_met(space: Space, widths: list[int], counts: list[int], remove: floa
 
 
 def _given_counts(budget: Budget, space: Space, widths: list[int]) -> tuple[int, ...]:
-    counts = (budget.keep,) * len(widths) if isinstance(budget.keep, int) else budget.keep
-    assert counts is not None
+    keep = budget.keep
+    assert keep is not None
+    # One number is for the blocks that have any: others are of a kind without units, or lost them all before.
+    counts = tuple(keep if width else 0 for width in widths) if isinstance(keep, int) else keep
     if len(counts) != len(widths):
         raise TrimlineError(f"The budget keeps sizes for {len(counts)} blocks; the model has {len(widths)}.", "Give one number per block.")
     for number, (count, width) in enumerate(zip(counts, widths, strict=True)):

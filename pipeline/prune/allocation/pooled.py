@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space, per_space
 from pipeline.calibrate.measurements import Scores
@@ -89,7 +90,10 @@ def unit_sizes(geometry: Geometry, pool: Pool) -> dict[Space, float]:
     def cost(block: BlockShape) -> int:
         return geometry.block_parameters(block) if pool.of == "parameters" else geometry.block_flops(block, pool.context)
 
-    return {space: float(cost(BlockShape.alone(SUBLAYERS[space]))) for space in pool.spaces}
+    def of_one(sublayer: Sublayer) -> float:  # the second, since a carried part comes along with the first
+        return float(cost(BlockShape.alone(sublayer, 2)) - cost(BlockShape.alone(sublayer)))
+
+    return {space: of_one(SUBLAYERS[space]) for space in pool.spaces}
 
 
 def pooled_threshold(scores: Scores, costs: Mapping[Space, float], keep: float) -> float:

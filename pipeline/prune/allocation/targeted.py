@@ -8,7 +8,8 @@ from typing import Any, Generic
 
 import torch
 
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.families import Sublayer
+from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.measurements import Scores
 from pipeline.common.errors import TrimlineError
@@ -121,7 +122,7 @@ def by_scores(aim: Aim, step: PruneStep, scores: Scores, additive: bool) -> Foun
     lowest = min(float(score.min()) for by_block in scores.values() for score in by_block.values() if len(score))
     losses = {}
     for space, by_block in scores.items():
-        weight = 1.0 if additive else float(aim.dense.block_parameters(BlockShape.alone(SUBLAYERS[space])))
+        weight = 1.0 if additive else float(aim.dense.unit_parameters(SUBLAYERS[space]))
         for block, score in by_block.items():
             if len(score):
                 values = (score.double() if additive else score.double() - lowest) * weight
@@ -229,7 +230,7 @@ class _Search(Generic[Resolved]):
         spaces = [space for space in self._step.spaces if any(block.units(SUBLAYERS[space]) for block in blocks)]
         if Space.KV_GROUP not in spaces:
             return self.bisected(lambda remove: {"budget": {Space.FFN: Budget(remove=remove)}})
-        most = max(block.kv_groups for block in blocks)
+        most = self._aim.current.most(Sublayer.ATTENTION)
         groups = [1 - left / most for left in range(most, 0, -1)]
         if Space.FFN not in spaces:
             return self.least(lambda remove: {"budget": {Space.KV_GROUP: Budget(remove=remove)}}, groups)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.obstacles import check_timed
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.consumer import Consumer
 from pipeline.prune.recipe import Target
@@ -19,14 +20,22 @@ SPEEDUP = "speedup"  # states a bound of time too
 
 @dataclass(frozen=True)
 class BoundedCost:
-    """Something that a model costs: a part that no size changes, and a part for every sublayer."""
+    """Something that a model costs: a part that no size changes, a part for every sublayer, and for what a block carries.
+
+    Attributes:
+        fixed: what stands beside the blocks.
+        sublayer: with so many units.
+        carried: of a block without units.
+    """
 
     fixed: float
     sublayer: Callable[[Sublayer, int], float]
+    carried: Callable[[BlockShape], float] = lambda _: 0.0
 
     def whole(self, geometry: Geometry) -> float:
         """Of a model."""
-        return self.fixed + sum(self.sublayer(kind, block.units(kind)) for block in geometry.blocks for kind in Sublayer)
+        units = sum(self.sublayer(kind, block.units(kind)) for block in geometry.blocks for kind in Sublayer)
+        return self.fixed + units + sum(self.carried(replace(block, ffn=0, kv_groups=0)) for block in geometry.blocks)
 
 
 def measures(target: Target, dense: Geometry, consumer: Consumer) -> dict[str, BoundedCost]:
@@ -132,6 +141,7 @@ def demand_uncut(target: Target, geometry: Geometry, dense: Geometry) -> None:
 
 
 def _time(target: Target, dense: Geometry, consumer: Consumer) -> BoundedCost:
+    check_timed(dense.family)
     if consumer.table is None:
         raise TrimlineError("The target is one of time, and there is no latency table.", "Use `trimline run`, which measures one first.")
     consumer.table.check(dense)
@@ -145,7 +155,7 @@ def _memory(target: Target, dense: Geometry, consumer: Consumer) -> BoundedCost:
     if width is None:
         raise TrimlineError("A target of memory is stated for an export whose weights have several widths.",
                             "Export in fp32, fp16 or bf16, or state a target of parameters.")  # fmt: skip
-    return _counted(lambda geometry: geometry.total_parameters() * width + geometry.kv_bytes_per_token(1) * cache * target.context, dense)
+    return _counted(lambda geometry: geometry.total_parameters() * width + geometry.cache_numbers(target.context) * cache, dense)
 
 
 def _counted(of: Callable[[Geometry], float], dense: Geometry) -> BoundedCost:
@@ -155,7 +165,7 @@ def _counted(of: Callable[[Geometry], float], dense: Geometry) -> BoundedCost:
     def sublayer(kind: Sublayer, units: int) -> float:
         return of(dense.with_blocks((BlockShape.alone(kind, units),))) - fixed
 
-    return BoundedCost(fixed, sublayer)
+    return BoundedCost(fixed, sublayer, lambda block: of(dense.with_blocks((block,))) - fixed)
 
 
 def _terms(name: str, measure: BoundedCost, target: Target, smallest: Geometry, dense: Geometry) -> Iterator[_Term]:

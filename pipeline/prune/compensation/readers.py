@@ -60,7 +60,7 @@ def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, un
 
     A sublayer that loses all of them is taken out, bias and all: what it gave on average goes to the last sublayer
     before it. That is the same, since nobody reads the residual stream in between. Before the first there is none,
-    and its part is lost.
+    a mixer that is carried takes none, and then its part is lost.
     """
     family = model.geometry.family
     reader = family.reader(sublayer)

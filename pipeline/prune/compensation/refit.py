@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.spaces import SPACES, IndexSet, channels
 from pipeline.common.events import Events
-from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, linear_in
 from pipeline.live.finite import demand_finite
 from pipeline.prune.compensation.towards_dense import Pull, best_damping, token_weights, towards_dense
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -76,13 +76,14 @@ def _dense_aims(
     for hidden, given in zip(states, arguments, strict=True):
         wrote: dict[Sublayer, torch.Tensor] = {}
         with ExitStack() as hooks:
-            for sublayer in Sublayer:
+            for sublayer in family.cuttable:
                 note = lambda _, __, output, sublayer=sublayer, wrote=wrote: wrote.__setitem__(sublayer, output)  # noqa: E731
-                hooks.enter_context(_hooked(block.get_submodule(family.reader(sublayer).name), note))
-            afters.append(block(hidden, **given))
-        streams = {Sublayer.ATTENTION: hidden + multiplier * wrote[Sublayer.ATTENTION].view_as(hidden), Sublayer.FFN: afters[-1]}
-        for sublayer, stream in streams.items():
-            aims[sublayer].append(stream if family.adds(sublayer) else wrote[sublayer].view_as(hidden))
+                if (reader := linear_in(block, family.reader(sublayer))) is not None:
+                    hooks.enter_context(_hooked(reader, note))
+            afters.append(given.through(block, hidden))
+        for sublayer, output in wrote.items():
+            stream = afters[-1] if sublayer is Sublayer.FFN else hidden + multiplier * output.view_as(hidden)
+            aims[sublayer].append(stream if family.adds(sublayer) else output.view_as(hidden))
     return aims, afters
 
 
@@ -142,7 +143,7 @@ def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[to
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[torch.Tensor] = []
         with reader.register_forward_pre_hook(stop), suppress(_Enough):
-            block(hidden, **given)
+            given.through(block, hidden)
         found.append(_read(model, Sublayer.ATTENTION, reader, seen[0], hidden.float(), hidden))
     return found
 
@@ -152,7 +153,7 @@ def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Te
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):
-            after = block(hidden, **given)
+            after = given.through(block, hidden)
         inputs, wrote = seen[0]
         without = after.float() - multiplier * wrote.view_as(after).float()
         found.append(_read(model, Sublayer.FFN, reader, inputs, without, hidden))
@@ -166,7 +167,7 @@ def _reader(block: nn.Module, model: ShrinkingModel, sublayer: Sublayer) -> nn.L
 
 
 def _through(block: nn.Module, states: list[torch.Tensor], arguments: list[Arguments]) -> list[torch.Tensor]:
-    return [block(hidden, **given) for hidden, given in zip(states, arguments, strict=True)]
+    return [given.through(block, hidden) for hidden, given in zip(states, arguments, strict=True)]
 
 
 def _fit(

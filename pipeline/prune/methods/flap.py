@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 from pipeline.architecture.families import Sublayer
-from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.measurements import Scores
 from pipeline.calibrate.needs import Needs
@@ -59,7 +59,7 @@ def published_unit_costs(geometry: Geometry) -> dict[Space, float]:
     With g query heads per group that is ⌊head_dim · (2g + 2) / 3⌋ in a gated model; the released code has 170, which
     is 512/3 truncated: one head of 128 (g = 1).
     """
-    cost = {space: geometry.block_parameters(BlockShape.alone(sublayer)) for space, sublayer in SUBLAYERS.items()}
+    cost = {space: geometry.unit_parameters(sublayer) for space, sublayer in SUBLAYERS.items()}
     return {Space.FFN: 1.0, Space.KV_GROUP: float(cost[Space.KV_GROUP] // cost[Space.FFN])}
 
 

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 
 from pipeline.architecture.families import FAMILIES, Axis, Linear, Sublayer
-from pipeline.architecture.geometry import BlockShape
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.calibrate.gradients import GradientNeeds
 from pipeline.calibrate.measurements import Scores
@@ -135,7 +134,7 @@ def _stream_costs(view: BlockView, options: SurgeonOptions) -> torch.Tensor:
     """Published costs of every channel's columns in what reads the stream and rows in what writes it, shape (hidden,)."""
     total = torch.zeros(view.geometry.hidden, dtype=torch.float64)
     for linear in view.geometry.family.linears:
-        if not view.left.get(linear.sublayer, (0,)):
+        if not view.left.get(linear.sublayer, (0,)):  # gone, or of a kind that this projection is no part of
             continue
         reads = linear.columns is Axis.RESIDUAL
         if options.variant is Variant.L_OBD:
@@ -169,4 +168,4 @@ def _projection(view: BlockView, linear: Linear, options: SurgeonOptions) -> Pro
 
 def _unit_parameters(view: BlockView, sublayer: Sublayer) -> int:
     """Weights of one unit in all the projections that it is part of."""
-    return view.geometry.block_parameters(BlockShape.alone(sublayer))
+    return view.geometry.unit_parameters(sublayer)

@@ -66,7 +66,7 @@ def collapsed_live(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rul
     """The live model with ``blocks`` in place of its own; afterwards it is as before."""
     live = blocks_of(model.model, model.geometry.family)
     gone = [live[number] for number in model.selection.blocks if number not in {block.base for block in blocks}]
-    with ExitStack() as undo, standing_in(nn.ModuleList(gone), lambda hidden, **_: hidden):
+    with ExitStack() as undo, standing_in(nn.ModuleList(gone), lambda hidden, *_, **__: hidden):
         if model.paging is not None:
             undo.enter_context(model.paging.also(partial(_collapse_read, model, blocks, rule)))
             yield
@@ -93,11 +93,13 @@ def _collapse_read(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rul
 def tensor_names(geometry: Geometry, rule: Rule) -> Iterator[str]:
     """What is merged, by its name inside a block: everything by equation 1, the projections by the released code."""
     family = geometry.family
-    for linear in family.linears:
+    alike = geometry.blocks[0]
+    for linear, _ in geometry.linears(alike):
         yield from (f"{linear.name}.weight", f"{linear.name}.bias") if geometry.has_bias(linear) else (f"{linear.name}.weight",)
     for norm in family.norms if rule == "equation" else ():
-        yield from (f"{norm.name}.weight", f"{norm.name}.bias") if norm.bias else (f"{norm.name}.weight",)
-    yield from (carried.name for carried in family.carried if rule == "equation" and carried.trained)
+        if alike.holds(norm):
+            yield from (f"{norm.name}.weight", f"{norm.name}.bias") if norm.bias else (f"{norm.name}.weight",)
+    yield from (carried.name for carried, _ in geometry.carried(alike) if rule == "equation" and carried.trained)
 
 
 def check_alike(model: ShrinkingModel) -> None:
@@ -106,8 +108,11 @@ def check_alike(model: ShrinkingModel) -> None:
     Raises:
         TrimlineError: blocks keep other units, or an earlier step gave projections biases.
     """
-    selection = model.selection
+    selection, kinds = model.selection, [(block.mixer, block.feeds) for block in model.geometry.blocks]
     first = selection.blocks[0]
+    if other := next((number for number, kind in enumerate(kinds) if kind != kinds[0]), None):
+        raise TrimlineError(f"LaCo adds up tensors of blocks, and block {other} is of another kind than block 0.",
+                            "Remove whole blocks by another method, such as block_influence.")  # fmt: skip
     for block in selection.blocks:
         if (selection.ffn[block], selection.kv_groups[block]) != (selection.ffn[first], selection.kv_groups[first]):
             raise TrimlineError(f"LaCo adds up tensors of blocks, and block {block} keeps other units than block {first}.",

@@ -28,7 +28,8 @@ def check_widths(model: ShrinkingModel, pattern: Pattern) -> None:
 
 def live_linears(model: ShrinkingModel, block: int) -> Iterable[Linear]:
     """The projections of a block that are still there."""
-    return [linear for linear in model.geometry.family.linears if model.selection.units(linear.sublayer)[block]]
+    shape = model.selection.shape(block, model.geometry)
+    return [linear for linear in model.geometry.family.linears if shape.holds(linear)]
 
 
 def live_indices(model: ShrinkingModel, block: int, linear: Linear) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.architecture.families import Axis, Linear, Sublayer
-from pipeline.architecture.families.family import check_stream
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import check_stream
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.live.blocks import blocks_of
@@ -139,8 +139,7 @@ class ShrinkingModel:
         for name in family.embeddings:
             self.model.get_parameter(f"{name}.weight").data[:, _others(self.selection.stream, self.geometry.hidden)] = 0
         for block in filter(self._is_live, range(len(self.geometry.blocks))):
-            for sublayer in family.sublayers:
-                self._silence(block, family.reader(sublayer))
+            self._silence_stream(block)
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Removes all other blocks: their readers write nothing, so the residual stream passes unchanged."""
@@ -190,10 +189,14 @@ class ShrinkingModel:
         return self.geometry.has_bias(linear) or linear.name in self.biases
 
     def sublayer_before(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
-        """Block and kind of the last sublayer before this one that still adds to the residual stream; None without one."""
-        order = [(number, kind) for number in self.selection.blocks for kind in self.geometry.family.sublayers]
-        earlier = order[: order.index((block, sublayer))]
-        return next(((number, kind) for number, kind in reversed(earlier) if self.selection.units(kind)[number]), None)
+        """Block and kind of the last sublayer before this one that still adds to the residual stream.
+
+        None without one, or where it is of a carried kind, which takes no bias.
+        """
+        order = [(number, kind) for number in self.selection.blocks for kind in Sublayer]
+        earlier = reversed(order[: order.index((block, sublayer))])
+        found = next(((number, kind) for number, kind in earlier if self.selection.shape(number, self.geometry).has(kind)), None)
+        return found if found and self.geometry.blocks[found[0]].is_ordinary(found[1]) else None
 
     def replace(self, name: str, value: torch.Tensor) -> None:
         """Gives any tensor of a block new values.
@@ -214,7 +217,7 @@ class ShrinkingModel:
 
     def silence(self, block: int) -> None:
         """Zeros in the live block for everything that is gone of it."""
-        for sublayer in self.geometry.family.sublayers:
+        for sublayer in self.geometry.family.cuttable:
             self._silence_sublayer(block, sublayer)
         self._forbid(block)
         if block not in self.selection.blocks:
@@ -225,7 +228,7 @@ class ShrinkingModel:
         kept: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         for name in sorted(self._changed):
             place = place_of(self.geometry.family, name)
-            if place is not None and place.stays(self.selection):
+            if place is not None and place.stays(self.selection, self.geometry):
                 rows, columns = place.indices(self.selection, self.geometry)
                 kept[name] = partial(select, rows=rows, columns=columns)
         return Selected(self._changed.copy(), kept)
@@ -260,7 +263,9 @@ class ShrinkingModel:
                 live.bias.data[gone] = 0
 
     def _silence_sublayer(self, block: int, sublayer: Sublayer) -> None:
-        """Zeros for the units of a sublayer that are gone."""
+        """Zeros for the units of a sublayer that are gone; a kind without units has none."""
+        if not self.geometry.blocks[block].is_ordinary(sublayer):
+            return
         for linear in self.geometry.family.linears:
             if linear.sublayer is sublayer:
                 self._silence(block, linear)
@@ -269,20 +274,36 @@ class ShrinkingModel:
 
     def _silence_readers(self, block: int) -> None:
         """Nothing of a block reaches the residual stream."""
-        family = self.geometry.family
-        for sublayer in family.sublayers:
-            reader = self._live(block, family.reader(sublayer))
-            reader.weight.data.zero_()
-            _zero_bias(reader)
-        live = blocks_of(self.model, family)[block]
-        for name in family.mixture.writes if family.mixture and self.geometry.blocks[block].experts else ():
-            live.get_parameter(name).data.zero_()
+        for linear in self._writers(block):
+            live = self._live(block, linear)
+            live.weight.data.zero_()
+            _zero_bias(live)
+        for carried, _ in self._carried_writers(block):
+            carried.data.zero_()
 
     def _forbid(self, block: int) -> None:
         """The live block's router cannot choose what is gone."""
         gone = set(range(self.geometry.blocks[block].experts)) - set(self.selection.experts_of(block))
         if gone:
             forbid_in(blocks_of(self.model, self.geometry.family)[block], self.geometry.family, gone)
+
+    def _silence_stream(self, block: int) -> None:
+        """Nothing of a block reaches the channels of the residual stream that are gone."""
+        for linear in self._writers(block):
+            self._silence(block, linear)
+        gone = _others(self.selection.stream, self.geometry.hidden)
+        for carried, axis in self._carried_writers(block):
+            carried.data.index_fill_(axis, gone.to(carried.device), 0)
+
+    def _writers(self, block: int) -> Iterator[Linear]:
+        """The projections of a dense block that write into the residual stream."""
+        return (linear for linear, _ in self.geometry.linears(self.geometry.blocks[block]) if linear.rows == (Axis.RESIDUAL,))
+
+    def _carried_writers(self, block: int) -> Iterator[tuple[nn.Parameter, int]]:
+        """Carried tensors of a block that write into it, each with the axis that counts its channels."""
+        live = blocks_of(self.model, self.geometry.family)[block]
+        parts = self.geometry.carried(self.geometry.blocks[block])
+        return ((live.get_parameter(part.name), part.shape.index(Axis.RESIDUAL)) for part, _ in parts if part.adds)
 
     def _copy(self, block: int, linear: Linear, kind: str) -> None:
         """Gives the live projection its changed weight or bias, rounded as the checkpoint will hold it."""

@@ -9,7 +9,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture import families
-from pipeline.architecture.families import FAMILIES, Axis, Sublayer
+from pipeline.architecture.families import FAMILIES, Axis
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_g
 from tests.tiny import TINY_FAMILIES, TINY_MIXTURES, TINY_TYPES, random_model, tiny_model
 
 OTHERS = [name for name in TINY_TYPES if name not in TINY_FAMILIES]  # those are cut in tests/pipeline/rebuild
-FOLDER, SHARED = Path(families.__file__).parent, {"__init__", "family", "parts"}
+FOLDER, SHARED = Path(families.__file__).parent, {"__init__", "family", "kinds", "mixers", "parts"}
 KEEP_HEADS = {name for name, family in FAMILIES.items() if family.square_attention or family.norms_over_heads}
 
 
@@ -54,7 +54,7 @@ def test_free(tmp_path: Path, name: str) -> None:
     def choose(choice: Choice) -> None:
         anything(choice)
         if FAMILIES[name].norms_over_heads:
-            choice.kv = [groups and tuple(range(choice.geometry.blocks[0].kv_groups)) for groups in choice.kv]
+            choice.kv = [groups and tuple(range(max(map(len, choice.kv)))) for groups in choice.kv]
 
     out = rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
     assert read_json(out / "gate.json")["passed"]
@@ -65,9 +65,11 @@ def test_free(tmp_path: Path, name: str) -> None:
 @torch.no_grad()
 def test_the_stream_takes_of_a_reader_what_the_description_says(name: str) -> None:
     family, model = FAMILIES[name], random_model(name)
-    block = model.get_submodule(family.blocks)[0]
+    geometry = Geometry.from_config(model.config.to_dict())
+    number = next(i for i, shape in enumerate(geometry.blocks) if all(shape.units(sublayer) for sublayer in family.cuttable))
+    block = model.get_submodule(family.blocks)[number]
     multiplier = getattr(model.config, family.multiplier_key) if family.multiplier_key else 1.0
-    readers = {sublayer: block.get_submodule(family.reader(sublayer).name) for sublayer in Sublayer}
+    readers = {sublayer: block.get_submodule(family.reader(sublayer).name) for sublayer in family.cuttable}
 
     def behind_the_block() -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -75,7 +77,7 @@ def test_the_stream_takes_of_a_reader_what_the_description_says(name: str) -> No
             model(torch.arange(4, 12)[None], use_cache=False)
         return seen[0]
 
-    for sublayer in (Sublayer.FFN, Sublayer.ATTENTION):
+    for sublayer in sorted(readers, reverse=True):  # the FFN first
         before = behind_the_block()
         with readers[sublayer].register_forward_hook(lambda _, __, output: output + 0.5):
             moved = behind_the_block() - before

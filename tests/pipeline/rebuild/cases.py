@@ -72,14 +72,14 @@ def rebuilt_tiny(tmp: Path, family: str, choose: Callable[[Choice], None], profi
 
 
 def same_width(choice: Choice) -> None:
-    """64 of 96 channels, other ones in every block."""
-    choice.ffn = [tuple(range(i, 3 * i + 64, 1))[:64] for i in range(len(choice.ffn))]
+    """64 of 96 channels, other ones in every block that has any."""
+    choice.ffn = [channels and tuple(range(i, 3 * i + 64, 1))[:64] for i, channels in enumerate(choice.ffn)]
 
 
 def fewer_groups(choice: Choice) -> None:
-    """Half of the KV groups, other ones in every block."""
-    groups = choice.geometry.blocks[0].kv_groups
-    choice.kv = [tuple(range(i % 2, groups, 2)) for i in range(len(choice.kv))]
+    """Half of the KV groups, other ones in every block that has any."""
+    groups = max(map(len, choice.kv))
+    choice.kv = [old and tuple(range(i % 2, groups, 2)) for i, old in enumerate(choice.kv)]
 
 
 def fewer_experts(choice: Choice) -> None:
@@ -103,7 +103,9 @@ def absent_parts(choice: Choice) -> None:
 
 def anything(choice: Choice) -> None:
     """What only free can express: KV groups that differ, no attention in the first block."""
-    choice.ffn[1] = tuple(range(5, 37))
-    choice.ffn[3] = ()
-    choice.kv[0] = ()
-    choice.kv[2] = (1,)
+    feeding = [i for i, channels in enumerate(choice.ffn) if channels]
+    attending = [i for i, groups in enumerate(choice.kv) if groups]
+    choice.ffn[feeding[1]] = tuple(range(5, 37))
+    choice.ffn[feeding[-1]] = ()
+    choice.kv[attending[0]] = ()
+    choice.kv[attending[len(attending) // 2]] = (1,)

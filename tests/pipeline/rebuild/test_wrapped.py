@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from pipeline.architecture.families.family import check_stream
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import check_stream
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.wrappers import WRAPPERS, name_in_whole, name_like, text_name
 from pipeline.checkpoints.checkpoint import Checkpoint

@@ -1,0 +1,51 @@
+"""Mixers that are carried as they are, under the names that transformers gives them: their tensors, and what they cost beside these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.architecture.families.family import Axis, Carried, Sublayer
+from pipeline.architecture.families.kinds import KindCost, Size
+
+MIXER = Sublayer.ATTENTION
+DELTA, MAMBA = "linear_attention", "mamba"
+
+
+def projection(name: str, rows: Size, columns: Size, kind: str, adds: bool = False, bias: str = "") -> tuple[Carried, ...]:
+    """A projection of a carried mixer; ``bias`` is the config key that decides, or empty for none."""
+    weight = Carried(f"{name}.weight", (rows, columns), MIXER, kinds=(kind,), adds=adds)
+    return (weight, Carried(f"{name}.bias", (rows,), MIXER, kinds=(kind,), adds=adds, when=bias)) if bias else (weight,)
+
+
+def convolution(name: str, channels: Size, kernel: Size, kind: str, bias: str = "") -> tuple[Carried, ...]:
+    """A causal convolution of every channel by itself."""
+    weight = Carried(f"{name}.weight", (channels, 1, kernel), MIXER, kinds=(kind,))
+    return (weight, Carried(f"{name}.bias", (channels,), MIXER, kinds=(kind,), when=bias)) if bias else (weight,)
+
+
+def vectors(kind: str, **sizes: Size) -> Iterator[Carried]:
+    """Parameters of one axis; ``__`` in a name stands for a dot."""
+    return (Carried(name.replace("__", "."), (size,), MIXER, kinds=(kind,)) for name, size in sizes.items())
+
+
+_VALUES = "linear_num_value_heads * linear_value_head_dim"
+_MIXED = f"2 * linear_num_key_heads * linear_key_head_dim + {_VALUES}"
+_DELTA_STATE = f"{_VALUES} * linear_key_head_dim"
+# Of every number of the state (heads, key channels, value channels): it decays (1), is read by the key (2), gets an outer product (2),
+# and is read by the query (2).
+DELTA_COST = KindCost((f"linear_conv_kernel_dim * {_MIXED.replace('+', '+ linear_conv_kernel_dim *')}", _DELTA_STATE), (_DELTA_STATE,), 7)
+
+
+def delta_net(*into: tuple[str, Size]) -> tuple[Carried, ...]:
+    """A gated delta rule (arXiv 2412.06464), whose projections out of the stream are ``into``: name and rows.
+
+    With no ``into`` they are four, as in Qwen3.5: queries, keys and values in one, gates, and two numbers per head.
+    """
+    heads = "linear_num_value_heads"
+    apart = (("in_proj_qkv", _MIXED), ("in_proj_z", _VALUES), ("in_proj_b", heads), ("in_proj_a", heads))
+    return (
+        *(part for name, rows in into or apart for part in projection(f"linear_attn.{name}", rows, Axis.RESIDUAL, DELTA)),
+        *convolution("linear_attn.conv1d", _MIXED, "linear_conv_kernel_dim", DELTA),
+        *vectors(DELTA, linear_attn__A_log=heads, linear_attn__dt_bias=heads, linear_attn__norm__weight="linear_value_head_dim"),
+        *projection("linear_attn.out_proj", Axis.RESIDUAL, _VALUES, DELTA, adds=True),
+    )

@@ -1,0 +1,94 @@
+"""Kinds of block: read by rules from a config, cut with their blocks, counted with what they carry."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.formulas.roofline import Call, cache_bytes, operators
+from pipeline.architecture.families import FAMILIES, Sublayer
+from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, worked_out
+from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.profile import Profile
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
+from tests.pipeline.rebuild.cases import Choice, rebuilt_tiny
+from tests.tiny import TINY_TYPES, random_model
+
+WITH_KINDS = [name for name in TINY_TYPES if FAMILIES[name].kinds.rules]
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "kinds", "kept", "after"),
+    [
+        (Every("n", "a", "b", default=2), {}, "baba", (0, 1, 2), {}),
+        (Every("n", "a", "b", default=2), {"n": 3}, "bbab", (0, 1, 2), {}),
+        (First("k", "a", "b"), {"k": 1}, "abbb", (1, 3), {"k": 0}),
+        (First("k", "a", "b"), {"k": 3}, "aaab", (0, 2, 3), {"k": 2}),
+        (Indexed("i", "a", "b"), {"i": [1, 3]}, "baba", (0, 3), {"i": [1]}),
+        (Listed("l", {"x": "a", "y": "b"}), {"l": ["x", "y", "y", "x"]}, "abba", (0, 1), {}),
+        (Listed("l", {"x": "a"}, First("k", "a", "b")), {"k": 2}, "aabb", (0, 1), {"k": 2}),
+    ],
+)
+def test_rules(rule: Rule, config: dict[str, Any], kinds: str, kept: tuple[int, ...], after: dict[str, Any]) -> None:
+    assert "".join(rule.kind(config, block) for block in range(4)) == kinds
+    assert dict(rule.after(config, kept)) == after
+
+
+def test_sizes_are_worked_out_from_keys() -> None:
+    assert worked_out("2 * heads * width + heads", {"heads": 3, "width": 5}) == 33
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [({}, 8192), ({"switch": False}, 12288), ({"factor": 1.3}, 10752), ({"factor": None}, 8192), ({"tile": 1000}, 9000)],
+)
+def test_an_adjusted_width(config: dict[str, Any], width: int) -> None:
+    assert Adjusted("switch", "factor", "tile", (True, 1.0, 256)).width(config, 12288) == width
+
+
+def test_a_list_that_names_no_kind_is_refused_with_its_key() -> None:
+    config = random_model("lfm2").config.to_dict()
+    with pytest.raises(TrimlineError, match="unusable layer_types: it does not say of which kind block 1 is"):
+        Geometry.from_config(config | {"layer_types": ["conv", "mamba", "conv", "conv"]})
+    with pytest.raises(TrimlineError, match="unusable layer_types"):
+        Geometry.from_config(config | {"layer_types": ["conv"]})
+
+
+@pytest.mark.parametrize("name", WITH_KINDS)
+def test_all_that_a_block_carries_is_counted(name: str) -> None:
+    model = random_model(name)
+    geometry = Geometry.from_config(model.config.to_dict())
+    assert geometry.total_parameters() == sum(parameter.numel() for parameter in model.parameters())
+    matrices = sum(p.numel() for key, p in model.named_parameters() if p.dim() > 1 and ".layers." in key)
+    assert geometry.decoder_parameters() == matrices
+
+
+@pytest.mark.parametrize("name", WITH_KINDS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_block_of_every_kind_goes_with_the_lists(tmp_path: Path, name: str, place: int) -> None:
+    def choose(choice: Choice) -> None:
+        choice.blocks.remove(place)
+
+    out = rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM)
+    dense, left = Checkpoint(tmp_path / "dense").geometry, Checkpoint(out).geometry
+    assert left.blocks == tuple(block for number, block in enumerate(dense.blocks) if number != place)
+    assert read_json(out / "gate.json")["passed"]
+
+
+def test_the_cost_of_a_convolution_and_of_a_gated_delta_rule() -> None:
+    short = Geometry.from_config(random_model("lfm2").config.to_dict())
+    assert short.cache_numbers(10) == 10 * 2 * 2 * 32 + 2 * 64 * 3  # two blocks of two KV groups, two that keep three inputs
+    delta = Geometry.from_config(random_model("qwen3_5_text").config.to_dict())
+    block = next(block for block in delta.blocks if not block.is_ordinary(Sublayer.ATTENTION))
+    state, mixed = 4 * 12 * 8, 2 * 2 * 8 + 4 * 12
+    assert delta.block_state(block) == state + 3 * mixed
+    assert delta.block_flops(block, 0) == 2 * delta.block_parameters(block) + 7 * state == delta.block_flops(block, 1000)
+    work = {op.name: op for op in operators(delta, Call(tokens=1, past=100))}
+    assert work["0.state"].flops == 7 * state
+    assert work["0.linear_attn.conv1d.weight"].flops == 2 * 3 * mixed
+    assert math.isclose(cache_bytes(delta, Call(1, 100)), 4 * delta.cache_numbers(100))
