@@ -18,7 +18,7 @@ import torch
 from pipeline.prune.kronecker.costs import marginal_blocks
 from pipeline.prune.kronecker.factors import Damped
 
-AT_ONCE = 64  # columns of updates that wait for one matrix product
+AT_ONCE = 96  # columns of updates that wait for one matrix product
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def eliminate(
         inputs = torch.where(units[:, None] == units, inputs, correlation * inputs)
     inner = weight.double().T @ outputs.double() @ weight.double()
     ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny).item()  # inputs may all be zero
-    left = _Left(Damped(inputs, ridge).inverse(), inner, torch.arange(len(inputs) // width, device=inputs.device), width)
+    left = _Left(Damped(inputs, ridge).inverse().contiguous(), inner.contiguous(), torch.arange(len(inputs) // width, device=inputs.device), width)
     gone, costs = [], []
     while len(left.units):
-        for _ in range(min(max(1, AT_ONCE // width), len(left.units))):
+        while not left.is_full:
             unit, cost = left.remove_cheapest()
             gone.append(unit)
             costs.append(cost)
@@ -72,18 +72,25 @@ def eliminate(
 
 
 class _Left:
-    """What is left of (A + λ)⁻¹ and of M = Wᵀ G W, W being the reader that is best for it, shape (C, C) both.
+    """What is left of H = (A + λ)⁻¹ and of M = Wᵀ G W, W being the reader that is best for it, shape (C, C) both.
 
-    Removing columns u with P = (A + λ)⁻¹_uu and K = P⁻¹ (A + λ)⁻¹_u: takes W to W − W_u K. Rows are brought up to date as they
-    are needed, and the whole matrices only every so often, in one product.
+    Removing columns u with P = H_uu and K = P⁻¹ H_u: takes W to W − W_u K, so H to H − Kᵀ H_u: and M to M − Kᵀ M_u: − Nᵀ K with
+    N = M_u: − M_uu K. The rows K, H_u:, M_u: and N of what went wait in tables: a row of H or M is brought
+    up to date when it is needed, the matrices only every so often, in one product.
     """
 
     def __init__(self, inverse: torch.Tensor, inner: torch.Tensor, units: torch.Tensor, width: int) -> None:
         self.inverse, self.inner, self.units, self.width = inverse, inner, units, width
         self._left = torch.ones(len(units), dtype=torch.bool, device=units.device)
         self._inverse_blocks, self._inner_blocks = marginal_blocks(inverse, width), marginal_blocks(inner, width)
-        empty = inverse.new_zeros(0, len(inverse))
-        self._gains, self._rows, self._inners, self._others = empty, empty, empty, empty
+        self._most = min(max(1, AT_ONCE // width), len(units)) * width
+        self._gains, self._rows, self._inners, self._others = inverse.new_empty(4, self._most, len(inverse))
+        self._waiting = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more removals can wait."""
+        return self._waiting == self._most
 
     def _costs(self) -> torch.Tensor:
         """½ tr(P⁻¹ M_uu) per unit; infinite for what is gone."""
@@ -97,20 +104,41 @@ class _Left:
 
     def remove_cheapest(self) -> tuple[int, float]:
         """Its number and its cost."""
-        costs = self._costs()
-        place = int(costs.argmin())
-        columns = slice(place * self.width, (place + 1) * self.width)
-        row = self.inverse[columns] - self._gains[:, columns].T @ self._rows
-        inner = self.inner[columns] - self._gains[:, columns].T @ self._inners - self._others[:, columns].T @ self._gains
+        cost, cheapest = self._costs().min(0)
+        place = int(cheapest)
+        self._remove_column(place) if self.width == 1 else self._remove_columns(place)
+        self._left[place] = False
+        return int(self.units[place]), float(cost)
+
+    def _remove_column(self, place: int) -> None:
+        """The same as ``_remove_columns`` in half of the calls, which are most of the time where columns go one by one."""
+        now = self._waiting
+        gains, rows, inners, others = (table[:now] for table in (self._gains, self._rows, self._inners, self._others))
+        row, inner, gain, other = (table[now] for table in (self._rows, self._inners, self._gains, self._others))
+        torch.addmv(self.inverse[place], rows.T, gains[:, place], alpha=-1, out=row)
+        torch.addmv(self.inner[place], inners.T, gains[:, place], alpha=-1, out=inner)
+        inner.addmv_(gains.T, others[:, place], alpha=-1)
+        torch.div(row, row[place], out=gain)
+        torch.addcmul(inner, gain, inner[place], value=-1, out=other)
+        self._inverse_blocks.view(-1).addcmul_(gain, row, value=-1)
+        self._inner_blocks.view(-1).addcmul_(gain, inner, value=-1).addcmul_(other, gain, value=-1)
+        self._inverse_blocks[place] = 1.0
+        self._waiting += 1
+
+    def _remove_columns(self, place: int) -> None:
+        now, width = self._waiting, self.width
+        columns = slice(place * width, (place + 1) * width)
+        gains, rows, inners, others = (table[:now] for table in (self._gains, self._rows, self._inners, self._others))
+        row = self.inverse[columns] - gains[:, columns].T @ rows
+        inner = self.inner[columns] - gains[:, columns].T @ inners - others[:, columns].T @ gains
         gain = torch.linalg.solve(row[:, columns], row)
         other = inner - inner[:, columns] @ gain
         self._inverse_blocks -= self._products(gain, row)
         self._inner_blocks -= self._products(gain, inner) + self._products(other, gain)
-        self._inverse_blocks[place] = torch.eye(self.width, dtype=row.dtype, device=row.device)
-        self._left[place] = False
-        self._gains, self._rows = torch.cat([self._gains, gain]), torch.cat([self._rows, row])
-        self._inners, self._others = torch.cat([self._inners, inner]), torch.cat([self._others, other])
-        return int(self.units[place]), float(costs[place])
+        self._inverse_blocks[place] = torch.eye(width, dtype=row.dtype, device=row.device)
+        for table, new in zip((self._gains, self._rows, self._inners, self._others), (gain, row, inner, other), strict=True):
+            table[now : now + width] = new
+        self._waiting += width
 
     def _products(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Diagonal blocks of firstᵀ second; both (width, C)."""
@@ -118,8 +146,20 @@ class _Left:
         return torch.einsum("auv,auw->uvw", first.view(shape), second.view(shape))
 
     def without_removed(self) -> _Left:
-        """The same, up to date, without what is gone."""
-        self.inverse.addmm_(self._gains.T, self._rows, alpha=-1)
-        self.inner.addmm_(self._gains.T, self._inners, alpha=-1).addmm_(self._others.T, self._gains, alpha=-1)
-        columns = self._left.repeat_interleave(self.width)
-        return _Left(self.inverse[columns][:, columns], self.inner[columns][:, columns], self.units[self._left], self.width)
+        """The same, up to date, without what is gone: only what is left is brought up to date."""
+        stay = self._left.repeat_interleave(self.width).nonzero().flatten()
+        gains, rows, inners, others = (
+            table[: self._waiting].index_select(1, stay) for table in (self._gains, self._rows, self._inners, self._others)
+        )
+        scratch = self.inverse.new_empty(len(stay), len(self.inverse))
+        inverse, inner = (_principal(matrix, stay, scratch) for matrix in (self.inverse, self.inner))
+        inverse.addmm_(gains.T, rows, alpha=-1)
+        inner.addmm_(torch.cat([gains, others]).T, torch.cat([inners, gains]), alpha=-1)
+        return _Left(inverse, inner, self.units[self._left], self.width)
+
+
+def _principal(matrix: torch.Tensor, stay: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    """``matrix[stay][:, stay]`` in the memory of ``matrix``, which is lost: new memory costs as much as the copy."""
+    torch.index_select(matrix, 0, stay, out=scratch)
+    found = matrix.view(-1)[: len(stay) ** 2].view(len(stay), len(stay))
+    return torch.index_select(scratch, 1, stay, out=found)
