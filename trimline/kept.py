@@ -31,7 +31,7 @@ def work_of(output: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        if not any(work.glob(f"*/{RECORD}")):
+        if not any([*work.glob(f"*/{RECORD}"), *work.glob("*/*.jsonl")]):
             shutil.rmtree(work, ignore_errors=True)
 
 

@@ -70,7 +70,8 @@ def prune(
 ) -> Plan:
     """Calibrates and decides; writes a plan folder. ``model`` replaces the recipe's.
 
-    Stopped, the same call goes on from what its first shot measured, where that can be kept (``pipeline.prune.measure``).
+    Stopped, the same call goes on from what its first shot measured, where that can be kept (``pipeline.prune.measure``), and from what
+    a search has judged.
     """
     wanted = as_recipe(recipe)
     named = wanted.model if model is None else ModelSlice(source=str(model))
@@ -82,7 +83,7 @@ def prune(
                 alone(TEXT, wanted.text, {}, Path(scratch), options, events)
             if (part := first_shot(wanted.prune, folder)) is not None:
                 taken |= {MEASURED: first_shot_of(wanted, part, taken, work, options, events, watched)}
-            alone(PLAN, wanted, taken, out, options, events)
+            alone(PLAN, wanted, taken, out, options, events, states=work / "search")
     shutil.rmtree(work, ignore_errors=True)
     return Plan.read(Path(output))
 

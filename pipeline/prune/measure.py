@@ -51,7 +51,7 @@ def measured_part(recipe: PruneSlice, geometry: Geometry) -> dict[str, Any] | No
     large = first.gram_bytes(geometry)
     if large is None or large > LARGEST:
         return None
-    described = first.recipe.model_dump(mode="json", exclude={"budget", "shots", "target"})
+    described = first.recipe.model_dump(mode="json", exclude={"budget", "shots", "target", "search"})
     if described["pooled"]:
         del described["pooled"]["remove"]
     described |= {"spaces": [space.value for space in first.spaces], "allow_empty": first.recipe.allow_empty}

@@ -84,6 +84,32 @@ class Target(Slice):
         return self.speedup is not None or self.latency_ms is not None
 
 
+class Search(Slice):
+    """Sizes by the model's own predictions: choices under the same budget are tried, and the one nearest to the dense model stays."""
+
+    evaluations: Annotated[int, Field(ge=1, le=10**6)] = Field(400, description="choices that are judged, in all rounds together")
+    seconds: float | None = Field(None, gt=0.0, le=1e8, description="that judging may take; what is begun is finished")
+    offspring: Annotated[int, Field(ge=1, le=10_000)] = Field(16, description="mutants of the best choice in every generation")
+    survivors: tuple[Count, ...] = Field((4,), min_length=1, description="how many of them are left after each round but the last")
+    tokens: tuple[Count, ...] = Field((1024, 8192), min_length=2, description="calibration tokens of each round")
+    switches: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="sublayers of a mutant that get more, at most")
+    levels: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="by how many sizes, at most")
+    readers: Literal["refitted", "zeros"] = Field(
+        "refitted", description="of a choice that is judged: as the step's compensation leaves them, or with zeros alone"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Search:
+        if len(self.tokens) != len(self.survivors) + 1:
+            raise ValueError("'tokens' has one entry more than 'survivors': the last round leaves one")
+        if list(self.tokens) != sorted(self.tokens):
+            raise ValueError("'tokens' must not fall from round to round")
+        if list(self.survivors) != sorted(self.survivors, reverse=True) or self.survivors[0] > self.offspring:
+            raise ValueError("'survivors' must not rise from round to round, nor above 'offspring'")
+        return self
+
+
 class PruneStep(Slice):
     """One round: measure, score, allocate, compensate."""
 
@@ -102,13 +128,14 @@ class PruneStep(Slice):
     allocation: Literal["cfsp", "uniform", "global", "raw", "optimal"] | None = Field(
         None, description="how a space's budget is spread over the blocks; the method's own by default; optimal belongs to a target"
     )
+    search: Search | None = Field(None, description="from the sizes that the budget comes to, look for better ones by trial")
     sharpness: float = Field(1.0, ge=0.0, le=1e6, description="CFSP's a: 0 is uniform")
     round_to: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="widths become multiples of this, the budget kept")
     rounding: Literal["tile", "published"] = Field(
         "tile", description="'published' is the system's own rounding, which may miss the budget"
     )
-    compensation: Literal["none", "bias", "least_squares"] = Field(
-        "none", description="what makes up for removed units: the readers' biases, or their remaining weights"
+    compensation: Literal["none", "bias", "least_squares", "linear_map", "weighted_map"] = Field(
+        "none", description="what makes up for removed units: the readers' biases, or their remaining weights; for blocks, a linear map"
     )
     damping: float = Field(0.01, gt=0.0, le=1e3, description="of least squares, in units of the Gram matrix's mean diagonal")
 
@@ -118,6 +145,8 @@ class PruneStep(Slice):
             raise ValueError("a step states exactly one of 'budget', 'pooled' and 'target'")
         if self.allocation == "optimal" and not self.target:
             raise ValueError("allocation 'optimal' belongs to a target")
+        if self.search and {Space.WEIGHT, Space.RESIDUAL} & set(self.budget):
+            raise ValueError("'search' chooses sizes of ffn, kv_group and layer")
         if Space.WEIGHT in self.budget and len(self.budget) > 1:
             raise ValueError("space weight needs a step of its own")
         return self

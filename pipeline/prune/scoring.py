@@ -17,6 +17,7 @@ from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.statistics import BlockStatistics, GivenStatistics
 from pipeline.calibrate.sweep import sweep
 from pipeline.common.events import Events
+from pipeline.prune.compensation.linear_map import MAPS
 from pipeline.prune.methods.method import BlockView, ScoringMethod
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.step import ResolvedStep
@@ -53,7 +54,7 @@ class ScoredStep(ResolvedStep):
 
     @property
     def reads_text(self) -> bool:
-        return bool(self.needs())
+        return bool(self.needs()) or self.recipe.search is not None or self.recipe.compensation in MAPS
 
     @property
     def measures_importance(self) -> bool:

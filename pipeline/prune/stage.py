@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.plan.plan import Plan, Step
 from pipeline.plan.selection import Selection
 from pipeline.prune.allocation.targeted import Aim, demand_possible
 from pipeline.prune.allocation.targets import measures
+from pipeline.prune.compensation.linear_map import MAPS, check_map
 from pipeline.prune.consumer import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.opening import opened
@@ -39,6 +41,7 @@ def prune(
     events: Events,
     measured: Path | None = None,
     consumer: Consumer = ANYWHERE,
+    work: Path | None = None,
 ) -> None:
     """Stage: writes a plan.
 
@@ -51,12 +54,13 @@ def prune(
         events: progress.
         measured: what ``pipeline.prune.measure`` wrote for this model and recipe; without, everything is measured here.
         consumer: what will run the result; targets are stated for it.
+        work: folder that a search which was stopped goes on from; without, it starts afresh.
 
     Raises:
         TrimlineError: the method cannot score the space, the model cannot lose units of it, the budget or target cannot be met,
             the text is too short.
     """
-    steps = resolve_steps(recipe, consumer)
+    steps = tuple(replace(step, work=work) for step in resolve_steps(recipe, consumer))
     dense = Checkpoint(checkpoint_folder(source)).geometry
     check_spaces(steps, dense)
     check_targets(steps, dense)
@@ -75,6 +79,8 @@ def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
     for step in steps:
         if Space.KV_GROUP in step.spaces:
             check_heads(dense.family)
+        if step.recipe.compensation in MAPS:
+            check_map(dense.family)
         if Space.RESIDUAL in step.spaces:
             check_stream(dense.family, dense.within)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -54,6 +55,7 @@ class ResolvedStep(ABC):
         rule: how a budget is spread over the blocks.
         pools: a target is met by one budget for all spaces together, whose units compete by score.
         consumer: what will run the result; targets are stated for it.
+        work: folder of what a step that was stopped goes on from; None keeps nothing.
     """
 
     recipe: PruneStep
@@ -63,6 +65,7 @@ class ResolvedStep(ABC):
     rule: str = "global"
     pools: bool = True
     consumer: Consumer = field(default_factory=Consumer)
+    work: Path | None = None
 
     @abstractmethod
     def run(

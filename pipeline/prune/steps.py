@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
+from pipeline.prune.compensation.linear_map import MAPS
 from pipeline.prune.consumer import Consumer
 from pipeline.prune.methods import method_named
 from pipeline.prune.methods.method import CheckingMethod, MeasuringMethod, PoolingMethod, ScoringMethod, StepMethod, WeightMethod
@@ -56,6 +57,13 @@ def resolve_step(recipe: PruneStep, consumer: Consumer = ANYWHERE) -> ResolvedSt
             "The allocation 'optimal' chooses sizes of ffn and kv_group, and whole blocks have none.", "Leave allocation out."
         )
     step = _of_its_kind(method, {"recipe": recipe, "spaces": spaces, "options": options, "consumer": consumer})
+    if recipe.search and not (isinstance(step, UnitStep) or getattr(method, "searches", False)):
+        raise TrimlineError(f"The method {recipe.method} decides by itself what goes, and has no sizes to search.", "Leave search out.")
+    if recipe.compensation in MAPS and (spaces != (Space.LAYER,) or not isinstance(step, UnitStep)):
+        raise TrimlineError(
+            f"The compensation {recipe.compensation} stands for whole blocks, and the step removes others, or merges blocks itself.",
+            "Use it with a budget of space layer alone, of a method that scores blocks.",
+        )
     if isinstance(method, CheckingMethod):
         method.check(step)
     return step

@@ -21,9 +21,11 @@ from pipeline.plan.plan import Step
 from pipeline.prune.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
 from pipeline.prune.allocation.pooled import pooled_allocation
 from pipeline.prune.allocation.targeted import Aim, by_own_rule, by_scores
+from pipeline.prune.compensation.linear_map import MAPS, WEIGHTED, check_map, merge_maps
 from pipeline.prune.compensation.readers import compensate
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.scoring import ScoredStep, score_block, scored
+from pipeline.prune.search.search import SizeSearch, searched
 from pipeline.prune.shots import shots_of
 from pipeline.prune.step import ResolvedStep
 
@@ -65,7 +67,7 @@ class UnitStep(ScoredStep):
 
     @property
     def is_even(self) -> bool:
-        return self.pooling.is_even(self) and self.recipe.allocation != "optimal"
+        return self.pooling.is_even(self) and self.recipe.allocation != "optimal" and self.recipe.search is None
 
     def run(
         self, model: ShrinkingModel, windows: torch.Tensor, events: Events, measurements: Measurements | None = None
@@ -88,6 +90,14 @@ def remove_units(
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
     counts, decided = _counts(model, step, scores, importance)
     facts |= decided
+    if step.recipe.search:
+        subject = SizeSearch(step, model, windows, _orders(model, scores), step.recipe.compensation)
+        counts, facts["search"] = searched(subject, counts, measured, events)
+        facts |= _reached(model, step, counts)
+    if step.recipe.compensation in MAPS:
+        check_map(model.geometry.family)
+        kept = {block for (_, block), stays in counts.items() if stays}
+        facts["maps"] = merge_maps(model, windows, kept, step.recipe.compensation == WEIGHTED, step.recipe.damping, events)
     units = _layers(model, counts, scores) | _residual(model, counts, scores)
     if step.sequential and step.reads_text and set(step.spaces) & set(SUBLAYERS):
         measured.clear()
@@ -120,6 +130,24 @@ def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: d
             kept_units, facts[space.value] = _units_to_keep(model, step, space, by_block, importance)
             counts |= kept_units
     return counts, facts
+
+
+def _orders(model: ShrinkingModel, scores: Scores) -> dict[IndexSet, tuple[int, ...]]:
+    """Of every sublayer, or block, its units from the one that stays longest."""
+    found = {}
+    for space, by_block in scores.items():
+        for block, score in by_block.items():
+            left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
+            found[IndexSet(space, block)] = tuple(left[i] for i in score.argsort(descending=True, stable=True).tolist())
+    return found
+
+
+def _reached(model: ShrinkingModel, step: UnitStep, counts: Counts) -> dict[str, Any]:
+    """What a target comes to with other sizes than the rule's."""
+    if step.recipe.target is None:
+        return {}
+    aim = Aim(step.recipe.target, model.selection, model.geometry, step.consumer)
+    return {"target": aim.facts(aim.after(counts))}
 
 
 def _unpinned(scores: dict[int, torch.Tensor], pinned: int) -> list[torch.Tensor]:

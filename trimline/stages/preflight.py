@@ -84,6 +84,7 @@ def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[b
             if space not in uneven:
                 continue
             fewer_heads |= space is Space.KV_GROUP
+            uneven[space] |= step.recipe.search is not None
             if budget.keep is None:
                 uneven[space] |= step.rule in ("global", "raw") or (step.rule == "cfsp" and space is Space.FFN)
             elif isinstance(budget.keep, tuple):

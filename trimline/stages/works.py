@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,10 +124,11 @@ def plan_key(inputs: Inputs[Recipe]) -> dict[str, Any]:
 
 
 def decide(inputs: Inputs[Recipe], out: Path) -> None:
-    """The plan."""
-    recipe, consumer = inputs.slice, consumer_of(inputs.slice, inputs.maybe(LATENCY))
+    """The plan. What a search has judged survives a kill, and goes when the plan stands."""
+    recipe, consumer, work = inputs.slice, consumer_of(inputs.slice, inputs.maybe(LATENCY)), inputs.states or work_beside(out)
     measured = inputs.maybe(MEASURED)
-    prune(inputs.folder(SOURCE), inputs.folder(TEXT), recipe.prune, inputs.options, out, inputs.events, measured, consumer)
+    prune(inputs.folder(SOURCE), inputs.folder(TEXT), recipe.prune, inputs.options, out, inputs.events, measured, consumer, work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def train(inputs: Inputs[RecoverSlice], out: Path) -> None:

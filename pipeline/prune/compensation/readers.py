@@ -35,24 +35,38 @@ def compensate_by_weights(
     model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
 ) -> None:
     """Least squares over the columns that are left now, of which ``units`` stay."""
+    stay = channels(units, model.geometry.unit_width(model.geometry.family.reader(sublayer).columns))
+    model.update_reader(sublayer, block, stay, *solved_reader(model, sublayer, block, units, seen, damping))
+
+
+def solved_reader(
+    model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics, damping: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The columns of ``units`` of a sublayer's reader, solved for anew, shape (R, K), fp32, and what to add to its bias, or None."""
     reader = model.geometry.family.reader(sublayer)
     width = model.geometry.unit_width(reader.columns)
     left = channels(model.selection.units(sublayer)[block], width)
-    stay = channels(units, width)
     statistics = seen.inputs[sublayer.point]
     gram = statistics.gram()
     device = gram.device
     columns = left.to(device)
-    biased = model.has_bias(reader)
-    weight, shift = least_squares(
+    return least_squares(
         model.weight(block, reader.name)[:, left].to(device),
         gram[columns][:, columns],
-        torch.isin(left, stay).nonzero().flatten().to(device),
+        torch.isin(left, channels(units, width)).nonzero().flatten().to(device),
         damping,
-        total=statistics.total[columns] if biased else None,
+        total=statistics.total[columns] if model.has_bias(reader) else None,
         tokens=seen.tokens,
     )
-    model.update_reader(sublayer, block, stay, weight, shift)
+
+
+def shifted_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics) -> torch.Tensor:
+    """What the units that go (all but ``units``, of those left now) gave on average through the reader, shape (R,)."""
+    reader = model.geometry.family.reader(sublayer)
+    width = model.geometry.unit_width(reader.columns)
+    left, stay = channels(model.selection.units(sublayer)[block], width), channels(units, width)
+    mean = seen.inputs[sublayer.point].total.cpu() / seen.tokens
+    return bias_shift(model.weight(block, reader.name), mean, left[~torch.isin(left, stay)])
 
 
 def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics) -> None:
@@ -64,10 +78,7 @@ def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, un
     """
     family = model.geometry.family
     reader = family.reader(sublayer)
-    width = model.geometry.unit_width(reader.columns)
-    left, stay = channels(model.selection.units(sublayer)[block], width), channels(units, width)
-    mean = seen.inputs[sublayer.point].total.cpu() / seen.tokens
-    shift = bias_shift(model.weight(block, reader.name), mean, left[~torch.isin(left, stay)])
+    shift = shifted_bias(model, sublayer, block, units, seen)
     if units:
         model.add_bias(block, reader.name, shift)
     elif (before := model.sublayer_before(block, sublayer)) is not None:

@@ -70,7 +70,7 @@ def _dense_aims(
     block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]
 ) -> tuple[dict[Sublayer, list[torch.Tensor]], list[torch.Tensor]]:
     """What is to come of each sublayer, as ``_Read.output`` of the dense block, per batch; and what leaves the block."""
-    family, multiplier = model.geometry.family, _multiplier(model)
+    family, times = model.geometry.family, multiplier(model)
     aims: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in Sublayer}
     afters = []
     for hidden, given in zip(states, arguments, strict=True):
@@ -82,12 +82,12 @@ def _dense_aims(
                     hooks.enter_context(_hooked(reader, note))
             afters.append(given.through(block, hidden))
         for sublayer, output in wrote.items():
-            stream = afters[-1] if sublayer is Sublayer.FFN else hidden + multiplier * output.view_as(hidden)
+            stream = afters[-1] if sublayer is Sublayer.FFN else hidden + times * output.view_as(hidden)
             aims[sublayer].append(stream if family.adds(sublayer) else output.view_as(hidden))
     return aims, afters
 
 
-def _multiplier(model: ShrinkingModel) -> float:
+def multiplier(model: ShrinkingModel) -> float:
     """What the stream takes of a sublayer's output."""
     key = model.geometry.family.multiplier_key
     return 1.0 if key is None else float(model.checkpoint.config.get(key, 1.0))
@@ -125,7 +125,7 @@ def _read(
     model: ShrinkingModel, sublayer: Sublayer, reader: nn.Linear, inputs: torch.Tensor, without: torch.Tensor, like: torch.Tensor
 ) -> _Read:
     if model.geometry.family.adds(sublayer):
-        return _Read(reader, inputs.flatten(0, -2), without, like.dtype, _multiplier(model))
+        return _Read(reader, inputs.flatten(0, -2), without, like.dtype, multiplier(model))
     return _Read(reader, inputs.flatten(0, -2), torch.zeros_like(without), like.dtype, 1.0)
 
 
@@ -149,13 +149,13 @@ def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[to
 
 
 def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
-    found, reader, multiplier = [], _reader(block, model, Sublayer.FFN), _multiplier(model)
+    found, reader, times = [], _reader(block, model, Sublayer.FFN), multiplier(model)
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):
             after = given.through(block, hidden)
         inputs, wrote = seen[0]
-        without = after.float() - multiplier * wrote.view_as(after).float()
+        without = after.float() - times * wrote.view_as(after).float()
         found.append(_read(model, Sublayer.FFN, reader, inputs, without, hidden))
     return found
 

@@ -35,6 +35,7 @@ from pipeline.prune.compensation.refit import refit
 from pipeline.prune.kronecker.elimination import eliminate
 from pipeline.prune.methods.method import options_of
 from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.search.search import SizeSearch, searched
 from pipeline.prune.step import ResolvedStep
 
 
@@ -66,6 +67,7 @@ class Trimline:
     name = "trimline"
     spaces = frozenset(SUBLAYERS)
     options = TrimlineOptions
+    searches = True
 
     def check(self, step: ResolvedStep) -> None:
         """Sizes come from one budget over both spaces, and the refit is the compensation.
@@ -101,13 +103,17 @@ class Trimline:
         for shot in range(1, recipe.shots + 1):
             ranked = _ranked_before(model, measurements, step) if measurements and shot == 1 else rank(model, windows, step, events)
             sizes = _sizes(ranked, model, start, step, shot / recipe.shots)
+            facts: dict[str, Any] = {"tokens": windows.numel()}
+            if recipe.search:  # choices are judged with least squares on the dense model's activations; the refit comes after
+                subject = SizeSearch(step, model, windows, {key: found.units for key, found in ranked.items()}, "least_squares", dense)
+                sizes, facts["search"] = searched(subject, sizes, {}, events)
             stay = _everything(model) | {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
             refit(model, dense, windows, stay, options.share, options.ridge, events)
             aim = recipe.target and Aim(recipe.target, model.selection, model.geometry, step.consumer)
-            reached = {"target": aim.facts(model.current)} if aim else {}
+            facts |= {"target": aim.facts(model.current)} if aim else {}
             for _ in range(options.polish if shot == recipe.shots else 0):
                 refit(model, dense, windows, _everything(model), options.share, options.ridge, events)
-            yield _record(step, shot, {"tokens": windows.numel()} | reached, ranked, stay)
+            yield _record(step, shot, facts, ranked, stay)
 
 
 def rank(model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> dict[IndexSet, Ranked]:

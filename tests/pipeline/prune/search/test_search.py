@@ -1,0 +1,225 @@
+"""A search judges what the step would leave, under its budget, keeps what it judged, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.architecture.profile import Profile
+from pipeline.architecture.spaces import SUBLAYERS, IndexSet, Space
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from pipeline.common.files import read_json
+from pipeline.common.options import RunOptions
+from pipeline.live.loading import load_model
+from pipeline.live.paging import open_paged
+from pipeline.plan.plan import Plan
+from pipeline.prune.consumer import Consumer
+from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.recipe import PruneSlice, PruneStep
+from pipeline.prune.search import search as searching
+from pipeline.prune.search.divergence import SizeJudge
+from pipeline.prune.stage import make_plan, plans
+from pipeline.prune.steps import resolve_step, resolve_steps
+from tests.pipeline.rebuild.cases import rebuilt
+from tests.tiny import VOCAB, tiny_model
+
+WINDOWS = torch.randint(4, VOCAB, (8, 24), generator=torch.Generator().manual_seed(3))
+SEARCH = {"evaluations": 40, "offspring": 6, "survivors": [2], "tokens": [48, 192], "levels": 2}
+CFSP = {"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}, "round_to": 8, "compensation": "least_squares"}
+CASES: dict[str, dict[str, Any]] = {
+    "least squares": CFSP,
+    "zeros": CFSP | {"compensation": "none"},
+    "bias": {"method": "flap", "pooled": {"remove": 0.4, "allow_empty": True}, "round_to": 8, "compensation": "bias"},
+    "both spaces": {"method": "cfsp_extended", "budget": {"ffn": {"remove": 0.5}, "kv_group": {"keep": 1}}, "round_to": 8},
+    "blocks": {"method": "block_influence", "budget": {"layer": {"keep": 2}}},
+    "own method": {"method": "trimline", "pooled": {"remove": 0.4}, "round_to": 8},
+}
+
+
+def shrinking(folder: Path, paged: bool = False) -> ShrinkingModel:
+    if paged:
+        return ShrinkingModel(*reversed_checkpoint(folder))
+    return ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+
+
+def reversed_checkpoint(folder: Path) -> tuple[Any, Checkpoint, Any]:
+    model, paging = open_paged(folder, RunOptions(dtype="float32", threads=1), torch.float32)
+    return model, Checkpoint(folder), paging
+
+
+def divergence_of(model: torch.nn.Module, folder: Path, windows: torch.Tensor) -> float:
+    """KL from the dense model, token by token."""
+    with torch.no_grad():
+        dense, found = (
+            one(windows, use_cache=False).logits.double().softmax(-1) for one in (load_model(folder, dtype=torch.float32), model)
+        )
+    return (dense * (dense / found).log()).sum(-1).mean().item()
+
+
+def planned(model: ShrinkingModel, step: dict[str, Any], work: Path | None = None, consumer: Consumer | None = None) -> Plan:
+    steps = resolve_steps(PruneSlice.model_validate({"steps": [step]}), consumer or Consumer())
+    *_, last = plans(model, WINDOWS, [replace(one, work=work) for one in steps], Events())
+    return last()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_what_is_judged_is_what_the_step_leaves(case: str, family: str, tmp_path: Path) -> None:
+    """But for the method that refits once more: there the search still finds sizes, and what they cost is the budget."""
+    folder = tiny_model(family, tmp_path, num_hidden_layers=4)
+    plain, model = shrinking(folder), shrinking(folder)
+    planned(plain, CASES[case])
+    plan = planned(model, CASES[case] | {"search": SEARCH})
+    found = plan.steps[0].facts["search"]
+    assert found["evaluations"] == 40 or (case == "blocks" and found["evaluations"] < 12), "of blocks there are six choices"
+    assert found["divergence"] == sorted(found["divergence"], reverse=True)
+    if case != "blocks":  # which may be right at once
+        assert found["divergence"][-1] < found["divergence"][0]
+        assert found["kept"] != found["from"]
+    assert model.current.decoder_parameters() <= plain.current.decoder_parameters()
+    if case != "own method":
+        assert divergence_of(plain.model, folder, WINDOWS) == pytest.approx(found["divergence"][0], rel=2e-3)
+        assert divergence_of(model.model, folder, WINDOWS) == pytest.approx(found["divergence"][-1], rel=2e-3)
+
+
+@pytest.mark.parametrize("case", ["least squares", "own method"])
+def test_what_was_searched_is_rebuilt(case: str, tmp_path: Path) -> None:
+    folder = tiny_model("qwen2", tmp_path / "dense")
+    plan = planned(shrinking(folder), CASES[case] | {"search": SEARCH | {"evaluations": 12}})
+    assert read_json(rebuilt(tmp_path, folder, plan, Profile.FREE) / "gate.json")["passed"]
+
+
+def test_a_paged_model_is_judged_alike(tmp_path: Path) -> None:
+    folder, step = tiny_model("llama", tmp_path), CFSP | {"search": SEARCH | {"evaluations": 16}}
+    whole, paged = planned(shrinking(folder), step), planned(shrinking(folder, paged=True), step)
+    assert paged.selection == whole.selection
+    assert paged.steps[0].facts["search"]["divergence"] == pytest.approx(whole.steps[0].facts["search"]["divergence"], rel=1e-4)
+
+
+def test_the_live_model_is_as_before_when_the_search_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model("opt", tmp_path)
+    model = shrinking(folder)
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.model.named_parameters()}
+    seen: list[int] = []
+
+    def stopped(self: SizeJudge, places: Any, round_: int) -> float:
+        seen.append(1)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return judge(self, places, round_)
+
+    judge = SizeJudge.__call__
+    monkeypatch.setattr(SizeJudge, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        planned(model, CASES["bias"] | {"search": SEARCH})
+    after = dict(model.model.named_parameters())
+    assert set(after) == set(before)
+    assert all(after[name] is parameter and torch.equal(parameter, value) for name, (parameter, value) in before.items())
+
+
+def test_a_stopped_search_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, step = tiny_model("llama", tmp_path / "dense"), CFSP | {"search": SEARCH}
+    whole = planned(shrinking(folder), step, tmp_path / "whole")
+    asked: list[int] = []
+    judge = SizeJudge.__call__
+
+    def counting(self: SizeJudge, places: Any, round_: int) -> float:
+        asked.append(1)
+        if len(asked) == 20:
+            raise KeyboardInterrupt
+        return judge(self, places, round_)
+
+    monkeypatch.setattr(SizeJudge, "__call__", counting)
+    with pytest.raises(KeyboardInterrupt):
+        planned(shrinking(folder), step, tmp_path / "work")
+    (log,) = (tmp_path / "work").iterdir()
+    kept = log.read_text(encoding="utf-8")
+    assert [json.loads(line)["round"] for line in kept.splitlines()][0] == 1
+    assert len(kept.splitlines()) == 19
+    log.write_text(kept + '{"places": [1, 2', encoding="utf-8")  # as a kill leaves it
+    again = planned(shrinking(folder), step, tmp_path / "work")
+    assert len(asked) == 20 + 40 - 19
+    assert again.steps[0].facts == whole.steps[0].facts
+    assert again.selection == whole.selection
+    (of_whole,) = (tmp_path / "whole").iterdir()
+    without_seconds = [[{**json.loads(line), "seconds": 0} for line in file.read_text().splitlines()] for file in (log, of_whole)]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_another_seed_shares_what_was_judged_and_other_weights_do_not(tmp_path: Path) -> None:
+    folder, step = tiny_model("llama", tmp_path / "dense"), CFSP | {"search": SEARCH | {"evaluations": 10}}
+    planned(shrinking(folder), step, tmp_path / "work")
+    planned(shrinking(folder), step | {"search": SEARCH | {"evaluations": 10, "seed": 1}}, tmp_path / "work")
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    other = shrinking(folder)
+    with torch.no_grad():
+        other.model.get_parameter("model.layers.1.self_attn.o_proj.weight").mul_(1.5)
+    planned(other, step, tmp_path / "work")
+    assert len(list((tmp_path / "work").iterdir())) == 2
+
+
+def test_seconds_end_a_search(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    plan = planned(shrinking(folder), CFSP | {"search": SEARCH | {"evaluations": 10**6, "seconds": 1e-6}})
+    assert plan.steps[0].facts["search"]["evaluations"] == 1
+    assert plan.steps[0].facts["search"]["kept"] == plan.steps[0].facts["search"]["from"]
+
+
+def test_a_target_of_time_and_bytes_holds(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path, num_hidden_layers=4)
+    model = shrinking(folder)
+    step = {"method": "trimline", "target": {"parameters": 0.8, "flops": 0.75}, "round_to": 8, "search": SEARCH}
+    facts = planned(model, step).steps[0].facts
+    assert facts["search"]["kept"] != facts["search"]["from"]
+    for measure in ("parameters", "flops"):
+        assert facts["target"][measure]["found"] <= facts["target"][measure]["at most"] * (1 + 1e-9)
+
+
+def test_choices_cost_what_a_latency_table_says(tmp_path: Path) -> None:
+    """The levels' costs are the table's, and what is held is what no size changes."""
+    folder = tiny_model("llama", tmp_path, num_hidden_layers=2)
+    model = shrinking(folder)
+    step = resolve_step(PruneStep.model_validate({"method": "trimline", "target": {"parameters": 0.8}, "search": SEARCH, "round_to": 8}))
+    counts = {IndexSet(space, block): 8 if space is Space.FFN else 1 for block in range(2) for space in (Space.FFN, Space.KV_GROUP)}
+    start, levels = searching.levels_from(step, model, counts)
+    shapes = dict(enumerate(model.current.blocks))
+    for (space, block), count in counts.items():
+        shapes[block] = shapes[block].with_units(SUBLAYERS[space], count)
+    after = model.current.with_blocks(tuple(shapes.values()))
+    held = model.current.with_blocks(
+        tuple(shape.with_units(SUBLAYERS[Space.FFN], 0).with_units(SUBLAYERS[Space.KV_GROUP], 0) for shape in shapes.values())
+    )
+    assert levels.cost("parameters", start) == pytest.approx(after.total_parameters() - held.total_parameters())
+    assert levels.limits["parameters"] == pytest.approx(0.8 * model.geometry.total_parameters() - held.total_parameters())
+
+
+@pytest.mark.parametrize(
+    ("stated", "sentence"),
+    [
+        ({"method": "laco", "budget": {"layer": {"keep": 3}}, "search": {}}, "decides by itself what goes"),
+        (
+            {"method": "llm_surgeon", "budget": {"residual": {"keep": 48}}, "search": {}},
+            "'search' chooses sizes of ffn, kv_group and layer",
+        ),
+        (CFSP | {"search": {"tokens": [512, 256]}}, "'tokens' must not fall"),
+        (CFSP | {"search": {"survivors": [4, 2]}}, "one entry more than 'survivors'"),
+        (CFSP | {"search": {"survivors": [32]}}, "must not rise from round to round, nor above 'offspring'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(stated: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((TrimlineError, ValueError), match=sentence):
+        resolve_step(PruneStep.model_validate(stated))
+
+
+def test_sizes_that_predict_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model("llama", tmp_path)
+    monkeypatch.setattr(SizeJudge, "__call__", lambda *_: float("inf"))
+    with pytest.raises(TrimlineError, match="predict what is no number"):
+        make_plan(shrinking(folder), WINDOWS, PruneSlice.model_validate({"steps": [CFSP | {"search": SEARCH}]}), Events())
