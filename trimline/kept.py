@@ -15,9 +15,9 @@ from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.stage import result_key
-from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.places import typed_path
 from pipeline.sources.recipe import TextSlice
+from pipeline.sources.roles import role_files
 from trimline.recipe import Recipe
 from trimline.stages.alone import alone
 from trimline.stages.names import MEASURED, RECOVERED, SOURCE, TEXT, Name
@@ -66,7 +66,7 @@ def states_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | No
     inputs = {
         "pruned": folder_digest(pruned),
         "dense": folder_digest(dense) if dense else "",
-        "text": file_digest(texts / CALIBRATION),
+        "text": [file_digest(path) for role in ("calibration", "recovery") for path in role_files(texts, role)],
         "code": stage_of(RECOVERED).code(None, None),
     }
     return output.parent / f"{WORK}{output.name}-{digest(inputs | result_key(recipe, options))[:12]}"

@@ -27,9 +27,16 @@ def held_bytes(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlic
         together: processes that train together.
     """
     weights = weights_bytes(pruned, torch.float32)
-    trained = (1 + MOMENTS) * weights if recipe.kind == "full" else 0
+    frozen = 0 if recipe.trains_embeddings(pruned.geometry.tied) else _tables(pruned)
+    trained = (1 + MOMENTS) * (weights - frozen) if recipe.kind == "full" else 0
     teacher = 0 if dense is None else weights_bytes(dense, dtype)
     return weights + trained // (together if recipe.sharded else 1) + teacher
+
+
+def _tables(pruned: Checkpoint) -> int:
+    """Bytes in fp32 of token table and head."""
+    geometry = pruned.geometry
+    return 4 * geometry.vocab * geometry.hidden * (1 if geometry.tied else 2)
 
 
 def demand_memory(pruned: Checkpoint, dense: Checkpoint | None, recipe: RecoverSlice, options: RunOptions) -> None:

@@ -1,7 +1,8 @@
-"""The tokens that are trained on: windows of the calibration text."""
+"""The tokens that are trained on: windows of the recovery texts, or of the calibration texts where there are none; and those held out."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,30 +10,37 @@ from torch.utils.data import Dataset
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.recover.recipe import RecoverSlice
-from pipeline.sources.recipe import CalibrationWindows
-from pipeline.sources.windows import check_windows, draw_windows
+from pipeline.sources.packed import Packed, packed_windows
+from pipeline.sources.roles import texts_of
+from pipeline.sources.windows import check_windows
 
 
-def training_windows(tokenizer: Any, text: str, recipe: RecoverSlice, geometry: Geometry) -> torch.Tensor:
-    """Token ids, shape (windows, window), drawn as calibration draws its own, by another seed.
+def training_windows(tokenizer: Any, texts: Path, recipe: RecoverSlice, geometry: Geometry) -> Packed:
+    """Windows of ``recipe.window`` tokens to train on, and ``recipe.held_out`` others from the ends of the same texts.
+
+    Without ``recipe.windows`` every step reads new ones, as long as the texts have them.
 
     Raises:
-        TrimlineError: the text is shorter than the recipe asks for, or the model cannot read such windows.
+        TrimlineError: a text is shorter than the recipe asks for, or the model cannot read such windows.
     """
-    wanted = CalibrationWindows(windows=recipe.windows, window=recipe.window, seed=recipe.seed)
-    windows = draw_windows(tokenizer, text, wanted, "recovery")
-    check_windows(windows, geometry)
-    return windows
+    found = texts_of(texts, "recovery") or texts_of(texts, "calibration")
+    count = recipe.windows or recipe.steps * recipe.batch
+    drawn = packed_windows(
+        tokenizer, found, count, recipe.window, recipe.seed, "recovery", apart=recipe.held_out, again=recipe.windows is None
+    )
+    check_windows(torch.cat((drawn.windows, drawn.apart)), geometry)
+    return drawn
 
 
 class WindowDataset(Dataset[dict[str, torch.Tensor]]):
-    """Windows (N, S) as causal language modelling takes them: the labels are the tokens, the model shifts them."""
+    """Windows as causal language modelling takes them, each with its number."""
 
-    def __init__(self, windows: torch.Tensor) -> None:
-        self._windows = windows
+    def __init__(self, drawn: Packed) -> None:
+        self._drawn = drawn
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._drawn.order)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self._windows[number], "labels": self._windows[number]}
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        number = self._drawn.order[place]
+        return {"input_ids": self._drawn.windows[number], "number": torch.tensor(number)}

@@ -27,11 +27,10 @@ from pipeline.recover.processes import first_process
 from pipeline.recover.ranks import block_ranks
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.sources.companions import copy_companions
-from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.model import checkpoint_folder
 
 if TYPE_CHECKING:
-    from pipeline.recover.distillation import Lesson
+    from pipeline.recover.losses.distillation import Lesson
 
 
 def recover(
@@ -44,7 +43,7 @@ def recover(
     Args:
         dense: a source artefact or checkpoint folder; read for distillation only.
         pruned: a rebuild artefact, or any checkpoint folder.
-        texts: folder with calibration.txt.
+        texts: folder with the recovery or calibration texts.
         recipe: how to train.
         options: device and dtype.
         out: empty folder.
@@ -69,22 +68,24 @@ def recover(
             source.demand_no_doubt()
             source.check_finite()
     demand_memory(checkpoint, taught, recipe, options)
-    text = (texts / CALIBRATION).read_text(encoding="utf-8")
-    windows = training_windows(load_tokenizer(pruned), text, recipe, checkpoint.geometry)
+    drawn = training_windows(load_tokenizer(pruned), texts, recipe, checkpoint.geometry)
     origins = Origins.read(pruned, len(checkpoint.geometry.blocks))
     set_seed(recipe.seed)
     model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
-    lesson = _lesson(model, checkpoint, taught, origins, recipe, options) if taught else None
+    lesson = _lesson(model, checkpoint, taught, origins, recipe, options)
     student = _student(model, checkpoint, origins, recipe)
+    if lesson.teacher:
+        lesson.teacher.share_head(lesson.head)
     blocks = blocks_of(model, checkpoint.geometry.family)
-    losses, trained = train(student.model, windows, recipe, options, work, events, blocks, lesson, student.callbacks)
+    found, trained = train(student.model, drawn, recipe, options, work, events, blocks, lesson, student.callbacks)
     state = whole_state(trained) if recipe.sharded else None  # every process has a part of it to give
     if first_process():
         if state is not None:
             model = load_model(pruned, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
             student = _student(model, checkpoint, origins, recipe)
             student.model.load_state_dict(state)
-        record = student.facts | {"tokens": recipe.steps * recipe.batch * recipe.window, "losses": losses}
+        read = {"tokens": found["taken"] * recipe.batch * recipe.window, "different tokens": drawn.windows.numel()}
+        record = student.facts | read | found
         _finish(student, checkpoint, recipe, options, out, record, events)
 
 
@@ -134,8 +135,11 @@ def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, r
 
     facts: dict[str, Any] = {"kind": recipe.kind, "loss": recipe.loss, "steps": recipe.steps}
     if recipe.kind == "full":
+        if not recipe.trains_embeddings(checkpoint.geometry.tied):
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.requires_grad_(False)
         parameters = dict(model.named_parameters())
-        facts["trained parameters"] = sum(parameter.numel() for parameter in parameters.values())
+        facts["trained parameters"] = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
         keeper = ZeroKeeper({name: parameters[name] for name in projection_weights(checkpoint.geometry)})
         return _Student(model, facts, (keeper,))
     from pipeline.recover.adapters import adapted
@@ -148,11 +152,17 @@ def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, r
 
 
 def _lesson(
-    model: PreTrainedModel, checkpoint: Checkpoint, dense: Checkpoint, origins: Origins, recipe: RecoverSlice, options: RunOptions
+    model: PreTrainedModel, checkpoint: Checkpoint, dense: Checkpoint | None, origins: Origins, recipe: RecoverSlice, options: RunOptions
 ) -> Lesson:
-    """The dense model as teacher, and for hidden states the pairs of blocks that were one."""
-    from pipeline.recover.distillation import BlockOutputs, Lesson
+    """The dense model as teacher, and for hidden states the pairs of blocks that were one; or the text alone."""
+    from pipeline.recover.losses.distillation import BlockOutputs, Lesson
+    from pipeline.recover.losses.head import Head
+    from pipeline.recover.losses.teacher import Teacher
 
+    blocks = blocks_of(model, checkpoint.geometry.family)
+    head = Head(model, blocks)
+    if dense is None:
+        return Lesson(head, whole=recipe.sharded)
     original = dense.geometry
     if original.vocab != checkpoint.geometry.vocab:
         raise TrimlineError(
@@ -161,17 +171,14 @@ def _lesson(
         )
     if recipe.hidden_states and original.hidden != checkpoint.geometry.hidden:
         raise narrower_stream()
-    teacher = load_model(dense.folder, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
-    teacher.requires_grad_(False)
+    loaded = load_model(dense.folder, dtype=options.resolved_dtype(), trust_remote_code=options.trust_remote_code)
+    taught = blocks_of(loaded, original.family)
+    teacher = Teacher(loaded, taught)
     if not recipe.hidden_states:
-        return Lesson(teacher, recipe.temperature)
+        return Lesson(head, teacher, recipe.temperature, whole=recipe.sharded)
     origins.demand_within(len(original.blocks))
-    taught = blocks_of(teacher, original.family)
-    pairs = (
-        BlockOutputs.of([taught[number] for number in origins.blocks]),
-        BlockOutputs.of(list(blocks_of(model, checkpoint.geometry.family))),
-    )
-    return Lesson(teacher, recipe.temperature, recipe.hidden_states, *pairs)
+    pairs = BlockOutputs.of([taught[number] for number in origins.blocks]), BlockOutputs.of(list(blocks))
+    return Lesson(head, teacher, recipe.temperature, recipe.hidden_states, *pairs, whole=recipe.sharded)
 
 
 def narrower_stream() -> TrimlineError:
@@ -209,7 +216,15 @@ def _finish(
     write_json(out / RECOVERED, record)
     last = outcomes[-1]
     events.gate(f"recovered = trained: logits within {last.reopened.difference:.2g} ({last.dtype})", zeros=zeros, merged=merge)
-    events.note(f"loss {record['losses'][0]['loss']:.3f} → {record['losses'][-1]['loss']:.3f} in {recipe.steps} steps")
+    events.note(_result(record))
+
+
+def _result(record: dict[str, Any]) -> str:
+    """What training gave, in a sentence."""
+    if "held out" not in record:
+        return f"loss {record['losses'][0]['loss']:.3f} → {record['losses'][-1]['loss']:.3f} in {record['taken']} steps"
+    first, best = record["held out"][0]["loss"], record["best"]
+    return f"held-out loss {first:.3f} → {best['loss']:.3f} at step {best['step']} of {record['taken']}, whose state is written"
 
 
 @torch.no_grad()

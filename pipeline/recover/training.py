@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,15 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.live.loading import quiet_transformers
+from pipeline.recover.control.held_out import HeldOut, interval, keeps_states
 from pipeline.recover.data import WindowDataset
-from pipeline.recover.distillation import DistillationTrainer, Lesson
+from pipeline.recover.losses.distillation import Lesson, LessonTrainer
+from pipeline.recover.losses.teacher import room_for
+from pipeline.recover.processes import processes
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.recover.resuming import KEPT, Sealer, last_whole
-from pipeline.recover.sharded import ShardingTrainer, fsdp_settings
+from pipeline.recover.sharded import fsdp_settings
+from pipeline.sources.packed import Packed
 
 POINTS = 100  # on the curve of losses
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -31,49 +34,88 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 def train(
     model: nn.Module,
-    windows: torch.Tensor,
+    drawn: Packed,
     recipe: RecoverSlice,
     options: RunOptions,
     work: Path,
     events: Events,
     blocks: nn.ModuleList,
-    lesson: Lesson | None = None,
+    lesson: Lesson,
     callbacks: tuple[TrainerCallback, ...] = (),
-) -> tuple[list[dict[str, float]], nn.Module]:
+) -> tuple[dict[str, Any], nn.Module]:
     """Trains ``model`` in place, from the last whole state in ``work`` on.
 
     Args:
         model: fp32, on the CPU; what requires a gradient is trained, where the Trainer puts it.
-        windows: token ids, shape (N, S).
+        drawn: windows to train on, and those held out.
         recipe: what and how long.
         options: device and dtype; in bf16 the products are computed in it, weights and optimiser stay fp32.
         work: for states; belongs to this training alone.
         events: one progress step per optimiser step.
         blocks: the decoder blocks of ``model``.
-        lesson: for distillation; the text's cross-entropy without one.
+        lesson: the loss.
         callbacks: more of them.
 
     Returns:
-        The curve: step, loss, learning rate; and the trained model, which is ``model`` unless it was sharded.
+        What recover.json says: steps taken, the curve (step, loss, learning rate), held-out losses; and the trained model, with its best
+        state, which is ``model`` unless it was sharded.
 
     Raises:
         TrimlineError: the loss is not finite, or batch and devices do not fit.
     """
     state = last_whole(work)
+    arguments = training_arguments(recipe, options, work, blocks)
+    if lesson.teacher:
+        lesson.teacher.model.to(arguments.device)
+        if keeps_teacher(recipe, lesson, drawn, work):
+            lesson.teacher.keep(torch.cat((drawn.windows, drawn.apart)), work, events)
+    watching = _watching(drawn, recipe, lesson, work, events)
     with quiet_transformers(), events.progress(f"training, {recipe.steps} steps", recipe.steps) as advance, _torch_errors(work, state):
-        arguments = training_arguments(recipe, options, work, blocks)
-        if lesson:
-            lesson.teacher.to(arguments.device)
-        trainer = (partial(DistillationTrainer, lesson=lesson) if lesson else ShardingTrainer)(
+        trainer = LessonTrainer(
+            lesson=lesson,
             model=model,
             args=arguments,
-            train_dataset=WindowDataset(windows),
-            callbacks=[*callbacks, Sealer(), Progress(advance)],
+            train_dataset=WindowDataset(drawn),
+            callbacks=[*callbacks, *([watching] if watching else []), Sealer(), Progress(advance)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
     trained: Any = trainer.model
-    return curve(trainer.state.log_history), trained
+    found = {"taken": trainer.state.global_step, "losses": curve(trainer.state.log_history)}
+    if watching:
+        found |= watching.curve.as_record()
+        watching.restore(trained)
+    return found, trained
+
+
+def keeps_teacher(recipe: RecoverSlice, lesson: Lesson, drawn: Packed, work: Path) -> bool:
+    """Whether the teacher's states go on disk: as the recipe says, or where one process trains, nothing else of the teacher is asked
+    for, and the disk has room."""
+    if recipe.teacher_states != "auto" or lesson.teacher is None or recipe.hidden_states or processes() > 1:
+        return recipe.teacher_states == "kept"
+    return room_for(lesson.teacher.bytes_of(torch.cat((drawn.windows, drawn.apart))), work)
+
+
+def _watching(drawn: Packed, recipe: RecoverSlice, lesson: Lesson, work: Path, events: Events) -> HeldOut | None:
+    """Who looks at the held-out windows; None where there are none."""
+    if not len(drawn.apart):
+        return None
+    numbers = torch.arange(len(drawn.windows), len(drawn.windows) + len(drawn.apart))
+    batches = list(zip(drawn.apart.split(recipe.micro_batch), numbers.split(recipe.micro_batch), strict=True))
+
+    @torch.no_grad()
+    def measure(model: nn.Module) -> float:
+        trains, device = model.training, next(model.parameters()).device
+        model.eval()
+        losses = [lesson.loss(model, tokens.to(device), them).item() * len(tokens) for tokens, them in batches]
+        model.train(trains)
+        return sum(losses) / len(drawn.apart)
+
+    def report(step: int, loss: float) -> None:
+        events.note(f"held-out loss {loss:.4f} at step {step}")
+
+    every = interval(recipe.steps, recipe.evaluate_every)
+    return HeldOut(measure, every, recipe.patience, work, keeps_states(recipe.sharded), report)
 
 
 def training_arguments(recipe: RecoverSlice, options: RunOptions, work: Path, blocks: nn.ModuleList) -> TrainingArguments:

@@ -1,6 +1,6 @@
-"""File names of the two texts, and of what is known of them."""
+"""File names of the texts, and of what is known of them."""
 
 from __future__ import annotations
 
-CALIBRATION, EVALUATION, TEXTS = "calibration.txt", "evaluation.txt", "text.json"
-TEXT_OF = {"calibration": CALIBRATION, "evaluation": EVALUATION}  # by role
+CALIBRATION, RECOVERY, EVALUATION, TEXTS = "calibration.txt", "recovery.txt", "evaluation.txt", "text.json"
+TEXT_OF = {"calibration": CALIBRATION, "recovery": RECOVERY, "evaluation": EVALUATION}  # by role

@@ -186,12 +186,16 @@ class Recovery:
         tokens: that it was trained on, repetitions counted.
         before: perplexity of the pruned model that it started from, on ``ReportData.evaluation``.
         losses: (optimiser step, mean loss since the point before).
+        held_out: (optimiser step, loss on windows that are not trained on), the first before any step.
+        written: the step whose state is the result; None where no windows were held out and it is the last.
     """
 
     what: str
     tokens: int
     before: Measure
     losses: tuple[tuple[int, float], ...] = ()
+    held_out: tuple[tuple[int, float], ...] = ()
+    written: int | None = None
 
 
 @dataclass(frozen=True)

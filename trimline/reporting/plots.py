@@ -123,10 +123,14 @@ def _losses(data: ReportData) -> go.Figure:
     points = data.recovery.losses if data.recovery else ()
     hover = "step %{x}: %{y:.3f}<extra></extra>"
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
-    plot = go.Figure(go.Scatter(x=steps, y=losses, mode="lines", line_color=PRUNED, hovertemplate=hover))
+    plot = go.Figure(go.Scatter(x=steps, y=losses, name="training", mode="lines", line_color=PRUNED, hovertemplate=hover))
+    apart = data.recovery.held_out if data.recovery else ()
+    if apart:
+        line = {"x": [step for step, _ in apart], "y": [loss for _, loss in apart], "name": "held out", "mode": "lines+markers"}
+        plot.add_trace(go.Scatter(**line, line_color=DENSE, hovertemplate=hover))
     plot.update_xaxes(title_text="Optimiser step")
     plot.update_yaxes(title_text="Loss (nats per token)")
-    return styled(plot, 300, showlegend=False)
+    return styled(plot, 300, showlegend=bool(apart))
 
 
 def _side(place: int, points: int) -> str:

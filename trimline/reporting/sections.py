@@ -90,10 +90,21 @@ def _recovery(data: ReportData) -> Iterator[Item]:
     columns = (Column("Model"), Column("Perplexity", True, metrics.PERPLEXITY))
     yield Table(columns, tuple((Cell(name), Cell(formats.perplexity(found), detail=formats.error(found))) for name, found in figures))
     yield Note(f"{recovery.what[:1].upper()}{recovery.what[1:]}: {recovery.tokens:,} tokens.")
+    if recovery.held_out:
+        losses = dict(recovery.held_out)
+        written = (
+            "the model as it was pruned, since training made it no better" if not recovery.written else f"that of step {recovery.written:,}"
+        )
+        yield Note(
+            f"Held-out loss {losses[0]:.4f} before, {min(losses.values()):.4f} at best, {recovery.held_out[-1][1]:.4f} at the end; written is {written}."
+        )
     if recovery.losses:
         yield Plot("losses", "Training loss")
         points = tuple(text_row(f"{step:,}", f"{loss:.4f}") for step, loss in recovery.losses)
         yield Table((Column("Optimiser step", numeric=True), Column("Loss", True, metrics.LOSS)), points, "Every point", folded=True)
+    if recovery.held_out:
+        points = tuple(text_row(f"{step:,}", f"{loss:.4f}") for step, loss in recovery.held_out)
+        yield Table((Column("Optimiser step", numeric=True), Column("Held-out loss", True)), points, "Every held-out loss", folded=True)
 
 
 def _importance(data: ReportData) -> Iterator[Item]:

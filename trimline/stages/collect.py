@@ -210,10 +210,12 @@ def _recovery(recipe: RecoverSlice, done: Mapping[Name, Artefact]) -> Recovery:
     towards = "the text" if recipe.loss == "text" else "the dense model's predictions"
     states = " and hidden states" if recipe.hidden_states else ""
     return Recovery(
-        what=f"{trained}, towards {towards}{states}, {recipe.steps} steps of {recipe.batch} windows of {recipe.window} tokens",
+        what=f"{trained}, towards {towards}{states}, {found['taken']} steps of {recipe.batch} windows of {recipe.window} tokens",
         tokens=found["tokens"],
         before=_perplexity(read_json(done[evaluation_of(REBUILT)].folder / RESULT)),
         losses=tuple((point["step"], point["loss"]) for point in found["losses"]),
+        held_out=tuple((point["step"], point["loss"]) for point in found.get("held out", ())),
+        written=found["best"]["step"] if "best" in found else None,
     )
 
 

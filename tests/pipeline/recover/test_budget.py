@@ -21,10 +21,10 @@ from tests.tiny import tiny_model
 
 WAYS = {
     "lora": (LORA, 4),
-    "full": (FULL, 16),
+    "full": (FULL | {"embeddings": "trained"}, 16),
     "lora taught in bf16": (LORA | {"loss": "distillation"}, 4 + 2),
-    "full taught in bf16": (FULL | {"loss": "distillation"}, 16 + 2),
-    "full, shared by four": (FULL | {"sharded": True}, 4 + 12 // 4),
+    "full taught in bf16": (FULL | {"loss": "distillation", "embeddings": "trained"}, 16 + 2),
+    "full, shared by four": (FULL | {"sharded": True, "embeddings": "trained"}, 4 + 12 // 4),
 }
 
 
@@ -40,6 +40,13 @@ def test_what_a_process_holds_per_weight(way, checkpoint):
     teacher = checkpoint if recipe.loss == "distillation" else None
     weights = sum(tensor.numel() for _, tensor in checkpoint.tensors())
     assert held_bytes(checkpoint, teacher, recipe, torch.bfloat16, 4) == bytes_each * weights
+
+
+def test_a_frozen_table_has_no_gradient_and_no_moments(checkpoint):
+    table = checkpoint.tensor("model.embed_tokens.weight").numel()
+    assert checkpoint.geometry.tied
+    held = [held_bytes(checkpoint, None, RecoverSlice(**FULL | {"embeddings": how}), torch.float32, 1) for how in ("trained", "auto")]
+    assert held[0] - held[1] == 12 * table
 
 
 def test_the_bar_is_what_weights_may_take_and_processes_beside_count(checkpoint, monkeypatch):

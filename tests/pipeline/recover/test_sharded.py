@@ -22,10 +22,10 @@ from tests.pipeline.recover.test_stage import OPTIONS
 from tests.pipeline.recover.test_zeros_and_states import masked, two_four
 from tests.tiny import tiny_model
 
-QUICK = {"steps": 3, "batch": 4, "windows": 8, "window": 24, "learning_rate": 1e-3}
+QUICK = {"steps": 3, "batch": 4, "windows": 8, "window": 24, "learning_rate": 1e-3, "held_out": 2, "patience": 99}
 WAYS = {
     "full": {"kind": "full", "loss": "distillation", "hidden_states": 0.3, "weight_decay": 0.1},
-    "lora": {"lora": {"rank": 3}},
+    "lora": {"lora": {"rank": 3}, "loss": "text"},
 }
 
 

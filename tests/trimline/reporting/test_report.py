@@ -332,6 +332,16 @@ def test_a_recovery_stands_beside_what_it_started_from():
     assert "71.50" not in render_markdown(sample())
 
 
+@pytest.mark.parametrize(("written", "words"), [(40, "written is that of step 40"), (0, "the model as it was pruned")])
+def test_held_out_losses_say_which_state_was_written(written, words):
+    losses, held = ((10, 3.0), (80, 2.0)), ((0, 3.5), (40, 3.25 if written else 3.75), (80, 3.6))
+    recovery = Recovery("every weight", 9, Measure(71.5), losses, held_out=held, written=written)
+    data = dataclasses.replace(sample(), recovery=recovery)
+    for rendered in (render_markdown(data), html.unescape(render_html(data))):
+        assert words in rendered
+        assert f"Held-out loss 3.5000 before, {'3.2500' if written else '3.5000'} at best, 3.6000 at the end" in rendered
+
+
 def test_a_recovery_is_written_and_read_again(tmp_path):
     data = dataclasses.replace(sample(), recovery=Recovery("w", 3, Measure(2.0), ((1, 2.5),)))
     data.write(tmp_path / "report.json")

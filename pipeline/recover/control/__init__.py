@@ -1,0 +1,1 @@
+"""What watches the training: held-out loss, the best state, when to stop."""
