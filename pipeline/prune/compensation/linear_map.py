@@ -179,7 +179,7 @@ def _merge(model: ShrinkingModel, block: int, found: torch.Tensor) -> None:
 
 
 def _through(block: nn.Module, states: list[torch.Tensor], arguments: list[Arguments]) -> list[torch.Tensor]:
-    return [block(state, **given) for state, given in zip(states, arguments, strict=True)]
+    return [given.through(block, state) for state, given in zip(states, arguments, strict=True)]
 
 
 def _written(

@@ -114,7 +114,7 @@ class SizeJudge:
             if trace is not None:
                 trace.append(states)
             states, given = brought(blocks[number], states, [of_batch[number] for of_batch in part.arguments])
-            states = [blocks[number](state, **arguments) for state, arguments in zip(states, given, strict=True)]
+            states = [arguments.through(blocks[number], state) for state, arguments in zip(states, given, strict=True)]
         if trace is not None:
             trace.append(states)
         self.passes += part.tokens * (len(blocks) - first) / len(blocks)
