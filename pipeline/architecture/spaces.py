@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from pipeline.architecture.families import Sublayer
+from pipeline.architecture.geometry import BlockShape
 
 
 class Space(StrEnum):
@@ -18,12 +20,14 @@ class Space(StrEnum):
     KV_GROUP = "kv_group"
     LAYER = "layer"
     RESIDUAL = "residual"  # channels of the residual stream, the same in every block
+    EXPERT = "expert"  # routed experts of a mixture
     WEIGHT = "weight"  # single weights of every projection in the blocks; no shape changes
 
 
 # The one table: which sublayer of a block a space's units are in. Blocks and channels of the residual stream are in none.
 SUBLAYERS = {Space.FFN: Sublayer.FFN, Space.KV_GROUP: Sublayer.ATTENTION}
 SPACES = {sublayer: space for space, sublayer in SUBLAYERS.items()}
+IN_BLOCKS = (*SUBLAYERS, Space.EXPERT)  # spaces of which every block has several units; experts are no sublayer of their own
 
 
 T = TypeVar("T")
@@ -51,6 +55,16 @@ def per_space(by_set: Mapping[IndexSet, T]) -> dict[Space, list[T]]:
     for units, value in by_set.items():
         found.setdefault(units.space, []).append(value)
     return found
+
+
+def units_in(block: BlockShape, space: Space) -> int:
+    """How many units of a space of ``IN_BLOCKS`` a block has."""
+    return block.experts if space is Space.EXPERT else block.units(SUBLAYERS[space])
+
+
+def with_units_in(block: BlockShape, space: Space, units: int) -> BlockShape:
+    """The same block with another number of them."""
+    return replace(block, experts=units) if space is Space.EXPERT else block.with_units(SUBLAYERS[space], units)
 
 
 def channels(units: tuple[int, ...], width: int) -> torch.Tensor:

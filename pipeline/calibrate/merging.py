@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.routed import RoutedStatistics
 from pipeline.calibrate.statistics import BlockGradients, BlockStatistics, InputStatistics
 from pipeline.common.errors import TrimlineError
 
@@ -54,6 +55,7 @@ def merge_statistics(parts: Sequence[BlockStatistics]) -> BlockStatistics:
     if any(inputs.fluctuation is not None for part in parts for inputs in part.inputs.values()):
         raise TrimlineError("The statistics of parts of the text do not merge: FLAP's fluctuation follows the sequences in their order.")
     gradients = [part.gradients for part in parts if part.gradients is not None]
+    routed = [part.routed for part in parts if part.routed is not None]
     return BlockStatistics(
         tokens=sum(part.tokens for part in parts),
         sequences=sum(part.sequences for part in parts),
@@ -61,6 +63,7 @@ def merge_statistics(parts: Sequence[BlockStatistics]) -> BlockStatistics:
         influence=sum(part.influence for part in parts),
         inputs={point: _merge_inputs(list(inputs)) for point, inputs in _aligned([part.inputs for part in parts]).items()},
         gradients=merge_gradients(gradients) if gradients else None,
+        routed=reduce(RoutedStatistics.plus, routed) if routed else None,
     )
 
 
@@ -81,6 +84,7 @@ def merge_gradients(parts: Sequence[BlockGradients]) -> BlockGradients:
         inputs=_sums([part.inputs for part in parts]),
         totals=_sums([part.totals for part in parts]),
         masks={sublayer: torch.cat(list(rows)) for sublayer, rows in _aligned([part.masks for part in parts]).items()},
+        experts={name: torch.cat(list(rows)) for name, rows in _aligned([part.experts for part in parts]).items()},
     )
 
 

@@ -15,6 +15,7 @@ class GradientNeeds:
         weights: projections whose weight gradients are summed over sequences, as |g| and as g².
         kronecker: projections whose output gradients are multiplied into a second moment, and their inputs likewise.
         masks: sublayers whose reader's inputs get a mask, of which each sequence has a gradient.
+        experts: how the loss moves, to first order, where a token's expert could not be chosen.
         half: both sums as the published GBLM-Pruner adds them up: g of each sequence is rounded to fp16, where much of it is
             subnormal or nothing; 100·|g| is again, and its sum kept in fp16. It is divided by 100 again at the end.
     """
@@ -23,14 +24,19 @@ class GradientNeeds:
     kronecker: frozenset[str] = frozenset()
     masks: frozenset[Sublayer] = frozenset()
     half: bool = False
+    experts: bool = False
 
     def __or__(self, other: GradientNeeds) -> GradientNeeds:
         return GradientNeeds(
-            self.weights | other.weights, self.kronecker | other.kronecker, self.masks | other.masks, self.half or other.half
+            self.weights | other.weights,
+            self.kronecker | other.kronecker,
+            self.masks | other.masks,
+            self.half or other.half,
+            self.experts or other.experts,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.weights or self.kronecker or self.masks)
+        return bool(self.weights or self.kronecker or self.masks or self.experts)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Needs:
         squares: where inputs are squared and summed per channel.
         gram: where inputs are multiplied into a Gram matrix.
         fluctuation: where inputs are followed sequence by sequence.
+        routed: what routed experts give, token by token.
         gradients: what a second sweep, backwards, collects; None without one.
     """
 
@@ -50,6 +57,7 @@ class Needs:
     gram: frozenset[Point] = frozenset()
     fluctuation: frozenset[Point] = frozenset()
     gradients: GradientNeeds | None = None
+    routed: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         both = self.gradients | other.gradients if self.gradients and other.gradients else self.gradients or other.gradients
@@ -59,6 +67,7 @@ class Needs:
             gram=self.gram | other.gram,
             fluctuation=self.fluctuation | other.fluctuation,
             gradients=both,
+            routed=self.routed or other.routed,
         )
 
     @property
@@ -68,7 +77,7 @@ class Needs:
     @property
     def forward(self) -> bool:
         """Whether a forward sweep has anything to collect."""
-        return self.distance or bool(self.points)
+        return self.distance or self.routed or bool(self.points)
 
     def __bool__(self) -> bool:
         """Whether any sweep has."""

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.architecture.families import Point, Sublayer
 from pipeline.calibrate.fluctuation import Fluctuation
+from pipeline.calibrate.routed import RoutedStatistics
 
 STRIP = 256  # rows of a strip; from 192 to 384 the cost is the same
 
@@ -77,6 +78,7 @@ class BlockStatistics:
         influence: Σ over tokens of 1 − cos(block input, block output); measured with the distance.
         inputs: per point that was asked for.
         gradients: what the sweep backwards collected, where it was asked for.
+        routed: what its experts gave, where it was asked for and there are any.
     """
 
     tokens: int = 0
@@ -85,6 +87,7 @@ class BlockStatistics:
     influence: float = 0.0
     inputs: dict[Point, InputStatistics] = field(default_factory=dict)
     gradients: BlockGradients | None = None
+    routed: RoutedStatistics | None = None
 
     @property
     def mean_distance(self) -> float:
@@ -101,6 +104,8 @@ class BlockStatistics:
         yield torch.tensor([self.distance, self.influence])
         for inputs in self.inputs.values():
             yield from inputs.tensors()
+        if self.routed is not None:
+            yield from self.routed.tensors()
 
     def compare(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Adds how far a batch of hidden states turned, shape (..., H)."""
@@ -178,6 +183,8 @@ class BlockGradients:
         totals: per point Σ over tokens of x_t, shape (C,): with ``inputs`` and ``tokens``, the second moment of inputs
             that a constant 1 was appended to.
         masks: per sublayer ∂loss/∂m of each sequence at m = 1, where the reader reads m ∘ x, shape (N, C).
+        experts: of each sequence, shape (N, E): Σ over its tokens, and Σ of squares, of how the loss moves where a token's expert e could
+            not be chosen; under ``moves`` and ``squares``.
     """
 
     tokens: int
@@ -188,10 +195,11 @@ class BlockGradients:
     inputs: dict[Point, torch.Tensor] = field(default_factory=dict)
     totals: dict[Point, torch.Tensor] = field(default_factory=dict)
     masks: dict[Sublayer, torch.Tensor] = field(default_factory=dict)
+    experts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All of them."""
-        for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks):
+        for kind in (self.absolute, self.squares, self.outputs, self.inputs, self.totals, self.masks, self.experts):
             yield from kind.values()
 
 

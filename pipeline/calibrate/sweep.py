@@ -11,10 +11,12 @@ from torch import nn
 from pipeline.architecture.families import Family
 from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.routed import RoutedStatistics, routed_outputs
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
 from pipeline.live.blocks import batches_of, blocks_of, brought, enter, linear_in
 from pipeline.live.finite import demand_finite
+from pipeline.live.routing import experts_in
 
 
 @torch.inference_mode()
@@ -72,6 +74,13 @@ def _collecting(block: nn.Module, family: Family, needs: Needs, statistics: Bloc
             statistics.inputs[point] = zeros
             handle = linear.register_forward_pre_hook(_adder(zeros, statistics.tokens // statistics.sequences))
             hooks.callback(handle.remove)
+        if needs.routed and (experts := experts_in(block, family)):
+            statistics.routed = routed = RoutedStatistics.zeros(experts, device)
+            hooks.enter_context(
+                routed_outputs(
+                    block, family, lambda index, weights, outputs, logits: routed.add(index, weights, outputs, logits.float().softmax(-1))
+                )
+            )
         yield
 
 

@@ -10,8 +10,9 @@ import atexit
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,13 +96,20 @@ def load_with_report(
     options["adapter_kwargs"] = {"subfolder": NO_ADAPTER}
     if not isinstance(device, str):
         options["device_map"] = device
-    with quiet_transformers(), as_trimline_error(folder):
+    if checkpoint.geometry.family.mixture and dtype is torch.float64:
+        options["experts_implementation"] = "eager"  # the usual product of all experts at once has no fp64
+    with ExitStack() as undo, quiet_transformers(), as_trimline_error(folder):
+        if not isinstance(device, str) and "disk" in device.values() and checkpoint.geometry.family.stored:
+            # What is stacked in memory and not in files cannot be read from these part by part: transformers writes it anew.
+            options["offload_folder"] = offload = tempfile.mkdtemp(prefix="trimline-offload-")
+            undo.callback(shutil.rmtree, offload, ignore_errors=True)
         if checkpoint.nested and not whole:
             options |= {"config": language_class_config(checkpoint), "key_mapping": KEY_MAPPING}
         loaded: Any = auto_class(checkpoint, whole).from_pretrained(
             folder, dtype=dtype or checkpoint.dtype, output_loading_info=True, **options
         )
         model, info = loaded
+        weakref.finalize(model, undo.pop_all().close)  # these files are read for as long as the model lives
     ours = (name for name in info["unexpected_keys"] if whole or not checkpoint.nested or text_name(name) is not None)
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(ours)))
     return (model.to(device) if isinstance(device, str) else model).eval(), report

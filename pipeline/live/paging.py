@@ -203,6 +203,10 @@ def fill(
         if keep is not None and tensor.dtype != dtype:
             given = keep(given)
         _put(module, name, nn.Parameter(given, requires_grad=False))
+    for name, buffer in list(module.named_buffers()):  # a router's correction is one; others the class makes itself
+        if prefix + name in checkpoint.locations and not (skip is not None and name.startswith(skip)):
+            parent, _, leaf = name.rpartition(".")
+            module.get_submodule(parent)._buffers[leaf] = checkpoint.tensor(prefix + name).to(device=device, dtype=buffer.dtype)  # noqa: SLF001
 
 
 def _without_values(parameter: nn.Parameter) -> nn.Parameter:

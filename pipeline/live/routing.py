@@ -45,6 +45,19 @@ def forbid_in(block: nn.Module, family: Family, experts: Collection[int]) -> Non
         correction[..., numbers.to(correction.device)] = -torch.inf
 
 
+def experts_in(block: nn.Module, family: Family) -> int:
+    """How many routed experts a block has; 0 where its FFN is a dense one."""
+    if family.mixture is None:
+        return 0
+    try:
+        router = block.get_submodule(family.mixture.router)
+    except AttributeError:
+        return 0
+    weight = router.weight
+    assert isinstance(weight, torch.Tensor)
+    return len(weight)
+
+
 @contextmanager
 def logits_noted(block: nn.Module, family: Family) -> Iterator[list[torch.Tensor]]:
     """A list that holds the router's logits (tokens, experts) of the block's latest call, for as long as it lasts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,7 @@ import torch
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import IN_BLOCKS, SUBLAYERS, Space
 from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.measurements import Measured, Measurements, Scores, measurements_of
 from pipeline.calibrate.needs import Needs
@@ -109,16 +109,18 @@ def score_block(model: ShrinkingModel, step: ScoredStep, block: int, seen: Block
     left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
     view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
     for space, by_block in scores.items():
-        if space in SUBLAYERS and not left[SUBLAYERS[space]]:  # the whole sublayer went before
+        if space in IN_BLOCKS and not _units_left(model, block, space):  # all went before
             by_block[block] = torch.zeros(0)
             continue
         score = step.method.score(view, space, step).float().cpu()
         model.demand_finite([score], f"The scores of block {block} by {step.recipe.method}")
-        by_block[block] = score[list(_units_left(model, space, left))]
+        by_block[block] = score[list(_units_left(model, block, space))]
 
 
-def _units_left(model: ShrinkingModel, space: Space, left: Mapping[Sublayer, tuple[int, ...]]) -> Sequence[int]:
+def _units_left(model: ShrinkingModel, block: int, space: Space) -> Sequence[int]:
     """Numbers of a space's units that are still there in a block."""
     if space is Space.RESIDUAL:
         return model.selection.residual or range(model.geometry.hidden)
-    return left[SUBLAYERS[space]] if space in SUBLAYERS else (0,)
+    if space is Space.EXPERT:
+        return model.selection.experts_of(block)
+    return model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)

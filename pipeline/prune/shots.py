@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import IN_BLOCKS, Space, units_in, with_units_in
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.targets import part_of
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -49,10 +49,10 @@ def _shrunk_in(space: Space | None, whole: Geometry, now: Geometry) -> Geometry:
     """The model where only one space lost units: with several budgets, each counts what its own space lost."""
     if space is Space.RESIDUAL:
         return replace(whole, hidden=now.hidden) if len(whole.blocks) == len(now.blocks) else now
-    if space not in SUBLAYERS or len(whole.blocks) != len(now.blocks):
+    if space not in IN_BLOCKS or len(whole.blocks) != len(now.blocks):
         return now
-    sublayer, pairs = SUBLAYERS[space], zip(whole.blocks, now.blocks, strict=True)
-    return whole.with_blocks(tuple(old.with_units(sublayer, new.units(sublayer)) for old, new in pairs))
+    pairs = zip(whole.blocks, now.blocks, strict=True)
+    return whole.with_blocks(tuple(with_units_in(old, space, units_in(new, space)) for old, new in pairs))
 
 
 def _size(geometry: Geometry, space: Space | None, budget: Budget | Pool) -> int:
@@ -66,4 +66,4 @@ def _size(geometry: Geometry, space: Space | None, budget: Budget | Pool) -> int
     if space is Space.RESIDUAL:
         return geometry.hidden
     assert space is not None  # a pool is of parameters or FLOPs
-    return sum(block.units(SUBLAYERS[space]) for block in geometry.blocks)
+    return sum(units_in(block, space) for block in geometry.blocks)

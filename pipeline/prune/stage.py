@@ -12,7 +12,7 @@ import torch
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import step_scores_name
-from pipeline.architecture.obstacles import check_heads, check_stream
+from pipeline.architecture.obstacles import check_experts, check_ffn, check_heads, check_stream
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan, Step
 from pipeline.plan.selection import Selection
+from pipeline.prune.allocation.experts import check_experts_budget
 from pipeline.prune.allocation.targeted import Aim, demand_possible
 from pipeline.prune.allocation.targets import measures
 from pipeline.prune.compensation.linear_map import MAPS, check_map
@@ -76,13 +77,29 @@ def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
     Raises:
         TrimlineError: a norm stands against it, or what holds the model.
     """
+    left = dense
     for step in steps:
         if Space.KV_GROUP in step.spaces:
             check_heads(dense.family)
         if step.recipe.compensation in MAPS:
             check_map(dense.family)
+        if Space.FFN in step.spaces:
+            check_ffn(dense.family)
+        if Space.EXPERT in step.spaces:
+            left = _without_experts(step, left)
         if Space.RESIDUAL in step.spaces:
             check_stream(dense.family, dense.within)
+
+
+def _without_experts(step: ResolvedStep, left: Geometry) -> Geometry:
+    """The model without the experts that a step removes.
+
+    Raises:
+        TrimlineError: it has none, or the step cannot leave as many as it says.
+    """
+    check_experts(left.family)
+    kept = check_experts_budget(step.recipe, step.rule, left)
+    return left.with_blocks(tuple(replace(block, experts=min(kept, block.experts)) for block in left.blocks))
 
 
 def check_targets(steps: Sequence[ResolvedStep], dense: Geometry) -> None:

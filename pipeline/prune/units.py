@@ -11,7 +11,7 @@ import torch
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import units_name
 from pipeline.architecture.obstacles import check_stream
-from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
+from pipeline.architecture.spaces import IN_BLOCKS, SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.measurements import Measured, Measurements, Scores, scores_of
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.calibrate.sweep import sweep
@@ -19,6 +19,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.plan.plan import Step
 from pipeline.prune.allocation.allocate import Allocation, allocate, blocks_to_keep, channels_to_keep, keep_best
+from pipeline.prune.allocation.experts import best_of_groups
 from pipeline.prune.allocation.pooled import pooled_allocation
 from pipeline.prune.allocation.targeted import Aim, by_own_rule, by_scores
 from pipeline.prune.compensation.linear_map import MAPS, WEIGHTED, check_map, merge_maps
@@ -99,7 +100,7 @@ def remove_units(
         kept = {block for (_, block), stays in counts.items() if stays}
         facts["maps"] = merge_maps(model, windows, kept, step.recipe.compensation == WEIGHTED, step.recipe.damping, events)
     units = _layers(model, counts, scores) | _residual(model, counts, scores)
-    if step.sequential and step.reads_text and set(step.spaces) & set(SUBLAYERS):
+    if step.sequential and step.reads_text and set(step.spaces) & set(IN_BLOCKS):
         measured.clear()
         units |= _remove_sequentially(model, windows, step, scores, counts, events)
     else:
@@ -213,7 +214,7 @@ def _remove_at_once(
     model: ShrinkingModel, step: UnitStep, scores: Scores, measured: Measured, counts: Counts, events: Events
 ) -> dict[str, tuple[int, ...]]:
     """Every block on what the model as it was gave."""
-    spaces = [space for space in scores if space in SUBLAYERS]
+    spaces = [space for space in scores if space in IN_BLOCKS]
     kept: dict[str, tuple[int, ...]] = {}
     solving = step.recipe.compensation == "least_squares"
     with events.progress("solving for the remaining weights" if solving else "removing", len(spaces) * len(measured)) as advance:
@@ -231,7 +232,7 @@ def _remove_sequentially(
 
     Scores that come from gradients stay those of the model as it was: gradients flow from the last block to the first.
     """
-    spaces = [space for space in step.spaces if space in SUBLAYERS]
+    spaces = [space for space in step.spaces if space in IN_BLOCKS]
     kept: dict[str, tuple[int, ...]] = {}
     for block, seen in sweep(model.model, model.geometry.family, windows, step.needs(), events, sequential=True):
         if block not in model.selection.blocks:
@@ -249,10 +250,23 @@ def _keep(
     model: ShrinkingModel, step: UnitStep, among: IndexSet, score: torch.Tensor, counts: Counts, seen: BlockStatistics
 ) -> dict[str, tuple[int, ...]]:
     """Keeps the best of a block's units, updating the reader where the step asks for it."""
+    if among.space is Space.EXPERT:
+        return _keep_experts(model, among, score, counts[among])
     sublayer, block = SUBLAYERS[among.space], among.block
     left = model.selection.units(sublayer)[block]
     units = tuple(left[i] for i in keep_best(score, counts[among]).tolist())
     if len(units) < len(left):
         compensate(model, sublayer, block, units, seen, step.recipe)
     model.keep_units(sublayer, block, units)
+    return {units_name(*among): units}
+
+
+def _keep_experts(model: ShrinkingModel, among: IndexSet, score: torch.Tensor, count: int) -> dict[str, tuple[int, ...]]:
+    """Keeps the best of a block's experts, as many of every group that its router chooses in."""
+    left, groups = model.selection.experts_of(among.block), model.geometry.routing.groups
+    if not left:
+        return {units_name(*among): ()}
+    each = model.geometry.blocks[among.block].experts // groups
+    units = tuple(left[place] for place in best_of_groups(score, [expert // each for expert in left], count).tolist())
+    model.keep_experts(among.block, units)
     return {units_name(*among): units}

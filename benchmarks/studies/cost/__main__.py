@@ -105,7 +105,9 @@ def run_in(tree: Path, asked: Record) -> Record:
         [sys.executable, str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, cwd=tree, env=surroundings, check=False
     )
     if run.returncode:
-        raise TrimlineError(f"The measuring process failed: {(run.stderr.strip().splitlines() or ['no word'])[-1]}", "See its standard error.")
+        raise TrimlineError(
+            f"The measuring process failed: {(run.stderr.strip().splitlines() or ['no word'])[-1]}", "See its standard error."
+        )
     found: Record = json.loads(run.stdout.splitlines()[-1])
     return found
 
@@ -135,6 +137,7 @@ def same_units(before: Record, now: Record) -> float:
 
 
 def perplexity(losses: Sequence[float]) -> str:
+    """Of windows with these mean losses; a dash without any."""
     return f"{torch.tensor(losses, dtype=torch.float64).mean().exp().item():.3f}" if losses else "–"
 
 

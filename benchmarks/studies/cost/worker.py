@@ -103,12 +103,16 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     forwards = [processor_seconds(forward)[0] for _ in range(2)]
     shrinking, wall = ShrinkingModel(model, checkpoint), time.monotonic()
     with Peak() as peak:
-        seconds, plan = processor_seconds(lambda: make_plan(shrinking, windows, PruneSlice.model_validate({"steps": [asked["step"]]}), Events()))
+        seconds, plan = processor_seconds(
+            lambda: make_plan(shrinking, windows, PruneSlice.model_validate({"steps": [asked["step"]]}), Events())
+        )
     wall = time.monotonic() - wall
     forwards += [processor_seconds(forward)[0] for _ in range(2)]
     selection = plan.selection
     units = {
-        f"{space}.{block}": list(of[block]) for space, of in (("attention", selection.kv_groups), ("ffn", selection.ffn)) for block in range(len(of))
+        f"{space}.{block}": list(of[block])
+        for space, of in (("attention", selection.kv_groups), ("ffn", selection.ffn))
+        for block in range(len(of))
     }
     return {
         "forward": statistics.median(forwards),

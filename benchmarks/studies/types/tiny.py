@@ -112,8 +112,13 @@ TINY_TYPES = tuple(sorted(CONFIGS))
 # Mixtures of eight experts, two for each token.
 _EXPERTS: dict[str, Any] = GATED | {"num_experts_per_tok": 2}
 MIXTURES: dict[str, dict[str, Any]] = {
+    "gpt_oss": _EXPERTS | _WINDOWS | {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "granitemoe": _EXPERTS | {"num_local_experts": 8, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "hunyuan_v1_moe": _EXPERTS | {"num_experts": 8, "moe_topk": 2},
+    "minimax_m2": _EXPERTS | {"num_local_experts": 8},
     "mixtral": _EXPERTS | {"num_local_experts": 8},
     "olmoe": _EXPERTS | {"num_experts": 8},
+    "phimoe": _EXPERTS | {"num_local_experts": 8, "lm_head_bias": True, "attention_bias": True},
     "qwen2_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
     "qwen3_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True},
 }

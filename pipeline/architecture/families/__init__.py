@@ -16,10 +16,13 @@ from pipeline.architecture.families.gemma2 import GEMMA2
 from pipeline.architecture.families.gemma3_text import GEMMA3_TEXT
 from pipeline.architecture.families.glm import GLM
 from pipeline.architecture.families.glm4 import GLM4
+from pipeline.architecture.families.gpt_oss import GPT_OSS
 from pipeline.architecture.families.granite import GRANITE
 from pipeline.architecture.families.granite_swa import GRANITE_SWA
+from pipeline.architecture.families.granitemoe import GRANITEMOE
 from pipeline.architecture.families.helium import HELIUM
 from pipeline.architecture.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from pipeline.architecture.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from pipeline.architecture.families.hyperclovax import HYPERCLOVAX
 from pipeline.architecture.families.internlm3 import INTERNLM3
 from pipeline.architecture.families.iquestcoder import IQUESTCODER
@@ -27,6 +30,7 @@ from pipeline.architecture.families.jais2 import JAIS2
 from pipeline.architecture.families.kinds import ATTENTION, DENSE, NONE
 from pipeline.architecture.families.lfm2 import LFM2
 from pipeline.architecture.families.llama import LLAMA
+from pipeline.architecture.families.minimax_m2 import MINIMAX_M2
 from pipeline.architecture.families.ministral import MINISTRAL
 from pipeline.architecture.families.ministral3 import MINISTRAL3
 from pipeline.architecture.families.mistral import MISTRAL
@@ -41,6 +45,7 @@ from pipeline.architecture.families.opt import OPT
 from pipeline.architecture.families.persimmon import PERSIMMON
 from pipeline.architecture.families.phi import PHI
 from pipeline.architecture.families.phi3 import PHI3
+from pipeline.architecture.families.phimoe import PHIMOE
 from pipeline.architecture.families.qwen2 import QWEN2
 from pipeline.architecture.families.qwen2_moe import QWEN2_MOE
 from pipeline.architecture.families.qwen3 import QWEN3
@@ -68,40 +73,45 @@ DESCRIBED = (
     GEMMA3_TEXT,
     GLM,
     GLM4,
+    GPT_OSS,
     GRANITE,
+    GRANITEMOE,
     GRANITE_SWA,
     HELIUM,
     HUNYUAN_V1_DENSE,
+    HUNYUAN_V1_MOE,
     HYPERCLOVAX,
     INTERNLM3,
     IQUESTCODER,
     JAIS2,
     LFM2,
     LLAMA,
+    MINIMAX_M2,
     MINISTRAL,
     MINISTRAL3,
     MISTRAL,
+    MIXTRAL,
     NANOCHAT,
     NEMOTRON,
     OLMO,
     OLMO2,
     OLMO3,
+    OLMOE,
     OPT,
     PERSIMMON,
     PHI,
     PHI3,
+    PHIMOE,
     QWEN2,
+    QWEN2_MOE,
     QWEN3,
     QWEN3_5_TEXT,
+    QWEN3_MOE,
     SEED_OSS,
     SMOLLM3,
     STABLELM,
     STARCODER2,
     VAULTGEMMA,
-    MIXTRAL,
-    OLMOE,
-    QWEN3_MOE,
-    QWEN2_MOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in DESCRIBED}
 

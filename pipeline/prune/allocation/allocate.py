@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import Space, units_in
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.budget import removed_fraction
 from pipeline.prune.allocation.cfsp import retained_fractions
 from pipeline.prune.allocation.counts import PUBLISHED_TILE, nearest_tile, pooled_counts, published_count, tiled_counts
+from pipeline.prune.allocation.experts import experts_to_keep
 from pipeline.prune.recipe import Budget, PruneStep
 
 FEASIBLE = 0.05  # a budget of few, coarse units counts as met within this fraction of them
@@ -34,7 +35,7 @@ def allocate(
 
     Args:
         step: the recipe's step.
-        space: FFN or KV_GROUP.
+        space: FFN, KV_GROUP or EXPERT.
         rule: ``cfsp``, ``uniform``, ``global`` or ``raw``.
         geometry: sizes before this step.
         scores: per block, over the units that are still there.
@@ -44,7 +45,10 @@ def allocate(
         TrimlineError: the budget cannot be met; says what could.
     """
     budget = step.budget[space]
-    widths = [block.units(SUBLAYERS[space]) for block in geometry.blocks]
+    widths = [units_in(block, space) for block in geometry.blocks]
+    if space is Space.EXPERT:
+        kept = experts_to_keep(budget, geometry)
+        return Allocation(tuple(min(width, kept) for width in widths), {})
     if budget.keep is not None:
         return Allocation(_given_counts(budget, space, widths), {})
     remove = removed_fraction(budget, space, geometry)

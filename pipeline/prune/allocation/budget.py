@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.architecture.families import Axis
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.spaces import SUBLAYERS, Space
+from pipeline.architecture.spaces import Space, with_units_in
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.recipe import Budget
 
@@ -43,7 +43,7 @@ def _share_of_space(budget: Budget, space: Space, geometry: Geometry) -> float:
     def without(block: BlockShape) -> BlockShape:
         if space is Space.LAYER:
             return BlockShape(0, 0)
-        return block.with_units(SUBLAYERS[space], 0)
+        return with_units_in(block, space, 0)
 
     whole = sum(cost(block) for block in geometry.blocks)
     if space is Space.RESIDUAL:  # one axis of every projection counts its channels
@@ -58,11 +58,17 @@ def removed_in_every_definition(original: Geometry, result: Geometry, context: i
         return sum(block.ffn if axis is Axis.FFN else block.kv_groups for block in geometry.blocks)
 
     def gone(before: int, after: int) -> float:
-        return 1 - after / before
+        return 1 - after / before if before else 0.0
 
+    experts = (
+        {}
+        if original.family.mixture is None
+        else {"experts": gone(*(sum(block.experts for block in geo.blocks) for geo in (original, result)))}
+    )
     return {
         "ffn_channels": gone(units(original, Axis.FFN), units(result, Axis.FFN)),
         "kv_groups": gone(units(original, Axis.KV), units(result, Axis.KV)),
+        **experts,
         "residual_channels": gone(original.hidden, result.hidden),
         "blocks": gone(len(original.blocks), len(result.blocks)),
         "decoder_parameters": gone(original.decoder_parameters(), result.decoder_parameters()),

@@ -59,7 +59,9 @@ def eliminate(
         inputs = torch.where(units[:, None] == units, inputs, correlation * inputs)
     inner = weight.double().T @ outputs.double() @ weight.double()
     ridge = damping * inputs.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny).item()  # inputs may all be zero
-    left = _Left(Damped(inputs, ridge).inverse().contiguous(), inner.contiguous(), torch.arange(len(inputs) // width, device=inputs.device), width)
+    left = _Left(
+        Damped(inputs, ridge).inverse().contiguous(), inner.contiguous(), torch.arange(len(inputs) // width, device=inputs.device), width
+    )
     gone, costs = [], []
     while len(left.units):
         while not left.is_full:

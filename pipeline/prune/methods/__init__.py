@@ -8,11 +8,15 @@ from pipeline.common.errors import TrimlineError
 from pipeline.prune.methods.block_influence import BlockInfluence
 from pipeline.prune.methods.cfsp import CFSP
 from pipeline.prune.methods.cfsp_extended import CFSPExtended
+from pipeline.prune.methods.ean import EAN
 from pipeline.prune.methods.flap import FLAP
+from pipeline.prune.methods.frequency import Frequency
 from pipeline.prune.methods.gblm import GBLM
 from pipeline.prune.methods.laco import LaCo
 from pipeline.prune.methods.llm_surgeon import LLMSurgeon
 from pipeline.prune.methods.magnitude import Magnitude
+from pipeline.prune.methods.man import MAN
+from pipeline.prune.methods.reap import REAP
 from pipeline.prune.methods.residual_energy import ResidualEnergy
 from pipeline.prune.methods.sparsegpt import SparseGPT
 from pipeline.prune.methods.taylor import Taylor
@@ -35,6 +39,10 @@ REGISTERED: tuple[Method, ...] = (
     LaCo(),
     ResidualEnergy(),
     Taylor(),
+    REAP(),
+    Frequency(),
+    EAN(),
+    MAN(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

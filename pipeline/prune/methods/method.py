@@ -17,6 +17,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.spaces import Counts, Space
 from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.routed import RoutedStatistics
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
 from pipeline.common.slices import Slice
@@ -61,6 +62,12 @@ class BlockView:
     def reader(self, sublayer: Sublayer) -> InputStatistics:
         """Statistics of the inputs of the sublayer's reader."""
         return self.statistics.inputs[sublayer.point]
+
+    @property
+    def routed(self) -> RoutedStatistics:
+        """What the block's experts gave, where ``Needs.routed`` was asked for."""
+        assert self.statistics.routed is not None
+        return self.statistics.routed
 
     def channels_left(self, sublayer: Sublayer) -> torch.Tensor:
         """Which inputs of the sublayer's reader earlier steps left, ascending."""
