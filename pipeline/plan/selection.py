@@ -46,8 +46,8 @@ class Selection:
 
     def shape(self, block: int, original: Geometry) -> BlockShape:
         """What of an original block stays, whether or not the block does."""
-        units = {"ffn": len(self.ffn[block]), "kv_groups": len(self.kv_groups[block]), "experts": len(self.experts_of(block))}
-        return replace(original.blocks[block], **units)
+        dense, experts = original.blocks[block], len(self.experts_of(block))
+        return replace(dense, ffn=len(self.ffn[block]), kv_groups=len(self.kv_groups[block]), experts=experts)
 
     def experts_of(self, block: int) -> tuple[int, ...]:
         """Routed experts of an original block that stay; () where it has none."""

@@ -191,5 +191,5 @@ def _leaving(reference: nn.Module, model: ShrinkingModel, batches: tuple[torch.T
     states, arguments = enter(reference, model.geometry.family, batches)
     for number, block in enumerate(blocks_of(reference, model.geometry.family)):
         states, given = brought(block, states, [of_batch[number] for of_batch in arguments])
-        states = [block(state, **one) for state, one in zip(states, given, strict=True)]
+        states = [one.through(block, state) for state, one in zip(states, given, strict=True)]
     return states
