@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.gguf.recipe import K_BLOCK, is_k_type
 from exporters.recipe import BuildSlice, ExportSlice
-from pipeline.common.errors import TrimlineError, shortened, shown
+from pipeline.common.errors import TrimlineError
 from pipeline.common.plain_yaml import DEEPEST, MOST_ENTRIES, read_plain_yaml, write_plain_yaml
 from pipeline.common.slices import Slice
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
@@ -22,6 +20,7 @@ from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.rebuild.recipe import RebuildSlice
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.sources.recipe import ModelSlice, TextSlice
+from trimline.wrong_recipe import wrong_recipe
 
 LARGEST_RECIPE = 4 * 2**20
 LLAMA_CPP = "llama.cpp"  # among targets
@@ -97,7 +96,11 @@ def recipe_file(path: Path) -> str:
         if len(content) > LARGEST_RECIPE:
             raise TrimlineError(f"{path} is larger than {LARGEST_RECIPE >> 20} MiB.", "Give a recipe; `trimline new MODEL` writes one.")
         text = content.decode("utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise TrimlineError(
+            f"{path} is a folder, and no recipe.", f"Give a recipe; `trimline new {path}` writes one for a model."
+        ) from None
+    except (FileNotFoundError, NotADirectoryError):
         raise TrimlineError(f"There is no recipe {path}.", "Give a recipe; `trimline new MODEL` writes one.") from None
     except UnicodeDecodeError:
         raise TrimlineError(f"{path} is not UTF-8 text.", "Give a recipe; `trimline new MODEL` writes one.") from None
@@ -152,7 +155,7 @@ def checked_recipe(value: dict[Any, Any], name: str = "the recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
-        raise _sentence(error, value, name) from None
+        raise wrong_recipe(Recipe, error, value, name) from None
     for place, given in _truths_read_as_numbers(value, recipe.model_dump()):
         raise TrimlineError(f"{name} has a wrong value at {place!r}: a number is wanted (given {given}).", "Mend that value.")
     return recipe
@@ -171,54 +174,6 @@ def checked_slice(name: str, value: dict[str, Any]) -> Any:
 def recipe_text(recipe: Recipe) -> str:
     """YAML with every value that differs from its default, in a fixed order."""
     return write_plain_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
-
-
-def _sentence(error: ValidationError, value: dict[Any, Any], name: str) -> TrimlineError:
-    first = _deepest(error.errors(), value)
-    kind, given = first["type"], first["input"]
-    if kind == "extra_forbidden" or first["loc"][-1] == _KEY:
-        loc = first["loc"] if kind == "extra_forbidden" else first["loc"][:-1]
-        valid = sorted(_keys_at(Recipe, loc[:-1])) if kind == "extra_forbidden" else re.findall(r"'(.+?)'", first["msg"])
-        near = get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
-        return TrimlineError(f"{name} has an unknown key {_dotted(loc)!r}.", hint)
-    if kind == "missing":
-        return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; docs/recipe.md says how.")
-    why = _WANTED.get(kind, first["msg"].removeprefix("Value error, "))
-    place = _dotted(_real_parts(first["loc"], value))
-    return TrimlineError(f"{name} has a wrong value at {place!r}: {why} (given {shown(given)}).", "Mend that value.")
-
-
-_KEY = "[key]"  # how pydantic points at a key instead of its value
-_WANTED = {
-    "model_type": "keys and values are wanted",
-    "dict_type": "keys and values are wanted",
-    "tuple_type": "a list is wanted",
-    "too_short": "at least one entry is wanted",
-}
-
-
-def _deepest(errors: list[Any], value: dict[Any, Any]) -> Any:
-    """The first error, or of the alternatives that were tried for the same value the one that got furthest."""
-    start = _real_parts(errors[0]["loc"], value)
-    alternatives = [error for error in errors if _real_parts(error["loc"], value)[: len(start)] == start]
-    return max(alternatives, key=lambda error: len(_real_parts(error["loc"], value)))
-
-
-def _real_parts(loc: Iterable[int | str], value: Any) -> list[int | str]:
-    """A pydantic place without the names of the types that were tried."""
-    parts: list[int | str] = []
-    for part in loc:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            continue
-        parts.append(part)
-    return parts
-
-
-def _dotted(parts: Iterable[int | str]) -> str:
-    return shortened(".".join(map(str, parts)), 200)
 
 
 def _long_lists(given: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
@@ -244,21 +199,3 @@ def _truths_read_as_numbers(given: Any, read: Any, place: str = "") -> Iterator[
     elif isinstance(given, (list, tuple)) and isinstance(read, (list, tuple)):
         for number, (part, other) in enumerate(zip(given, read, strict=False)):
             yield from _truths_read_as_numbers(part, other, f"{place}.{number}")
-
-
-def _keys_at(model: type[BaseModel], place: Iterable[int | str]) -> set[str]:
-    """Valid keys of the part of a recipe that a validation error points into."""
-    current: Any = model
-    for part in place:
-        fields = getattr(current, "model_fields", {})
-        if part in fields:
-            current = _part_of(fields[part].annotation)
-    return set(getattr(current, "model_fields", {}))
-
-
-def _part_of(annotation: Any) -> Any:
-    """The slice inside an annotation such as ``tuple[PruneStep, ...]`` or ``dict[Space, Budget]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [_part_of(argument) for argument in get_args(annotation)]
-    return next((part for part in found if part is not None), None)

@@ -43,7 +43,7 @@ def read_plain_yaml(text: str, name: str) -> Any:
     except _NotRead as error:
         raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", "Mend that place.") from None
+        raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", _mend(error, text)) from None
 
 
 def write_plain_yaml(value: Mapping[str, Any]) -> str:
@@ -175,4 +175,15 @@ def _line(event: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """What the parser says, with the line; how it calls the text is of no use to whoever wrote it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return shortened(f"line {error.problem_mark.line + 1}: {' '.join(error.problem.split())}", 200).rstrip(".")
     return shortened(" ".join(str(error).split()), 200).rstrip(".")
+
+
+def _mend(error: Exception, text: str) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    lines = text.splitlines()
+    if mark and mark.line < len(lines) and "\t" in lines[mark.line][: len(lines[mark.line]) - len(lines[mark.line].lstrip())]:
+        return "Indent that line with spaces: it begins with a tab, which YAML does not take."
+    return "Mend that place."

@@ -40,9 +40,9 @@ def draw_windows(tokenizer: Any, text: str, recipe: CalibrationWindows, asker: s
         need = recipe.windows * length
         if len(stream) < (length if recipe.overlap else need) + 1:
             raise TrimlineError(
-                f"The {asker} asks for {recipe.windows} windows of {length} = {need} tokens; the text has {len(stream)}.",
+                f"The {asker} asks for {recipe.windows} windows of {length} = {need:,} tokens; the text has {len(stream):,}.",
                 "Ask for fewer or shorter windows, or give a longer text."
-                + (" With overlap: true the windows may share tokens." if asker == "calibration" else ""),
+                + (" With prune.calibration.overlap: true the windows may share tokens." if asker == "calibration" else ""),
             )
         draw = random.Random(recipe.seed)
         starts = [draw.randint(0, len(stream) - length - 1) for _ in range(recipe.windows)]
@@ -59,7 +59,7 @@ def consecutive_windows(tokenizer: Any, text: str, windows: int, length: int) ->
     stream = tokenize(tokenizer, text)
     if len(stream) < windows * length:
         raise TrimlineError(
-            f"The evaluation asks for {windows} windows of {length} = {windows * length} tokens; the text has {len(stream)}.",
+            f"The evaluation asks for {windows} windows of {length} = {windows * length:,} tokens; the text has {len(stream):,}.",
             "Ask for fewer or shorter windows, or give a longer text.",
         )
     return begun(tokenizer, stream[: windows * length].view(windows, length))

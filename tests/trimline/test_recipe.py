@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
-from trimline.recipe import Recipe, checked_recipe, parse_recipe, recipe_text
+from trimline.recipe import Recipe, checked_recipe, parse_recipe, read_recipe, recipe_text
 
 SHORT = "prune: {steps: [{budget: {ffn: {remove: 0.5}}}]}\n"
 KEYS = st.sampled_from(
@@ -55,6 +57,11 @@ def test_a_recipe_does_not_change():
         parse_recipe(SHORT).prune.steps[0].round_to = 8  # type: ignore[misc]
 
 
+def removing(share: object) -> dict[str, Any]:
+    """A recipe that takes so much of the FFN."""
+    return {"prune": {"steps": [{"budget": {"ffn": {"remove": share}}}]}}
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
@@ -71,6 +78,23 @@ def test_a_recipe_does_not_change():
         ({"prune": {"steps": [{"budget": {"ffn": {"keep": "x"}}}]}}, "'prune.steps.0.budget.ffn.keep'"),
         ({"prune": {"steps": [7]}}, "'prune.steps.0': keys and values are wanted (given 7)"),
         ({"prune": {"steps": "abc"}}, "'prune.steps': a list is wanted (given 'abc')"),
+        (
+            removing(1.5),
+            "'prune.steps.0.budget.ffn.remove': a number below 1 is wanted (given 1.5). A fraction is meant: write 1.5 % as 0.015.",
+        ),
+        (removing(30), "(given 30). A fraction is meant: write 30 % as 0.3."),
+        (removing("30%"), "a number is wanted (given '30%'). Write 30 % as 0.3."),
+        (removing("12.5 %"), "Write 12.5 % as 0.125."),
+        (removing("a third"), "a number is wanted (given 'a third'). Mend that value."),
+        (removing(-0.1), "a number of at least 0 is wanted (given -0.1). Mend that value."),
+        (removing(1e9), "a number below 1 is wanted (given 1000000000.0). Mend that value."),
+        (
+            removing(0.3) | {"rebuild": {"profile": "delilm"}},
+            "one of 'uniform', 'decilm' or 'free' is wanted (given 'delilm'). Did you mean 'decilm'?",
+        ),
+        (removing(0.3) | {"package": {"targets": ["browser"]}}, "'hub' is wanted (given 'browser'). Mend that value."),
+        (removing(0.3) | {"evaluate": {"windows": "ten"}}, "'evaluate.windows': a whole number is wanted (given 'ten')"),
+        (removing(0.3) | {"evaluate": {"windows": 0}}, "'evaluate.windows': a number of at least 1 is wanted (given 0)"),
         ({"name": "x" * 300, "prune": {"steps": []}}, "'name'"),
         ({1: 2}, "'1'"),
     ],
@@ -80,6 +104,7 @@ def test_sentences(value, sentence):
         checked_recipe(value)
     assert sentence in str(caught.value)
     assert "pydantic" not in str(caught.value)
+    assert "Input should" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
@@ -124,3 +149,8 @@ def test_any_yaml_is_a_recipe_or_one_sentence(value):
 @given(st.text(max_size=60) | st.text(alphabet="abn: -[]{}&*!?|>'\"\n\t#%@`,1", max_size=40))
 def test_any_text_is_a_recipe_or_one_sentence(text):
     assert "\n" not in sentence_about(text)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(TrimlineError, match=rf"{tmp_path} is a folder, and no recipe. .*`trimline new {tmp_path}`"):
+        read_recipe(tmp_path)

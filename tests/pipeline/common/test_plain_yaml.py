@@ -63,14 +63,17 @@ def test_the_core_schema():
         ("a: 1\n---\nb: 1\n", "a second document, from line 2 on"),
         ("%YAML 1.1\n---\na: 1\n", "says that it is YAML 1.1"),
         ("- " * 100, "nests more than 64"),
-        ("a: [1\n", "not valid YAML.*line 1"),
+        ("a: [1\n", r"not valid YAML: line \d: .*Mend that place"),
+        ("a: 1\n b: 2\n", r"not valid YAML: line 2: mapping values are not allowed .*\. Mend that place"),
+        ("a:\n  b: 1\n\tc: 2\n", r"not valid YAML: line 3: .*\. Indent that line with spaces: it begins with a tab"),
         ('a: "\\ud800"', "not valid YAML"),
         ("a: " + "9" * 9000, "not valid YAML"),
     ],
 )
 def test_what_is_refused_is_named_with_its_line(text, words):
-    with pytest.raises(TrimlineError, match=words):
+    with pytest.raises(TrimlineError, match=words) as caught:
         read_plain_yaml(text, "it")
+    assert "<unicode string>" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("parser")

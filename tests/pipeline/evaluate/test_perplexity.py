@@ -66,7 +66,7 @@ def test_a_loss_that_is_no_perplexity(losses):
 
 def test_a_text_that_is_too_short(tmp_path):
     folder = tiny_model("llama", tmp_path / "model")
-    with pytest.raises(TrimlineError, match=r"100 windows of 64 = 6400 tokens; the text has \d+"):
+    with pytest.raises(TrimlineError, match=r"100 windows of 64 = 6,400 tokens; the text has \d+"):
         evaluated(folder, tmp_path, windows=100, window=64)
 
 

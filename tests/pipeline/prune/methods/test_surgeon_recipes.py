@@ -74,5 +74,5 @@ def test_their_windows_can_be_drawn_from_the_built_in_text(tmp_path: Path, name:
     if recipe.prune.calibration.overlap:
         assert len(draw_windows(tokenizer, short, recipe.prune.calibration)) == recipe.prune.calibration.windows
     else:
-        with pytest.raises(TrimlineError, match="With overlap: true the windows may share tokens"):
+        with pytest.raises(TrimlineError, match="With prune.calibration.overlap: true the windows may share tokens"):
             draw_windows(tokenizer, short, recipe.prune.calibration)
