@@ -228,6 +228,8 @@ def _report_of(folder: Path) -> Path:
         return folder
     if (folder / HTML).is_symlink():
         return (folder / HTML).resolve().parent
+    if (folder / "store").is_dir():
+        raise TrimlineError(f"{folder} holds no report.json: the run in it has not finished.", "Go on with it by the same `trimline run`.")
     raise TrimlineError(f"{folder} holds no report.json.", "Give the output folder of `trimline run`, or its report folder.")
 
 

@@ -14,7 +14,7 @@ from exporters.text.tokens import check_tokens
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
-ONNX = "onnx"
+ONNX, PACKAGE = "onnx", "package"  # of a package; of a run's folder
 LEAST_TEXT, BYTES_PER_TOKEN = 2**18, 16
 LONGER = 4  # times the largest body, which the text that a template makes of one may be
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "openai")
@@ -36,15 +36,17 @@ def onnx_folder(folder: Path) -> Path:
     """The ONNX export itself, given it or the package that holds it.
 
     Raises:
-        TrimlineError: neither.
+        TrimlineError: neither; says where it is, if it is below.
     """
     for place in (folder, folder / ONNX):
         if (place / GENAI_CONFIG).is_file():
             return place
-    raise TrimlineError(
-        f"There is no {GENAI_CONFIG} in {folder} or in {folder / ONNX}.",
-        "Give a package that holds an ONNX export, or a folder that `trimline export` wrote.",
-    )
+    remedy = "Give a package that holds an ONNX export, or a folder that `trimline export` wrote."
+    if not folder.is_dir():
+        raise TrimlineError(f"There is no folder {folder}.", remedy)
+    if (folder / PACKAGE / ONNX / GENAI_CONFIG).is_file():
+        remedy = f"It holds a run's package: give {folder / PACKAGE}."
+    raise TrimlineError(f"There is no {GENAI_CONFIG} in {folder} or in {folder / ONNX}.", remedy)
 
 
 def largest_text(context: int) -> int:

@@ -70,9 +70,8 @@ def load_text(named: TextSource, role: Role) -> str:
         text = _builtin_half(named.split or role)
     elif path.is_file():
         text = read_file(path, named.column)
-    elif path.suffix in SUFFIXES or path.is_dir() or named.source.startswith((".", "/", "~")):
-        raise TrimlineError(f"There is no text file {named.source}.", f"Give a {', '.join(SUFFIXES)} file or the id of a hub data set.")
     else:
+        _demand_there(named)
         text = read_data_set(named)
     try:
         text.encode()
@@ -83,6 +82,25 @@ def load_text(named: TextSource, role: Role) -> str:
     if not text.strip():
         raise TrimlineError(f"The {role} text {named.source!r} is empty.", "Name a text with words in it.")
     return text
+
+
+def demand_texts(recipe: TextSlice) -> None:
+    """What can be said of the texts without reading them or a network.
+
+    Raises:
+        TrimlineError: one that can only be a file is not there.
+    """
+    for named in (recipe.calibration, recipe.evaluation):
+        _demand_there(named)
+
+
+def _demand_there(named: TextSource) -> None:
+    """A name is the built-in text's, a file's, or such as a hub data set may have."""
+    path = typed_path(named.source)
+    if named.source == DEFAULT or path.is_file():
+        return
+    if path.suffix in SUFFIXES or path.is_dir() or named.source.startswith((".", "/", "~")):
+        raise TrimlineError(f"There is no text file {named.source}.", f"Give a {', '.join(SUFFIXES)} file or the id of a hub data set.")
 
 
 def builtin_halves() -> dict[str, str]:

@@ -124,6 +124,9 @@ def test_report_is_drawn_again_the_same(values, tmp_path):
     assert api.package(values, tmp_path / "run", options=OPTIONS) == result.package
 
 
+STEPS = {"prune": {"steps": [{"budget": {"ffn": {"remove": 0.5}}}]}}
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -137,9 +140,26 @@ def test_report_is_drawn_again_the_same(values, tmp_path):
         (lambda model, out: api.report(model, out), r"holds no report\.json"),
         (lambda model, out: api.run({"prune": 3}, out), "'prune'"),
         (lambda model, out: api.run("none.yaml", out), r"no recipe none\.yaml"),
+        (lambda model, out: api.run({"model": "nowhere", **STEPS}, out), "no model 'nowhere'"),
+        (lambda model, out: api.run({"model": str(model), "text": {"evaluation": "none.txt"}, **STEPS}, out), r"no text file none\.txt"),
+        (lambda model, out: api.run({"model": str(model), **STEPS}, model), r"model is no run's folder: it holds config\.json"),
     ],
 )
 def test_what_a_caller_can_mend_is_a_trimline_error(inputs, tmp_path, call, match):
     with pytest.raises(TrimlineError, match=match):
         call(inputs / "model", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    assert not (inputs / "model" / "store").exists()
+
+
+def test_a_page_of_somebody_else_is_not_replaced(inputs, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(TrimlineError, match=r"is no run's folder: it holds report\.html"):
+        api.run({"model": str(inputs / "model"), **STEPS}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_run_that_has_not_finished_has_no_report_yet(tmp_path):
+    (tmp_path / "run" / "store").mkdir(parents=True)
+    with pytest.raises(TrimlineError, match="the run in it has not finished"):
+        api.report(tmp_path / "run", tmp_path / "again")

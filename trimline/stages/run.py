@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.folder import HTML
+from deploy.folder import HTML, MANIFEST
 from deploy.folder import REPORT as REPORT_FILE
 from deploy.shipping import ship
-from pipeline.artefacts.artefact import WORK, Artefact, digest, exclusive, expected, make_artefact
+from exporters.folder import GENAI_CONFIG
+from pipeline.artefacts.artefact import RECORD, WORK, Artefact, digest, exclusive, expected, make_artefact
 from pipeline.artefacts.inputs import Unchanged, Watched, changed
+from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.steps import resolve_steps
+from pipeline.sources.model import locate
 from pipeline.sources.places import typed_path
+from pipeline.sources.text import demand_texts
 from trimline.recipe import Recipe
 from trimline.reporting.notebook import Report, render_notebook
 from trimline.stages.lanes import Done, opened
@@ -74,7 +78,11 @@ class Run:
         Raises:
             TrimlineError: a stage failed; the stages before it are kept.
         """
-        resolve_steps(self.recipe.prune)  # what is wrong with the steps is said before anything is fetched
+        # What is wrong with the steps, and what is not there, is said before anything is fetched or written.
+        resolve_steps(self.recipe.prune)
+        locate(self.recipe.model.source)
+        demand_texts(self.recipe.text)
+        self._demand_own()
         if (said := self.recipe.rounding()) is not None:
             self.events.note(said)
         with exclusive(self.store, self.events):
@@ -147,6 +155,17 @@ class Run:
         """Removes what killed recoveries left, of other recipes too: nobody else works in this store."""
         for left in self.store.glob(f"{WORK}recover-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _demand_own(self) -> None:
+        """The output folder is a run's, or may become one: a model's folder would be written into, somebody's page replaced."""
+        page = self.output / HTML
+        others = [name for name in ("config.json", MANIFEST, GENAI_CONFIG, RECORD) if (self.output / name).exists()]
+        others += [HTML] if page.exists() and not page.is_symlink() else []
+        if others and not self.store.is_dir():
+            raise TrimlineError(
+                f"{self.output} is no run's folder: it holds {others[0]}.",
+                "Name an output folder that is new or empty, or that of the run to go on with.",
+            )
 
     def _show(self) -> None:
         """The folder to ship, and a link with a stable name to the report."""

@@ -133,7 +133,7 @@ def _shortfall(way: Way, dense: Geometry, purpose: Purpose, footprint: Footprint
     if purpose.speedup is not None:
         ratio = read_per_token(dense) / read_per_token(smallest)
         if purpose.speedup > ratio:
-            reached = f"a decoding step still reads 1/{ratio:.3g} of the weights"
+            reached = f"every decoding step still reads {1 / ratio:.1%} of the weights"
             return _beyond(f"--speedup {purpose.speedup:g}", way, reached, f"less than {_down(ratio)}")
     return None
 

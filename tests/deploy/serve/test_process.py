@@ -169,10 +169,19 @@ def test_an_address_of_another_machine_is_one_sentence(tiny_onnx: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_one_sentence(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path) -> None:
-    for folder, what in ((tiny_checkpoint, "no genai_config.json"), (tmp_path / "none", "no genai_config.json")):
+    for folder, what in (
+        (tiny_checkpoint, "no genai_config.json"),
+        (tmp_path / "none", f"There is no folder {tmp_path / 'none'}. Give a package"),
+    ):
         code, said = called(str(folder))
         assert (code, said.count("\n")) == (2, 1)
         assert what in said
+    inside = tmp_path / "run" / "package" / "onnx"
+    inside.mkdir(parents=True)
+    (inside / "genai_config.json").write_bytes((tiny_onnx / "genai_config.json").read_bytes())
+    code, said = called(str(tmp_path / "run"))
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"It holds a run's package: give {inside.parent}." in said
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "genai_config.json").write_bytes((tiny_onnx / "genai_config.json").read_bytes())
     code, said = called(str(tmp_path), "--port", "0")
