@@ -63,7 +63,7 @@ def test_an_unknown_key_names_the_nearest(values, tmp_path, path, named):
         ((*STEP, "budget"), "half", ("'prune.steps.0.budget'", "'half'")),
         ((*STEP, "budget"), {}, ("'prune.steps.0'", "exactly one of 'budget'")),
         ((*STEP, "budget", "ffn"), 0.5, ("'prune.steps.0.budget.ffn'", "0.5")),
-        ((*STEP, "budget", "ffn"), {"remove": 1.0}, ("'prune.steps.0.budget.ffn.remove'", "less than 1")),
+        ((*STEP, "budget", "ffn"), {"remove": 1.0}, ("'prune.steps.0.budget.ffn.remove'", "a number below 1 is wanted")),
         ((*STEP, "budget", "ffn"), {"remove": float("nan")}, ("'prune.steps.0.budget.ffn.remove'", "nan")),
         ((*STEP, "budget", "ffn"), {"remove": False}, ("'prune.steps.0.budget.ffn.remove'", "False")),
         ((*STEP, "budget", "ffn"), {"remove": 0.2, "keep": 8}, ("'prune.steps.0.budget.ffn'", "either 'remove' or 'keep'")),
