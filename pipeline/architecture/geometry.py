@@ -250,6 +250,10 @@ class Geometry:
         """Numbers that one block keeps of a sequence, whatever its length."""
         return sum(self._all_of(cost.state, block) for cost in self.costs(block))
 
+    def keeps_tokens(self, block: BlockShape) -> bool:
+        """Whether a block keeps something of every token, as attention does and a recurrent mixer does not."""
+        return self._cached(block) > 0
+
     def _cached(self, block: BlockShape) -> int:
         carried = sum(self._all_of(cost.cached, block) for cost in self.costs(block))
         return 2 * self.axis_size(Axis.KV, block) + carried

@@ -79,6 +79,23 @@ def check_heads(family: Family) -> None:
         )
 
 
+def check_beside(family: Family, empty: bool) -> None:
+    """Whether blocks can lose all of their attention.
+
+    Args:
+        family: of the language model.
+        empty: whether some lose all of it, and stay.
+
+    Raises:
+        TrimlineError: something that is carried stands beside it, in the same sublayer.
+    """
+    if empty and family.has_beside:
+        raise TrimlineError(
+            f"A block of {family.model_type} cannot lose all of its KV groups: what stands beside its attention is carried as it is.",
+            "Keep one KV group in every block (allow_empty: false), or remove whole blocks.",
+        )
+
+
 def check_timed(family: Family) -> None:
     """Whether a table of times says how long a model's blocks take: it knows attention by its KV groups and an FFN by its width.
 

@@ -34,7 +34,7 @@ def block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tupl
         TrimlineError: sizes or kinds that no model has.
     """
     if "block_configs" not in config:
-        blocks = size_of(config, family.layers_key, most=MOST_BLOCKS)
+        blocks = size_of(config, family.layers_key, _listed(config, family), most=MOST_BLOCKS)
         kinds = tuple(_kinds(config, family, number) for number in range(blocks))
         width = _width(config, family) if any(ffn == DENSE for _, ffn in kinds) else 0
         sizes = {ATTENTION: groups, DENSE: width}
@@ -58,12 +58,20 @@ def size_values(config: Mapping[str, Any], family: Family) -> dict[str, int]:
     return {key: size_of(config, key) for key in sorted({key for size in sizes for key in size_keys(size)})}
 
 
+def _listed(config: Mapping[str, Any], family: Family) -> int | None:
+    """How many blocks a list of kinds names, for families whose config does not count them."""
+    lists = (config.get(key) for rule in family.kinds.rules for key in rule.keys)
+    return next((len(found) for found in lists if isinstance(found, list | str)), None)
+
+
 def _kinds(config: Mapping[str, Any], family: Family, block: int) -> tuple[str, str]:
     try:
         return family.kinds.of(config, block)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        keys = " or ".join(dict.fromkeys(rule.key for rule in family.kinds.rules))
-        raise bad(keys, f"it does not say of which kind block {block} is ({type(error).__name__}: {error})") from None
+        keys = " or ".join(dict.fromkeys(key for rule in family.kinds.rules for key in rule.keys))
+        named = f"{error} is no kind of block that {family.model_type} is described with"
+        said = named if isinstance(error, KeyError) else f"it does not say of which kind block {block} is ({type(error).__name__}: {error})"
+        raise bad(keys, said) from None
 
 
 def _width(config: Mapping[str, Any], family: Family) -> int:

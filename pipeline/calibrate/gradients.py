@@ -58,7 +58,7 @@ def gradient_sweep(
     text = f"gradients on {windows.numel():,} tokens"
     with _frozen(model), saved_states(limit) as saved, events.progress(text, 2 * len(blocks)) as advance:
         states, arguments = _forward(model, family, batches, saved, advance)
-        upstream = [_loss_gradient(model, blocks, hidden, batch) for hidden, batch in zip(states, batches, strict=True)]
+        upstream = [_loss_gradient(model, family, hidden, batch) for hidden, batch in zip(states, batches, strict=True)]
         del states
         for number in reversed(range(len(blocks))):
             tally = Tally(family, needs, blocks[number])
@@ -103,12 +103,12 @@ def _forward(
     return states, arguments
 
 
-def _loss_gradient(model: nn.Module, blocks: nn.ModuleList, hidden: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+def _loss_gradient(model: nn.Module, family: Family, hidden: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
     """SCALE times the gradient of each sequence's loss at what leaves the last block; ``hidden`` and result (B, S, H)."""
     rows, targets = hidden[:, :-1].flatten(0, 1), windows[:, 1:].flatten().to(hidden.device)
     share = SCALE / (windows.shape[1] - 1)
     parts = [
-        _head_gradient(model, blocks, some, target, share)
+        _head_gradient(model, family, some, target, share)
         for some, target in zip(rows.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
     ]
     gradient = torch.zeros_like(hidden)
@@ -116,14 +116,14 @@ def _loss_gradient(model: nn.Module, blocks: nn.ModuleList, hidden: torch.Tensor
     return gradient
 
 
-def _head_gradient(model: nn.Module, blocks: nn.ModuleList, rows: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
+def _head_gradient(model: nn.Module, family: Family, rows: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
     """``share`` times the gradient of the summed cross-entropy at ``rows`` (T, H); targets (T,).
 
     The model itself turns rows into logits, whatever it has behind its blocks. Every row is a sequence of its own,
     because a table of positions may be shorter than T.
     """
     hidden = rows.detach()[:, None].requires_grad_()
-    with torch.enable_grad(), standing_in(blocks, lambda *_, **__: hidden):
+    with torch.enable_grad(), standing_in(blocks_of(model, family), lambda *_, **__: hidden, family):
         logits = model(input_ids=targets[:, None], use_cache=False).logits[:, 0]
     slope = logits.detach().float().softmax(-1)
     slope[torch.arange(len(slope), device=slope.device), targets] -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,19 @@ from pipeline.common.errors import TrimlineError, shortened
 OURS = {"model_type", "base_model_type", "block_configs", "auto_map", "per_layer_config", "biases", "qkv_bias", "architectures"}
 # What config classes check against a head size that they take to be hidden size / heads.
 ROTARY = ("rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "max_position_embeddings")
-NOT_BY_BLOCK = re.compile(r"_ids?$|^architectures$|^block_configs$")  # lists that may happen to be as long as the model is deep
+# Lists that may happen to be as long as the model is deep.
+NOT_BY_BLOCK = re.compile(r"_ids?$|_idxs$|_multipliers$|_limit$|^mtp_|^architectures$|^block_configs$")
+
+
+TYPES = ("layer_types", "layers_block_type")  # keys of the list that says what each block is
+FLOAT, FLOATS = "__float__", {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def decoded(value: Any) -> Any:
+    """What a config.json holds, with the numbers that transformers writes as objects, since JSON has none such: infinite ones."""
+    if isinstance(value, Mapping):
+        return FLOATS.get(str(value[FLOAT])) if set(value) == {FLOAT} else {key: decoded(found) for key, found in value.items()}
+    return [decoded(found) for found in value] if isinstance(value, list) else value
 
 
 def per_block(config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
@@ -71,7 +84,7 @@ def stock_config(geometry: Geometry, config: Mapping[str, Any], blocks: int | No
     family, depth = geometry.family, len(geometry.blocks)
     told = depth if blocks is None else blocks
     left_to_it = per_block(config, depth).keys() if told != depth else ()
-    fields = {key: value for key, value in config.items() if key not in OURS and key not in left_to_it}
+    fields = {key: decoded(value) for key, value in config.items() if key not in OURS and key not in left_to_it}
     # One head that fills the stream is legal for every config class: they refuse counts that do not divide it, and rotary
     # factors of another number than they take a head to have channels. Classes of other mixers tie these to the stream's width.
     heads = {family.heads_key: 1, **({} if family.kv_heads_key is None else {family.kv_heads_key: 1})}
@@ -89,7 +102,7 @@ def accepts_heads(family: Family, config: Mapping[str, Any], heads: int) -> bool
     """
     # Classes of other mixers check sizes of these too, which differ from their defaults together or not at all.
     told = set(config) - OURS if family.kinds.costs else set(ROTARY)
-    given = {key: config[key] for key in told if config.get(key) is not None}
+    given = {key: decoded(config[key]) for key in told if config.get(key) is not None}
     try:
         CONFIG_MAPPING[family.model_type](**given | {"hidden_size": config["hidden_size"], family.heads_key: heads})
     except StrictDataclassClassValidationError:

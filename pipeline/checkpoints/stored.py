@@ -110,6 +110,8 @@ def canonical_name(name: str, family: Family, known: Mapping[str, Any]) -> str:
         known: the names that the class has.
     """
     prefix = family.blocks.partition(".")[0] + "."
+    if family.on_disk and name.startswith(family.on_disk):
+        return prefix + name.removeprefix(family.on_disk)
     if name in known:
         return name
     if name.removeprefix(prefix) in known:

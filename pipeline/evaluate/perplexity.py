@@ -79,7 +79,7 @@ def paged_losses(model: nn.Module, family: Family, windows: torch.Tensor, events
             states = [arguments[index][number].through(block, state) for index, state in enumerate(states)]
             advance(1)
     for window, state in zip(windows.to(states[0].device), states, strict=True):
-        with standing_in(blocks, lambda *_, state=state, **__: state):
+        with standing_in(blocks, lambda *_, state=state, **__: state, family):
             losses.append(_loss(model, window))
     return losses
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,7 @@ class Arguments:
 
     def through(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """What leaves a block."""
-        left: torch.Tensor = block(hidden, *self.further, **self.named)
-        return left
+        return states_of(block(hidden, *self.further, **self.named))
 
     def on(self, device: torch.device) -> Arguments:
         """The same there."""
@@ -48,6 +47,12 @@ def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
     found = model.get_submodule(blocks_path(model, family))
     assert isinstance(found, nn.ModuleList)
     return found
+
+
+def states_of(output: Any) -> torch.Tensor:
+    """The hidden states in what a block gives, which some classes put first in a tuple."""
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 def linear_in(block: nn.Module, linear: Linear) -> nn.Linear | None:
@@ -89,7 +94,7 @@ def enter(model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...]) -
     device = next(model.parameters()).device
     for batch in batches:
         noted: list[tuple[torch.Tensor, Arguments]] = []
-        with _noting(blocks, noted):
+        with _noting(blocks, family, noted):
             body(input_ids=batch.to(device), use_cache=False)
         states.append(noted[0][0])
         own = [kept for _, kept in noted]
@@ -111,22 +116,26 @@ def brought(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequenc
 
 
 @contextmanager
-def _noting(blocks: nn.ModuleList, noted: list[tuple[torch.Tensor, Arguments]]) -> Iterator[None]:
+def _noting(blocks: nn.ModuleList, family: Family, noted: list[tuple[torch.Tensor, Arguments]]) -> Iterator[None]:
     def note(hidden: torch.Tensor, *further: Any, **named: Any) -> torch.Tensor:
         noted.append((hidden, Arguments(further, named)))
         return hidden
 
-    with standing_in(blocks, note):
+    with standing_in(blocks, note, family):
         yield
 
 
 @contextmanager
-def standing_in(blocks: nn.ModuleList, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """``forward`` in place of every block."""
+def standing_in(blocks: Iterable[nn.Module], forward: Callable[..., torch.Tensor], family: Family) -> Iterator[None]:
+    """``forward`` in place of every block: hidden states and a block's other arguments to hidden states."""
+
+    def wrapped(*given: Any, **named: Any) -> tuple[torch.Tensor]:
+        return (forward(*given, **named),)
+
     originals = [block.forward for block in blocks]
     try:
         for block in blocks:
-            block.forward = forward
+            block.forward = wrapped if family.gives_tuple else forward
         yield
     finally:
         for block, original in zip(blocks, originals, strict=True):

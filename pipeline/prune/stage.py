@@ -12,7 +12,7 @@ import torch
 
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import step_scores_name
-from pipeline.architecture.obstacles import check_experts, check_ffn, check_heads, check_stream
+from pipeline.architecture.obstacles import check_beside, check_experts, check_ffn, check_heads, check_stream
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -81,6 +81,7 @@ def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
     for step in steps:
         if Space.KV_GROUP in step.spaces:
             check_heads(dense.family)
+            check_beside(dense.family, step.recipe.allow_empty)
         if step.recipe.compensation in MAPS:
             check_map(dense.family)
         if Space.FFN in step.spaces:

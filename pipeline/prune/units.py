@@ -120,7 +120,7 @@ def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: d
     for space, by_block in scores.items():
         if space is Space.LAYER:
             kept = blocks_to_keep(step.recipe.budget[space], model.current)
-            best = keep_best(torch.cat(_unpinned(by_block, model.geometry.pinned)), kept).tolist()
+            best = keep_best(torch.cat(_unpinned(by_block, model.current, model.geometry.pinned)), kept).tolist()
             counts |= {IndexSet(space, block): int(place in best) for place, block in enumerate(by_block)}
             facts[space.value] = {"kept": kept}
         elif space is Space.RESIDUAL:
@@ -151,9 +151,11 @@ def _reached(model: ShrinkingModel, step: UnitStep, counts: Counts) -> dict[str,
     return {"target": aim.facts(aim.after(counts))}
 
 
-def _unpinned(scores: dict[int, torch.Tensor], pinned: int) -> list[torch.Tensor]:
-    """Scores of blocks, those that cannot go above all others."""
-    return [torch.full_like(found, torch.inf) if block < pinned else found for block, found in scores.items()]
+def _unpinned(scores: dict[int, torch.Tensor], current: Geometry, pinned: int) -> list[torch.Tensor]:
+    """Scores of blocks, in order, those that cannot go above all others: the first ``pinned``, and one that keeps something of every token."""
+    keeping = [block for block, shape in zip(scores, current.blocks, strict=True) if current.keeps_tokens(shape)]
+    best = max(keeping, key=lambda block: float(scores[block]), default=None)
+    return [torch.full_like(found, torch.inf) if block < pinned or block == best else found for block, found in scores.items()]
 
 
 def _targeted_counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.reading import stated_count
 from pipeline.checkpoints.modelling import names_for
-from pipeline.checkpoints.stock import accepts_heads, lists_of_class, per_block
+from pipeline.checkpoints.stock import TYPES, accepts_heads, lists_of_class, per_block
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 from pipeline.rebuild.biases import switches_of
@@ -162,7 +162,7 @@ def _by_block(config: Mapping[str, Any], selection: Selection, original: Geometr
 
 
 def _kept(key: str, values: list[Any], selection: Selection, original: Geometry) -> list[Any]:
-    return _kept_types(values, selection, original) if key == "layer_types" else [values[block] for block in selection.blocks]
+    return _kept_types(values, selection, original) if key in TYPES else [values[block] for block in selection.blocks]
 
 
 def _kept_types(types: list[str], selection: Selection, original: Geometry) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.architecture.obstacles import check_heads, check_stream, demand_choice
+from pipeline.architecture.obstacles import check_beside, check_heads, check_stream, demand_choice
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.wrappers import Wrapper
 from pipeline.checkpoints.stock import accepts_heads, has_sliding_window, is_mistral_shaped
@@ -74,6 +74,12 @@ def check_profile(family: Family, original: Geometry, result: Geometry, profile:
         check_heads(family)
     if not any(block.has(Sublayer.ATTENTION) for block in result.blocks):
         raise TrimlineError("No block keeps its attention, so no token would see another.", "Keep the attention of at least one block.")
+    check_beside(family, not all(block.kv_groups for block in result.ordinary(Sublayer.ATTENTION)))
+    if not any(map(result.keeps_tokens, result.blocks)):
+        raise TrimlineError(
+            "No block keeps its attention, and transformers counts the tokens of a text by what attention keeps of them.",
+            "Keep at least one block with attention.",
+        )
     if profile is Profile.UNIFORM:
         _check_uniform(family, original, result, config)
     elif profile is Profile.DECILM:

@@ -120,13 +120,30 @@ def cache_comparison(model: PreTrainedModel, tokens: torch.Tensor) -> LogitDiffe
     return compare_logits(whole, torch.stack(steps, dim=1))
 
 
+@torch.inference_mode()
+def decoded(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits (rows, steps, vocabulary) of given tokens, with the cache: a prompt at once, and then one after the other.
+
+    Args:
+        model: in evaluation mode.
+        tokens: ids (rows, positions); the first ones are the prompt.
+    """
+    prompt = min(PROMPT_TOKENS, tokens.shape[1] // 2)
+    output = model(tokens[:, :prompt], use_cache=True)
+    steps = [output.logits[:, -1]]
+    for place in range(prompt, tokens.shape[1]):
+        output = model(tokens[:, place : place + 1], past_key_values=output.past_key_values, use_cache=True)
+        steps.append(output.logits[:, -1])
+    return torch.stack(steps, dim=1)
+
+
 @contextmanager
 def _only(model: PreTrainedModel, family: Family, kept: Sequence[int] | None) -> Iterator[None]:
     """All blocks but those of these numbers hand their input on; None leaves the model as it is."""
     left_out = [] if kept is None else [block for number, block in enumerate(blocks_of(model, family)) if number not in kept]
     before = [block.__dict__.get("forward") for block in left_out]
     for block in left_out:
-        block.forward = _hand_on
+        block.forward = _hand_on_in_tuple if family.gives_tuple else _hand_on
     try:
         yield
     finally:
@@ -138,3 +155,7 @@ def _only(model: PreTrainedModel, family: Family, kept: Sequence[int] | None) ->
 
 def _hand_on(hidden: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return hidden
+
+
+def _hand_on_in_tuple(hidden: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
+    return (hidden,)

@@ -20,6 +20,7 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.modelling import names_for, profile_of
 from pipeline.checkpoints.nested import TEXT, TIE, Nested, nested
+from pipeline.checkpoints.stock import TYPES, decoded
 from pipeline.common.errors import GateError
 from pipeline.common.files import read_json
 from pipeline.evaluate.settings import ABSENT, CONFIG, Changes, MayBe, Within, demand_same_config, demand_same_generation
@@ -30,6 +31,7 @@ from pipeline.sources.companions import companions
 
 GONE = MayBe((ABSENT,))
 OF_UNEVEN = ("auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")  # keys that a uniform folder has none of
+OF_OTHERS = ("_id", "_ids", "_idxs", "_multipliers", "_limit")  # lists that say nothing of blocks, however long
 ANY = MayBe((ABSENT,), lambda value: True)
 
 
@@ -144,11 +146,13 @@ def _stream(dense: Mapping[str, Any], original: Geometry, result: Geometry) -> d
 def _blocks(dense: Mapping[str, Any], original: Geometry, plan: Plan) -> dict[str, MayBe]:
     """Lists and thresholds by block, which lose what their blocks lose."""
     kept, threshold, depth = plan.selection.blocks, dense.get("max_window_layers"), len(original.blocks)
-    changes: dict[str, MayBe] = {}
+    # What a list by block was worked out from says nothing once the list is stated.
+    told = {key for rule in original.family.kinds.rules for key in rule.keys}
+    changes = {key: MayBe((dense.get(key, ABSENT), ABSENT)) for key in told}
     for key, values in _lists(dense, original.family).items():
-        if len(values) == depth and not key.endswith(("_id", "_ids")) and key != "architectures":
+        if len(values) == depth and not key.endswith(OF_OTHERS) and not key.startswith("mtp_") and key != "architectures":
             wanted = [values[block] for block in kept]
-            fits = _types_fit(values, plan, original) if key == "layer_types" else wanted.__eq__
+            fits = _types_fit(values, dense.get(key) or values, plan, original) if key in TYPES else wanted.__eq__
             # What config.json leaves out is looked at as the class works it out.
             changes[key] = MayBe(() if key in dense else (ABSENT,), fits)
     if isinstance(threshold, int) and threshold < len(original.blocks):
@@ -160,12 +164,13 @@ def _lists(dense: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
     """Lists in a config, with those that the stock class adds; of a folder written here, those that it states."""
     found = dict(dense)
     if "block_configs" not in dense:
-        found |= json.loads(CONFIG_MAPPING[family.model_type](**dense).to_json_string(use_diff=False))
+        found |= json.loads(CONFIG_MAPPING[family.model_type](**decoded(dense)).to_json_string(use_diff=False))
     return {key: value for key, value in found.items() if isinstance(value, list)}
 
 
-def _types_fit(types: list[str], plan: Plan, original: Geometry) -> Callable[[Any], bool]:
-    """Every block whose mixer stays has the type that it had; of one that lost its attention, the type says nothing."""
+def _types_fit(types: list[str], stated: list[str], plan: Plan, original: Geometry) -> Callable[[Any], bool]:
+    """Every block whose mixer stays has the type that it had, in today's word for it or in that of the source; of one that lost its
+    attention, the type says nothing."""
     selection = plan.selection
     has = [selection.kv_groups[number] or not block.is_ordinary(Sublayer.ATTENTION) for number, block in enumerate(original.blocks)]
 
@@ -173,7 +178,7 @@ def _types_fit(types: list[str], plan: Plan, original: Geometry) -> Callable[[An
         if not isinstance(found, list) or len(found) != len(selection.blocks):
             return False
         pairs = zip(selection.blocks, found, strict=True)
-        return all(kind == types[block] if has[block] else kind in types for block, kind in pairs)
+        return all(kind in (types[block], stated[block]) if has[block] else kind in (*types, *stated) for block, kind in pairs)
 
     return fits
 

@@ -94,14 +94,53 @@ _DELTA: dict[str, Any] = {
     "linear_value_head_dim": 12,
     "linear_conv_kernel_dim": 3,
 }
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 16,
+}
 # Hybrids: blocks with mixers of another kind among those that attend, of each kind two.
 CONFIGS |= {
+    "falcon_h1": GATED
+    | _MAMBA
+    | {
+        "mamba_d_ssm": 96,
+        "mamba_rms_norm": True,
+        "attention_out_multiplier": 0.5,
+        "mlp_multipliers": [0.7, 0.4],
+        "ssm_multipliers": [0.5, 0.7, 1.0, 1.5, 2.0],
+    },
+    "granitemoehybrid": GATED
+    | _MAMBA
+    | {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        "mamba_n_heads": 8,
+        "mamba_proj_bias": True,
+        "shared_intermediate_size": 96,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope",
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.5,
+    },
     "lfm2": GATED
     | {
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         "conv_bias": True,
         "intermediate_size": 135,
         "block_multiple_of": 32,
+    },
+    "nemotron_h": {key: value for key, value in GATED.items() if key != "num_hidden_layers"}
+    | {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention", "full_attention"],
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "conv_kernel": 3,
+        "chunk_size": 16,
     },
     "qwen3_5_text": GATED
     | _DELTA

@@ -10,6 +10,7 @@ from pipeline.architecture.families.cohere2 import COHERE2
 from pipeline.architecture.families.cwm import CWM
 from pipeline.architecture.families.ernie4_5 import ERNIE4_5
 from pipeline.architecture.families.exaone4 import EXAONE4
+from pipeline.architecture.families.falcon_h1 import FALCON_H1
 from pipeline.architecture.families.family import Axis, Carried, Family, Linear, Mixture, Norm, Part, Point, Sublayer
 from pipeline.architecture.families.gemma import GEMMA
 from pipeline.architecture.families.gemma2 import GEMMA2
@@ -20,6 +21,7 @@ from pipeline.architecture.families.gpt_oss import GPT_OSS
 from pipeline.architecture.families.granite import GRANITE
 from pipeline.architecture.families.granite_swa import GRANITE_SWA
 from pipeline.architecture.families.granitemoe import GRANITEMOE
+from pipeline.architecture.families.granitemoehybrid import GRANITEMOEHYBRID
 from pipeline.architecture.families.helium import HELIUM
 from pipeline.architecture.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from pipeline.architecture.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
@@ -37,6 +39,7 @@ from pipeline.architecture.families.mistral import MISTRAL
 from pipeline.architecture.families.mixtral import MIXTRAL
 from pipeline.architecture.families.nanochat import NANOCHAT
 from pipeline.architecture.families.nemotron import NEMOTRON
+from pipeline.architecture.families.nemotron_h import NEMOTRON_H
 from pipeline.architecture.families.olmo import OLMO
 from pipeline.architecture.families.olmo2 import OLMO2
 from pipeline.architecture.families.olmo3 import OLMO3
@@ -68,6 +71,7 @@ DESCRIBED = (
     CWM,
     ERNIE4_5,
     EXAONE4,
+    FALCON_H1,
     GEMMA,
     GEMMA2,
     GEMMA3_TEXT,
@@ -77,6 +81,7 @@ DESCRIBED = (
     GRANITE,
     GRANITEMOE,
     GRANITE_SWA,
+    GRANITEMOEHYBRID,
     HELIUM,
     HUNYUAN_V1_DENSE,
     HUNYUAN_V1_MOE,
@@ -93,6 +98,7 @@ DESCRIBED = (
     MIXTRAL,
     NANOCHAT,
     NEMOTRON,
+    NEMOTRON_H,
     OLMO,
     OLMO2,
     OLMO3,

@@ -207,6 +207,10 @@ class Family:
         ffn_key, heads_key, kv_heads_key, layers_key: config keys. ``kv_heads_key`` None means one per query head.
         activation_key: config key of the FFN's activation.
         adjusted: the FFN is narrower than ``ffn_key`` says.
+        multiplier_keys: where the sublayers have numbers of their own; a key may end in the place in a list, ``mlp_multipliers.1``.
+        gives_tuple: a block gives a tuple whose first entry is the hidden states.
+        body_fills: the class fills buffers of its blocks when its body is initialised.
+        on_disk: what names in files start with, where the class's own start with ``model.``.
         old_keys: config keys of older folders, to what they are called today.
         head_bias: the output head has a bias.
         position_offset: rows that a learned position table has beyond ``max_position_embeddings``; None without one.
@@ -251,6 +255,10 @@ class Family:
     layers_key: str = "num_hidden_layers"
     activation_key: str = "hidden_act"
     adjusted: Adjusted | None = None
+    multiplier_keys: Mapping[Sublayer, str] = field(default_factory=dict)
+    gives_tuple: bool = False
+    body_fills: bool = False
+    on_disk: str = ""
     old_keys: Mapping[str, str] = field(default_factory=dict)
     head_bias: bool = False
     position_offset: int | None = None
@@ -307,6 +315,19 @@ class Family:
     def adds(self, sublayer: Sublayer) -> bool:
         """Whether the stream takes what the sublayer's reader writes, or a multiple of it: no norm stands between."""
         return not any(norm.behind for norm in self.norms if norm.sublayer is sublayer)
+
+    def multiplier(self, sublayer: Sublayer, config: Mapping[str, Any]) -> float:
+        """What the stream takes of what a sublayer's reader writes; one where the config says nothing."""
+        key, _, place = str(self.multiplier_keys.get(sublayer) or self.multiplier_key).partition(".")
+        found = config.get(key)
+        if place:
+            return float(found[int(place)]) if found else 1.0
+        return 1.0 if found is None else float(found)
+
+    @property
+    def has_beside(self) -> bool:
+        """Whether something that is carried adds to the stream beside the heads of an attention."""
+        return any(part.adds and part.stands_in(ATTENTION) for part in self.carried)
 
     def module(self, block: int, name: str) -> str:
         """Full module path of ``name`` inside block ``block``."""

@@ -22,14 +22,15 @@ class Rule(Protocol):
     """Says which kind each block is of."""
 
     @property
-    def key(self) -> str:
-        """Config key that it reads."""
+    def keys(self) -> tuple[str, ...]:
+        """Config keys that it reads."""
 
     def kind(self, config: Mapping[str, Any], block: int) -> str:
         """Of the block with that number.
 
         Raises:
-            KeyError, IndexError, TypeError, ValueError: the config does not say.
+            KeyError: what the config says is no kind that is described.
+            IndexError, TypeError, ValueError: the config does not say.
         """
 
     def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
@@ -50,6 +51,11 @@ class Every:
     last: str
     others: str
     default: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See ``Rule``."""
+        return (self.key,)
 
     def kind(self, config: Mapping[str, Any], block: int) -> str:
         """See ``Rule``."""
@@ -73,13 +79,18 @@ class First:
     first: str
     others: str
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See ``Rule``."""
+        return (self.key,)
+
     def kind(self, config: Mapping[str, Any], block: int) -> str:
         """See ``Rule``."""
-        return self.first if block < int(config[self.key]) else self.others
+        return self.first if block < int(config.get(self.key) or 0) else self.others
 
     def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
         """How many of the first are left."""
-        return {self.key: sum(block < int(config[self.key]) for block in kept)}
+        return {self.key: sum(block < int(config[self.key]) for block in kept)} if self.key in config else {}
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,14 @@ class Indexed:
     listed: str
     others: str
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See ``Rule``."""
+        return (self.key,)
+
     def kind(self, config: Mapping[str, Any], block: int) -> str:
         """See ``Rule``."""
-        return self.listed if block in config[self.key] else self.others
+        return self.listed if block in config.get(self.key) else self.others  # type: ignore[operator] # as in Listed
 
     def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
         """The new numbers of the blocks that are listed."""
@@ -107,7 +123,7 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Listed:
-    """A list in the config with an entry per block.
+    """A list in the config with an entry per block, or a text with a letter per block.
 
     Attributes:
         key: of the list.
@@ -119,6 +135,11 @@ class Listed:
     kinds: Mapping[str, str]
     absent: Rule | None = None
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See ``Rule``."""
+        return (self.key,) if self.absent is None else (self.key, *self.absent.keys)
+
     def kind(self, config: Mapping[str, Any], block: int) -> str:
         """See ``Rule``."""
         found = config.get(self.key)
@@ -127,8 +148,10 @@ class Listed:
         return self.kinds[found[block]]  # type: ignore[index] # what is no list is said by the TypeError
 
     def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
-        """The list itself is cut as all lists are."""
-        return {} if self.absent is None else self.absent.after(config, kept)
+        """A list is cut as all lists are; a text is cut here."""
+        text = config.get(self.key)
+        own = {self.key: "".join(text[block] for block in kept)} if isinstance(text, str) else {}
+        return own if self.absent is None else {**own, **self.absent.after(config, kept)}
 
 
 @dataclass(frozen=True)

@@ -49,3 +49,32 @@ def delta_net(*into: tuple[str, Size]) -> tuple[Carried, ...]:
         *vectors(DELTA, linear_attn__A_log=heads, linear_attn__dt_bias=heads, linear_attn__norm__weight="linear_value_head_dim"),
         *projection("linear_attn.out_proj", Axis.RESIDUAL, _VALUES, DELTA, adds=True),
     )
+
+
+def mamba2(
+    path: str, kind: str, inner: str, heads: str, groups: str, state: str, kernel: str, *, biases: tuple[str, str, str], norm: str = ""
+) -> tuple[Carried, ...]:
+    """A Mamba-2 mixer (arXiv 2405.21060).
+
+    Args:
+        path: of its module inside the block.
+        kind: of mixer, that it is or stands beside.
+        inner, heads, groups, state, kernel: sizes: its channels, heads, groups of B and C, numbers of the state per channel, inputs of the convolution.
+        biases: config keys that decide: of the convolution, of the projection into it and out of it.
+        norm: config key that says whether it has one; empty where it always has.
+    """
+    mixed = f"{inner} + 2 * {groups} * {state}"
+    of_conv, into, out = biases
+    return (
+        *projection(f"{path}.in_proj", f"{inner} + {mixed} + {heads}", Axis.RESIDUAL, kind, bias=into),
+        *convolution(f"{path}.conv1d", mixed, kernel, kind, bias=of_conv),
+        *(Carried(f"{path}.{name}", (heads,), MIXER, kinds=(kind,)) for name in ("A_log", "D", "dt_bias")),
+        Carried(f"{path}.norm.weight", (inner,), MIXER, kinds=(kind,), when=norm),
+        *projection(f"{path}.out_proj", Axis.RESIDUAL, inner, kind, adds=True, bias=out),
+    )
+
+
+def mamba2_cost(inner: str, groups: str, state: str, kernel: str) -> KindCost:
+    """Of every number of the state: it decays (1), gets an outer product (2), and is read by C (2)."""
+    held = f"{inner} * {state}"
+    return KindCost((f"{kernel} * {inner} + 2 * {kernel} * {groups} * {state}", held), (held,), 5)

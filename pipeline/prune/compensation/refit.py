@@ -70,7 +70,7 @@ def _dense_aims(
     block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]
 ) -> tuple[dict[Sublayer, list[torch.Tensor]], list[torch.Tensor]]:
     """What is to come of each sublayer, as ``_Read.output`` of the dense block, per batch; and what leaves the block."""
-    family, times = model.geometry.family, multiplier(model)
+    family, times = model.geometry.family, multiplier(model, Sublayer.ATTENTION)
     aims: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in Sublayer}
     afters = []
     for hidden, given in zip(states, arguments, strict=True):
@@ -87,10 +87,9 @@ def _dense_aims(
     return aims, afters
 
 
-def multiplier(model: ShrinkingModel) -> float:
+def multiplier(model: ShrinkingModel, sublayer: Sublayer) -> float:
     """What the stream takes of a sublayer's output."""
-    key = model.geometry.family.multiplier_key
-    return 1.0 if key is None else float(model.checkpoint.config.get(key, 1.0))
+    return model.geometry.family.multiplier(sublayer, model.checkpoint.config)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _read(
     model: ShrinkingModel, sublayer: Sublayer, reader: nn.Linear, inputs: torch.Tensor, without: torch.Tensor, like: torch.Tensor
 ) -> _Read:
     if model.geometry.family.adds(sublayer):
-        return _Read(reader, inputs.flatten(0, -2), without, like.dtype, multiplier(model))
+        return _Read(reader, inputs.flatten(0, -2), without, like.dtype, multiplier(model, sublayer))
     return _Read(reader, inputs.flatten(0, -2), torch.zeros_like(without), like.dtype, 1.0)
 
 
@@ -149,7 +148,7 @@ def _reads_of_attention(block: nn.Module, model: ShrinkingModel, states: list[to
 
 
 def _reads_of_ffn(block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]) -> list[_Read]:
-    found, reader, times = [], _reader(block, model, Sublayer.FFN), multiplier(model)
+    found, reader, times = [], _reader(block, model, Sublayer.FFN), multiplier(model, Sublayer.FFN)
     for hidden, given in zip(states, arguments, strict=True):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         with _hooked(reader, lambda _, inputs, output, seen=seen: seen.append((inputs[0], output))):

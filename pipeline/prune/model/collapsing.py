@@ -66,7 +66,7 @@ def collapsed_live(model: ShrinkingModel, blocks: Sequence[Collapsed], rule: Rul
     """The live model with ``blocks`` in place of its own; afterwards it is as before."""
     live = blocks_of(model.model, model.geometry.family)
     gone = [live[number] for number in model.selection.blocks if number not in {block.base for block in blocks}]
-    with ExitStack() as undo, standing_in(nn.ModuleList(gone), lambda hidden, *_, **__: hidden):
+    with ExitStack() as undo, standing_in(nn.ModuleList(gone), lambda hidden, *_, **__: hidden, model.geometry.family):
         if model.paging is not None:
             undo.enter_context(model.paging.also(partial(_collapse_read, model, blocks, rule)))
             yield

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.formulas.roofline import Call, cache_bytes, operators
 from pipeline.architecture.families import FAMILIES, Sublayer
@@ -15,9 +19,14 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Event, Events
 from pipeline.common.files import read_json
-from tests.pipeline.rebuild.cases import Choice, rebuilt_tiny
-from tests.tiny import TINY_TYPES, random_model
+from pipeline.live.loading import load_model
+from pipeline.prune.model.shrinking import ShrinkingModel
+from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.stage import make_plan
+from tests.pipeline.rebuild.cases import Choice, plan_for, rebuilt, rebuilt_tiny, same_width
+from tests.tiny import TINY_TYPES, random_model, tiny_model
 
 WITH_KINDS = [name for name in TINY_TYPES if FAMILIES[name].kinds.rules]
 
@@ -53,9 +62,11 @@ def test_an_adjusted_width(config: dict[str, Any], width: int) -> None:
 
 def test_a_list_that_names_no_kind_is_refused_with_its_key() -> None:
     config = random_model("lfm2").config.to_dict()
-    with pytest.raises(TrimlineError, match="unusable layer_types: it does not say of which kind block 1 is"):
+    with pytest.raises(
+        TrimlineError, match="unusable layer_types or full_attn_idxs: 'mamba' is no kind of block that lfm2 is described with"
+    ):
         Geometry.from_config(config | {"layer_types": ["conv", "mamba", "conv", "conv"]})
-    with pytest.raises(TrimlineError, match="unusable layer_types"):
+    with pytest.raises(TrimlineError, match="it does not say of which kind block 1 is"):
         Geometry.from_config(config | {"layer_types": ["conv"]})
 
 
@@ -92,3 +103,58 @@ def test_the_cost_of_a_convolution_and_of_a_gated_delta_rule() -> None:
     assert work["0.state"].flops == 7 * state
     assert work["0.linear_attn.conv1d.weight"].flops == 2 * 3 * mixed
     assert math.isclose(cache_bytes(delta, Call(1, 100)), 4 * delta.cache_numbers(100))
+
+
+def test_a_budget_of_blocks_keeps_one_that_attends(tmp_path: Path) -> None:
+    """Whatever the scores say: transformers' cache could not count the tokens of what is left."""
+    source = tiny_model("lfm2", tmp_path)
+    model = ShrinkingModel(load_model(source), Checkpoint(source))
+    tokens = torch.randint(4, 100, (2, 16), generator=torch.Generator().manual_seed(0)).tolist()
+    step = {"method": "block_influence", "budget": {"layer": {"keep": 1}}}
+    recipe = PruneSlice.model_validate({"calibration": {"token_ids": tokens}, "steps": [step]})
+    plan = make_plan(model, torch.tensor(tokens), recipe, Events())
+    assert plan.selection.blocks in ((1,), (3,))
+
+
+def test_what_stands_beside_an_attention_keeps_it(tmp_path: Path) -> None:
+    def choose(choice: Choice) -> None:
+        choice.kv[0] = ()
+
+    with pytest.raises(TrimlineError, match="cannot lose all of its KV groups"):
+        rebuilt_tiny(tmp_path, "falcon_h1", choose, Profile.FREE)
+
+
+OLD: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "lfm2": (("intermediate_size", "layer_types"), {"block_ff_dim": 135, "full_attn_idxs": [1, 3]}),
+    "nemotron_h": (("layers_block_type",), {"hybrid_override_pattern": "M-*-M*"}),
+    "granitemoehybrid": ((), {"layer_types": ["mamba", "attention", "mamba", "attention"]}),
+    "qwen3_5_text": (("layer_types",), {"full_attention_interval": 2}),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_folders_in_older_spelling(tmp_path: Path, name: str) -> None:
+    source = tiny_model(name, tmp_path / "dense")
+    today = Checkpoint(source).geometry
+    left_out, stated = OLD[name]
+    config = {key: value for key, value in read_json(source / "config.json").items() if key not in left_out} | stated
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert Checkpoint(source).geometry == today
+
+    def choose(choice: Choice) -> None:
+        same_width(choice)
+        choice.blocks.remove(1)
+
+    out = rebuilt(tmp_path, source, plan_for(source, choose), Profile.UNIFORM)
+    assert Checkpoint(out).geometry.blocks == tuple(replace(b, ffn=b.ffn and 64) for n, b in enumerate(today.blocks) if n != 1)
+
+
+def test_heads_that_predict_further_tokens_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    source = tiny_model("qwen3_5_text", tmp_path / "dense")
+    tensors = load_file(source / "model.safetensors") | {"mtp.fc.weight": torch.zeros(4, 8), "mtp.norm.weight": torch.zeros(8)}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    assert Checkpoint(source).left_out.startswith("mtp.fc.weight and 1 more are left out: transformers' class of qwen3_5_text has no head")
+    heard: list[Event] = []
+    out = rebuilt(tmp_path, source, plan_for(source, same_width), Profile.UNIFORM, heard)
+    assert Checkpoint(source).left_out in [event.text for event in heard]
+    assert not Checkpoint(out).left_out

@@ -14,6 +14,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
+from pipeline.live.blocks import states_of
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
 from tests.tiny import TINY_FAMILIES, TINY_MIXTURES, TINY_TYPES, random_model, tiny_model
 
@@ -46,15 +47,17 @@ def test_uniform(tmp_path: Path, name: str) -> None:
         fewer_blocks(choice)
 
     blocks = Checkpoint(rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM)).geometry.blocks
-    assert (len(blocks), {block.ffn for block in blocks}) == (3, {64})
+    kept = len(Checkpoint(tmp_path / "dense").geometry.blocks) - 1
+    assert (len(blocks), {block.ffn for block in blocks if block.ffn}) == (kept, {64})
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_free(tmp_path: Path, name: str) -> None:
     def choose(choice: Choice) -> None:
         anything(choice)
-        if FAMILIES[name].norms_over_heads:
-            choice.kv = [groups and tuple(range(max(map(len, choice.kv)))) for groups in choice.kv]
+        if FAMILIES[name].norms_over_heads or FAMILIES[name].has_beside:
+            kept = max(map(len, choice.kv)) if FAMILIES[name].norms_over_heads else 1
+            choice.kv = [tuple(range(kept)) if choice.geometry.blocks[i].kv_groups else () for i in range(len(choice.kv))]
 
     out = rebuilt_tiny(tmp_path, name, choose, Profile.FREE)
     assert read_json(out / "gate.json")["passed"]
@@ -66,21 +69,23 @@ def test_free(tmp_path: Path, name: str) -> None:
 def test_the_stream_takes_of_a_reader_what_the_description_says(name: str) -> None:
     family, model = FAMILIES[name], random_model(name)
     geometry = Geometry.from_config(model.config.to_dict())
-    number = next(i for i, shape in enumerate(geometry.blocks) if all(shape.units(sublayer) for sublayer in family.cuttable))
-    block = model.get_submodule(family.blocks)[number]
-    multiplier = getattr(model.config, family.multiplier_key) if family.multiplier_key else 1.0
-    readers = {sublayer: block.get_submodule(family.reader(sublayer).name) for sublayer in family.cuttable}
+    blocks, readers = {}, {}
+    for sublayer in family.cuttable:  # of one block where one has both
+        number = max(i for i, shape in enumerate(geometry.blocks) if shape.units(sublayer))
+        blocks[sublayer] = model.get_submodule(family.blocks)[number]
+        readers[sublayer] = blocks[sublayer].get_submodule(family.reader(sublayer).name)
 
-    def behind_the_block() -> torch.Tensor:
+    def behind_the_block(block: torch.nn.Module) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        with block.register_forward_hook(lambda _, __, output: seen.append(output)):
+        with block.register_forward_hook(lambda _, __, output: seen.append(states_of(output))):
             model(torch.arange(4, 12)[None], use_cache=False)
         return seen[0]
 
     for sublayer in sorted(readers, reverse=True):  # the FFN first
-        before = behind_the_block()
+        before = behind_the_block(blocks[sublayer])
         with readers[sublayer].register_forward_hook(lambda _, __, output: output + 0.5):
-            moved = behind_the_block() - before
+            moved = behind_the_block(blocks[sublayer]) - before
+        multiplier = family.multiplier(sublayer, model.config.to_dict())
         assert torch.allclose(moved, torch.full_like(moved, 0.5 * multiplier), atol=1e-5) is family.adds(sublayer)
         for parameter in readers[sublayer].parameters():  # so that nothing behind it reads what attention adds
             parameter.zero_()
