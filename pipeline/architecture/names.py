@@ -5,6 +5,7 @@
 | plan.json, ``kept`` and ``errors by size`` | ``ffn.3``, ``layer`` | units of a block; of the whole model |
 | scores.safetensors | ``step0.ffn.3`` | what a step scored a block's units |
 | measured.safetensors | ``scores.ffn.3`` | what the first shot scores them |
+| | ``routed.3.tokens`` | a sum over what a block's routed experts give |
 | | ``3.channels.squares`` | a statistic of what a block's projections read at a point |
 | | ``attention.3.errors`` | what trimline measures of a block's sublayer |
 | | ``squares/mlp.down_proj``, ``inputs/channels`` | a sum of gradients, in the folder of a block |
@@ -17,7 +18,7 @@ from __future__ import annotations
 from pipeline.architecture.families import Point, Sublayer
 from pipeline.architecture.spaces import SPACES, SUBLAYERS, IndexSet, Space
 
-SCORES, STEP = "scores", "step"
+SCORES, STEP, ROUTED = "scores", "step", "routed"
 # What a gradient's sums are keyed by in memory: projections, points or sublayers.
 KEYED_BY: dict[str, type[str] | type[Point] | type[Sublayer]] = {
     "absolute": str,
@@ -26,6 +27,7 @@ KEYED_BY: dict[str, type[str] | type[Point] | type[Sublayer]] = {
     "inputs": Point,
     "totals": Point,
     "masks": Sublayer,
+    "experts": str,
 }
 
 
@@ -69,6 +71,18 @@ def statistic_named(name: str) -> tuple[int, Point, str]:
     """What ``statistic_name`` was given."""
     block, point, statistic = name.split(".")
     return int(block), Point(point), statistic
+
+
+def routed_name(block: int, statistic: str) -> str:
+    """``routed.3.tokens``."""
+    return f"{ROUTED}.{block}.{statistic}"
+
+
+def routed_named(name: str) -> tuple[int, str] | None:
+    """What ``routed_name`` was given; None for names of anything else."""
+    kind, _, rest = name.partition(".")
+    block, _, statistic = rest.partition(".")
+    return (int(block), statistic) if kind == ROUTED else None
 
 
 def curve_name(units: IndexSet, part: str) -> str:

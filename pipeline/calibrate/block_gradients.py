@@ -7,7 +7,7 @@ what it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -15,8 +15,10 @@ from torch import nn
 
 from pipeline.architecture.families import Family, Point, Sublayer
 from pipeline.calibrate.needs import GradientNeeds
+from pipeline.calibrate.routed_gradients import RoutedCall, per_sequence, routed_calls
 from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of
 from pipeline.live.blocks import Arguments, linear_in
+from pipeline.live.routing import experts_in
 
 Key = TypeVar("Key", Point, str)
 # The backward pass carries this multiple of the loss, so that fp16 gradients of a mean over thousands of tokens do not
@@ -39,20 +41,31 @@ class Tally:
         self.outputs: dict[str, InputStatistics] = {}
         self.inputs: dict[Point, InputStatistics] = {}
         self.masks: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in self.readers}
+        self.experts = experts_in(block, family) if needs.experts else 0
+        self.routed: dict[str, list[torch.Tensor]] = {"moves": [], "squares": []}
+        self.family = family
 
     def through(self, hidden: torch.Tensor, arguments: Arguments, upstream: torch.Tensor) -> torch.Tensor:
         """Gradient at the block's input, given that at its output; both as ``hidden``, shape (B, S, H)."""
         hidden = hidden.detach().requires_grad_()
         names = {linear.name for linear in self.written} | set(self.readers.values())
-        with torch.enable_grad(), _tapped(self.block, names) as taps:
+        with torch.enable_grad(), _tapped(self.block, names) as taps, self._calls() as calls:
             after = arguments.through(self.block, hidden)
         writes = [taps[linear.name][1] for linear in self.written]
         reads = [taps[reader][0] for reader in self.readers.values()]
-        result, *gradients = torch.autograd.grad(after, [hidden, *writes, *reads], upstream)
+        sums = [call.total for call in calls]
+        result, *gradients = torch.autograd.grad(after, [hidden, *writes, *reads, *sums], upstream)
         self._add_written(taps, gradients[: len(writes)], len(hidden))
-        for sublayer, read, gradient in zip(self.readers, reads, gradients[len(writes) :], strict=True):
+        for call, slope in zip(calls, gradients[len(writes) + len(reads) :], strict=True):
+            moves = call.moves(slope)
+            self.routed["moves"].append(per_sequence(moves, len(hidden)))
+            self.routed["squares"].append(per_sequence(moves.square(), len(hidden)))
+        for sublayer, read, gradient in zip(self.readers, reads, gradients[len(writes) : len(writes) + len(reads)], strict=True):
             self.masks[sublayer].append(mask_gradients(_by_sequence(read, len(hidden)), _by_sequence(gradient, len(hidden))))
         return result
+
+    def _calls(self) -> AbstractContextManager[list[RoutedCall]]:
+        return routed_calls(self.block, self.family) if self.experts else nullcontext([])
 
     def _add_written(self, taps: dict[str, tuple[torch.Tensor, torch.Tensor]], gradients: list[torch.Tensor], sequences: int) -> None:
         measured: set[Point] = set()
@@ -85,6 +98,8 @@ class Tally:
         for point in list(self.inputs):
             moment = self.inputs.pop(point)
             found.inputs[point], found.totals[point] = moment.gram(), moment.total
+        if self.experts:
+            found.experts = {"moves": torch.cat(self.routed["moves"]) / SCALE, "squares": torch.cat(self.routed["squares"]) / SCALE**2}
         found.masks = {sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()}
         return found
 

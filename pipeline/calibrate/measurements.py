@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.architecture.families import Point
-from pipeline.architecture.names import first_scores_name, first_scores_named, statistic_name, statistic_named
+from pipeline.architecture.names import first_scores_name, first_scores_named, routed_name, routed_named, statistic_name, statistic_named
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.fluctuation import Fluctuation
+from pipeline.calibrate.routed import RoutedStatistics
 from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.files import read_json, write_json
 from pipeline.tensors.tensorfile import save_tensors
@@ -47,6 +48,8 @@ def measurements_of(scores: Scores, measured: Measured) -> Measurements:
     numbers: dict[str, Any] = {}
     for block, seen in measured.items():
         points: dict[str, Any] = {}
+        if seen.routed is not None:
+            tensors |= {routed_name(block, name): tensor for name, tensor in vars(seen.routed).items()}
         for point, inputs in seen.inputs.items():
             tensors |= {statistic_name(block, point, name): tensor for name, tensor in _tensors(inputs).items()}
             followed = inputs.fluctuation
@@ -65,15 +68,21 @@ def scores_of(measurements: Measurements) -> tuple[Scores, Measured]:
     """What ``measurements_of`` was given."""
     scores: Scores = {}
     inputs: dict[tuple[int, Point], dict[str, torch.Tensor]] = {}
+    routed: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in measurements.tensors.items():
         if (units := first_scores_named(name)) is not None:
             scores.setdefault(units.space, {})[units.block] = tensor
+        elif (of_routed := routed_named(name)) is not None:
+            routed.setdefault(of_routed[0], {})[of_routed[1]] = tensor
         else:
             block, point, statistic = statistic_named(name)
             inputs.setdefault((block, point), {})[statistic] = tensor
     numbers = sorted((int(block), found) for block, found in measurements.numbers.items())
     ordered = {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}
-    return ordered, {block: _block(block, found, inputs) for block, found in numbers}
+    measured = {block: _block(block, found, inputs) for block, found in numbers}
+    for block, tensors in routed.items():
+        measured[block].routed = RoutedStatistics(**tensors)
+    return ordered, measured
 
 
 def _tensors(inputs: InputStatistics) -> dict[str, torch.Tensor]:

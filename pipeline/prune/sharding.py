@@ -45,6 +45,8 @@ def statistics_part(recipe: PruneSlice) -> dict[str, Any]:
         "weights": sorted(gradients.weights) if gradients else None,
         "kronecker": sorted(gradients.kronecker) if gradients else None,
         "masks": sorted(gradients.masks) if gradients else None,
+        **({"routed": True} if needs.routed else {}),
+        **({"experts": True} if gradients and gradients.experts else {}),
     }
 
 

@@ -151,7 +151,7 @@ def _closed(
     run: _Open, model: ShrinkingModel, theirs: list[torch.Tensor], weighted: bool, damping: float
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Fits and merges the map; what then is the stream behind the run."""
-    times, width = multiplier(model), run.wrote[0].shape[-1]
+    times, width = multiplier(model, Sublayer.FFN), run.wrote[0].shape[-1]
     pull, dropped = Pull.zeros(width, width, run.wrote[0].device), 0.0
     for wrote, after, aim in zip(run.wrote, run.after, theirs, strict=True):
         lag = (aim.float() - after.float()).flatten(0, -2)

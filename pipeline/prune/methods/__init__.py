@@ -9,6 +9,7 @@ from pipeline.prune.methods.block_influence import BlockInfluence
 from pipeline.prune.methods.cfsp import CFSP
 from pipeline.prune.methods.cfsp_extended import CFSPExtended
 from pipeline.prune.methods.ean import EAN
+from pipeline.prune.methods.expert_loss import ExpertLoss
 from pipeline.prune.methods.flap import FLAP
 from pipeline.prune.methods.frequency import Frequency
 from pipeline.prune.methods.gblm import GBLM
@@ -43,6 +44,7 @@ REGISTERED: tuple[Method, ...] = (
     Frequency(),
     EAN(),
     MAN(),
+    ExpertLoss(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from pipeline.architecture.families import FAMILIES
+from pipeline.calibrate.gradients import gradient_sweep
 from pipeline.calibrate.merging import merge_statistics
-from pipeline.calibrate.needs import Needs
+from pipeline.calibrate.needs import GradientNeeds, Needs
 from pipeline.calibrate.routed import RoutedStatistics
+from pipeline.calibrate.routed_gradients import moved
 from pipeline.calibrate.sweep import sweep
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -28,7 +31,7 @@ from pipeline.prune.stage import check_spaces, make_plan
 from pipeline.prune.steps import resolve_steps
 from tests.tiny import TINY_MIXTURES, tiny_model
 
-METHODS = ("reap", "frequency", "ean", "man")
+METHODS = ("reap", "frequency", "ean", "man", "expert_loss")
 WINDOWS = torch.randint(4, 100, (3, 24), generator=torch.Generator().manual_seed(7))
 BLOCK = 1
 
@@ -195,3 +198,57 @@ def test_shares_of_parameters_count_what_is_stored_and_flops_what_is_chosen(tmp_
     expert = 3 * 64 * 32
     assert geometry.expert_parameters(block) == expert
     assert geometry.decoder_parameters() - geometry.active_parameters() == 4 * 6 * expert
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_what_moves_where_an_expert_leaves_by_routing_again(normalised: bool) -> None:
+    """Against the router of four experts, top 2, asked again with −inf for each chosen one."""
+    draw = torch.Generator().manual_seed(3)
+    logits, values = torch.randn(5, 4, generator=draw), torch.randn(5, 4, generator=draw)
+
+    def routed(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        best, index = scores.softmax(-1).topk(2, dim=-1)
+        return (best / best.sum(-1, keepdim=True) if normalised else best), index
+
+    weights, index = routed(logits)
+    before = (weights * values.gather(1, index)).sum(1)
+    probabilities = logits.softmax(-1)
+    third = probabilities.topk(3, dim=-1).indices[:, 2:]
+    found = moved(values.gather(1, index), values.gather(1, third), weights, probabilities, index, third)
+    for expert in range(4):
+        again, chosen = routed(logits.index_fill(1, torch.tensor([expert]), -torch.inf))
+        expected = (again * values.gather(1, chosen)).sum(1) - before
+        torch.testing.assert_close(found[:, expert], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "gpt_oss"])
+def test_the_first_order_is_the_slope_of_the_loss_towards_the_block_without_the_expert(tmp_path: Path, name: str) -> None:
+    """The stock model, its last block routed anew by −inf, mixed in a little: the loss moves as the first term says."""
+    folder, expert, little = tiny_model(name, tmp_path), 3, 1e-3
+    model, geometry = load_model(folder, dtype=torch.float64), Checkpoint(folder).geometry
+    family, last = geometry.family, len(geometry.blocks) - 1
+    swept = dict(gradient_sweep(model, family, WINDOWS, GradientNeeds(experts=True), Events()))[last]
+    mixture = family.mixture
+    assert mixture is not None
+    experts = model.get_submodule(f"{family.blocks}.{last}").get_submodule(mixture.experts)
+    given: list[torch.Tensor] = []
+
+    def loss() -> float:
+        with torch.no_grad():
+            logits = [model(window[None], use_cache=False).logits[0, :-1] for window in WINDOWS]  # the loss of the class is fp32
+            return sum(cross_entropy(found, window[1:]).item() for found, window in zip(logits, WINDOWS, strict=True)) / len(WINDOWS)
+
+    with experts.register_forward_hook(lambda _, __, output: given.append(output)):
+        loss()
+        forbid(model, family, {last: (expert,)})
+        loss()
+    half = len(given) // 2
+    losses = []
+    for step in (-little, little):
+        nudged = iter([one + step * (other - one) for one, other in zip(given[:half], given[half:], strict=True)])
+        with experts.register_forward_hook(lambda _, __, ___, nudged=nudged: next(nudged)):
+            losses.append(loss())
+    found = swept.experts["moves"][:, expert].mean().item()
+    spread = (WINDOWS.shape[1] * swept.experts["squares"][:, expert]).sqrt().mean().item()  # Σ |m| is at most this
+    assert found == pytest.approx((losses[1] - losses[0]) / (2 * little), abs=1e-3 * spread)
+    assert found != 0
