@@ -250,6 +250,7 @@ def test_the_worked_architecture_is_pruned(tmp_path: Path, starcoder2: str) -> N
     trimline.rebuild(source, tmp_path / "plan", tmp_path / "out", profile="free")
 
 
+@pytest.mark.slow
 def test_the_python_of_its_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     page = DOCS / "python.md"

@@ -112,6 +112,7 @@ def test_the_same_recipe_twice_is_the_same_bytes(runs):
     runs.check()
 
 
+@pytest.mark.slow
 def test_stopped_in_every_stage(runs):
     draw, killed = random.Random(6), set()
     for stage in STAGES:

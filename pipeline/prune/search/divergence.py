@@ -164,7 +164,7 @@ def _hold(live: nn.Linear, reader: LiveReader) -> None:
 
 def predictions(live: nn.Module, model: ShrinkingModel, batch: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next tokens, (B, S, V), from hidden states that leave the last block."""
-    with standing_in(blocks_of(live, model.geometry.family), lambda *_, **__: state):
+    with standing_in(blocks_of(live, model.geometry.family), lambda *_, **__: state, model.geometry.family):
         logits: torch.Tensor = live(input_ids=batch.to(state.device), use_cache=False).logits
     return logits.float().log_softmax(-1)
 
