@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.architecture.families import Axis, Carried, Family, Linear, Sublayer, family_named
-from pipeline.architecture.families.kinds import KindCost, Size, worked_out
+from pipeline.architecture.families.kinds import KindCost, Size, switches_in, worked_out
 from pipeline.architecture.reading import bad, biases_of, block_shapes, context_of, routing_of, size_of, size_values, todays_keys
 from pipeline.architecture.shapes import BlockShape, Routing
 from pipeline.architecture.wrappers import Wrapper
@@ -145,7 +145,7 @@ class Geometry:
     def carried(self, block: BlockShape) -> Iterator[tuple[Carried, tuple[int, ...]]]:
         """The carried tensors present in a block of this shape, with their shapes."""
         for carried in self.family.carried:
-            if block.holds(carried) and (not carried.when or self.switches[carried.when]):
+            if block.holds(carried) and all(self.switches[key] is wanted for key, wanted in switches_in(carried.when).items()):
                 yield carried, tuple(self.size(size, block) for size in carried.shape)
 
     def size(self, size: Size, block: BlockShape) -> int:
@@ -272,7 +272,9 @@ class Geometry:
 
 
 def _switches(family: Family) -> set[str]:
-    return {ln.bias for ln in family.linears if isinstance(ln.bias, str)} | {part.when for part in family.carried if part.when}
+    return {ln.bias for ln in family.linears if isinstance(ln.bias, str)} | {
+        key for part in family.carried for key in switches_in(part.when)
+    }
 
 
 def _with_bias(module: str, shape: tuple[int, ...], bias: int) -> Iterator[tuple[str, tuple[int, ...]]]:

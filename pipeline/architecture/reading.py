@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.architecture.families import ATTENTION, DENSE, Family, Mixture
-from pipeline.architecture.families.kinds import size_keys
+from pipeline.architecture.families.kinds import size_keys, switches_in
 from pipeline.architecture.shapes import BlockShape, Routing
 from pipeline.common.errors import TrimlineError, shown
 
@@ -53,7 +53,8 @@ def block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tupl
 
 def size_values(config: Mapping[str, Any], family: Family) -> dict[str, int]:
     """The config keys that sizes of carried tensors are worked out from."""
-    sizes = [size for part in family.carried for size in part.shape]
+    there = [part for part in family.carried if all(bool(config.get(key)) is wanted for key, wanted in switches_in(part.when).items())]
+    sizes = [size for part in there for size in part.shape]
     sizes += [size for cost in family.kinds.costs.values() for size in cost.sizes]
     return {key: size_of(config, key) for key in sorted({key for size in sizes for key in size_keys(size)})}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.reading import stated_count
 from pipeline.checkpoints.modelling import names_for
-from pipeline.checkpoints.stock import TYPES, accepts_heads, lists_of_class, per_block
+from pipeline.checkpoints.stock import TYPES, accepts_heads, lists_of_class, per_block, values_of_class
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 from pipeline.rebuild.biases import switches_of
@@ -34,6 +35,7 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     stale = set(STALE) - original.switches.keys()  # Qwen2-MoE's own class has a qkv_bias
     base = {key: value for key, value in config.items() if key not in stale} | {original.family.layers_key: len(result.blocks)}
     base |= _by_block(config, plan.selection, original) | _stream(config, original, result) | _unadjusted(original.family)
+    base |= _rescaled(config, original, result)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
 
@@ -74,6 +76,14 @@ def _renamed(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 def _unadjusted(family: Family) -> dict[str, Any]:
     """The width is written as it is."""
     return {} if family.adjusted is None else {family.adjusted.switch: False}
+
+
+def _rescaled(config: Mapping[str, Any], original: Geometry, result: Geometry) -> dict[str, Any]:
+    """A number that the class divides by the root of the depth, so that it gives what it gave."""
+    key, depth = original.family.root_of_depth, len(original.blocks)
+    if not key or len(result.blocks) == depth:
+        return {}
+    return {key: values_of_class(original, config)[key] * math.sqrt(len(result.blocks) / depth)}
 
 
 def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:

@@ -91,6 +91,9 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
     result, profile = plan.geometry(original), profile_of(written)
     changes = _sizes(original, result, profile) | _stream(dense, original, result) | _blocks(dense, original, plan)
     changes |= dict.fromkeys(original.family.old_keys, GONE)
+    if (key := original.family.root_of_depth) and dense.get(key) is not None:
+        wanted = dense[key] * math.sqrt(len(result.blocks) / len(original.blocks))
+        changes[key] = MayBe(fits=lambda value: math.isclose(value, wanted))
     changes |= _names(result, profile) | dict.fromkeys(("pruned_heads", "quantization_config"), ANY)
     if profile is Profile.UNIFORM and written.get("model_type") == MISTRAL.model_type != original.family.model_type:
         names = {"model_type": MISTRAL.model_type, "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"], "sliding_window": None}

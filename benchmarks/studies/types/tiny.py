@@ -102,6 +102,16 @@ _MAMBA: dict[str, Any] = {
     "mamba_d_conv": 3,
     "mamba_chunk_size": 16,
 }
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "attention_bias": True,
+}
 # Hybrids: blocks with mixers of another kind among those that attend, of each kind two.
 CONFIGS |= {
     "falcon_h1": GATED
@@ -132,6 +142,7 @@ CONFIGS |= {
         "intermediate_size": 135,
         "block_multiple_of": 32,
     },
+    "minicpm3": GATED | _LATENT | {"scale_depth": 1.4, "q_lora_rank": None, "dim_model_base": 32},
     "nemotron_h": {key: value for key, value in GATED.items() if key != "num_hidden_layers"}
     | {
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention", "full_attention"],
@@ -145,6 +156,7 @@ CONFIGS |= {
     "qwen3_5_text": GATED
     | _DELTA
     | {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"], "rope_parameters": _PARTIAL},
+    "youtu": GATED | _LATENT | {"pad_token_id": None},  # with one its class zeroes that token's row whenever it loads a model
 }
 TINY_TYPES = tuple(sorted(CONFIGS))
 

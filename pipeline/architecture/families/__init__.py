@@ -32,6 +32,7 @@ from pipeline.architecture.families.jais2 import JAIS2
 from pipeline.architecture.families.kinds import ATTENTION, DENSE, NONE
 from pipeline.architecture.families.lfm2 import LFM2
 from pipeline.architecture.families.llama import LLAMA
+from pipeline.architecture.families.minicpm3 import MINICPM3
 from pipeline.architecture.families.minimax_m2 import MINIMAX_M2
 from pipeline.architecture.families.ministral import MINISTRAL
 from pipeline.architecture.families.ministral3 import MINISTRAL3
@@ -59,6 +60,7 @@ from pipeline.architecture.families.smollm3 import SMOLLM3
 from pipeline.architecture.families.stablelm import STABLELM
 from pipeline.architecture.families.starcoder2 import STARCODER2
 from pipeline.architecture.families.vaultgemma import VAULTGEMMA
+from pipeline.architecture.families.youtu import YOUTU
 from pipeline.architecture.wrappers import WRAPPERS
 from pipeline.common.errors import TrimlineError, shown
 
@@ -92,6 +94,7 @@ DESCRIBED = (
     LFM2,
     LLAMA,
     MINIMAX_M2,
+    MINICPM3,
     MINISTRAL,
     MINISTRAL3,
     MISTRAL,
@@ -118,6 +121,7 @@ DESCRIBED = (
     STABLELM,
     STARCODER2,
     VAULTGEMMA,
+    YOUTU,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in DESCRIBED}
 

@@ -6,6 +6,7 @@ what a Llama looks like. Tensors follow ``torch.nn.Linear``: weight (rows = outp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -129,7 +130,7 @@ class Carried:
         trained: whether it is a parameter; else a buffer.
         kinds: of its sublayer, that it is there in; by default the ordinary one.
         adds: what it gives is added to the residual stream, so that it is zero where its block adds nothing.
-        when: config key that says whether it is there; always where it is empty.
+        when: config keys that say whether it is there, such as ``attention_bias and not q_lora_rank``; always where it is empty.
     """
 
     name: str
@@ -207,6 +208,8 @@ class Family:
         ffn_key, heads_key, kv_heads_key, layers_key: config keys. ``kv_heads_key`` None means one per query head.
         activation_key: config key of the FFN's activation.
         adjusted: the FFN is narrower than ``ffn_key`` says.
+        root_of_depth: config key of a number that is divided by the root of how many blocks there are and then multiplies what each
+            sublayer gives.
         multiplier_keys: where the sublayers have numbers of their own; a key may end in the place in a list, ``mlp_multipliers.1``.
         gives_tuple: a block gives a tuple whose first entry is the hidden states.
         body_fills: the class fills buffers of its blocks when its body is initialised.
@@ -255,6 +258,7 @@ class Family:
     layers_key: str = "num_hidden_layers"
     activation_key: str = "hidden_act"
     adjusted: Adjusted | None = None
+    root_of_depth: str = ""
     multiplier_keys: Mapping[Sublayer, str] = field(default_factory=dict)
     gives_tuple: bool = False
     body_fills: bool = False
@@ -318,6 +322,8 @@ class Family:
 
     def multiplier(self, sublayer: Sublayer, config: Mapping[str, Any]) -> float:
         """What the stream takes of what a sublayer's reader writes; one where the config says nothing."""
+        if self.root_of_depth:
+            return float(config[self.root_of_depth]) / math.sqrt(config[self.layers_key])
         key, _, place = str(self.multiplier_keys.get(sublayer) or self.multiplier_key).partition(".")
         found = config.get(key)
         if place:

@@ -38,6 +38,26 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
+class Always:
+    """Every block is of one kind."""
+
+    all: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def kind(self, config: Mapping[str, Any], block: int) -> str:
+        """See ``Rule``."""
+        return self.all
+
+    def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
 class Every:
     """The last of every so many blocks is of one kind, the others of another.
 
@@ -231,6 +251,12 @@ class Kinds:
         """
         mixer = ATTENTION if self.mixers is None else self.mixers.kind(config, block)
         return mixer, DENSE if self.ffns is None else self.ffns.kind(config, block)
+
+
+def switches_in(when: str) -> dict[str, bool]:
+    """The config keys in a condition such as ``q_lora_rank and not attention_bias``, to what they must be."""
+    terms = [term.strip() for term in when.split(" and ") if term.strip()]
+    return {term.removeprefix("not "): not term.startswith("not ") for term in terms}
 
 
 def size_keys(size: Size) -> tuple[str, ...]:

@@ -78,3 +78,35 @@ def mamba2_cost(inner: str, groups: str, state: str, kernel: str) -> KindCost:
     """Of every number of the state: it decays (1), gets an outer product (2), and is read by C (2)."""
     held = f"{inner} * {state}"
     return KindCost((f"{kernel} * {inner} + 2 * {kernel} * {groups} * {state}", held), (held,), 5)
+
+
+MLA = "latent_attention"
+_PER_HEAD = "num_attention_heads * qk_nope_head_dim + num_attention_heads * qk_rope_head_dim"
+_VALUE = "num_attention_heads * v_head_dim"
+# As transformers caches it: the latents of a token and its rotated channels. Scores and sums run over heads that are made of these.
+MLA_COST = KindCost(
+    cached=("kv_lora_rank + qk_rope_head_dim",),
+    attended=(f"2 * {_PER_HEAD.replace('+ ', '+ 2 * ')} + 2 * {_VALUE}",),
+)
+
+
+def latent_attention() -> tuple[Carried, ...]:
+    """Multi-head latent attention (arXiv 2405.04434, section 2.1): pairs of low rank with norms between; queries with or without such a pair."""
+    into, bias, low = Axis.RESIDUAL, "attention_bias", "q_lora_rank"
+
+    def part(name: str, *shape: Size, when: str = "", adds: bool = False) -> Carried:
+        return Carried(f"self_attn.{name}", shape, MIXER, kinds=(MLA,), when=when, adds=adds)
+
+    return (
+        part("q_proj.weight", _PER_HEAD, into, when=f"not {low}"),
+        part("q_a_proj.weight", low, into, when=low),
+        part("q_a_proj.bias", low, when=f"{low} and {bias}"),
+        part("q_a_layernorm.weight", low, when=low),
+        part("q_b_proj.weight", _PER_HEAD, low, when=low),
+        part("kv_a_proj_with_mqa.weight", "kv_lora_rank + qk_rope_head_dim", into),
+        part("kv_a_proj_with_mqa.bias", "kv_lora_rank + qk_rope_head_dim", when=bias),
+        part("kv_a_layernorm.weight", "kv_lora_rank"),
+        part("kv_b_proj.weight", "num_attention_heads * qk_nope_head_dim + num_attention_heads * v_head_dim", "kv_lora_rank"),
+        part("o_proj.weight", into, _VALUE, adds=True),
+        part("o_proj.bias", into, when=bias, adds=True),
+    )

@@ -16,6 +16,7 @@ from benchmarks.formulas.roofline import Call, cache_bytes, operators
 from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, worked_out
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import check_heads
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
@@ -158,3 +159,27 @@ def test_heads_that_predict_further_tokens_are_left_out_and_that_is_said(tmp_pat
     out = rebuilt(tmp_path, source, plan_for(source, same_width), Profile.UNIFORM, heard)
     assert Checkpoint(source).left_out in [event.text for event in heard]
     assert not Checkpoint(out).left_out
+
+
+def test_channels_of_the_stream_go_beside_a_latent_attention(tmp_path: Path) -> None:
+    """The norms between its pairs have an epsilon of their own, so that it can be proven."""
+    source = tiny_model("youtu", tmp_path / "dense")
+    plan = plan_for(source, lambda choice: None)
+    plan = replace(plan, selection=replace(plan.selection, residual=tuple(range(0, 64, 2))))
+    out = rebuilt(tmp_path, source, plan, Profile.UNIFORM)
+    assert Checkpoint(out).shape("model.layers.0.self_attn.q_a_proj.weight") == (24, 32)
+    assert Checkpoint(out).shape("model.layers.0.self_attn.o_proj.weight") == (32, 40)
+
+
+def test_a_multiplier_that_follows_the_depth_stays_what_it_was(tmp_path: Path) -> None:
+    out = rebuilt_tiny(tmp_path, "minicpm3", lambda choice: choice.blocks.remove(2), Profile.UNIFORM)
+    assert read_json(out / "config.json")["scale_depth"] == pytest.approx(1.4 * (3 / 4) ** 0.5)
+
+
+def test_latent_attention_keeps_latents_and_has_no_groups() -> None:
+    geometry = Geometry.from_config(random_model("youtu").config.to_dict())
+    block = geometry.blocks[0]
+    assert geometry.kv_bytes_per_token(1) == 4 * (16 + 8)
+    assert geometry.block_flops(block, 10) - geometry.block_flops(block, 0) == 10 * 2 * 4 * (12 + 8 + 10)
+    with pytest.raises(TrimlineError, match="youtu has no KV groups that could go"):
+        check_heads(geometry.family)

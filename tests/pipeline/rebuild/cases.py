@@ -107,5 +107,6 @@ def anything(choice: Choice) -> None:
     attending = [i for i, groups in enumerate(choice.kv) if groups]
     choice.ffn[feeding[1]] = tuple(range(5, 37))
     choice.ffn[feeding[-1]] = ()
-    choice.kv[attending[0]] = ()
-    choice.kv[attending[len(attending) // 2]] = (1,)
+    if attending:
+        choice.kv[attending[0]] = ()
+        choice.kv[attending[len(attending) // 2]] = (1,)
