@@ -129,14 +129,34 @@ def cache_bytes(geometry: Geometry, call: Call, widths: Widths | None = None) ->
     return call.batch * geometry.cache_numbers(call.past) * (widths or Widths()).activation
 
 
+def _unread(geometry: Geometry, call: Call, widths: Widths) -> float:
+    """Bytes of experts that no token of a call chooses."""
+    left = ((block.experts - experts_read(geometry, block, call.rows), block) for block in geometry.blocks)
+    return sum(count * geometry.expert_parameters(block) for count, block in left) * widths.weight
+
+
 def mbu(geometry: Geometry, call: Call, seconds: float, ceilings: Ceilings, widths: Widths | None = None) -> float:
     """(weight bytes + KV bytes read per step) / step time / measured memory bandwidth."""
-    return (weight_bytes(geometry, widths) + cache_bytes(geometry, call, widths)) / seconds / ceilings.bandwidth
+    read = weight_bytes(geometry, widths) - _unread(geometry, call, widths or Widths())
+    return (read + cache_bytes(geometry, call, widths)) / seconds / ceilings.bandwidth
 
 
 def mfu(geometry: Geometry, call: Call, seconds: float, ceilings: Ceilings) -> float:
     """FLOPs of the step / step time / measured matrix-multiply rate."""
     return flops(operators(geometry, call)) / seconds / ceilings.rate
+
+
+def experts_read(geometry: Geometry, block: BlockShape, rows: int) -> float:
+    """How many experts of a block a call reads, on the average of tokens that choose alike and on their own."""
+    return block.experts * (1 - (1 - geometry.routing.chosen / block.experts) ** rows) if block.experts else 0.0
+
+
+def _routed(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) -> Iterator[Operator]:
+    """The router, and the experts that the tokens of a call choose: each is read once, and computes for those that chose it."""
+    yield _linear("router", block.experts, geometry.hidden, call.rows, widths, bias=False)
+    weights, chosen = geometry.expert_parameters(block), geometry.routing.chosen * call.rows
+    moved = chosen * (2 * geometry.hidden + 3 * block.expert_width) * widths.activation
+    yield Operator("experts", experts_read(geometry, block, call.rows) * weights * widths.weight + moved, 2.0 * chosen * weights)
 
 
 def _embedding(geometry: Geometry, call: Call, widths: Widths) -> Iterator[Operator]:
@@ -157,6 +177,8 @@ def _block(geometry: Geometry, block: BlockShape, call: Call, widths: Widths) ->
         yield from _attention(geometry, block, call, widths)
     if block.has(Sublayer.ATTENTION):
         yield _elementwise("attention_residual", 3 * geometry.hidden, call, widths)
+    if block.experts:
+        yield from _routed(geometry, block, call, widths)
     if block.units(Sublayer.FFN):
         yield _elementwise("activation", (_ffn_inputs(geometry) + 1) * block.ffn, call, widths)
     if block.has(Sublayer.FFN):

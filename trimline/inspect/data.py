@@ -18,6 +18,7 @@ class BlockWidth:
     number: int
     ffn: int
     kv_groups: int
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Inspection:
         folder: the folder that was read, which may lie inside the one that was named.
         title: one line for people.
         blocks: widths per block; of a plan, every original block, removed ones with zeros.
+        active_parameters: of a mixture, decoder parameters that one token is multiplied with.
         parameters, decoder_parameters: None where the folder alone does not say (a plan, a graph).
         bytes: of the weight files.
         patterns: one per projection.
@@ -68,6 +70,7 @@ class Inspection:
     graph: Graph | None = None
     gguf: GgufFile | None = None
     notes: tuple[str, ...] = field(default=())
+    active_parameters: int | None = None
 
     def as_record(self) -> dict[str, Any]:
         """JSON-compatible."""

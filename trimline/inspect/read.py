@@ -79,6 +79,7 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         bytes=checkpoint.bytes,
         patterns=_patterns(checkpoint),
         consumers=_loadings(geometry, profile, checkpoint.config),
+        active_parameters=None if geometry.family.mixture is None else geometry.active_parameters(),
         notes=(
             *(f"{doubt.problem} {doubt.read} {doubt.remedy}" for doubt in checkpoint.doubts),
             *((checkpoint.left_out,) if checkpoint.left_out else ()),
@@ -91,7 +92,10 @@ def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
     selection = plan.selection
     kept = set(selection.blocks)
     pairs = enumerate(zip(selection.ffn, selection.kv_groups, strict=True))
-    blocks = tuple(BlockWidth(i, len(ffn) if i in kept else 0, len(kv) if i in kept else 0) for i, (ffn, kv) in pairs)
+    blocks = tuple(
+        BlockWidth(i, len(ffn) if i in kept else 0, len(kv) if i in kept else 0, len(selection.experts_of(i)) if i in kept else 0)
+        for i, (ffn, kv) in pairs
+    )
     title = f"plan for {plan.family.model_type}: " + "; ".join(step.title for step in plan.steps)
     if source is None:
         note = "Name the dense checkpoint as well to see parameters and what loads the result."
@@ -108,6 +112,7 @@ def _inspect_plan(folder: Path, source: Path | None) -> Inspection:
         parameters=result.total_parameters(),
         decoder_parameters=result.decoder_parameters(),
         consumers=_loadings(result, profile, config),
+        active_parameters=None if result.family.mixture is None else result.active_parameters(),
     )
 
 
@@ -150,7 +155,7 @@ def _named(geometry: Geometry) -> str:
 
 
 def _widths(blocks: tuple[BlockShape, ...]) -> tuple[BlockWidth, ...]:
-    return tuple(BlockWidth(number, block.ffn, block.kv_groups) for number, block in enumerate(blocks))
+    return tuple(BlockWidth(number, block.ffn, block.kv_groups, block.experts) for number, block in enumerate(blocks))
 
 
 def _patterns(checkpoint: Checkpoint) -> tuple[TensorPattern, ...]:

@@ -55,6 +55,8 @@ def _sizes(inspection: Inspection) -> Iterator[tuple[str, str]]:
         yield "Parameters", formats.count(inspection.parameters)
     if inspection.decoder_parameters is not None:
         yield "Decoder linear parameters", formats.count(inspection.decoder_parameters)
+    if inspection.active_parameters is not None:
+        yield "Active decoder parameters", formats.count(inspection.active_parameters)
     if inspection.graph is not None:
         yield "Initialisers", formats.size(inspection.graph.initialiser_bytes)
     if inspection.bytes is not None:
@@ -64,12 +66,15 @@ def _sizes(inspection: Inspection) -> Iterator[tuple[str, str]]:
 def _widths(blocks: tuple[BlockWidth, ...]) -> Table:
     table = _table("Width per block")
     table.add_column("Block", justify="right")
-    for name in ("FFN channels", "KV groups"):
+    experts, ffn, groups = (max(getattr(block, kind) for block in blocks) for kind in ("experts", "ffn", "kv_groups"))
+    # A mixture may have no channels that every token goes through, and most models have no experts.
+    shown = [("FFN channels", "ffn", ffn, FFN_BAR)] * bool(ffn or not experts) + [("KV groups", "kv_groups", groups, KV_BAR)]
+    shown = [("Experts", "experts", experts, KV_BAR)] * bool(experts) + shown
+    for name, *_ in shown:
         table.add_column(name, no_wrap=True)
         table.add_column("", justify="right")
-    ffn, groups = max(block.ffn for block in blocks), max(block.kv_groups for block in blocks)
     for block in blocks:
-        table.add_row(str(block.number), *_bar(block.ffn, ffn, FFN_BAR), *_bar(block.kv_groups, groups, KV_BAR))
+        table.add_row(str(block.number), *(cell for _, kind, most, width in shown for cell in _bar(getattr(block, kind), most, width)))
     return table
 
 

@@ -43,7 +43,8 @@ class ModelRow:
         role: ``dense`` or ``pruned``; the report compares the first of each.
         name: what people call it.
         parameters: every number in the checkpoint, a tied head counted once.
-        decoder_parameters: weights of the linear projections inside the blocks.
+        decoder_parameters: weights of the linear projections inside the blocks, of all experts.
+        active_parameters: of a mixture, those of them that one token is multiplied with.
         decoder_flops: of the blocks, for one token that sees ``ReportData.flops_context`` tokens.
         checkpoint_bytes, onnx_bytes: on disk, weights and graph.
         perplexity: on ``ReportData.evaluation``.
@@ -63,6 +64,7 @@ class ModelRow:
     peak_memory_bytes: int | None = None
     cold_start_seconds: float | None = None
     window_losses: tuple[float, ...] = ()
+    active_parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Removed:
     decoder_flops: float
     parameters: float
     residual_channels: float = 0.0
+    experts: float | None = None  # of a mixture
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class BlockRow:
     ffn: int
     kv_groups: int
     importance: float | None = None
+    dense_experts: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ def _widths(data: ReportData) -> go.Figure:
 
 
 def block_widths(blocks: tuple[BlockRow, ...]) -> go.Figure:
-    """FFN channels above KV groups: per panel dense, kept and absent, in this order."""
+    """FFN channels, or of a mixture experts, above KV groups: per panel dense, kept and absent, in this order."""
     plot = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.09)
-    panels = (("FFN channels", "dense_ffn", "ffn"), ("KV groups", "dense_kv_groups", "kv_groups"))
+    mixture = any(block.dense_experts for block in blocks)
+    above = ("Experts", "dense_experts", "experts") if mixture else ("FFN channels", "dense_ffn", "ffn")
+    panels = (above, ("KV groups", "dense_kv_groups", "kv_groups"))
     for row, (title, dense, kept) in enumerate(panels, 1):
         plot.add_trace(_bars(blocks, dense, "dense", GHOST, shown=row == 1), row, 1)
         plot.add_trace(_bars(blocks, kept, "kept", PRUNED, shown=row == 1), row, 1)

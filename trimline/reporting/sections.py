@@ -63,7 +63,9 @@ def _removed(data: ReportData) -> Iterator[Item]:
         yield Note("Nothing was removed yet: the prune stage was not run.", "quiet")
     else:
         flops = metrics.FLOPS.format(context=data.flops_context)
+        experts = () if data.removed.experts is None else (("Experts", data.removed.experts, metrics.EXPERTS),)
         parts = (
+            *experts,
             ("FFN channels", data.removed.ffn_channels, metrics.FFN_CHANNELS),
             ("KV groups", data.removed.kv_groups, metrics.KV_GROUPS),
             ("Blocks", data.removed.blocks, metrics.BLOCKS),
@@ -115,9 +117,16 @@ def _importance(data: ReportData) -> Iterator[Item]:
 
 
 def _block_table(data: ReportData) -> Table:
-    columns = [Column("Block", numeric=True), Column("FFN channels", numeric=True), Column("KV groups", numeric=True)]
+    mixture = any(block.dense_experts for block in data.blocks)
+    names = ("Block", *(("Experts",) if mixture else ()), "FFN channels", "KV groups")
+    columns = [Column(name, numeric=True) for name in names]
     rows = [
-        text_row(str(block.number), _kept(block.dense_ffn, block.ffn), _kept(block.dense_kv_groups, block.kv_groups))
+        text_row(
+            str(block.number),
+            *((_kept(block.dense_experts, block.experts),) if mixture else ()),
+            _kept(block.dense_ffn, block.ffn),
+            _kept(block.dense_kv_groups, block.kv_groups),
+        )
         + (Cell(formats.NONE if block.importance is None else f"{block.importance:.4g}"),)
         for block in data.blocks
     ]

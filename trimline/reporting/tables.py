@@ -50,6 +50,7 @@ def _sizes(context: int) -> tuple[Shown, ...]:
     return (
         ("Parameters", "parameters", formats.count, metrics.PARAMETERS),
         ("Decoder linear parameters", "decoder_parameters", formats.count, metrics.DECODER_PARAMETERS),
+        ("Active decoder parameters", "active_parameters", formats.count, metrics.ACTIVE_PARAMETERS),
         ("Decoder FLOPs per token", "decoder_flops", formats.count, metrics.FLOPS.format(context=context)),
         ("Checkpoint size", "checkpoint_bytes", formats.size, metrics.CHECKPOINT),
         ("ONNX size", "onnx_bytes", formats.size, metrics.ONNX),

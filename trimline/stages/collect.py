@@ -137,6 +137,7 @@ def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> Model
         peak_memory_bytes=measured.memory.get("peak") if measured else None,
         cold_start_seconds=sum(measured.cold_start.values()) if measured else None,
         window_losses=tuple(found["window_losses"]),
+        active_parameters=None if geometry.family.mixture is None else geometry.active_parameters(),
     )
 
 
@@ -160,6 +161,8 @@ def block_rows(plan: Plan, original: tuple[Any, ...]) -> Iterator[BlockRow]:
             ffn=len(selection.ffn[number]) if stays else 0,
             kv_groups=len(selection.kv_groups[number]) if stays else 0,
             importance=importance.get(str(number)),
+            dense_experts=block.experts,
+            experts=len(selection.experts_of(number)) if stays else 0,
         )
 
 
@@ -247,7 +250,13 @@ def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iter
     if len(budgets) != 1 or budgets[0][1].remove is None:
         return
     space, budget = budgets[0]
-    of_units = {Space.FFN: "ffn_channels", Space.KV_GROUP: "kv_groups", Space.LAYER: "blocks", Space.RESIDUAL: "residual_channels"}
+    of_units = {
+        Space.FFN: "ffn_channels",
+        Space.KV_GROUP: "kv_groups",
+        Space.LAYER: "blocks",
+        Space.RESIDUAL: "residual_channels",
+        Space.EXPERT: "experts",
+    }
     if space not in of_units:
         return
     definition = of_units[space] if budget.of == "units" else f"decoder_{budget.of}"

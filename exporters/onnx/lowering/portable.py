@@ -51,6 +51,8 @@ def lower_portable(
         model = load_model(checkpoint.folder, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     else:
         model = open_mapped(checkpoint.folder, RunOptions(trust_remote_code=trust_remote_code), dtype, keep)
+    if geometry.family.mixture is not None:
+        model.set_experts_implementation("batched_mm")  # the others branch on which experts are chosen, which cannot be traced
     with_attention = [number for number, block in enumerate(geometry.blocks) if block.kv_groups]
     names = [f"{number}.{kind}" for number in with_attention for kind in ("key", "value")]
     with _quietly() as heard, torch.no_grad():
