@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.methods.block_influence import BlockInfluence
+from pipeline.prune.methods.bypass import Bypass
 from pipeline.prune.methods.cfsp import CFSP
 from pipeline.prune.methods.cfsp_extended import CFSPExtended
 from pipeline.prune.methods.ean import EAN
@@ -45,6 +46,7 @@ REGISTERED: tuple[Method, ...] = (
     EAN(),
     MAN(),
     ExpertLoss(),
+    Bypass(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in REGISTERED}
 

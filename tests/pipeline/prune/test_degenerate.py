@@ -57,6 +57,8 @@ def steps() -> dict[str, dict[str, Any]]:
             step = {"method": name, "budget": {space: ASKED[space]}, "round_to": 1}
             if name == "laco":
                 step["options"] = {"layers": 2, "interval": 1, "lowest": 0}
+            if name == "bypass":
+                step["options"] = {"steps": 4}
             if not possible(step):
                 step = {"method": name, "pooled": {"spaces": [space], "remove": 0.1}, "round_to": 1}
             found[f"{name} {space}"] = step
