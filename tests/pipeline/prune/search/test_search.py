@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import trimline
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, IndexSet, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -21,6 +22,8 @@ from pipeline.live.loading import load_model
 from pipeline.live.paging import open_paged
 from pipeline.plan.plan import Plan
 from pipeline.prune.consumer import Consumer
+from pipeline.prune.latency import Entry, LatencyTable, Times, identity
+from pipeline.prune.measure import measured_part
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.search import search as searching
@@ -29,6 +32,7 @@ from pipeline.prune.stage import make_plan, plans
 from pipeline.prune.steps import resolve_step, resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import VOCAB, tiny_model
+from trimline.stages.preflight import shapes_asked_for
 
 WINDOWS = torch.randint(4, VOCAB, (8, 24), generator=torch.Generator().manual_seed(3))
 SEARCH = {"evaluations": 40, "offspring": 6, "survivors": [2], "tokens": [48, 192], "levels": 2}
@@ -182,8 +186,8 @@ def test_a_target_of_time_and_bytes_holds(tmp_path: Path) -> None:
         assert facts["target"][measure]["found"] <= facts["target"][measure]["at most"] * (1 + 1e-9)
 
 
-def test_choices_cost_what_a_latency_table_says(tmp_path: Path) -> None:
-    """The levels' costs are the table's, and what is held is what no size changes."""
+def test_choices_cost_what_the_target_counts(tmp_path: Path) -> None:
+    """And what is held is what no size changes."""
     folder = tiny_model("llama", tmp_path, num_hidden_layers=2)
     model = shrinking(folder)
     step = resolve_step(PruneStep.model_validate({"method": "trimline", "target": {"parameters": 0.8}, "search": SEARCH, "round_to": 8}))
@@ -223,3 +227,64 @@ def test_sizes_that_predict_nothing_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(SizeJudge, "__call__", lambda *_: float("inf"))
     with pytest.raises(TrimlineError, match="predict what is no number"):
         make_plan(shrinking(folder), WINDOWS, PruneSlice.model_validate({"steps": [CFSP | {"search": SEARCH}]}), Events())
+
+
+def test_a_target_of_time_holds_by_its_table(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path, num_hidden_layers=4)
+    model = shrinking(folder)
+    times = Times(0.004, (0.0, 0.002, 0.003), (0, 8, 48, 96), (0.0, 0.001, 0.003, 0.005))
+    consumer = Consumer(LatencyTable(identity(model.geometry), {}, (Entry("8/5", "decode", 4, times),)))
+    step = {"method": "cfsp_extended", "target": {"speedup": 1.3}, "round_to": 8, "search": SEARCH}
+    facts = planned(model, step, consumer=consumer).steps[0].facts
+    assert facts["search"]["kept"] != facts["search"]["from"]
+    assert consumer.table is not None
+    found = consumer.table.predict(model.current, "decode")
+    assert facts["target"]["latency_ms"]["found"] == pytest.approx(1e3 * found)
+    assert found <= consumer.table.predict(model.geometry, "decode") / 1.3 * (1 + 1e-9)
+
+
+def test_a_stopped_call_of_the_api_leaves_what_was_judged_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out, work = tiny_model("llama", tmp_path / "dense"), tmp_path / "plan", tmp_path / ".work-plan"
+    wanted = {
+        "prune": {"calibration": {"token_ids": WINDOWS.remainder(100).tolist()}, "steps": [CFSP | {"search": SEARCH}]},
+        "rebuild": {"profile": "decilm"},
+    }
+    options = RunOptions(dtype="float32", threads=1)
+    judge, asked = SizeJudge.__call__, list[int]()
+
+    def counting(self: SizeJudge, places: Any, round_: int) -> float:
+        asked.append(1)
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        return judge(self, places, round_)
+
+    monkeypatch.setattr(SizeJudge, "__call__", counting)
+    with pytest.raises(KeyboardInterrupt):
+        trimline.prune(wanted, out, model=folder, options=options)
+    assert not out.exists()
+    (log,) = work.glob("search/*.jsonl")
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 9
+    plan = trimline.prune(wanted, out, model=folder, options=options)
+    assert len(asked) == 10 + 40 - 9
+    assert plan.steps[0].facts["search"]["evaluations"] == 40
+    assert not work.exists()
+
+
+def test_a_search_makes_blocks_uneven_and_the_profile_must_hold_that() -> None:
+    uniform = {"method": "taylor", "budget": {"ffn": {"remove": 0.5}, "kv_group": {"remove": 0.5}}}
+    plain, searched = ([resolve_step(PruneStep.model_validate(uniform | more))] for more in ({}, {"search": {}}))
+    assert shapes_asked_for(plain, Profile.UNIFORM) == (False, False, True)
+    assert shapes_asked_for(searched, Profile.UNIFORM) == (True, True, True)
+    pooled = {"method": "flap", "options": {"structure": "UL-UM"}, "pooled": {"remove": 0.3}}
+    plain, searched = ([resolve_step(PruneStep.model_validate(pooled | more))] for more in ({}, {"search": {}}))
+    assert shapes_asked_for(plain, Profile.UNIFORM)[:2] == (False, False)
+    assert shapes_asked_for(searched, Profile.UNIFORM)[:2] == (True, True)
+
+
+def test_another_search_measures_nothing_anew(tmp_path: Path) -> None:
+    geometry = Checkpoint(tiny_model("llama", tmp_path)).geometry
+    parts = [
+        measured_part(PruneSlice.model_validate({"steps": [CFSP | more]}), geometry) for more in ({}, {"search": {}}, {"search": SEARCH})
+    ]
+    assert parts[0] is not None
+    assert parts[0] == parts[1] == parts[2]
