@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.architecture.families import Family, Point, Sublayer
 from pipeline.calibrate.needs import GradientNeeds
 from pipeline.calibrate.routed_gradients import RoutedCall, per_sequence, routed_calls
-from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of
+from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of, token_weights
 from pipeline.live.blocks import Arguments, linear_in
 from pipeline.live.routing import experts_in
 
@@ -44,12 +44,27 @@ class Tally:
         self.experts = experts_in(block, family) if needs.experts else 0
         self.routed: dict[str, list[torch.Tensor]] = {"moves": [], "squares": []}
         self.family = family
+        self._weights: dict[Sublayer, torch.Tensor | None] = dict.fromkeys(Sublayer)
+        self._weighed: dict[Sublayer, float] = {}
+        unread = family.reader(Sublayer.FFN) if Sublayer.FFN in family.cuttable and family.adds(Sublayer.FFN) else None
+        self._unread = unread.name if unread and linear_in(block, unread) is not None else None
 
-    def through(self, hidden: torch.Tensor, arguments: Arguments, upstream: torch.Tensor) -> torch.Tensor:
-        """Gradient at the block's input, given that at its output; both as ``hidden``, shape (B, S, H)."""
+    def through(
+        self, hidden: torch.Tensor, arguments: Arguments, upstream: torch.Tensor, leaving: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Gradient at the block's input, given that at its output; both as ``hidden``, shape (B, S, H).
+
+        ``leaving`` are the token weights of what leaves the block, (B · S,), where moments are relative: those of the FFN's projections. The
+        attention's go by what enters.
+        """
+        entering = None if leaving is None else token_weights(hidden.detach().flatten(0, -2))
+        self._weights = {Sublayer.ATTENTION: entering, Sublayer.FFN: leaving}
+        for sublayer, weights in self._weights.items():
+            if weights is not None:
+                self._weighed[sublayer] = self._weighed.get(sublayer, 0.0) + weights.sum(dtype=torch.float64).item()
         hidden = hidden.detach().requires_grad_()
         names = {linear.name for linear in self.written} | set(self.readers.values())
-        with torch.enable_grad(), _tapped(self.block, names) as taps, self._calls() as calls:
+        with torch.enable_grad(), _tapped(self.block, names) as taps, self._calls() as calls, _unread(self.block, self._unread):
             after = arguments.through(self.block, hidden)
         writes = [taps[linear.name][1] for linear in self.written]
         reads = [taps[reader][0] for reader in self.readers.values()]
@@ -74,10 +89,23 @@ class Tally:
             if linear.name in self.needs.weights:
                 self._add_weights(linear.name, read, written)
             if linear.name in self.needs.kronecker:
-                _moment(self.outputs, linear.name, written)
+                weights = self._weights[linear.sublayer]
+                _moment(self.outputs, linear.name, written, None if weights is None else 1 / weights)
                 if linear.point not in measured:
-                    _moment(self.inputs, linear.point, read)
+                    _moment(self.inputs, linear.point, read, weights)
                 measured.add(linear.point)
+
+    def _level(self, found: BlockGradients) -> None:
+        """Weights whose mean is 1, which changes no product of two moments."""
+        means = {sublayer: total / found.tokens for sublayer, total in self._weighed.items()}
+        sublayers = {linear.point: linear.sublayer for linear in self.written}
+        for linear in self.written:
+            if linear.sublayer in means and linear.name in found.outputs:
+                found.outputs[linear.name] *= means[linear.sublayer]
+        for point in found.inputs:
+            if sublayers[point] in means:
+                found.inputs[point] /= means[sublayers[point]]
+                found.totals[point] /= means[sublayers[point]]
 
     def _add_weights(self, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         shape = outputs.shape[-1], inputs.shape[-1]
@@ -100,6 +128,7 @@ class Tally:
             found.inputs[point], found.totals[point] = moment.gram(), moment.total
         if self.experts:
             found.experts = {"moves": torch.cat(self.routed["moves"]) / SCALE, "squares": torch.cat(self.routed["squares"]) / SCALE**2}
+        self._level(found)
         found.masks = {sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()}
         return found
 
@@ -128,16 +157,45 @@ def mask_gradients(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tenso
     return (inputs.float() * gradients.float()).sum(1)
 
 
-def _moment(moments: dict[Key, InputStatistics], key: Key, rows: torch.Tensor) -> None:
-    """Adds Σ over tokens of row rowᵀ to the moment of that name; ``rows`` is (B, S, C)."""
+def _moment(moments: dict[Key, InputStatistics], key: Key, rows: torch.Tensor, weights: torch.Tensor | None) -> None:
+    """Adds Σ over tokens of w row rowᵀ to the moment of that name; ``rows`` is (B, S, C), w (B · S,) or one."""
     if key not in moments:
         moments[key] = InputStatistics.zeros(rows.shape[-1], True, rows.device)
-    moments[key].add(rows)
+    moments[key].add(rows, weights)
 
 
 def _by_sequence(values: torch.Tensor, sequences: int) -> torch.Tensor:
     """(B, S, C) without a graph; some architectures hand all tokens of a batch to their FFN as rows."""
     return values.detach().reshape(sequences, -1, values.shape[-1])
+
+
+class _Unread(torch.autograd.Function):
+    """A projection whose values nothing reads, so that zeros stand for them; its gradients are its own."""
+
+    @staticmethod
+    def forward(context: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        context.save_for_backward(weight)
+        return inputs.new_zeros(*inputs.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (weight,) = context.saved_tensors
+        return gradient @ weight, None
+
+
+@contextmanager
+def _unread(block: nn.Module, name: str | None) -> Iterator[None]:
+    """The FFN's reader does not multiply: where the stream takes what it writes, a block's gradients do not depend on that."""
+    reader = None if name is None else block.get_submodule(name)
+    if not isinstance(reader, nn.Linear) or hasattr(reader, "_hf_hook"):  # accelerate moves what such a one reads
+        yield
+        return
+    original = reader.forward
+    reader.forward = lambda inputs: _Unread.apply(inputs, reader.weight)  # type: ignore[assignment,no-untyped-call]
+    try:
+        yield
+    finally:
+        reader.forward = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -18,20 +18,34 @@ from torch import nn
 from pipeline.architecture.families import Family
 from pipeline.calibrate.block_gradients import SCALE, Tally
 from pipeline.calibrate.needs import GradientNeeds
-from pipeline.calibrate.statistics import BlockGradients
+from pipeline.calibrate.statistics import BlockGradients, token_weights
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, standing_in
 from pipeline.live.finite import demand_finite
 from pipeline.tensors.saved_states import SavedStates, saved_states
 
-__all__ = ["BlockGradients", "GradientNeeds", "gradient_sweep"]
+__all__ = ["BlockGradients", "GradientNeeds", "gradient_sweep", "run_block"]
 
 HEAD_TOKENS = 512  # logits of so many tokens at a time: 100 MB in fp32 at a vocabulary of 49,152
 
 
+Run = Callable[[int, int, nn.Module, torch.Tensor, Arguments], torch.Tensor]  # block number, batch number, block, what enters it, arguments
+
+
+def run_block(number: int, index: int, block: nn.Module, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+    """What leaves a block."""
+    return arguments.through(block, hidden)
+
+
 def gradient_sweep(
-    model: nn.Module, family: Family, windows: torch.Tensor, needs: GradientNeeds, events: Events, limit: int | None = None
+    model: nn.Module,
+    family: Family,
+    windows: torch.Tensor,
+    needs: GradientNeeds,
+    events: Events,
+    limit: int | None = None,
+    run: Run = run_block,
 ) -> Iterator[tuple[int, BlockGradients]]:
     """Yields (block number, its gradients), the last block first.
 
@@ -46,6 +60,7 @@ def gradient_sweep(
         needs: what to collect.
         events: gets two progress steps per block, one on the way forward and one on the way back.
         limit: bytes of what entered the blocks that stay in memory, 1 GiB at most; the rest waits in a file.
+        run: runs a block on a batch on the way forward, and may note what it gives.
 
     Raises:
         TrimlineError: a window has no token to predict, or activations or gradients are not finite; names the block,
@@ -57,14 +72,22 @@ def gradient_sweep(
     blocks, batches = blocks_of(model, family), batches_of(windows)
     text = f"gradients on {windows.numel():,} tokens"
     with _frozen(model), saved_states(limit) as saved, events.progress(text, 2 * len(blocks)) as advance:
-        states, arguments = _forward(model, family, batches, saved, advance)
+        weights: dict[tuple[int, int], torch.Tensor] = {}
+
+        def noting(number: int, index: int, block: nn.Module, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+            after = run(number, index, block, hidden, arguments)
+            if needs.relative:
+                weights[number, index] = token_weights(after.flatten(0, -2))
+            return after
+
+        states, arguments = _forward(model, family, batches, saved, advance, noting)
         upstream = [_loss_gradient(model, family, hidden, batch) for hidden, batch in zip(states, batches, strict=True)]
         del states
         for number in reversed(range(len(blocks))):
             tally = Tally(family, needs, blocks[number])
             upstream, given = brought(blocks[number], upstream, [per_block[number] for per_block in arguments])
             for index, gradient in enumerate(upstream):
-                upstream[index] = tally.through(saved.take((number, index)), given[index], gradient)
+                upstream[index] = tally.through(saved.take((number, index)), given[index], gradient, weights.pop((number, index), None))
             found = tally.gradients(windows)
             demand_finite((*found.tensors(), *upstream), f"The gradients of block {number}", model)
             advance(1)
@@ -89,7 +112,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _forward(
-    model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...], saved: SavedStates, advance: Callable[[int], None]
+    model: nn.Module, family: Family, batches: tuple[torch.Tensor, ...], saved: SavedStates, advance: Callable[[int], None], run: Run
 ) -> tuple[list[torch.Tensor], list[list[Arguments]]]:
     """What leaves the last block, per batch, and the arguments of every block; what enters each block is saved."""
     states, arguments = enter(model, family, batches)
@@ -97,7 +120,7 @@ def _forward(
         states, given = brought(block, states, [per_block[number] for per_block in arguments])
         for index, before in enumerate(states):
             saved.put((number, index), before)
-            states[index] = given[index].through(block, before)
+            states[index] = run(number, index, block, before, given[index])
         demand_finite(states, f"The activations of block {number}", model)
         advance(1)
     return states, arguments

@@ -18,6 +18,9 @@ class GradientNeeds:
         experts: how the loss moves, to first order, where a token's expert could not be chosen.
         half: both sums as the published GBLM-Pruner adds them up: g of each sequence is rounded to fp16, where much of it is
             subnormal or nothing; 100·|g| is again, and its sum kept in fp16. It is divided by 100 again at the end.
+        relative: in the second moments a token's inputs x count √w times and its gradients g 1/√w times, where w is one over the mean
+            square of the residual stream there. g ⊗ x of a token is what it was; but a token with massive activations has a large x and,
+            behind the norm, a small g, and would be most of the one moment and nothing of the other.
     """
 
     weights: frozenset[str] = frozenset()
@@ -25,6 +28,7 @@ class GradientNeeds:
     masks: frozenset[Sublayer] = frozenset()
     half: bool = False
     experts: bool = False
+    relative: bool = False
 
     def __or__(self, other: GradientNeeds) -> GradientNeeds:
         return GradientNeeds(
@@ -33,6 +37,7 @@ class GradientNeeds:
             self.masks | other.masks,
             self.half or other.half,
             self.experts or other.experts,
+            self.relative or other.relative,
         )
 
     def __bool__(self) -> bool:

@@ -40,11 +40,17 @@ class InputStatistics:
 
         return cls(empty(channels), empty(channels), empty(channels, channels) if with_gram else None)
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Adds a batch of inputs, shape (..., C)."""
+    def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Adds a batch of inputs, shape (..., C); with weights, of shape (...,), each token counts so many times."""
         rows = inputs.flatten(0, -2)
+        if weights is None:
+            self.total += rows.sum(0, dtype=torch.float32)
+        else:
+            root = weights.flatten()[:, None].sqrt()
+            scaled = rows.float() * root
+            self.total += (scaled * root).sum(0)
+            rows = scaled.to(rows.dtype)  # rounded inputs have a positive semidefinite moment as well
         self.squares += column_squares(rows)
-        self.total += rows.sum(0, dtype=torch.float32)
         if self.upper is not None:
             add_upper_gram(self.upper, rows)
 
@@ -117,6 +123,15 @@ class BlockStatistics:
 def activation_norm(squares: torch.Tensor, sequences: int) -> torch.Tensor:
     """√(Σ x² / sequences) per channel: the mean over sequences of the squared norm over tokens, rooted; shape (C,)."""
     return (squares / sequences).sqrt()
+
+
+def token_weights(residual: torch.Tensor) -> torch.Tensor:
+    """1 / mean square of the residual stream per token, shape (T,); ``residual`` is (T, H).
+
+    The norm before the next projection divides by that, so an error counts relative to it. Without the weight a few
+    tokens with massive activations decide a fit.
+    """
+    return 1 / residual.float().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def angles(cosine: torch.Tensor) -> torch.Tensor:

@@ -105,10 +105,6 @@ class Paging:
             self.overlay = before
             self.leave()
 
-    def again(self, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Paging]:
-        """The same checkpoint once more, maybe in another dtype."""
-        return open_paged(self.folder, self.options, dtype or self.dtype)
-
     def _paged(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             self.enter(number)

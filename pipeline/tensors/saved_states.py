@@ -18,7 +18,7 @@ Key = tuple[int, int]  # block, batch
 
 
 class SavedStates:
-    """Tensors by key, each taken once.
+    """Tensors by key, each taken once, or looked at as often as needed.
 
     Those that no longer fit into ``limit`` bytes of memory go into one file without a name, in the system's temporary
     folder (``TMPDIR``): whatever ends the process, its space is free again. They are written and read as ordinary
@@ -49,7 +49,13 @@ class SavedStates:
             states = self._held.pop(key)
             self._left += states.nbytes
             return states
-        place, form = self._filed.pop(key)
+        return self._read(*self._filed.pop(key))
+
+    def look(self, key: Key) -> torch.Tensor:
+        """The states of ``key``, which stay."""
+        return self._held[key] if key in self._held else self._read(*self._filed[key])
+
+    def _read(self, place: int, form: torch.Tensor) -> torch.Tensor:
         states = torch.empty(form.shape, dtype=form.dtype)
         self._file.seek(place)
         self._file.readinto(bytes_of(states))

@@ -137,7 +137,7 @@ def same_units(before: Record, now: Record) -> float:
 
 
 def perplexity(losses: Sequence[float]) -> str:
-    """Of windows with these mean losses; a dash without any."""
+    """Of windows of one length; a dash without any."""
     return f"{torch.tensor(losses, dtype=torch.float64).mean().exp().item():.3f}" if losses else "–"
 
 

@@ -26,7 +26,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
 from pipeline.live.finite import demand_finite
-from pipeline.prune.compensation.refit import multiplier
+from pipeline.prune.compensation.dense_streams import multiplier
 from pipeline.prune.compensation.towards_dense import Pull, token_weights
 from pipeline.prune.kronecker.factors import Damped
 from pipeline.prune.model.shrinking import ShrinkingModel

@@ -20,6 +20,8 @@ from pipeline.prune.kronecker.factors import Damped
 
 AT_ONCE = 96  # columns of updates that wait for one matrix product
 
+STEP = 1e-3  # of a ridge, over which the slope of an error is taken
+
 
 @dataclass(frozen=True)
 class Elimination:
@@ -42,7 +44,13 @@ class Elimination:
 
 
 def eliminate(
-    weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, width: int, damping: float, correlation: float = 1.0
+    weight: torch.Tensor,
+    inputs: torch.Tensor,
+    outputs: torch.Tensor,
+    width: int,
+    damping: float,
+    correlation: float = 1.0,
+    ridge_counts: bool = False,
 ) -> Elimination:
     """All units, down to none.
 
@@ -53,6 +61,8 @@ def eliminate(
         width: columns per unit.
         damping: λ in units of A's mean diagonal.
         correlation: what A holds between different units is multiplied by it.
+        ridge_counts: whether ½ λ tr(G D Dᵀ), of what the reader changes by D, is part of the errors. Units go in an order in which it is,
+            since that is what the reader minimises; but it is no loss.
     """
     if correlation < 1:
         units = torch.arange(len(inputs), device=inputs.device) // width
@@ -69,8 +79,30 @@ def eliminate(
             gone.append(unit)
             costs.append(cost)
         left = left.without_removed()
-    errors = torch.tensor([0.0, *costs], dtype=torch.float64).cumsum(0).flip(0)
-    return Elimination(torch.tensor(gone[::-1]), errors)
+    order, errors = torch.tensor(gone[::-1]), torch.tensor([0.0, *costs], dtype=torch.float64).cumsum(0)
+    if not ridge_counts:
+        steeper = errors_in_order(weight, inputs, outputs, order, width, ridge * (1 + STEP)).flip(0)
+        errors = (errors - (steeper - errors) / STEP).cummax(0).values
+    return Elimination(order, errors.flip(0))
+
+
+def errors_in_order(
+    weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, order: torch.Tensor, width: int, ridge: float
+) -> torch.Tensor:
+    """½ tr(G D (A + λ) Dᵀ), D being what the best reader of the first k units changes, for k from 0 to U; shape (U + 1,), fp64.
+
+    With A + λ = L Lᵀ in that order and V = W L it is ½ Σ vⱼᵀ G vⱼ over the columns behind those of the first k: one Cholesky
+    factorisation for all sizes. By the envelope theorem its slope over λ is ½ tr(G D Dᵀ), the ridge's part over λ.
+
+    Args:
+        weight, inputs, outputs, width: as of ``eliminate``.
+        order: of the units, the one to keep longest first.
+        ridge: λ itself.
+    """
+    columns = (order.to(inputs.device)[:, None] * width + torch.arange(width, device=inputs.device)).flatten()
+    across = weight.double()[:, columns] @ Damped(inputs[columns][:, columns], ridge).root()
+    lost = (across * (outputs.double() @ across)).sum(0).unflatten(0, (-1, width)).sum(1) / 2
+    return torch.cat([lost.flip(0).cumsum(0).flip(0), lost.new_zeros(1)]).cpu()
 
 
 class _Left:

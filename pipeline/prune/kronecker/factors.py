@@ -36,14 +36,14 @@ class Damped:
         mean = matrix.diagonal().double().mean().item() if len(matrix) else 0.0
         return cls(matrix, damping * max(mean, TINY))
 
-    def root(self, among: torch.Tensor | None = None) -> torch.Tensor:
-        """Lower Cholesky factor, fp64, of the whole or of the rows and columns that a mask or indices name.
+    def root(self, among: torch.Tensor | None = None, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """Lower Cholesky factor of the whole or of the rows and columns that a mask or indices name; fp64 unless told.
 
         Raises:
             TrimlineError: the damping is not enough.
         """
         matrix = self.matrix if among is None else principal(self.matrix, among)
-        exact = matrix.to(torch.float64, copy=True)
+        exact = matrix.to(dtype, copy=True)
         exact.diagonal().add_(self.added)
         return lower_root(exact)
 

@@ -21,7 +21,7 @@ from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.names import curve_name, curve_named, units_name
 from pipeline.architecture.spaces import SPACES, SUBLAYERS, Counts, IndexSet, channels
-from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
+from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep, run_block
 from pipeline.calibrate.measurements import Measurements, Scores
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -31,6 +31,7 @@ from pipeline.prune.allocation.marginal import Curve, most_removed, sizes_within
 from pipeline.prune.allocation.pooled import unit_sizes, whole_of
 from pipeline.prune.allocation.targeted import Aim, best_sizes, size_grid
 from pipeline.prune.allocation.targets import part_of
+from pipeline.prune.compensation.dense_streams import DenseStreams, dense_streams
 from pipeline.prune.compensation.refit import refit
 from pipeline.prune.kronecker.elimination import eliminate
 from pipeline.prune.methods.method import options_of
@@ -45,6 +46,7 @@ class TrimlineOptions(Slice):
     correlation: float = Field(
         1.0, ge=0.0, le=1.0, description="share of the correlations between units that counts in their order and in the error curves"
     )
+    relative: bool = Field(False, description="tokens count relative to the residual stream's size in the order and the error curves")
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the lag behind the dense residual stream that a refitted reader makes up for")
     ridge: float | None = Field(
         None, gt=0.0, le=1e3, description="of the refit, in units of the Gram matrix's mean diagonal; by default each projection's own"
@@ -98,35 +100,45 @@ class Trimline:
     ) -> Iterator[tuple[Step, Scores]]:
         """All shots; the polishing sweeps belong to the last."""
         options, recipe = options_of(step, TrimlineOptions), step.recipe
-        dense = model.twin()
         start = model.current
-        for shot in range(1, recipe.shots + 1):
-            ranked = _ranked_before(model, measurements, step) if measurements and shot == 1 else rank(model, windows, step, events)
-            sizes = _sizes(ranked, model, start, step, shot / recipe.shots)
-            facts: dict[str, Any] = {"tokens": windows.numel()}
-            if recipe.search:  # choices are judged with least squares on the dense model's activations; the refit comes after
-                subject = SizeSearch(step, model, windows, {key: found.units for key, found in ranked.items()}, "least_squares", dense)
-                sizes, facts["search"] = searched(subject, sizes, {}, events)
-            stay = _everything(model) | {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
-            refit(model, dense, windows, stay, options.share, options.ridge, events)
-            aim = recipe.target and Aim(recipe.target, model.selection, model.geometry, step.consumer)
-            facts |= {"target": aim.facts(model.current)} if aim else {}
-            for _ in range(options.polish if shot == recipe.shots else 0):
-                refit(model, dense, windows, _everything(model), options.share, options.ridge, events)
-            yield _record(step, shot, facts, ranked, stay)
+        dense = model.twin() if recipe.search and recipe.shots > 1 else None  # what later shots aim at
+        with dense_streams(model) as streams:
+            for shot in range(1, recipe.shots + 1):
+                if measurements and shot == 1:
+                    ranked = _ranked_before(model, measurements, step)
+                else:
+                    ranked = rank(model, windows, step, events, streams if shot == 1 else None)
+                sizes = _sizes(ranked, model, start, step, shot / recipe.shots)
+                facts: dict[str, Any] = {"tokens": windows.numel()}
+                if recipe.search:  # choices are judged with least squares on the dense model's activations; the refit comes after
+                    order = {key: found.units for key, found in ranked.items()}
+                    sizes, facts["search"] = searched(SizeSearch(step, model, windows, order, "least_squares", dense), sizes, {}, events)
+                stay = _everything(model) | {key: tuple(sorted(found.units[: sizes[key]])) for key, found in ranked.items()}
+                refit(model, streams, windows, stay, options.share, options.ridge, events)
+                aim = recipe.target and Aim(recipe.target, model.selection, model.geometry, step.consumer)
+                facts |= {"target": aim.facts(model.current)} if aim else {}
+                for _ in range(options.polish if shot == recipe.shots else 0):
+                    refit(model, streams, windows, _everything(model), options.share, options.ridge, events)
+                yield _record(step, shot, facts, ranked, stay)
 
 
-def rank(model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events) -> dict[IndexSet, Ranked]:
-    """Every sublayer of the step's spaces that is left; one block's factors in memory at a time."""
+def rank(
+    model: ShrinkingModel, windows: torch.Tensor, step: ResolvedStep, events: Events, streams: DenseStreams | None = None
+) -> dict[IndexSet, Ranked]:
+    """Every sublayer of the step's spaces that is left; one block's factors in memory at a time. ``streams`` note what the blocks give."""
     family = model.geometry.family
     spaces = [SPACES[sublayer] for sublayer in Sublayer if SPACES[sublayer] in step.spaces]
-    needs = GradientNeeds(kronecker=frozenset(family.reader(SUBLAYERS[space]).name for space in spaces))
+    readers = frozenset(family.reader(SUBLAYERS[space]).name for space in spaces)
+    needs = GradientNeeds(kronecker=readers, relative=options_of(step, TrimlineOptions).relative)
     found: dict[IndexSet, Ranked] = {}
-    for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes):
+    run = streams.run if streams else run_block
+    for block, gradients in gradient_sweep(model.model, family, windows, needs, events, model.waiting_bytes, run):
         for space in spaces:
             if block in model.selection.blocks and model.selection.units(SUBLAYERS[space])[block]:
                 found[IndexSet(space, block)] = _ranked(model, IndexSet(space, block), gradients, step)
         del gradients  # larger than the block
+    if streams:
+        streams.is_whole = True
     return found
 
 
@@ -141,7 +153,13 @@ def _ranked(model: ShrinkingModel, among: IndexSet, gradients: BlockGradients, s
         inputs = inputs.double() - torch.outer(total, total) / gradients.tokens
     weight = model.weight(block, reader.name)[:, columns].to(inputs.device)
     found = eliminate(
-        weight, inputs, gradients.outputs[reader.name], width, step.recipe.damping, options_of(step, TrimlineOptions).correlation
+        weight,
+        inputs,
+        gradients.outputs[reader.name],
+        width,
+        step.recipe.damping,
+        options_of(step, TrimlineOptions).correlation,
+        ridge_counts=not options_of(step, TrimlineOptions).relative,
     )
     grid = _grid(among, len(left), step)
     curve = Curve(grid, found.errors[grid].tolist(), _unit_cost(geometry, among, step))

@@ -111,6 +111,37 @@ def test_kronecker_factors_are_second_moments_over_tokens(tiny: tuple[nn.Module,
 
 
 @pytest.mark.usefixtures("small_batches")
+def test_relative_moments_weigh_inputs_one_way_and_gradients_the_other(llama: tuple[nn.Module, Family]) -> None:
+    model, family = llama
+    number, reads, writes, streams = 2, {}, {}, {}
+    readers = {sublayer: family.reader(sublayer).name for sublayer in Sublayer}
+    found = swept(model, family, GradientNeeds(kronecker=frozenset(readers.values()), relative=True))[number]
+    block = blocks_of(model, family)[number]
+    handles = [block.register_forward_hook(lambda _, inputs, output: streams.update(entered=inputs[0].detach(), left=output.detach()))]
+    for name in readers.values():
+        reads[name], writes[name] = [], []
+        module = block.get_submodule(name)
+        handles += [module.register_forward_hook(note_read(reads[name])), module.register_full_backward_hook(note_written(writes[name]))]
+    weights: dict[str, list[torch.Tensor]] = {"entered": [], "left": []}
+    for window in WINDOWS:
+        loss_of(model, window).backward()
+        for name, of in weights.items():
+            of.append(1 / streams[name][0].square().mean(-1))
+    model.zero_grad()
+    for handle in handles:
+        handle.remove()
+    for sublayer, stream in ((Sublayer.ATTENTION, "entered"), (Sublayer.FFN, "left")):
+        name = readers[sublayer]
+        read, written = torch.cat(reads[name]), torch.cat(writes[name])
+        weight = torch.cat(weights[stream])
+        weight = (weight / weight.mean())[:, None]
+        assert weight.max() > 1.2 * weight.min()
+        close(found.inputs[sublayer.point], (weight * read).T @ read)
+        close(found.totals[sublayer.point], (weight * read).sum(0))
+        close(found.outputs[name], (written / weight).T @ written)
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_mask_gradients_are_those_of_a_mask(tiny: tuple[nn.Module, Family]) -> None:
     model, family = tiny
     found = swept(model, family, GradientNeeds(masks=BOTH))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.prune.compensation.least_squares import least_squares
-from pipeline.prune.kronecker.elimination import AT_ONCE, eliminate
+from pipeline.prune.kronecker.elimination import AT_ONCE, eliminate, errors_in_order
 
 DAMPING = 1e-9
 
@@ -109,3 +109,32 @@ def test_groups_as_wide_as_real_ones_on_two_threads() -> None:
     alone, together = found
     assert together.order.tolist() == alone.order.tolist()
     torch.testing.assert_close(together.errors, alone.errors)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_errors_are_losses_and_count_no_ridge(width: int) -> None:
+    weight, inputs, outputs = (factor.double() for factor in factors(5, 24))
+    damping = 0.3
+    ridge = damping * inputs.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    found = eliminate(weight, inputs, outputs, width, damping)
+    penalised = eliminate(weight, inputs, outputs, width, damping, ridge_counts=True)
+    assert torch.equal(found.order, penalised.order)
+    assert found.errors[-1] == 0
+    for kept in range(24 // width):
+        change, stay = weight.clone(), columns_of(found.order[:kept].tolist(), width)
+        if kept:
+            across = weight @ (inputs + ridge)[:, stay]
+            change[:, stay] -= torch.linalg.solve((inputs + ridge)[stay][:, stay], across.T).T
+        loss, of_ridge = (0.5 * (outputs @ change @ moment @ change.T).trace().item() for moment in (inputs, ridge))
+        assert penalised.errors[kept].item() == pytest.approx(loss + of_ridge, rel=1e-6)
+        assert found.errors[kept].item() == pytest.approx(loss, rel=1e-3)
+        assert of_ridge > 0.01 * loss
+
+
+def test_one_factorisation_gives_the_errors_of_any_order() -> None:
+    weight, inputs, outputs = factors(5, 12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    found = errors_in_order(weight, inputs, outputs, order, 1, 1e-6)
+    for kept in range(13):
+        stay = columns_of(order[:kept].tolist(), 1)
+        assert found[kept].item() == pytest.approx(error(weight, inputs, outputs, stay), rel=1e-3, abs=1e-3)

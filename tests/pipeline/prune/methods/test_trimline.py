@@ -10,6 +10,7 @@ import torch
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.profile import Profile
+from pipeline.calibrate.statistics import token_weights
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -17,7 +18,7 @@ from pipeline.common.files import read_json
 from pipeline.live.loading import load_model
 from pipeline.prune.allocation.marginal import Curve, lower_hull, sizes_within
 from pipeline.prune.compensation.least_squares import least_squares
-from pipeline.prune.compensation.towards_dense import DAMPINGS, Pull, best_damping, token_weights, towards_dense
+from pipeline.prune.compensation.towards_dense import DAMPINGS, Pull, best_damping, towards_dense
 from pipeline.prune.methods.trimline import rank
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
@@ -74,11 +75,11 @@ def test_the_refit_is_the_minimum(biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, lag = torch.randn(300, 10, generator=generator) + 0.5, torch.randn(300, 4, generator=generator) + 0.3
     weight, tokens = torch.randn(4, 10, generator=generator), torch.rand(300, generator=generator) + 0.1
-    pull = Pull.zeros(4, 10, torch.device("cpu"))
-    for part in range(0, 300, 100):
-        pull.add(inputs[part : part + 100], lag[part : part + 100], tokens[part : part + 100])
     kept = torch.tensor([0, 2, 3, 7])
-    found, shift = towards_dense(weight, pull, kept, 0.5, 1e-9, biased)
+    pull = Pull.zeros(4, 4, torch.device("cpu"))
+    for part in (slice(start, start + 100) for start in range(0, 300, 100)):
+        pull.add(inputs[part][:, kept], what_is_missing(inputs[part], 0.5 * lag[part], weight, kept), tokens[part])
+    found, shift = towards_dense(weight[:, kept], pull, 1e-9, biased)
     target = inputs @ weight.T + 0.5 * lag
     design = torch.cat([inputs[:, kept], torch.ones(300, 1)], 1) if biased else inputs[:, kept]
     root = tokens.sqrt()[:, None]
@@ -91,11 +92,16 @@ def test_the_refit_is_the_minimum(biased: bool) -> None:
 
 def test_without_a_lag_the_refit_is_plain_least_squares() -> None:
     inputs, weight = torch.randn(100, 8), torch.randn(3, 8)
-    pull = Pull.zeros(3, 8, torch.device("cpu"))
-    pull.add(inputs, torch.zeros(100, 3), torch.ones(100))
-    kept = torch.arange(5)
+    pull, kept = Pull.zeros(3, 5, torch.device("cpu")), torch.arange(5)
+    pull.add(inputs[:, kept], what_is_missing(inputs, torch.zeros(100, 3), weight, kept), torch.ones(100))
     expected, _ = least_squares(weight, inputs.T @ inputs, kept, 0.01)
-    torch.testing.assert_close(towards_dense(weight, pull, kept, 1.0, 0.01)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(towards_dense(weight[:, kept], pull, 0.01)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def what_is_missing(inputs: torch.Tensor, lag: torch.Tensor, weight: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What the columns that go wrote, and the lag that is to be made up for."""
+    gone = [column for column in range(weight.shape[1]) if column not in kept.tolist()]
+    return inputs[:, gone] @ weight[:, gone].T + lag
 
 
 def test_tokens_count_relative_to_their_size() -> None:
@@ -220,6 +226,34 @@ def test_the_refit_brings_the_logits_nearer(tmp_path) -> None:
     assert loss_of(1.0, 1) < loss_of(0.0, 0)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_each_block_runs_no_more_than_it_must(known, tmp_path) -> None:
+    """Forwards and back for the factors, once cut; the dense one again only where its streams were not noted."""
+    folder = tiny_model("llama", tmp_path)
+    model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
+    resolved = resolve_step(PruneStep.model_validate(step(shots=1 if known else 2)))
+    measurements = resolved.measure(model, WINDOWS, Events()) if known else None
+    calls: list[None] = []
+    layer = model.model.model.layers[1]
+    layer.self_attn.q_proj.register_forward_hook(lambda *_: calls.append(None))
+    list(resolved.run(model, WINDOWS, Events(), measurements))
+    assert len(calls) == (2 if known else 6)
+
+
+@pytest.mark.parametrize("polish", [0, 1])
+def test_known_measurements_make_the_same_plan(polish, tmp_path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    resolved = resolve_step(PruneStep.model_validate(step(options={"polish": polish})))
+    models = [ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder)) for _ in range(2)]
+    known = resolved.measure(models[0], WINDOWS, Events())
+    for model, measurements in zip(models, (known, None), strict=True):
+        list(resolved.run(model, WINDOWS, Events(), measurements))
+    assert models[0].selection == models[1].selection
+    updates = [model.updates() for model in models]
+    assert list(updates[0]) == list(updates[1])
+    assert all(torch.equal(updates[0][name], updates[1][name]) for name in updates[0])
+
+
 def test_the_last_reader_is_fitted_on_what_the_finished_blocks_before_it_give(tmp_path) -> None:
     folder = tiny_model("llama", tmp_path)
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))
@@ -258,24 +292,24 @@ def test_the_ridge_is_the_one_that_errs_least_on_the_other_half(biased: bool, no
     for _ in range(2):
         inputs, lag = torch.randn(24, 8, generator=generator), noise * torch.randn(24, 3, generator=generator)
         inputs[:, [3, 5, 7]] = inputs[:, [0, 1, 2]]  # what goes follows from what stays
-        half = Pull.zeros(3, 8, torch.device("cpu"))
-        half.add(inputs, lag, torch.ones(24))
+        half = Pull.zeros(3, len(kept), torch.device("cpu"))
+        half.add(inputs[:, kept], what_is_missing(inputs, lag, weight, kept), torch.ones(24))
         halves.append(half)
         tokens.append((inputs, lag))
     errors = dict.fromkeys(DAMPINGS, 0.0)
-    scales = [gram_scale(half, kept, biased) for half in halves]
+    scales = [gram_scale(half, biased) for half in halves]
     for damping in DAMPINGS:
         for fitted, scale, (inputs, lag) in zip(halves, scales, reversed(tokens), strict=True):
-            solved, _ = towards_dense(weight, fitted, kept, 1.0, damping * sum(scales) / scale, biased)
+            solved, _ = towards_dense(weight[:, kept], fitted, damping * sum(scales) / scale, biased)
             if biased:
                 inputs, lag = inputs - inputs.mean(0), lag - lag.mean(0)
             errors[damping] += (inputs @ weight.T + lag - inputs[:, kept] @ solved.T).square().sum().item()
-    found = best_damping(weight, (halves[0], halves[1]), kept, 1.0, biased)
-    assert found == min(errors, key=lambda damping: errors[damping]) == expected
+    assert min(errors, key=lambda damping: errors[damping]) == expected
+    for near in (None, *DAMPINGS):  # wherever it begins
+        assert best_damping((halves[0], halves[1]), biased, near) == expected
 
 
-def gram_scale(pull: Pull, kept: torch.Tensor, biased: bool) -> float:
-    """Mean diagonal of the kept inputs' second moment, central where a bias takes the means up."""
+def gram_scale(pull: Pull, biased: bool) -> float:
+    """Mean diagonal of the inputs' second moment, central where a bias takes the means up."""
     mean = pull.inputs / pull.weight
-    diagonal = pull.gram().diagonal() - (pull.weight * mean.square() if biased else 0)
-    return diagonal[kept].mean().item()
+    return (pull.gram().diagonal() - (pull.weight * mean.square() if biased else 0)).mean().item()
