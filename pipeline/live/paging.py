@@ -105,6 +105,10 @@ class Paging:
             self.overlay = before
             self.leave()
 
+    def again(self) -> tuple[PreTrainedModel, Paging]:
+        """The same checkpoint once more."""
+        return open_paged(self.folder, self.options, self.dtype)
+
     def _paged(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             self.enter(number)

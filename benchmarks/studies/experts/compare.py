@@ -159,13 +159,14 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(given.model, given.calibration.read_text(encoding="utf-8"), given.test.read_text(encoding="utf-8"))
     dense = fmean(study.losses(None))
-    lines, figures = [f"Dense: {dense:.3f} nats per token."], {"dense": study.losses(None)}
+    lines = [f"Dense: {dense:.3f} nats per token."]
+    figures: dict[str, list[float] | list[list[float]]] = {"dense": study.losses(None)}
     for share in given.remove:
         gone = round(share * study.experts)
         found = measured(study, gone, given.draws)
         head = "| method | loss | over dense | between draws | less REAP's, 95 % |"
         lines += ["", f"{gone} of {study.experts} experts gone:", "", head, "|---|---|---|---|---|", *rows(dense, found)]
-        figures |= {f"{gone}/{name}": losses.by_draw for name, losses in found.items()}  # type: ignore[dict-item]
+        figures |= {f"{gone}/{name}": losses.by_draw for name, losses in found.items()}
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (given.out / "losses.json").write_text(json.dumps(figures), encoding="utf-8")

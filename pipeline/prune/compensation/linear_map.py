@@ -22,12 +22,13 @@ from torch import nn
 
 from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.spaces import channels
+from pipeline.calibrate.statistics import token_weights
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
 from pipeline.live.finite import demand_finite
 from pipeline.prune.compensation.dense_streams import multiplier
-from pipeline.prune.compensation.towards_dense import Pull, token_weights
+from pipeline.prune.compensation.towards_dense import Pull
 from pipeline.prune.kronecker.factors import Damped
 from pipeline.prune.model.shrinking import ShrinkingModel
 

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.profile import Profile
+from pipeline.calibrate.statistics import token_weights
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -18,7 +19,7 @@ from pipeline.common.options import RunOptions
 from pipeline.live.loading import load_model
 from pipeline.live.paging import open_paged
 from pipeline.prune.compensation.linear_map import BlockRun, linear_map, merge_maps, runs_of
-from pipeline.prune.compensation.towards_dense import Pull, token_weights
+from pipeline.prune.compensation.towards_dense import Pull
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import check_spaces, make_plan
