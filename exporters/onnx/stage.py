@@ -21,6 +21,7 @@ from exporters.onnx.runtime import has_genai, needs_runtime
 from exporters.positions import say_bound
 from exporters.recipe import ExportSlice
 from exporters.text.tokens import check_text
+from pipeline.architecture.obstacles import check_graph
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
@@ -107,6 +108,7 @@ def _shorter(source: Checkpoint) -> str | None:
 
 
 def _check(source: Checkpoint) -> None:
+    check_graph(source.geometry.family)
     if not any(block.kv_groups for block in source.geometry.blocks):
         raise TrimlineError(f"No block of {source.folder} has attention left, so there is no cache to export.", "Keep one.")
     source.demand_no_doubt()

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import no_graph
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.stock import has_sliding_window
 from pipeline.rebuild.gguf_form import DECI, NoGgufForm, gguf_form, rope_type
@@ -78,8 +79,14 @@ def consumers(result: Geometry, profile: Profile, config: Mapping[str, Any]) -> 
         config: the config.json of the dense model (the smaller one's serves as well).
     """
     case = ConsumerInput(result, profile, config)
-    verdicts = [row.rule(case) if row.knows(case) else _not_looked_at(row.consumer, case, row.gated) for row in ROWS]
+    verdicts = [_verdict(row, case) for row in ROWS]
     return verdicts if result.within is None else [_of_larger_model(verdict, result.within.model_type) for verdict in verdicts]
+
+
+def _verdict(row: ConsumerRule, case: ConsumerInput) -> ConsumerVerdict:
+    if row.graph and (why := no_graph(case.result.family)):
+        return ConsumerVerdict(row.consumer, False, f"no ONNX graph is made of it: {why}", "use the checkpoint with transformers", NOT_RUN)
+    return row.rule(case) if row.knows(case) else _not_looked_at(row.consumer, case, row.gated)
 
 
 def _of_larger_model(verdict: ConsumerVerdict, kind: str) -> ConsumerVerdict:
@@ -239,6 +246,7 @@ class ConsumerRule:
         rule: what it does with a result.
         families: whose results somebody has looked at; None for all, since the rule looks at each.
         gated: as in the verdict.
+        graph: it is given an ONNX graph.
         decilm: it was looked at with results in profile ``decilm``, whichever family they are of.
     """
 
@@ -247,6 +255,7 @@ class ConsumerRule:
     families: frozenset[str] | None = FIRST
     gated: bool = False
     decilm: bool = False
+    graph: bool = False
 
     def knows(self, case: ConsumerInput) -> bool:
         """Whether the rule says something of the case."""
@@ -256,9 +265,9 @@ class ConsumerRule:
 ROWS = (
     ConsumerRule("transformers (stock)", _stock, None),  # tests/pipeline/architecture runs every family in both
     ConsumerRule("transformers (shipped file)", _shipped, None),
-    ConsumerRule("ONNX Runtime", _onnx, IN_ONNX_RUNTIME, gated=True),
-    ConsumerRule("onnxruntime-genai", _genai, IN_ONNX_RUNTIME, gated=True),
-    ConsumerRule("TensorRT", _tensorrt, gated=True),
+    ConsumerRule("ONNX Runtime", _onnx, IN_ONNX_RUNTIME, gated=True, graph=True),
+    ConsumerRule("onnxruntime-genai", _genai, IN_ONNX_RUNTIME, gated=True, graph=True),
+    ConsumerRule("TensorRT", _tensorrt, gated=True, graph=True),
     ConsumerRule("TensorRT-LLM", _tensorrt_llm),
     ConsumerRule("TensorRT Edge-LLM", _edge_llm),
     ConsumerRule("vLLM", _vllm, decilm=True),

@@ -64,6 +64,8 @@ def gguf_form(result: Geometry, config: Mapping[str, Any]) -> GgufForm:
         NoGgufForm: there is none, or it would load the file and compute something else; says what to change.
     """
     family = result.family
+    if family.kinds.costs:  # whatever llama.cpp has for it
+        raise NoGgufForm(f"The mixers that {family.model_type} carries are not written for llama.cpp here.", USE_OTHER)
     row = GGUF_ARCHS.get(family.gguf_arch or "")
     if row is None:
         raise NoGgufForm(f"llama.cpp has no architecture for {family.model_type}.", USE_OTHER)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
@@ -83,8 +84,22 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         notes=(
             *(f"{doubt.problem} {doubt.read} {doubt.remedy}" for doubt in checkpoint.doubts),
             *((checkpoint.left_out,) if checkpoint.left_out else ()),
+            *_kinds(geometry),
         ),
     )
+
+
+def _kinds(geometry: Geometry) -> Iterator[str]:
+    """A sentence per kind of mixer or FFN that is carried."""
+    for sublayer, what in ((Sublayer.ATTENTION, "mixer"), (Sublayer.FFN, "FFN")):
+        by_kind: dict[str, list[str]] = {}
+        for number, block in enumerate(geometry.blocks):
+            if block.has(sublayer) and not block.is_ordinary(sublayer):
+                by_kind.setdefault(block.kind(sublayer), []).append(str(number))
+        for kind, numbers in by_kind.items():
+            yield f"The {what} of blocks {', '.join(numbers)} is of kind {kind}; it is carried as it is, and goes with its block."
+    if geometry.family.has_beside:
+        yield f"Beside the attention of every block stands a mixer that {geometry.family.model_type} carries as it is."
 
 
 def _inspect_plan(folder: Path, source: Path | None) -> Inspection:

@@ -12,6 +12,7 @@ from deploy.targets import ModelToServe, check_targets
 from exporters.onnx.lowering.precision import check_precision
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.architecture.families import Sublayer
+from pipeline.architecture.obstacles import check_graph
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -46,6 +47,7 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
         TrimlineError: as ``preflight``.
     """
     steps = resolve_steps(recipe.prune)
+    check_graph(dense.geometry.family)
     check_precision(recipe.export.precision, options.device)
     profile, family, within = recipe.rebuild.profile, dense.geometry.family, dense.geometry.within
     check_request(profile, family, *shapes_asked_for(steps, profile), dense.config, within)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import check_graph
 from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.verdicts import ConsumerVerdict
 from pipeline.sources.config import NamedModel
@@ -75,6 +76,7 @@ def choose(model: NamedModel, purpose: Purpose, names: Iterable[str]) -> Chosen:
         TrimlineError: a name means nothing, the model fits already, somebody named loads no shape that could come out, or
             nothing goes far enough.
     """
+    check_graph(model.geometry.family)
     demand_ffn(model.geometry)
     wanted = clients(names)
     footprint = Footprint.of(wanted.values(), model.config, positions_of(model))

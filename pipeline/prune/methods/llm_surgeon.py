@@ -78,7 +78,7 @@ class LLMSurgeon:
         sublayers = list(Sublayer) if through else [SUBLAYERS[space] for space in step.spaces]
         linears = linears_of(sublayers)
         if options.cost == "coupled" and not through:
-            readers = {family.reader(sublayer) for family in FAMILIES.values() for sublayer in sublayers if sublayer in family.cuttable}
+            readers = {family.reader(kind) for family in FAMILIES.values() for kind in sublayers if kind in family.cuttable}
             linears = [linear for linear in linears if linear in readers]
         if options.variant is Variant.L_OBD:
             return Needs(squares=frozenset(linear.point for linear in linears))

@@ -16,18 +16,25 @@ from benchmarks.formulas.roofline import Call, cache_bytes, operators
 from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, worked_out
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.obstacles import check_heads
+from pipeline.architecture.obstacles import check_heads, check_timed
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from pipeline.common.files import read_json
+from pipeline.common.options import RunOptions
 from pipeline.live.loading import load_model
+from pipeline.prune.model.collapsing import check_alike
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
+from pipeline.rebuild.consumers import consumers
+from pipeline.rebuild.gguf_form import gguf_form
 from tests.pipeline.rebuild.cases import Choice, plan_for, rebuilt, rebuilt_tiny, same_width
 from tests.tiny import TINY_TYPES, random_model, tiny_model
+from trimline.inspect.read import inspect_folder
+from trimline.recipe import Recipe
+from trimline.stages.preflight import preflight
 
 WITH_KINDS = [name for name in TINY_TYPES if FAMILIES[name].kinds.rules]
 
@@ -183,3 +190,29 @@ def test_latent_attention_keeps_latents_and_has_no_groups() -> None:
     assert geometry.block_flops(block, 10) - geometry.block_flops(block, 0) == 10 * 2 * 4 * (12 + 8 + 10)
     with pytest.raises(TrimlineError, match="youtu has no KV groups that could go"):
         check_heads(geometry.family)
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "lfm2", "youtu"])
+def test_exports_that_cannot_carry_a_mixer_are_refused_beforehand(tmp_path: Path, name: str) -> None:
+    source = Checkpoint(tiny_model(name, tmp_path))
+    recipe = Recipe.model_validate({"prune": {"steps": [{"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}}]}})
+    with pytest.raises(TrimlineError, match=f"No ONNX graph is made of {name}: a graph hands keys and values"):
+        preflight(recipe, RunOptions(), source)
+    with pytest.raises(TrimlineError, match=f"The mixers that {name} carries are not written for llama.cpp here"):
+        gguf_form(source.geometry, source.config)
+    verdicts = {verdict.consumer: verdict for verdict in consumers(source.geometry, Profile.UNIFORM, source.config)}
+    assert verdicts["transformers (stock)"].loads
+    assert {verdicts[one].loads for one in ("ONNX Runtime", "onnxruntime-genai", "TensorRT", "llama.cpp")} == {False}
+    with pytest.raises(TrimlineError, match="Latency tables are made of attention and FFN"):
+        check_timed(source.geometry.family)
+
+
+def test_inspect_tells_which_blocks_are_carried(tmp_path: Path) -> None:
+    said = " ".join(inspect_folder(tiny_model("nemotron_h", tmp_path)).notes)
+    assert "The mixer of blocks 0, 4 is of kind mamba; it is carried as it is, and goes with its block." in said
+
+
+def test_laco_adds_up_no_blocks_of_different_kinds(tmp_path: Path) -> None:
+    model = ShrinkingModel(load_model(tiny_model("lfm2", tmp_path)), Checkpoint(tmp_path))
+    with pytest.raises(TrimlineError, match="block 1 is of another kind than block 0"):
+        check_alike(model)
