@@ -6,7 +6,7 @@ It holds nothing that changes from run to run on the same machine; timings stand
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def model_card(
         blocks=Geometry.from_config(config if inside is None else inside.text).blocks,
         auto_class="AutoModelForCausalLM" if inside is None else "AutoModelForImageTextToText",
         comparison=list(_comparison(dense, pruned, report.get("recovery"))) if dense and pruned else [],
+        by_text=list(_by_text(report.get("by_text", ()))),
         remote_code="auto_map" in config,
         onnx=onnx,
         licence=slice_.licence,
@@ -121,6 +122,16 @@ def _comparison(dense: Mapping[str, Any], pruned: Mapping[str, Any], recovery: M
         yield "Perplexity before training", _perplexity(dense["perplexity"]), _perplexity(recovery["before"])
     if dense["perplexity"] and pruned["perplexity"]:
         yield "Perplexity", _perplexity(dense["perplexity"]), _perplexity(pruned["perplexity"])
+
+
+def _by_text(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Name, perplexities, their ratio, and how near the predictions are to the dense model's."""
+    for row in rows:
+        dense, pruned = row["dense"], row["pruned"]
+        near = [
+            shown.format(row[key]) if row[key] is not None else "–" for key, shown in (("divergence", "{:.3f}"), ("same_best", "{:.1%}"))
+        ]
+        yield row["name"], _perplexity(dense), _perplexity(pruned), f"{float(pruned['value']) / float(dense['value']):.3f}", *near
 
 
 def _perplexity(measure: Mapping[str, Any]) -> str:

@@ -104,6 +104,8 @@ def run_record(report: dict[str, Any]) -> dict[str, Any]:
         "models": models,
         "workloads": report["workloads"],
         "texts": report["texts"],
+        "by_text": report["by_text"],
+        "recovery": report["recovery"],
         "model_source": report["model_source"],
     }
 

@@ -57,8 +57,8 @@ def first_shot_of(
 
 
 def text_files(texts: TextSlice) -> list[Path]:
-    """What of two texts may be a file."""
-    return [typed_path(text.source) for text in (texts.calibration, texts.evaluation)]
+    """What of the texts may be a file."""
+    return [typed_path(text.source) for text in texts.every]
 
 
 def states_of(output: Path, recipe: RecoverSlice, pruned: Path, dense: Path | None, texts: Path, options: RunOptions) -> Path:

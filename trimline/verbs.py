@@ -171,7 +171,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         out, watched = Path(scratch), Watched(typed_path(text), typed_path(str(model)))
         (out / EVALUATION).write_text(load_text(named, "evaluation"), encoding="utf-8", newline="")
-        write_json(out / TEXTS, {"evaluation": {"name": describe(named, "evaluation")}})
+        write_json(out / TEXTS, {"evaluation": [{"name": describe(named, "evaluation")}]})
         _judge(evaluation_of, model, wanted, {TEXT: out}, out, options, events)
         watched.demand_unchanged()
         found = read_json(out / RESULT)

@@ -13,48 +13,70 @@ from pipeline.architecture.families import Family
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
+from pipeline.evaluate.agreement import agreement_record, window_agreements
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.live.blocks import blocks_of, enter, standing_in
-from pipeline.live.loading import load_tokenizer
-from pipeline.live.paging import open_model
-from pipeline.sources.folder import EVALUATION, TEXTS
+from pipeline.live.loading import load_model, load_tokenizer
+from pipeline.live.paging import open_model, weights_bytes
 from pipeline.sources.model import checkpoint_folder
+from pipeline.sources.roles import texts_of
 from pipeline.sources.windows import check_windows, consecutive_windows
 
 RESULT = "perplexity.json"
 LARGEST_LOSS = 700.0  # nats; exp of more is beyond a double
 
 
-def evaluate(checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events) -> None:
-    """Stage: writes perplexity.json.
+def evaluate(
+    checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events, dense: Path | None = None
+) -> None:
+    """Stage: writes perplexity.json: of the first text, and of every one under ``texts``.
 
     Args:
         checkpoint: a source artefact, a checkpoint folder or a rebuild artefact.
-        texts: folder with evaluation.txt.
+        texts: folder with the texts that evaluate.
         recipe: windows.
         options: device and threads; the dtype is the checkpoint's own.
         out: empty folder.
         events: progress.
+        dense: the model that the predictions are compared with, where memory holds both whole; None compares with nothing.
 
     Raises:
-        TrimlineError: the text is shorter than the recipe asks for, or the checkpoint does not load.
+        TrimlineError: a text is shorter than the recipe asks for, or the checkpoint does not load.
     """
     options.apply()
     folder = checkpoint_folder(checkpoint)
     source = Checkpoint(folder)
     source.say_doubts(events)
-    windows = consecutive_windows(load_tokenizer(folder), (texts / EVALUATION).read_text(encoding="utf-8"), recipe.windows, recipe.window)
-    check_windows(windows, source.geometry)
+    tokenizer = load_tokenizer(folder)
+    read = {text.name: consecutive_windows(tokenizer, text.text, recipe.windows, recipe.window) for text in texts_of(texts, "evaluation")}
+    check_windows(torch.cat(list(read.values())), source.geometry)
     model, paging = open_model(folder, options)
-    losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
-    if not all(map(math.isfinite, losses)):
-        source.check_finite()  # a tensor that is no number is named rather than what comes of it
-    name = read_json(texts / TEXTS)["evaluation"]["name"] if (texts / TEXTS).exists() else EVALUATION
-    result = perplexity_record(losses) | {"text": name, "window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
-    write_json(out / RESULT, result)
-    events.note(f"perplexity {result['perplexity']:.2f} on {name}")
+    beside = None if dense is None or paging is not None else _beside(checkpoint_folder(dense), source, options, events)
+    found = []
+    for name, windows in read.items():
+        if beside is None:
+            losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
+            more: dict[str, float] = {}
+        else:
+            agreements = window_agreements(model, beside, windows, events)
+            losses, more = [one.loss for one in agreements], agreement_record(agreements)
+        if not all(map(math.isfinite, losses)):
+            source.check_finite()  # a tensor that is no number is named rather than what comes of it
+        found.append({"text": name} | perplexity_record(losses) | more)
+        events.note(f"perplexity {found[-1]['perplexity']:.2f} on {name}")
+    how = {"window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
+    write_json(out / RESULT, found[0] | how | {"texts": found})
+
+
+def _beside(dense: Path, source: Checkpoint, options: RunOptions, events: Events) -> nn.Module | None:
+    """The dense model, where memory holds it beside the one that is evaluated."""
+    both = (Checkpoint(dense), source)
+    if not options.holds(sum(weights_bytes(one, one.dtype) for one in both)):
+        events.note("memory does not hold the dense model beside this one, so their predictions are not compared")
+        return None
+    return load_model(dense, dtype=both[0].dtype, device=options.device, trust_remote_code=options.trust_remote_code)
 
 
 @torch.inference_mode()

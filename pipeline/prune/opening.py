@@ -14,10 +14,10 @@ from pipeline.live.finite import is_finite
 from pipeline.live.loading import load_tokenizer
 from pipeline.live.paging import open_model
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.sources.folder import CALIBRATION
 from pipeline.sources.model import checkpoint_folder
+from pipeline.sources.packed import calibration_windows
 from pipeline.sources.recipe import CalibrationWindows
-from pipeline.sources.windows import check_windows, draw_windows
+from pipeline.sources.windows import check_windows
 
 
 def opened(
@@ -51,8 +51,7 @@ def opened(
 
 
 def _windows(folder: Path, texts: Path, calibration: CalibrationWindows, geometry: Geometry) -> torch.Tensor:
-    text = "" if calibration.token_ids is not None else (texts / CALIBRATION).read_text(encoding="utf-8")
-    windows = draw_windows(load_tokenizer(folder), text, calibration)
+    windows = calibration_windows(load_tokenizer(folder), texts, calibration)
     check_windows(windows, geometry)
     return windows
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.common.errors import TrimlineError
-from pipeline.sources.roles import SharedText
-from pipeline.sources.windows import begun, tokenize
+from pipeline.sources.recipe import CalibrationWindows
+from pipeline.sources.roles import SharedText, texts_of
+from pipeline.sources.windows import begun, draw_windows, tokenize
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,26 @@ def packed_windows(
         held.append(cut[there:])
     draw.shuffle(order)
     return Packed(begun(tokenizer, torch.cat(rows)), tuple(order), begun(tokenizer, torch.cat(held)))
+
+
+def calibration_windows(tokenizer: Any, texts: Path, recipe: CalibrationWindows) -> torch.Tensor:
+    """Token ids (windows, window) of the texts that calibrate: of one as ``draw_windows`` draws them, of several by their shares.
+
+    Raises:
+        TrimlineError: a text is too short, or the recipe names places in a text where there are several.
+    """
+    if recipe.token_ids is not None:
+        return draw_windows(tokenizer, "", recipe)
+    found = texts_of(texts, "calibration")
+    if len(found) == 1:
+        return draw_windows(tokenizer, found[0].text, recipe)
+    if recipe.starts is not None or recipe.overlap or not recipe.begin:
+        raise TrimlineError(
+            "Calibration windows that overlap, lack their beginning or start at given places are of one text, and there are several.",
+            "Leave starts, overlap and begin out, or name one text.",
+        )
+    drawn = packed_windows(tokenizer, found, recipe.windows, recipe.window, recipe.seed, "calibration", again=False)
+    return drawn.windows[list(drawn.order)]
 
 
 def by_share(texts: Sequence[SharedText], count: int) -> tuple[int, ...]:

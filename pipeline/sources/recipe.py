@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.common.slices import Count, Slice
 
 DEFAULT = "default"
+Role = Literal["calibration", "recovery", "evaluation"]
 
 
 class Source(Slice):
@@ -37,14 +38,46 @@ class TextSource(Source):
     config: str | None = Field(None, description="of a hub data set")
     split: str | None = Field(None, description="of a hub data set, or 'calibration'/'evaluation' of the default text")
     column: str = Field("text", description="of a .jsonl or .parquet file or a data set")
+    share: float = Field(1.0, gt=0.0, le=1e6, description="of the windows, beside the other texts of a list")
+
+
+def _listed(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Texts = Annotated[tuple[TextSource, ...], BeforeValidator(_listed)]
 
 
 class TextSlice(Slice):
-    """The text that calibrates and the text that evaluates; they must differ."""
+    """The texts that calibrate, train and evaluate; those that evaluate must differ from the others."""
 
-    calibration: TextSource = TextSource()
-    evaluation: TextSource = TextSource()
-    allow_overlap: bool = Field(False, description="calibrate and evaluate on shared text; the report says so")
+    calibration: Texts = Field((TextSource(),), min_length=1, max_length=64)
+    recovery: Texts = Field((), max_length=64, description="that recovery trains on; those that calibrate where there are none")
+    evaluation: Texts = Field((TextSource(),), min_length=1, max_length=64)
+    allow_overlap: bool = Field(False, description="calibrate, train and evaluate on shared text; the report says so")
+
+    @model_validator(mode="after")
+    def _every_text_is_evaluated_whole(self) -> TextSlice:
+        if any(text.share != 1.0 for text in self.evaluation):
+            raise ValueError("every text that evaluates is read by itself, so it has no share")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _one_text_as_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A list of one as that one, as people write it."""
+        plain: dict[str, Any] = handler(self)
+        return {name: value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for name, value in plain.items()}
+
+    def of(self, role: Role) -> tuple[TextSource, ...]:
+        """The texts of a role."""
+        found: tuple[TextSource, ...] = getattr(self, role)
+        return found
+
+    @property
+    def every(self) -> tuple[TextSource, ...]:
+        """All of them."""
+        return (*self.calibration, *self.recovery, *self.evaluation)
 
 
 class CalibrationWindows(Slice):

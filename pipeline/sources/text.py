@@ -5,57 +5,69 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
-from pipeline.sources.folder import TEXT_OF, TEXTS
+from pipeline.sources.folder import TEXTS
 from pipeline.sources.overlap import LONG, shared_share
 from pipeline.sources.places import typed_path
 from pipeline.sources.reading import SUFFIXES, read_data_set, read_file
-from pipeline.sources.recipe import DEFAULT, TextSlice, TextSource
+from pipeline.sources.recipe import DEFAULT, Role, TextSlice, TextSource
+from pipeline.sources.roles import file_of
 
-Role = Literal["calibration", "evaluation"]
+ROLES: tuple[Role, ...] = ("calibration", "recovery", "evaluation")
 SHARED_BAR = 0.01
 
 
 def texts(recipe: TextSlice, options: RunOptions, out: Path, events: Events) -> None:
-    """Stage: writes calibration.txt, evaluation.txt and text.json (names, SHA-256, share of the evaluation text that calibration saw).
+    """Stage: writes every text into a file, and text.json: names, shares, SHA-256, and of every pair how much of the text that evaluates
+    also stands in the one that calibrates or trains; the largest of them is ``overlap``.
 
     Raises:
-        TrimlineError: a text cannot be read or is empty, or both are the same text (unless allowed).
+        TrimlineError: a text cannot be read or is empty, or one that evaluates is one that calibrates or trains (unless allowed).
     """
-    calibration = load_text(recipe.calibration, "calibration")
-    evaluation = load_text(recipe.evaluation, "evaluation")
-    overlap = shared_share(calibration, evaluation)
-    if overlap > SHARED_BAR and not recipe.allow_overlap:
+    loaded = {role: [load_text(named, role) for named in recipe.of(role)] for role in ROLES}
+    pairs: list[dict[str, Any]] = [
+        {"role": role, "seen": describe(seen, role), "evaluation": describe(judge, "evaluation"), "share": shared_share(text, judged)}
+        for role in ROLES[:2]
+        for (seen, text), (judge, judged) in product(_beside(recipe, role, loaded), _beside(recipe, "evaluation", loaded))
+    ]
+    worst = max(pairs, key=lambda pair: pair["share"])
+    if worst["share"] > SHARED_BAR and not recipe.allow_overlap:
+        which = f" ({worst['evaluation']}; {worst['seen']})" if len(pairs) > 1 else ""
         raise TrimlineError(
-            f"{overlap:.0%} of the evaluation text also stands in the calibration text, so its perplexity would prove nothing.",
+            f"{worst['share']:.0%} of the evaluation text also stands in the {worst['role']} text{which}, so its perplexity would prove nothing.",
             "Name two different texts, or set text.allow_overlap: true, which the report will state.",
         )
-    write_json(
-        out / TEXTS,
-        {
-            "overlap": overlap,
-            "calibration": _write(out, recipe.calibration, "calibration", calibration),
-            "evaluation": _write(out, recipe.evaluation, "evaluation", evaluation),
-        },
-    )
-    events.note(f"{len(calibration):,} characters to calibrate, {len(evaluation):,} to evaluate, {overlap:.1%} shared")
+    written = {
+        role: [_write(out, named, role, number, text) for number, (named, text) in enumerate(_beside(recipe, role, loaded))]
+        for role in ROLES
+    }
+    write_json(out / TEXTS, {"overlap": worst["share"], "pairs": pairs} | written)
+    counts = {role: sum(map(len, found)) for role, found in loaded.items()}
+    trained = f"{counts['recovery']:,} to train, " if recipe.recovery else ""
+    said = f"{counts['calibration']:,} characters to calibrate, {trained}{counts['evaluation']:,} to evaluate"
+    events.note(f"{said}, {worst['share']:.1%} shared")
 
 
-def identify(recipe: TextSlice) -> dict[str, str]:
+def _beside(recipe: TextSlice, role: Role, loaded: dict[Role, list[str]]) -> list[tuple[TextSource, str]]:
+    return list(zip(recipe.of(role), loaded[role], strict=True))
+
+
+def identify(recipe: TextSlice) -> dict[str, list[str]]:
     """What the texts depend on: content hashes of local files and of the built-in prose."""
-    return {"calibration": _identify(recipe.calibration, "calibration"), "evaluation": _identify(recipe.evaluation, "evaluation")}
+    return {role: [_identify(named, role) for named in recipe.of(role)] for role in ROLES}
 
 
 def describe(named: TextSource, role: Role) -> str:
     """How people call a text."""
     if named.source == DEFAULT:
-        return f"Python's language reference (pydoc topics), {named.split or role} half"
+        return f"Python's language reference (pydoc topics), {named.split or _half(role)} half"
     return " ".join(part for part in (Path(named.source).name, named.config, named.split) if part)
 
 
@@ -67,7 +79,7 @@ def load_text(named: TextSource, role: Role) -> str:
     """
     path = typed_path(named.source)
     if named.source == DEFAULT:
-        text = _builtin_half(named.split or role)
+        text = _builtin_half(named.split or _half(role))
     elif path.is_file():
         text = read_file(path, named.column)
     else:
@@ -119,6 +131,11 @@ def builtin_halves() -> dict[str, str]:
     return {half: "\n\n".join(topics[topic].strip() for topic in sorted(names)) + "\n" for half, names in halves.items()}
 
 
+def _half(role: Role) -> str:
+    """Of the built-in prose, what a role reads."""
+    return "evaluation" if role == "evaluation" else "calibration"
+
+
 def _builtin_half(name: str) -> str:
     halves = builtin_halves()
     if name not in halves:
@@ -131,9 +148,9 @@ def _identify(named: TextSource, role: Role) -> str:
     return _sha256(load_text(named, role)) if local else named.model_dump_json()
 
 
-def _write(out: Path, named: TextSource, role: Role, text: str) -> dict[str, str | int]:
-    (out / TEXT_OF[role]).write_text(text, encoding="utf-8", newline="")
-    return {"name": describe(named, role), "characters": len(text), "sha256": _sha256(text)}
+def _write(out: Path, named: TextSource, role: Role, number: int, text: str) -> dict[str, Any]:
+    (out / file_of(role, number)).write_text(text, encoding="utf-8", newline="")
+    return {"name": describe(named, role), "share": named.share, "characters": len(text), "sha256": _sha256(text)}
 
 
 def _sha256(text: str) -> str:

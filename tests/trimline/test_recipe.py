@@ -26,7 +26,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 def test_defaults():
     recipe = parse_recipe(SHORT)
     step = recipe.prune.steps[0]
-    assert (recipe.model.source, recipe.text.calibration.source, recipe.rebuild.profile) == ("default", "default", Profile.UNIFORM)
+    assert (recipe.model.source, recipe.text.calibration[0].source, recipe.rebuild.profile) == ("default", "default", Profile.UNIFORM)
     assert (step.method, step.budget[Space.FFN].remove, step.round_to, step.compensation) == ("cfsp", 0.5, 64, "none")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimline.recipe import Recipe
-from trimline.reporting.data import Measure, Phase
+from trimline.reporting.data import ByText, Measure, Phase
 
 Axis = tuple[str, Phase]
 HERE = "this comparison, run "  # and a number: a run of ``--measure``
@@ -50,6 +50,7 @@ class Result:
         parameters: every number in the checkpoint.
         timed: folder that can be timed again; None where there is none.
         recipe: where it came from.
+        by_text: the checkpoint beside the dense one on every text that evaluates, where that was kept.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Result:
     parameters: int | None
     recipe: Recipe
     series: str = ""
+    by_text: tuple[ByText, ...] = ()
     timed: Path | None = field(default=None, compare=False)
 
 

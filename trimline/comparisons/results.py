@@ -14,7 +14,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from trimline.comparisons.result import Axis, Result, TimedWorkload, dense_of, machine_of, text_of
 from trimline.recipe import Recipe, parse_recipe
-from trimline.reporting.data import Measure, Phase, ReportData
+from trimline.reporting.data import ByText, Measure, Phase, ReportData
 from trimline.reporting.headline import UNRESOLVED
 from trimline.stages.names import SHIPPED
 from trimline.sweeps.data import FILE as SWEEP
@@ -84,6 +84,7 @@ def _of_run(path: Path) -> Result:
         speeds=_workload_speeds([asdict(workload) for workload in data.workloads], recipe, str(folder.resolve())),
         parameters=row.parameters,
         recipe=recipe,
+        by_text=data.by_text,
         timed=_exported(folder),
     )
 
@@ -114,8 +115,14 @@ def _of_package(path: Path) -> Result:
         speeds=_workload_speeds(run["workloads"], recipe, str(path.resolve())),
         parameters=row["parameters"],
         recipe=recipe,
+        by_text=tuple(_text_row(row) for row in run.get("by_text", ())),
         timed=path / "onnx" if (path / "onnx").is_dir() else None,
     )
+
+
+def _text_row(row: Mapping[str, Any]) -> ByText:
+    """As a package's run.json has it."""
+    return ByText(row["name"], Measure(**row["dense"]), Measure(**row["pruned"]), row["divergence"], row["same_best"])
 
 
 def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: str) -> dict[Axis, TimedWorkload]:

@@ -15,6 +15,7 @@ from trimline.reporting.content import Cell, Column, Table
 from trimline.reporting.data import Measure
 from trimline.reporting.headline import UNRESOLVED
 from trimline.reporting.markdown import table_lines
+from trimline.reporting.tasks import DIVERGENCE, SAME_BEST, near_cells
 
 RATIO = "exp of the mean difference in loss over the same windows; brackets: 95 % confidence interval"
 FASTER = "of two runs: ratio of the speed-ups over dense, whose errors add in squares; of one: from the ratio of times round by round"
@@ -27,6 +28,8 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     workload, phase = comparison.axis
     name = f"{phase.capitalize()} {workload}"
     yield f"{name}: the fastest first", _results(comparison)
+    if any(len(result.by_text) > 1 for result in comparison.results):
+        yield "Text by text, beside each result's dense model", _by_text(comparison.results)
     if comparison.pairs:
         yield f"{name}: two by two", _pairs(comparison.pairs)
     if comparison.at_speed:
@@ -94,6 +97,20 @@ def _row(result: Result, comparison: Comparison) -> tuple[Cell, ...]:
         Cell(formats.duration(speed.latency)),
         Cell(formats.count(result.parameters)),
     )
+
+
+def _by_text(results: Sequence[Result]) -> Table:
+    columns = (
+        Column("Text"),
+        Column("Result"),
+        Column("Perplexity", True, metrics.PERPLEXITY),
+        Column("÷ dense", True),
+        Column("KL to dense", True, DIVERGENCE),
+        Column("Same best token", True, SAME_BEST),
+    )
+    names = dict.fromkeys(row.name for result in results for row in result.by_text)
+    found = [(name, result.name, row) for name in names for result in results for row in result.by_text if row.name == name]
+    return Table(columns, tuple((Cell(name), Cell(result), *near_cells(row)) for name, result, row in found))
 
 
 def _pairs(pairs: tuple[Pair, ...]) -> Table:

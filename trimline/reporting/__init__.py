@@ -7,6 +7,7 @@ from pathlib import Path
 from deploy.folder import HTML, MARKDOWN, REPORT
 from trimline.reporting.data import (
     BlockRow,
+    ByText,
     ConsumerRow,
     GateRow,
     Measure,
@@ -29,6 +30,7 @@ __all__ = [
     "HTML",
     "MARKDOWN",
     "BlockRow",
+    "ByText",
     "ConsumerRow",
     "GateRow",
     "Measure",

@@ -164,6 +164,29 @@ class TextRow:
 
 
 @dataclass(frozen=True)
+class ByText:
+    """Both models on one text.
+
+    Attributes:
+        name: of the text.
+        dense, pruned: perplexity of the checkpoints.
+        divergence: mean KL of the pruned model's predictions from the dense model's, nats per token; None where they were not compared.
+        same_best: share of positions at which both hold the same token for the likeliest; None likewise.
+    """
+
+    name: str
+    dense: Measure
+    pruned: Measure
+    divergence: float | None = None
+    same_best: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The pruned model's perplexity over the dense one's."""
+        return self.pruned.value / self.dense.value
+
+
+@dataclass(frozen=True)
 class StageTime:
     """How long a stage took; None where it was skipped because its artefact was there."""
 
@@ -271,6 +294,7 @@ class ReportData:
         recovery: how the pruned model was trained; None where it was not.
         targets, rounds: what a recipe with a target asked for, and how it was come to.
         tasks: of the lm-eval harness, where the recipe names some.
+        by_text: both checkpoints on every text that evaluates; the first is that of the perplexities above.
     """
 
     title: str
@@ -296,6 +320,7 @@ class ReportData:
     targets: tuple[TargetRow, ...] = ()
     rounds: tuple[RoundRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    by_text: tuple[ByText, ...] = ()
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -342,6 +367,7 @@ for _part in (
     GateRow,
     SpeedPoint,
     TextRow,
+    ByText,
     StageTime,
     ConsumerRow,
     Recovery,

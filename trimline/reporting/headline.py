@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trimline.reporting import formats
 from trimline.reporting.content import Cell
 from trimline.reporting.data import Measure, Phase, Removed, ReportData, WorkloadRow
+from trimline.reporting.tasks import worse_elsewhere
 
 UNRESOLVED = "not resolved"  # as the benchmark words it
 
@@ -34,7 +35,8 @@ def headline(data: ReportData) -> str:
         parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}{before}")
         headlines = [data.workload(phase) for phase in _phases()]
         parts += [_gain(workload, workload.speedup) for workload in headlines if workload and workload.speedup]
-    return f"{data.model_source}{what}: {', '.join(parts)}."
+    elsewhere = worse_elsewhere(data.by_text)
+    return f"{data.model_source}{what}: {', '.join(parts)}{f'; {elsewhere}' if elsewhere else ''}."
 
 
 def tiles(data: ReportData) -> tuple[Tile, ...]:

@@ -9,7 +9,7 @@ from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Sec
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
-from trimline.reporting.tasks import task_items
+from trimline.reporting.tasks import by_text_items, task_items
 
 BAND = 0.03  # as benchmarks.results.target judges
 ROLES: tuple[Role, Role] = ("dense", "pruned")
@@ -20,6 +20,7 @@ def sections(data: ReportData) -> tuple[Section, ...]:
     """Every section, in order; a part that was not run says so instead of showing nothing."""
     return (
         Section("result", "Dense against pruned", _result(data)),
+        *([Section("by-text", "Text by text", tuple(by_text_items(data.by_text)))] if data.by_text else []),
         *([Section("target", "Is it what was asked for?", tuple(_targets(data)))] if data.targets else []),
         Section("removed", "What was removed", tuple(_removed(data))),
         Section("recovery", "What training gave back", tuple(_recovery(data))),

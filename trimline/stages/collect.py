@@ -24,10 +24,11 @@ from pipeline.recover.folder import RECOVERED as RECORD_OF_RECOVERY
 from pipeline.recover.recipe import RecoverSlice
 from pipeline.sources.folder import TEXTS
 from pipeline.sources.model import describe
-from pipeline.sources.text import SHARED_BAR
+from pipeline.sources.text import ROLES, SHARED_BAR
 from trimline.recipe import Recipe, recipe_text
 from trimline.reporting import (
     BlockRow,
+    ByText,
     ConsumerRow,
     Measure,
     ModelRow,
@@ -41,7 +42,7 @@ from trimline.reporting import (
 )
 from trimline.reporting.data import Role
 from trimline.stages.gate_rows import gate_rows
-from trimline.stages.names import REBUILT, RECOVERED, Name, evaluation_of
+from trimline.stages.names import DENSE, PRUNED, REBUILT, RECOVERED, Name, evaluation_of
 from trimline.stages.rounds import Round
 from trimline.stages.target_rows import round_rows, target_rows
 from trimline.stages.task_rows import task_rows
@@ -111,6 +112,7 @@ def collect(
         targets=tuple(target_rows(recipe.prune, original, result, consumer, rounds)),
         rounds=tuple(round_rows(rounds, original, consumer)),
         tasks=tuple(task_rows(done)),
+        by_text=tuple(_by_text(done)),
     )
 
 
@@ -118,7 +120,7 @@ def _evaluation(recipe: Recipe, text: Mapping[str, Any], lanes: Mapping[Role, Fo
     windows = recipe.evaluate
     precision = read_json(lanes["dense"].evaluation / RESULT).get("precision")  # a graph's; a checkpoint's record has a dtype
     reader = f", read by the {precision} graphs in ONNX Runtime" if precision else ""
-    return f"{text['evaluation']['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
+    return f"{text['evaluation'][0]['name']}, {windows.windows} windows of {windows.window} tokens, not overlapping{reader}"
 
 
 def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> ModelRow:
@@ -229,19 +231,29 @@ def _consumers(recipe: Recipe, pruned: Path) -> Iterator[ConsumerRow]:
 
 
 def _texts(text: Mapping[str, Any], plan: Plan) -> Iterator[TextRow]:
-    tokens = {"calibration": plan.steps[0].facts["tokens"], "evaluation": None}
-    for role in ("calibration", "evaluation"):
-        found = text[role]
-        yield TextRow(role, found["name"], found["characters"], found["sha256"], tokens[role])
+    tokens = plan.steps[0].facts["tokens"]
+    for role in ROLES:
+        for found in text[role]:
+            whole = tokens if role == "calibration" and len(text[role]) == 1 else None
+            yield TextRow(role, found["name"], found["characters"], found["sha256"], whole)
 
 
 def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Geometry, result: Geometry) -> Iterator[str]:
     if text["overlap"] > SHARED_BAR:
+        worst = max(text["pairs"], key=lambda pair: pair["share"])
+        which = f" ({worst['evaluation']}; {worst['seen']})" if len(text["pairs"]) > 1 else ""
         yield (
-            f"{text['overlap']:.0%} of the evaluation text also stands in the calibration text; this was allowed by the recipe, "
+            f"{text['overlap']:.0%} of the evaluation text also stands in the {worst['role']} text{which}; this was allowed by the recipe, "
             "and the perplexity of the pruned model is flattered by it."
         )
     yield from _missed_budget(recipe, original, result)
+
+
+def _by_text(done: Mapping[Name, Artefact]) -> Iterator[ByText]:
+    """Both checkpoints, text by text."""
+    dense, pruned = (read_json(done[evaluation_of(lane)].folder / RESULT)["texts"] for lane in (DENSE, PRUNED))
+    for before, after in zip(dense, pruned, strict=True):
+        yield ByText(after["text"], _perplexity(before), _perplexity(after), after.get("divergence"), after.get("same_best"))
 
 
 def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iterator[str]:

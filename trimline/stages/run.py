@@ -69,7 +69,7 @@ class Run:
         self.store = output / "store"
         self.done: Done = {}
         self.rounds: tuple[Round, ...] = ()
-        texts = (recipe.text.calibration.source, recipe.text.evaluation.source)
+        texts = [text.source for text in recipe.text.every]
         self._watched = Watched(*map(typed_path, (recipe.model.source, *texts)))
 
     def all(self) -> RunResult:

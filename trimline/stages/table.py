@@ -124,8 +124,8 @@ _EVALUATE: Stage[EvaluateSlice] = Stage(
     "evaluate",
     by=evaluate,
     reads=lambda recipe: recipe.evaluate,
-    inputs=lambda case: (origin(case.recipe, case.lane), TEXT),
-    work=lambda inputs, out: evaluate(inputs.checkpoint, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events),
+    inputs=lambda case: (origin(case.recipe, case.lane), TEXT, *[SOURCE] * (case.lane == PRUNED)),
+    work=works.judge,
 )
 _EVALUATE_GRAPH: Stage[EvaluateSlice] = Stage(
     "evaluate",

@@ -18,7 +18,7 @@ from pipeline.artefacts.artefact import folder_digest, work_beside
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.evaluate.harness.tasks import check_tasks
-from pipeline.evaluate.perplexity import RESULT
+from pipeline.evaluate.perplexity import RESULT, evaluate
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.prune.measure import measure, measured_part
 from pipeline.prune.recipe import PruneSlice
@@ -135,6 +135,13 @@ def train(inputs: Inputs[RecoverSlice], out: Path) -> None:
     """The smaller checkpoint, trained. The dense one is read where the recipe says so."""
     dense, states = inputs.maybe(SOURCE) or Path(), inputs.states or work_beside(out)
     recover(dense, inputs.folder(SMALLER), inputs.folder(TEXT), inputs.slice, inputs.options, out, states, inputs.events)
+
+
+def judge(inputs: Inputs[EvaluateSlice], out: Path) -> None:
+    """The perplexity of one model; of the pruned one also how near its predictions are to the dense one's."""
+    smaller = inputs.maybe(RECOVERED, SMALLER)
+    model, dense = (inputs.folder(SOURCE), None) if smaller is None else (smaller, inputs.maybe(SOURCE))
+    evaluate(model, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events, dense)
 
 
 def is_timed(case: StageCase) -> bool:

@@ -47,7 +47,7 @@ def collect_sweep(
     results = {entry["folder"]: read(Path(entry["folder"])) for entry in timings["timed"].values()}
     dense = _dense_row(base, results)
     rows = tuple(_row(point, lanes, base, dense, timings, results) for point, lanes in points)
-    text, windows = read_json(base.folder(TEXT) / TEXTS)["evaluation"], base.recipe.evaluate
+    text, windows = read_json(base.folder(TEXT) / TEXTS)["evaluation"][0], base.recipe.evaluate
     environment = environment_rows(next(iter(results.values()))) if results else {}
     return SweepData(
         title=title,

@@ -175,8 +175,8 @@ def note(setting: Setting, dense: Record, groups: Sequence[TimedSpeed]) -> str:
     return (
         f"Prompt {WORKLOAD.prompt}, {WORKLOAD.output} tokens generated, fp32, timed by a client of onnxruntime-genai; dense over dense again: "
         f"{controls}. Dense has a perplexity of {with_error(dense['perplexity'])}. Calibration: {calibration.windows} windows of "
-        f"{calibration.window} tokens of {texts['calibration']['name']}, passes in {setting.options.as_record()['dtype']}; perplexity: "
-        f"{evaluation.windows} windows of {evaluation.window} tokens of {texts['evaluation']['name']}. {processor()}, "
+        f"{calibration.window} tokens of {texts['calibration'][0]['name']}, passes in {setting.options.as_record()['dtype']}; perplexity: "
+        f"{evaluation.windows} windows of {evaluation.window} tokens of {texts['evaluation'][0]['name']}. {processor()}, "
         f"{setting.options.threads} threads; {software(last)}."
     )
 

@@ -79,9 +79,9 @@ def notes(records: Sequence[Record], setting: Setting, speeds: Speeds) -> str:
     texts = read_json(setting.texts / TEXTS)
     processors = sorted({str(record["processor"]) + f" ({', '.join(record['flags'])})" for record in records if "processor" in record})
     lines = [
-        f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {texts['calibration']['name']}, forward passes in "
+        f"Calibration: {calibration.windows} windows of {calibration.window} tokens of {texts['calibration'][0]['name']}, forward passes in "
         f"{setting.options.as_record()['dtype']}. Perplexity: {evaluation.windows} windows of {evaluation.window} tokens of "
-        f"{texts['evaluation']['name']}, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
+        f"{texts['evaluation'][0]['name']}, ± its standard error; ÷ dense with its 95 % interval, paired by window. FFN widths are multiples of 64 in every row. "
         "Speed-ups, with 95 % intervals, of a 512-token prompt and of steps after 128 tokens, fp32 in ONNX Runtime; rows of equal shapes "
         "share their timings. Pruning is measuring and the prune stage, from files to files, in processor seconds; its peak is of anonymous memory, "
         f"the interpreter and its libraries included. Pruned on: {'; '.join(processors) or 'nothing yet'}."

@@ -18,7 +18,7 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.perplexity import RESULT, perplexity_record
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.live.loading import as_trimline_error, load_tokenizer, quiet_transformers
-from pipeline.sources.folder import EVALUATION
+from pipeline.sources.roles import texts_of
 from pipeline.sources.windows import check_length, check_windows, consecutive_windows
 
 
@@ -30,7 +30,7 @@ def evaluate_graph(
     Args:
         checkpoint: what was exported; its tokenizer is read. None reads that which the export carries.
         folder: the export.
-        texts: folder with evaluation.txt.
+        texts: folder with the texts that evaluate; the first is read.
         recipe: windows.
         options: device and threads.
         out: empty folder.
@@ -39,12 +39,12 @@ def evaluate_graph(
     Raises:
         TrimlineError: the text is shorter than the recipe asks for, or the graph does not run.
     """
-    text = (texts / EVALUATION).read_text(encoding="utf-8")
+    first = texts_of(texts, "evaluation")[0]
     if checkpoint is None:
         tokenizer, geometry = carried_tokenizer(folder), Geometry.from_config(read_json(folder / CONFIG))
     else:
         tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
-    windows = consecutive_windows(tokenizer, text, recipe.windows, recipe.window)
+    windows = consecutive_windows(tokenizer, first.text, recipe.windows, recipe.window)
     check_windows(windows, geometry)
     if (folder / GENAI_CONFIG).is_file():  # a fused graph may end before its checkpoint does
         most = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
@@ -52,7 +52,7 @@ def evaluate_graph(
     decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
     found = perplexity_record(graph_losses(decoder, windows, events))
     precision = read_json(folder / EXPORT)["precision"]
-    write_json(out / RESULT, found | {"text": EVALUATION, "window": recipe.window, "precision": precision})
+    write_json(out / RESULT, found | {"text": first.name, "window": recipe.window, "precision": precision})
     events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -17,6 +18,7 @@ from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
 from pipeline.sources.overlap import shared_share
 from pipeline.sources.recipe import TextSlice, TextSource
+from pipeline.sources.roles import texts_of
 from pipeline.sources.text import builtin_halves, identify, load_text, texts
 
 LINE = "A line that is long enough to count, since it has more than sixty characters, number {}."
@@ -120,5 +122,44 @@ def test_overlap_is_refused_and_allowed(tmp_path):
     texts(TextSlice(**named, allow_overlap=True), RunOptions(), tmp_path, Events())
     record = read_json(tmp_path / "text.json")
     assert record["overlap"] == pytest.approx(1 / 3)
-    assert record["calibration"]["characters"] == len(lines(1, 2, 3))
+    assert record["calibration"][0]["characters"] == len(lines(1, 2, 3))
     assert (tmp_path / "evaluation.txt").read_text() == lines(3, 4, 5)
+
+
+def test_texts_are_compared_pair_by_pair_and_the_worst_is_named(tmp_path):
+    for name, numbers in {"a": (1, 2, 3), "b": (11, 12), "c": (21, 22), "d": (31, 32, 11)}.items():
+        (tmp_path / f"{name}.txt").write_text(lines(*numbers))
+    named = {
+        role: [str(tmp_path / f"{name}.txt") for name in names]
+        for role, names in {"calibration": "a", "recovery": "ab", "evaluation": "cd"}.items()
+    }
+    with pytest.raises(TrimlineError, match=r"33% of the evaluation text also stands in the recovery text \(d\.txt; b\.txt\)"):
+        texts(TextSlice(**named), RunOptions(), tmp_path, Events())
+    out = tmp_path / "out"
+    out.mkdir()
+    texts(TextSlice(**named, allow_overlap=True), RunOptions(), out, Events())
+    record = read_json(out / "text.json")
+    assert record["overlap"] == pytest.approx(1 / 3)
+    assert [(pair["role"], pair["seen"], pair["evaluation"]) for pair in record["pairs"]] == [
+        ("calibration", "a.txt", "c.txt"),
+        ("calibration", "a.txt", "d.txt"),
+        *[("recovery", seen, judge) for seen in ("a.txt", "b.txt") for judge in ("c.txt", "d.txt")],
+    ]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "calibration.txt", "evaluation-2.txt", "evaluation.txt", "recovery-2.txt", "recovery.txt", "text.json",
+    ]  # fmt: skip
+    assert [text.name for text in texts_of(out, "recovery")] == ["a.txt", "b.txt"]
+    assert texts_of(out, "evaluation")[1].text == lines(31, 32, 11)
+
+
+def test_one_text_is_written_as_one_and_several_as_a_list():
+    one = TextSlice.model_validate({"calibration": "a.txt", "evaluation": {"source": "b.txt"}})
+    assert one.model_dump(exclude_defaults=True) == {"calibration": {"source": "a.txt"}, "evaluation": {"source": "b.txt"}}
+    several = TextSlice.model_validate({"calibration": ["a.txt", {"source": "b.txt", "share": 3}]})
+    plain = several.model_dump(mode="json", exclude_defaults=True)
+    assert plain == {"calibration": [{"source": "a.txt"}, {"source": "b.txt", "share": 3.0}]}
+    assert TextSlice.model_validate(plain) == several
+    with pytest.raises(ValidationError, match="it has no share"):
+        TextSlice.model_validate({"evaluation": [{"source": "a.txt", "share": 2}, "b.txt"]})
+    with pytest.raises(ValidationError):
+        TextSlice.model_validate({"calibration": []})

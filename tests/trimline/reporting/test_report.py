@@ -18,6 +18,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.markdown import escape
 from tests.trimline.reporting.sample_report import blocks, sample
 from trimline.reporting import (
+    ByText,
     GateRow,
     Measure,
     Recovery,
@@ -330,6 +331,19 @@ def test_a_recovery_stands_beside_what_it_started_from():
     assert "3.0000" in text
     assert "was not trained" in render_markdown(sample())
     assert "71.50" not in render_markdown(sample())
+
+
+def test_texts_stand_one_by_one_and_the_headline_says_where_more_was_lost():
+    near = ByText("news", Measure(20.0), Measure(30.0, error=0.5), 0.4, 0.7)
+    far = ByText("manual", Measure(10.0), Measure(31.0), 1.5, 0.451)
+    data = dataclasses.replace(sample(), by_text=(near, far))
+    for rendered in (render_markdown(data), html.unescape(render_html(data))):
+        assert [part for part in ("1.500×", "3.100×", "0.400", "45.1", "± 0.50") if part not in rendered] == []
+        assert "Text by text" in rendered
+    assert "; on manual perplexity is 3.10 times dense, where it is 1.50 times on news." in headline(data)
+    unlike = [dataclasses.replace(far, pruned=Measure(value)) for value in (9.0, 15.0, 16.4)]
+    assert all("manual" not in headline(dataclasses.replace(data, by_text=(near, row))) for row in unlike)
+    assert "Text by text" not in render_markdown(sample())
 
 
 @pytest.mark.parametrize(("written", "words"), [(40, "written is that of step 40"), (0, "the model as it was pruned")])
