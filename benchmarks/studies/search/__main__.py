@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,15 +47,15 @@ def measured_row(step: Stated | None, setting: Setting) -> dict[str, Any]:
     read = setting.evaluation
     text = (setting.texts / EVALUATION).read_text(encoding="utf-8")
     windows = consecutive_windows(load_tokenizer(setting.source), text, read.windows, read.window)
-    recipe = recipe_of(step or ROWS["cfsp-0.5"] or {}, setting.calibration)
     model, tokens = opened(setting.source, setting.texts, setting.calibration, setting.options)
     found: dict[str, Any] = {"step": dict(step) if step else None}
     if step:
-        (resolved,) = resolve_steps(recipe)
-        known = setting.work / f"measured-{digest(measured_part(recipe, model.geometry))[:12]}"
+        recipe = recipe_of(step, setting.calibration)
+        resolved = replace(resolve_steps(recipe)[0], work=setting.work)
+        known = setting.work / f"measured-{digest([setting.identity, measured_part(recipe, model.geometry)])[:12]}"
         before = time.process_time()
-        if not known.exists():
-            known.mkdir()
+        if not (known / "cost.json").exists():
+            known.mkdir(exist_ok=True)
             resolved.measure(model, tokens, QUIET).write(known)
             write_json(known / "cost.json", {"processor": time.process_time() - before})
         before = time.process_time()
@@ -95,12 +96,12 @@ def main(
         if measure:
             setting = prepare(model, text, drawn, read, RunOptions(dtype="float32", threads=threads), work, records)
             torch.set_num_threads(threads)
+            made = {"commit": commit(), "processor": processor_model(), "threads": threads}  # of the code as it was loaded
             for name, step in ROWS.items():
                 if (records / f"{name}.json").exists() or (only and name not in only):
                     continue
                 typer.echo(f"{name} …", err=True)
                 how = {"calibration": [windows, window], "evaluation": [evaluation_windows, evaluation_window]}
-                made = {"commit": commit(), "processor": processor_model(), "threads": threads}
                 record = {"name": name} | how | measured_row(step, setting) | made
                 write_json(records / f"{name}.json", record)
                 typer.echo(f"    perplexity {record['perplexity']:.2f}", err=True)
