@@ -15,9 +15,11 @@ from deploy.placing import link_or_copy
 from deploy.recipe import PackageSlice
 from deploy.sbom import SBOM, write_sbom
 from deploy.targets import ServerTarget, Shipment, write_targets
+from deploy.targets.openvino import EXPORTED
 from deploy.targets.section import with_section
 from deploy.targets.triton.engine import PLAN as ENGINE_PLAN
 from exporters.folder import GATE
+from exporters.openvino.files import MODEL as OPENVINO
 from exporters.tensorrt.folder import RECORD as RECORD_OF_ENGINE
 from pipeline.artefacts.artefact import MEASURED as MEASURED_RECORD
 from pipeline.artefacts.artefact import RECORD, SUMS, file_digest
@@ -36,7 +38,19 @@ ENGINE_FILES = (ENGINE_PLAN, RECORD_OF_ENGINE)  # TensorRT chooses kernels by ti
 # Records of stages; the plan stands at the top of the package.
 NOT_SHIPPED = {RECORD, MEASURED_RECORD, SUMS, GATE, PLAN, RECOVERED}
 MEASURED_OF_MODELS = ("parameters", "perplexity", "window_losses", "peak_memory_bytes", "cold_start_seconds")
-MADE_WITH = ("trimline", "torch", "transformers", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
+MADE_WITH = (
+    "trimline",
+    "torch",
+    "transformers",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-genai",
+    "openvino",
+    "openvino-genai",
+    "nncf",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class PackageParts:
 
     Attributes:
         model: folder of the smaller checkpoint.
-        onnx: folder of its ONNX export, None without one.
+        onnx: folder of its export into ONNX, or into OpenVINO's form; None without one.
         plan: folder with plan.json.
         report: folder with report.json, report.html and report.md.
         recipe: the recipe's YAML.
@@ -74,11 +88,13 @@ def package(parts: PackageParts, recipe: PackageSlice, out: Path, events: Events
         TrimlineError: a part is missing, or the disk is full.
     """
     report = read_json(parts.report / REPORT)
-    with_onnx = recipe.onnx and parts.onnx is not None
+    exported = recipe.onnx and parts.onnx is not None
+    in_openvino = parts.onnx is not None and (parts.onnx / OPENVINO).is_file()
+    with_onnx = exported and not in_openvino
     try:
         _place(parts.model, out / "model")
-        if with_onnx and parts.onnx is not None:
-            _place(parts.onnx, out / "onnx")
+        if exported and parts.onnx is not None:
+            _place(parts.onnx, out / (EXPORTED if in_openvino else "onnx"))
         for name in REPORTS:
             link_or_copy(parts.report / name, out / name)
         link_or_copy(parts.plan / PLAN, out / PLAN)

@@ -24,7 +24,7 @@ from pipeline.common.files import write_json
 SBOM = "sbom.cdx.json"
 ROOT = "trimline"
 # Of what may be installed beside the core: everything that can run or make what is in a package.
-EXTRAS = ("cpu", "gpu", "tensorrt", "rtx", "recover", "serve")
+EXTRAS = ("cpu", "gpu", "openvino", "tensorrt", "rtx", "recover", "serve")
 UNKNOWN = "not stated"
 CLASSIFIER = "License :: "
 LONGEST = 100  # characters; some distributions write a whole licence text where its name belongs

@@ -15,9 +15,11 @@ PERPLEXITY_BARS: dict[Precision, float] = {"fp32": 1.001, "fp16": 1.01, "bf16": 
 
 
 class ExportSlice(Slice):
-    """A checkpoint into ONNX with a key/value cache in and out. Only what is gated is offered."""
+    """A checkpoint into ONNX with a key/value cache in and out, or into OpenVINO's form with a state for it. Only what is gated is offered."""
 
-    format: Literal["onnx"] = "onnx"
+    format: Literal["onnx", "openvino"] = Field(
+        "onnx", description="of onnxruntime and onnxruntime-genai, or of openvino and openvino-genai"
+    )
     lowering: Lowering = Field(
         "auto",
         description="fused: what ONNX Runtime runs fastest; portable: standard operators only; auto: fused where it is known to be right",
@@ -29,6 +31,24 @@ class ExportSlice(Slice):
     perplexity_bar: float | None = Field(
         None, ge=1.0, le=1e6, description="what the graph's perplexity may be over the checkpoint's; None: by precision"
     )
+
+    group_size: Literal[16, 32, 64, 128] | None = Field(
+        None,
+        description="inputs that share a scale, of int4 in OpenVINO's form; None: 32. One that does not divide a projection's inputs becomes smaller there",
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ExportSlice:
+        if self.format == "openvino":
+            if self.lowering != "auto":
+                raise ValueError("'lowering' is of ONNX graphs; leave it out with format 'openvino'")
+            if self.precision == "bf16":
+                raise ValueError("OpenVINO computes in bf16 by itself where the processor has it; write weights in fp32 or fp16")
+        elif self.group_size is not None:
+            raise ValueError("'group_size' is of format 'openvino'; leave it out with 'onnx'")
+        if self.group_size is not None and self.precision != "int4":
+            raise ValueError("'group_size' is of precision 'int4'")
+        return self
 
     @property
     def most_perplexity(self) -> float:

@@ -14,6 +14,7 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf as write_gguf
 from exporters.onnx.files import GRAPH
 from exporters.onnx.running.shapes import EngineRequest
+from exporters.openvino.files import MODEL as OPENVINO
 from exporters.recipe import BuildSlice, ExportSlice
 from exporters.tensorrt.stage import RECORD as BUILD_RECORD
 from pipeline.architecture.profile import Profile
@@ -180,6 +181,8 @@ def evaluate(
 
 def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOptions = HERE, events: Events = IN_NOTEBOOKS) -> dict[str, Any]:
     """Tasks of the lm-eval harness, on a model or on a folder that ``export`` wrote; returns what tasks.json holds."""
+    if (Path(model) / OPENVINO).is_file():
+        raise TrimlineError(f"Tasks are asked of checkpoints and ONNX graphs, and {model} is in OpenVINO's form.", "Ask its checkpoint.")
     with tempfile.TemporaryDirectory() as scratch:
         if not is_export(Path(model)):
             check_tasks(recipe, events)
@@ -192,7 +195,7 @@ def evaluate_tasks(model: Path | str, recipe: LmEvalSlice, *, options: RunOption
 def export(
     model: Path | str, output: Path | str, *, recipe: ExportSlice | None = None, options: RunOptions = HERE, events: Events = IN_NOTEBOOKS
 ) -> Path:
-    """Writes and gates an ONNX folder that ONNX Runtime and onnxruntime-genai open."""
+    """Writes and gates an ONNX folder that ONNX Runtime and onnxruntime-genai open, or one in OpenVINO's form."""
     with checkpoint(ModelSlice(source=str(model)), options, events) as folder:
         return alone_into(export_of(PRUNED), recipe or ExportSlice(), {SOURCE: folder}, output, options, events)
 
@@ -257,7 +260,7 @@ def _judge(
 
 def is_export(folder: Path) -> bool:
     """Whether ``export`` wrote it."""
-    return (folder / GRAPH).is_file()
+    return (folder / GRAPH).is_file() or (folder / OPENVINO).is_file()
 
 
 __all__ = ["Perplexity", "build", "evaluate", "evaluate_tasks", "export", "export_gguf", "prune", "rebuild", "recover"]

@@ -16,10 +16,12 @@ Runtime = Literal[
     "torch_compile",
     "torch_2_4",
     "llama_cpp",
+    "openvino",
+    "openvino_genai",
 ]
 
 
-Form = Literal["onnx", "engine", "checkpoint", "gguf"]
+Form = Literal["onnx", "engine", "checkpoint", "gguf", "openvino"]
 
 
 Device = Literal["cpu", "cuda"]
@@ -38,6 +40,8 @@ FORMS: dict[Runtime, Form] = {
     "torch_compile": "checkpoint",
     "torch_2_4": "checkpoint",
     "llama_cpp": "gguf",
+    "openvino": "openvino",
+    "openvino_genai": "openvino",
 }
 
 

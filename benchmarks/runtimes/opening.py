@@ -13,6 +13,7 @@ from benchmarks.runtimes.names import FORMS, GGUF, ON_GPU, PROVIDERS, Device, Ru
 from benchmarks.runtimes.torch_compiled import demand_compiler
 from exporters.onnx.running.device import CHAINS
 from exporters.onnx.runtime import needs_genai, needs_runtime
+from exporters.openvino.runtime import needs_openvino
 from exporters.tensorrt.builders import demand_builder
 from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import TrimlineError
@@ -28,13 +29,15 @@ def demand(runtime: Runtime, *, gpu: bool = True) -> None:
         gpu: ask for its GPU, and what it needs of that, too; decoders do when they are opened.
 
     Raises:
-        TrimlineError: ONNX Runtime is missing or installed twice; onnxruntime-genai, llama-cpp-python or TensorRT is missing;
+        TrimlineError: ONNX Runtime is missing or installed twice; onnxruntime-genai, llama-cpp-python, openvino or TensorRT is missing;
             torch.compile has no compiler; there is no GPU, or ONNX Runtime was built for none.
     """
     if FORMS[runtime] == "onnx":
         needs_runtime()
     if runtime == "onnxruntime_genai":
         needs_genai()
+    if FORMS[runtime] == "openvino":
+        needs_openvino(*(["openvino_genai"] if runtime == "openvino_genai" else []))
     if runtime == "torch_compile":
         demand_compiler()
     if runtime == "llama_cpp":
@@ -75,6 +78,8 @@ def opener(runtime: Runtime, folder: Path | None = None, device: Device = "cpu",
         return _llama_opener(requests)
     if FORMS[runtime] == "onnx":
         return _onnx_opener(runtime, requests)
+    if FORMS[runtime] == "openvino":
+        return _openvino_opener(runtime)
     if runtime == "tensorrt":
         from exporters.tensorrt.session import EngineDecoder
 
@@ -96,6 +101,20 @@ def _llama_opener(requests: Sequence[tuple[int, int, int]]) -> Opener:
     from benchmarks.runtimes.llama_cpp import CONTEXT, LlamaDecoder
 
     return partial(LlamaDecoder, context=max((prompt + output for prompt, output, _ in requests), default=CONTEXT))
+
+
+def _openvino_opener(runtime: Runtime) -> Opener:
+    import openvino  # noqa: F401
+
+    if runtime == "openvino_genai":
+        import openvino_genai  # noqa: F401
+
+        from exporters.openvino.genai import GenaiSteps
+
+        return GenaiSteps
+    from exporters.openvino.session import OpenvinoDecoder
+
+    return OpenvinoDecoder
 
 
 def _onnx_opener(runtime: Runtime, requests: Sequence[tuple[int, int, int]]) -> Opener:

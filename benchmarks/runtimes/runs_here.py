@@ -14,7 +14,13 @@ from benchmarks.runtimes.opening import demand
 from pipeline.common.driver import cuda_devices
 from pipeline.common.errors import TrimlineError
 
-OPENS: dict[Form, str] = {"onnx": "exported folders", "engine": "engines", "checkpoint": "checkpoints", "gguf": "exported folders, as GGUF"}
+OPENS: dict[Form, str] = {
+    "onnx": "exported folders",
+    "engine": "engines",
+    "checkpoint": "checkpoints",
+    "gguf": "exported folders, as GGUF",
+    "openvino": "exported folders, in OpenVINO's form",
+}
 STUDIES = Path(__file__).parents[1] / "studies"  # left out of the wheel
 
 

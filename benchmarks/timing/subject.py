@@ -10,8 +10,9 @@ from typing import Any
 from benchmarks.formulas.roofline import FP32, Call, Widths
 from benchmarks.recipe import Workload
 from benchmarks.runtimes.names import FORMS, GGUF, Device, Multiplied, Runtime, computes_on
-from exporters.folder import CONFIG, EXPORT
+from exporters.folder import CONFIG, EXPORT, GATE
 from exporters.onnx.lowering.precision import bytes_per_weight
+from exporters.openvino.files import WEIGHTS as OPENVINO_WEIGHTS
 from exporters.tensorrt.folder import RECORD, SECONDS
 from exporters.tensorrt.parts import SETTINGS
 from pipeline.architecture.geometry import Geometry
@@ -19,7 +20,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 
-WEIGHT_FILES = ("*.onnx*", "*.engine", "*.safetensors", "*.gguf")
+WEIGHT_FILES = ("*.onnx*", "*.engine", "*.safetensors", "*.gguf", "openvino_model.bin")
 BYTES = {
     "fp32": Widths(),
     "fp16": Widths(2, 2),
@@ -36,7 +37,8 @@ class Subject:
     Attributes:
         logits: ``all`` positions or only the ``last``.
         bits: of the weights of single operators, where they differ from the precision's.
-        weight_bytes: of one weight, where the precision does not say; of a GGUF the mean over all.
+        weight_bytes: of one weight, where the precision does not say; of a GGUF and of OpenVINO's form the mean over all.
+        cache_bytes: of one number in the cache, where ``weight_bytes`` is given.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subject:
     lowering: str
     bits: Mapping[str, int] = field(default_factory=dict)
     weight_bytes: float | None = None
+    cache_bytes: float = 2  # llama.cpp keeps keys and values in fp16
 
     @classmethod
     def read(cls, name: str, folder: Path, runtime: Runtime = "onnxruntime", device: Device = "cpu") -> Subject:
@@ -62,16 +65,20 @@ class Subject:
             )
         geometry = Geometry.from_config(read_json(folder / CONFIG))
         export = read_json(folder / EXPORT)
-        is_gguf = export.get("format") == "gguf"
-        if is_gguf != (FORMS[runtime] == "gguf"):
-            other = "onnx" if is_gguf else "gguf"
-            raise TrimlineError(f"{folder} is {'a GGUF' if is_gguf else 'no GGUF'} export, which {runtime} does not run.",
-                                f"Export it with --format {other}.")  # fmt: skip
+        stated = str(export.get("format", "onnx"))
+        is_gguf, opened = stated == "gguf", FORMS[runtime] if FORMS[runtime] in ("gguf", "openvino") else "onnx"
+        if stated != opened:
+            raise TrimlineError(
+                f"{folder} is an export of format {stated}, which {runtime} does not run.", f"Export it with --format {opened}."
+            )
         if is_gguf:
             mean = (folder / GGUF).stat().st_size / geometry.total_parameters()
             kind = str(export.get("quantise") or export.get("precision"))
             return cls(name, folder, geometry, kind, "last", "llama.cpp", weight_bytes=mean)
         precision = str(export.get("precision"))
+        if stated == "openvino":
+            mean = (folder / OPENVINO_WEIGHTS).stat().st_size / geometry.total_parameters()
+            return cls(name, folder, geometry, precision, "last", "openvino", weight_bytes=mean, cache_bytes=_openvino_cache(folder))
         if precision not in BYTES:
             raise TrimlineError(f"{folder / EXPORT} states the precision {precision!r}.", f"Known are {', '.join(BYTES)}.")
         return cls(
@@ -81,7 +88,7 @@ class Subject:
     @property
     def widths(self) -> Widths:
         if self.weight_bytes is not None:
-            return Widths(2, self.weight_bytes)  # llama.cpp keeps keys and values in fp16
+            return Widths(self.cache_bytes, self.weight_bytes)
         special = {operator: bytes_per_weight(bits) for operator, bits in self.bits.items()}
         return replace(BYTES[self.precision], special=special)
 
@@ -122,3 +129,9 @@ class Subject:
             "engine_settings": self.engine_settings,
             "kv_bytes_per_token": self.geometry.kv_bytes_per_token(1) * self.widths.activation,
         }
+
+
+def _openvino_cache(folder: Path) -> float:
+    """Bytes of a number in the cache: the format that the device had chosen when the folder was gated."""
+    gate = read_json(folder / GATE) if (folder / GATE).is_file() else {}
+    return {"u8": 1, "i8": 1, "f16": 2, "bf16": 2}.get(gate.get("arithmetic", {}).get("cache"), FP32)

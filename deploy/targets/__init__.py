@@ -14,6 +14,7 @@ from deploy.targets.genai import Genai
 from deploy.targets.hub import Hub
 from deploy.targets.kserve import KServe
 from deploy.targets.llama_cpp import LlamaCpp
+from deploy.targets.openvino import Openvino
 from deploy.targets.target import ModelToServe, Obstacle, Part, ServerTarget, Shipment
 from deploy.targets.triton.target import Triton
 from deploy.targets.vllm import Vllm
@@ -21,7 +22,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import TrimlineError
 
-TARGETS: dict[str, ServerTarget] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Vllm(), Hub())}
+TARGETS: dict[str, ServerTarget] = {target.name: target for target in (Genai(), Triton(), KServe(), LlamaCpp(), Openvino(), Vllm(), Hub())}
 SERVE = "serve"
 
 

@@ -132,6 +132,13 @@ def _genai(case: ConsumerInput) -> ConsumerVerdict:
     return ConsumerVerdict("onnxruntime-genai", True, f"as the {graph}, whose inputs tell it each block's KV heads", "", RAN)
 
 
+def _openvino(case: ConsumerInput) -> ConsumerVerdict:
+    if rope_type(case.config) == "dynamic":
+        why = "no trace can be made of a rotary embedding of type 'dynamic'"
+        return ConsumerVerdict("OpenVINO GenAI", False, why, "use ONNX Runtime, for which the fused graph is right", RAN)
+    return ConsumerVerdict("OpenVINO GenAI", True, "as exported with format openvino, whose states have each block's KV heads", "", RAN)
+
+
 def _tensorrt(case: ConsumerInput) -> ConsumerVerdict:
     if rope_type(case.config) == "dynamic":
         why = "no portable graph can be made of a rotary embedding of type 'dynamic'"
@@ -267,6 +274,7 @@ ROWS = (
     ConsumerRule("transformers (shipped file)", _shipped, None),
     ConsumerRule("ONNX Runtime", _onnx, IN_ONNX_RUNTIME, gated=True, graph=True),
     ConsumerRule("onnxruntime-genai", _genai, IN_ONNX_RUNTIME, gated=True, graph=True),
+    ConsumerRule("OpenVINO GenAI", _openvino, IN_ONNX_RUNTIME, gated=True),
     ConsumerRule("TensorRT", _tensorrt, gated=True, graph=True),
     ConsumerRule("TensorRT-LLM", _tensorrt_llm),
     ConsumerRule("TensorRT Edge-LLM", _edge_llm),

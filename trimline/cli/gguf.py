@@ -26,15 +26,15 @@ def export_gguf(here: Session, model: str, output: Path, chosen: dict[str, Any],
     here.answer({"folder": str(folder), "gate": gate})
 
 
-def only_for_onnx(lowering: bool, logits: bool) -> None:
+def only_for_onnx(lowering: bool, logits: bool, group_size: bool) -> None:
     """Refuses options that say nothing about a GGUF; each is whether it was given.
 
     Raises:
         TrimlineError: one was given; the first is named.
     """
-    for name, given in (("--lowering", lowering), ("--logits", logits)):
+    for name, given, of in (("--lowering", lowering, "ONNX"), ("--logits", logits, "ONNX"), ("--group-size", group_size, "OpenVINO")):
         if given:
-            raise TrimlineError(f"{name} is for ONNX, and the format is gguf.", f"Leave out {name}, or --format gguf.")
+            raise TrimlineError(f"{name} is for {of}, and the format is gguf.", f"Leave out {name}, or --format gguf.")
 
 
 def _slice(chosen: dict[str, Any]) -> GgufSlice:

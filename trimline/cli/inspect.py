@@ -13,7 +13,7 @@ from trimline.cli.session import session
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint, a plan or an ONNX folder, or a .gguf file.")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, a plan, an ONNX or OpenVINO folder, or a .gguf file.")],
     source: Annotated[Path | None, typer.Option(help="The dense checkpoint that a plan is for.")] = None,
     sparsity: Annotated[
         bool, typer.Option("--sparsity", help="Only whether each weight is 2:4, along the axis that is summed over.")

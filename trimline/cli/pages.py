@@ -26,6 +26,7 @@ PAGES = {
     "pipeline.evaluate.harness": "lm-eval",
     "exporters.onnx.lowering.precision": "precisions",
     "exporters.gguf": "gguf",
+    "exporters.openvino": "openvino",
     "exporters.tensorrt": "tensorrt",
     "benchmarks": "benchmarking",
     "benchmarks.latency": "targets",

@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from exporters.openvino.runtime import PACKAGES, clash
 from pipeline.sources.model import DEFAULT_PACKAGE
 from trimline.doctor.finding import Finding
 from trimline.doctor.pairing import pairing
@@ -26,6 +27,7 @@ def examine_packages() -> Iterator[Finding]:
     yield runtime(installed)
     yield _optional("onnxruntime-genai", installed, "pip install 'trimline[cpu]'; the fused export and its gate need it.")
     yield _optional("peft", installed, "pip install 'trimline[recover]'; recovery by LoRA needs it.")
+    yield openvino(installed)
     yield _tensorrt(installed)
     yield from pairing(installed)
     yield built_in_model()
@@ -72,6 +74,19 @@ def runtime(installed: Mapping[str, str]) -> Finding:
         advice = "They overwrite each other: pip uninstall both, then install only the one you want."
         return Finding("ONNX Runtime", value, "warn", advice)
     return Finding("ONNX Runtime", value)
+
+
+def openvino(installed: Mapping[str, str]) -> Finding:
+    """OpenVINO's packages call each other's C++, so all have to be of one release; nncf is only needed for int8 and int4."""
+    present = {name: installed[name] for name in PACKAGES if name in installed}
+    advice = "pip install 'trimline[openvino]'; export.format openvino and its gate need it."
+    if "openvino" not in present:
+        return Finding("OpenVINO", "not installed", "missing", advice)
+    value = ", ".join(f"{name} {number}" for name, number in present.items())
+    if said := clash(present):
+        return Finding("OpenVINO", said, "warn", "Install the same release of all of them.")
+    lacking = [name for name in PACKAGES if name not in present]
+    return Finding("OpenVINO", f"{value}; without {', '.join(lacking)}", "warn", advice) if lacking else Finding("OpenVINO", value)
 
 
 def built_in_model() -> Finding:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from trimline.inspect.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
+from trimline.inspect.openvino_file import OpenvinoGraph
 
-Kind = Literal["checkpoint", "plan", "onnx", "gguf"]
+Kind = Literal["checkpoint", "plan", "onnx", "gguf", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Inspection:
     """What a folder holds.
 
     Attributes:
-        kind: ``checkpoint``, ``plan``, ``onnx`` or ``gguf``.
+        kind: ``checkpoint``, ``plan``, ``onnx``, ``gguf`` or ``openvino``.
         folder: the folder that was read, which may lie inside the one that was named.
         title: one line for people.
         blocks: widths per block; of a plan, every original block, removed ones with zeros.
@@ -56,6 +57,7 @@ class Inspection:
         consumers: empty where shapes are not known.
         graph: only for ``onnx``.
         gguf: only for ``gguf``.
+        openvino: only for ``openvino``.
     """
 
     kind: Kind
@@ -69,6 +71,7 @@ class Inspection:
     consumers: tuple[Loading, ...] = ()
     graph: Graph | None = None
     gguf: GgufFile | None = None
+    openvino: OpenvinoGraph | None = None
     notes: tuple[str, ...] = field(default=())
     active_parameters: int | None = None
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporters.folder import CONFIG
+from exporters.openvino.files import MODEL as OPENVINO
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
@@ -14,6 +16,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.checkpoints.weight_files import check_adapter_alone
 from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json
 from pipeline.plan.folder import PLAN
 from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
@@ -21,14 +24,15 @@ from pipeline.rebuild.profiles import consumers
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
 from trimline.inspect.gguf_file import read_gguf
 from trimline.inspect.graph import inspect_graph
+from trimline.inspect.openvino_file import read_openvino
 
 GGUF = ".gguf"
-GIVE = "Give a checkpoint, plan, ONNX or package folder, or a .gguf file."
+GIVE = "Give a checkpoint, plan, ONNX, OpenVINO or package folder, or a .gguf file."
 PACKAGED = ("model", "checkpoint")  # where a package and a source artefact keep their checkpoint
 
 
 def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
-    """Reads a checkpoint folder, a plan folder, an ONNX folder, a GGUF file or a package.
+    """Reads a checkpoint folder, a plan folder, an ONNX or OpenVINO folder, a GGUF file or a package.
 
     Args:
         folder: what to look at.
@@ -45,6 +49,8 @@ def inspect_folder(folder: Path, source: Path | None = None) -> Inspection:
         raise TrimlineError(f"{what}.", GIVE)
     if graph := graph_file(folder):
         return _inspect_onnx(graph)
+    if (folder / OPENVINO).is_file():
+        return _inspect_openvino(folder / OPENVINO)
     if place := checkpoint_place(folder):
         return _inspect_checkpoint(place)
     if (folder / PLAN).exists():
@@ -136,6 +142,21 @@ def _inspect_onnx(graph: Path) -> Inspection:
     patterns = tuple(TensorPattern(name, fraction) for name, fraction in found.two_four.items())
     title = f"ONNX graph {graph.name}, opset {found.opset}, {found.nodes} nodes"
     return Inspection("onnx", str(graph.parent), title, bytes=found.file_bytes, patterns=patterns, graph=found)
+
+
+def _inspect_openvino(path: Path) -> Inspection:
+    found = read_openvino(path)
+    stated = path.parent / CONFIG
+    geometry = Geometry.from_config(read_json(stated)) if stated.is_file() else None
+    return Inspection(
+        kind="openvino",
+        folder=str(path.parent),
+        title=f"OpenVINO graph {path.name}, {sum(found.operators.values())} operators, {sum(found.states.values())} states",
+        blocks=() if geometry is None else _widths(geometry.blocks),
+        parameters=None if geometry is None else geometry.total_parameters(),
+        bytes=found.file_bytes,
+        openvino=found,
+    )
 
 
 def _inspect_gguf(path: Path) -> Inspection:

@@ -14,6 +14,7 @@ from pipeline.common.errors import shortened
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
 from trimline.inspect.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
+from trimline.inspect.openvino_file import OpenvinoGraph
 from trimline.reporting import formats
 
 FFN_BAR = 36  # characters of the widest bar
@@ -35,6 +36,9 @@ def render_inspection(inspection: Inspection, console: Console) -> None:
             console.print(table)
     if inspection.gguf:
         for table in _gguf_tables(inspection.gguf):
+            console.print(table)
+    if inspection.openvino:
+        for table in _openvino_tables(inspection.openvino):
             console.print(table)
     if inspection.patterns:
         console.print(_patterns(inspection.patterns))
@@ -142,6 +146,26 @@ def _gguf_tables(file: GgufFile) -> Iterator[Table]:
             table.add_row(
                 Text(key), Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shortened(str(value)))
             )
+    yield table
+
+
+def _openvino_tables(graph: OpenvinoGraph) -> Iterator[Table]:
+    table = _table("Inputs and states")
+    for title in ("Name", "Type"):
+        table.add_column(title, overflow="fold")
+    for name, kind in (*graph.inputs.items(), *((f"state × {count}", kind) for kind, count in graph.states.items())):
+        table.add_row(Text(name), Text(kind))
+    yield table
+    table = _table("Weights")
+    table.add_column("Type")
+    for title in ("Tensors", "On disk"):
+        table.add_column(title, justify="right")
+    for kind, (tensors, size) in graph.weights.items():
+        table.add_row(kind, str(tensors), formats.size(size))
+    yield table
+    table = _table("Operators")
+    table.add_column("Operators", overflow="fold")
+    table.add_row(Text(", ".join(f"{name} × {count}" for name, count in graph.operators.items())))
     yield table
 
 

@@ -134,7 +134,7 @@ def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> Model
         decoder_parameters=geometry.decoder_parameters(),
         decoder_flops=geometry.decoder_flops(FLOPS_CONTEXT),
         checkpoint_bytes=checkpoint.bytes,
-        onnx_bytes=_bytes(lane.onnx, "*.onnx*"),
+        onnx_bytes=_bytes(lane.onnx, "*.onnx*") or _bytes(lane.onnx, "openvino_model.*"),
         perplexity=_perplexity(found),
         peak_memory_bytes=measured.memory.get("peak") if measured else None,
         cold_start_seconds=sum(measured.cold_start.values()) if measured else None,

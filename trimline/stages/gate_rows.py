@@ -28,7 +28,8 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[Name, Artefact]) -> It
     if RECOVERED in done:
         yield from _recovery_gates(read_json(done[RECOVERED].folder / GATE))
     for role, folder in exports.items():
-        yield from _onnx_gates(role, read_json(folder / GATE))
+        record = read_json(folder / GATE)
+        yield from (_openvino_gates if record.get("format") == "openvino" else _onnx_gates)(role, record)
         if (engine := engine_of(Lane(role))) in done:
             yield from engine_gates(role, done[engine].folder)
 
@@ -52,6 +53,32 @@ def _onnx_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
         yield _gate(f"{source} → onnxruntime-genai", genai, f"teacher-forced, {detail}")
     else:
         yield GateRow(f"{source} → onnxruntime-genai", None, detail=genai["why"])
+
+
+def _openvino_gates(role: Role, record: Mapping[str, Any]) -> Iterator[GateRow]:
+    weights, cost, genai = record["weights"], record["perplexity"], record["genai"]
+    name, source = f"{role} checkpoint → OpenVINO in {record['precision']}", f"{role} checkpoint with these weights → OpenVINO"
+    yield GateRow(
+        f"{name}, weights", weights["passed"], weights["most noise"], None, "largest error over that of rounding, one weight at a time"
+    )
+    chosen = ", ".join(f"{what} {value}" for what, value in record["arithmetic"].items())
+    if cost["run"]:
+        detail = f"{cost['graph']:.2f} over {cost['checkpoint']:.2f}, as the device computes by itself: {chosen}"
+        yield GateRow(f"{name}, perplexity", cost["passed"], cost["ratio"], cost["bar"], detail)
+    else:
+        yield GateRow(f"{name}, perplexity", None, detail=f"{cost['why']}; the device computes with {chosen}")
+    for check, comparison in record["checks"].items():
+        if isinstance(comparison, dict):
+            yield _gate(f"{source}, {check}", comparison, "asked for accuracy, against torch in fp32")
+    for check, comparison in record["by itself"].items():
+        yield _gate(f"{source}, {check}", comparison, "as the device computes by itself, KL divergence in nats, mean")
+    for backend in ("PA", "its own choice", "SDPA"):
+        if backend not in genai:
+            continue
+        agreed, compared = genai[backend]["agreed"], genai[backend]["compared"]
+        yield GateRow(f"{source} GenAI, attention {backend}", agreed == compared, agreed, compared, "greedy tokens that are torch's")
+    if not genai["run"]:
+        yield GateRow(f"{source} GenAI", None, detail=genai["why"])
 
 
 def engine_gates(role: Role, folder: Path) -> Iterator[GateRow]:

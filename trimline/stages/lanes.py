@@ -25,7 +25,7 @@ def origin(recipe: Recipe, lane: Lane) -> Name:
 def timed(recipe: Recipe, lane: Lane) -> Name:
     """What the benchmark's runtime opens of a model."""
     form = FORMS[recipe.benchmark.runtime]
-    return {"onnx": export_of(lane), "engine": engine_of(lane), "checkpoint": origin(recipe, lane)}[form]
+    return {"onnx": export_of(lane), "openvino": export_of(lane), "engine": engine_of(lane), "checkpoint": origin(recipe, lane)}[form]
 
 
 def evaluated(recipe: Recipe, lane: Lane) -> Name:

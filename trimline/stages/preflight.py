@@ -8,8 +8,9 @@ from dataclasses import replace
 from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import demand
-from deploy.targets import ModelToServe, check_targets
+from deploy.targets import ModelToServe, check_targets, wanted_targets
 from exporters.onnx.lowering.precision import check_precision
+from exporters.openvino.stage import check_packages
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.obstacles import check_graph
@@ -166,7 +167,33 @@ def _demand_runtime(recipe: Recipe) -> None:
     runtime = recipe.benchmark.runtime
     if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
         raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
+    written, opened = recipe.export.format, FORMS[runtime]
+    if opened in ("onnx", "engine", "openvino") and (opened == "openvino") != (written == "openvino"):
+        other = "openvino" if written == "openvino" else "onnxruntime"
+        raise TrimlineError(
+            f"benchmark.runtime {runtime} does not open what export.format {written} writes.",
+            f"Say benchmark: {{runtime: {other}}}, or export: {{format: {'openvino' if opened == 'openvino' else 'onnx'}}}.",
+        )
     if FORMS[runtime] == "gguf":
         raise TrimlineError(f"benchmark.runtime {runtime} opens GGUF files, which a run does not write.",
                             f"Write them with trimline export --format gguf and time them with trimline bench --runtime {runtime}.")  # fmt: skip
+    if written == "openvino":
+        check_packages(recipe.export)
+        demand_speakers(recipe)
     demand(runtime)
+
+
+def demand_speakers(recipe: Recipe) -> None:
+    """Nothing in the recipe reads an ONNX graph where none is written.
+
+    Raises:
+        TrimlineError: a build or a server does.
+    """
+    served = [target.name for target in wanted_targets(recipe.package) if "onnx" in target.needs]
+    for wanted, what in (
+        (recipe.build is not None, "build"),
+        (recipe.lm_eval is not None, "lm_eval"),
+        (bool(served), f"package.targets {', '.join(served)}"),
+    ):
+        if wanted:
+            raise TrimlineError(f"{what} reads an ONNX graph, and export.format is openvino.", f"Leave {what} out, or export to onnx.")

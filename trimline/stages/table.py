@@ -19,6 +19,8 @@ from deploy.package import package
 from exporters.onnx.gate.evaluate import evaluate_graph
 from exporters.onnx.stage import export
 from exporters.onnx.tasks.harness import examine_graph
+from exporters.openvino.evaluate import evaluate_openvino
+from exporters.openvino.stage import export_openvino
 from exporters.recipe import ExportSlice
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.stage import QDQ, build
@@ -131,7 +133,7 @@ _EVALUATE_GRAPH: Stage[EvaluateSlice] = Stage(
     "evaluate",
     form="graph",
     called="evaluate_graph",
-    by=evaluate_graph,
+    by=(evaluate_graph, evaluate_openvino),
     reads=lambda recipe: recipe.evaluate,
     inputs=lambda case: (export_of(case.lane), TEXT),
     beside=lambda case: (origin(case.recipe, case.lane),),  # its tokenizer
@@ -151,10 +153,10 @@ _EVALUATE_ENGINE: Stage[EvaluateSlice] = Stage(
 )
 _EXPORT: Stage[ExportSlice] = Stage(
     "export",
-    by=export,
+    by=(export, export_openvino),
     reads=lambda recipe: recipe.export,
     inputs=lambda case: (origin(case.recipe, case.lane),),
-    work=lambda inputs, out: export(inputs.checkpoint, inputs.slice, inputs.options, out, inputs.events),
+    work=works.write_graph,
 )
 _BUILD: Stage[works.BuildInput] = Stage(
     "build",

@@ -12,7 +12,11 @@ from benchmarks.stage import benchmark
 from deploy.package import PackageParts, package
 from exporters.onnx.gate.evaluate import evaluate_graph
 from exporters.onnx.running.shapes import EngineRequest
-from exporters.recipe import BuildSlice
+from exporters.onnx.stage import export
+from exporters.openvino.evaluate import evaluate_openvino
+from exporters.openvino.files import MODEL as OPENVINO
+from exporters.openvino.stage import export_openvino
+from exporters.recipe import BuildSlice, ExportSlice
 from exporters.tensorrt.stage import build
 from pipeline.artefacts.artefact import folder_digest, work_beside
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -144,6 +148,12 @@ def judge(inputs: Inputs[EvaluateSlice], out: Path) -> None:
     evaluate(model, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events, dense)
 
 
+def write_graph(inputs: Inputs[ExportSlice], out: Path) -> None:
+    """The checkpoint in the form that the recipe names."""
+    write = export_openvino if inputs.slice.format == "openvino" else export
+    write(inputs.checkpoint, inputs.slice, inputs.options, out, inputs.events)
+
+
 def is_timed(case: StageCase) -> bool:
     """Whether this form is what the benchmark times, and not the checkpoint's to within a thousandth."""
     return evaluated(case.recipe, case.lane.checkpoint) == case.name
@@ -152,7 +162,8 @@ def is_timed(case: StageCase) -> bool:
 def read_by_graph(inputs: Inputs[EvaluateSlice], graph: Path, out: Path) -> None:
     """The evaluation text, read in ONNX Runtime by the graph in a folder; its own tokenizer where no checkpoint is given."""
     checkpoint = inputs.maybe(SOURCE, SMALLER, RECOVERED)
-    evaluate_graph(checkpoint, graph, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events)
+    read = evaluate_openvino if (graph / OPENVINO).is_file() else evaluate_graph
+    read(checkpoint, graph, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events)
 
 
 def engine_recipe(recipe: Recipe) -> BuildInput:

@@ -40,6 +40,7 @@ CLIENTS: dict[str, Client] = {
     "tensorrt": Client("TensorRT", "graph"),
     "tensorrt-llm": Client("TensorRT-LLM", "checkpoint"),
     "tensorrt-edge-llm": Client("TensorRT Edge-LLM", "checkpoint"),
+    "openvino": Client("OpenVINO GenAI", "checkpoint"),
     "optimum": Client("optimum-onnx", "graph"),
 }
 DEFAULT_CLIENT = "onnxruntime"  # what the benchmark times, too

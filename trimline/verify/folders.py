@@ -11,6 +11,7 @@ from deploy.shipping import is_same_package
 from deploy.verify import verify as verify_package
 from exporters.folder import EXPORT
 from exporters.gguf.files import MODEL as GGUF
+from exporters.openvino.files import MODEL as OPENVINO
 from pipeline.artefacts.artefact import PARTIAL, RECORD, WORK
 from pipeline.artefacts.sums import SUMS, Problem, check_sums
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -182,8 +183,8 @@ def _pointed_to(folder: Path, model: Any) -> Path | None:
 def _examine_package(folder: Path, name: str, dense: Sides, found: Verification, options: RunOptions, events: Events) -> None:
     model = folder / "model"
     _examine(model, f"{name}/model", Sides() if _was_trained(folder) else dense, found, options, events)
-    for place in sorted({path.parent for pattern in ("*.onnx", "*.gguf") for path in folder.rglob(pattern)}):
-        sides = Sides(model) if place == folder / "onnx" or (place / GGUF).exists() else Sides()
+    for place in sorted({path.parent for pattern in ("*.onnx", "*.gguf", OPENVINO) for path in folder.rglob(pattern)}):
+        sides = Sides(model) if place == folder / "onnx" or (place / GGUF).exists() or (place / OPENVINO).exists() else Sides()
         _examine(place, f"{name}/{place.relative_to(folder).as_posix()}", sides, found, options, events)
 
 
@@ -198,12 +199,16 @@ def _examine(folder: Path, name: str, sides: Sides, found: Verification, options
     from trimline.verify import gates as regating
 
     graph = graph_file(folder)
-    exported = graph is not None and (folder / EXPORT).exists()  # which may have the checkpoint's config.json beside the graph
+    exported = (graph is not None or (folder / OPENVINO).is_file()) and (
+        folder / EXPORT
+    ).exists()  # which may have the checkpoint's config.json beside the graph
     if (folder / CONFIG).exists() and not exported:
         found.check(name, "tensors as its config says, all finite", lambda: check_checkpoint(Checkpoint(folder)))
         regating.rebuilt(folder, name, sides, found, options, events)
     elif graph is not None:
         regating.onnx(folder, graph, name, sides, found, options, events)
+    elif (folder / OPENVINO).is_file():
+        regating.openvino(folder, name, sides, found, options, events)
     elif (folder / GGUF).exists():
         regating.gguf(folder, name, sides, found, options, events)
     elif (folder / PLAN).exists() and (folder / UPDATES).exists():

@@ -12,6 +12,8 @@ from exporters.gguf.files import MODEL
 from exporters.gguf.gate import gate_file, gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
 from exporters.onnx.gate.gate import compare_onnx
+from exporters.openvino.gate import compare_openvino
+from exporters.openvino.runtime import OPENVINO, has
 from exporters.recipe import ExportSlice
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError, TrimlineError
@@ -65,6 +67,18 @@ def onnx(folder: Path, graph: Path, name: str, sides: Sides, found: Verification
     )
 
 
+def openvino(folder: Path, name: str, sides: Sides, found: Verification, options: RunOptions, events: Events) -> None:
+    """An export in OpenVINO's form, against the checkpoint that it was made from."""
+    checkpoint = sides.checkpoint
+    if not has(OPENVINO):
+        found.left_out.append(f"{name}: its gate, since openvino is not installed{_recorded(folder, found, name)}")
+    elif checkpoint is None or not (folder / EXPORT).exists():
+        found.left_out.append(f"{name}: its gate against the checkpoint; name that with --against{_recorded(folder, found, name)}")
+    else:
+        recipe = _export_slice(folder)
+        found.check(name, "computes what the checkpoint computes", lambda: compare_openvino(checkpoint, folder, recipe, options, events))
+
+
 def gguf(folder: Path, name: str, sides: Sides, found: Verification, options: RunOptions, events: Events) -> None:
     """A GGUF, against the checkpoint: number by number where llama.cpp did not quantise it, and in llama.cpp where that is there."""
     if sides.checkpoint is None:
@@ -92,7 +106,7 @@ def plan(folder: Path, name: str, found: Verification) -> None:
 def _export_slice(folder: Path) -> ExportSlice:
     """What the folder was exported as, with the bar that its gate had."""
     stated = read_json(folder / EXPORT)
-    given: dict[str, Any] = {key: stated[key] for key in ("precision", "logits") if key in stated}
+    given: dict[str, Any] = {key: stated[key] for key in ("format", "precision", "logits") if key in stated}
     cost = read_json(folder / GATE).get("perplexity") if (folder / GATE).exists() else None
     if isinstance(cost, dict) and "bar" in cost:
         given["perplexity_bar"] = cost["bar"]

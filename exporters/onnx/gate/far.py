@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from exporters.onnx.running.session import OnnxDecoder
+from exporters.decoder import GraphDecoder
 from pipeline.evaluate.gates import gate_tokens, late_positions, row_past_window
 
 LONGEST_WINDOW = 1024  # a longer row costs more than what is known of the window already
@@ -46,7 +46,7 @@ class FarRow:
         return found.logits[:, -kept:]
 
 
-def far_rows(decoder: OnnxDecoder, window: int | None, promised: int) -> Iterator[FarRow]:
+def far_rows(decoder: GraphDecoder, window: int | None, promised: int) -> Iterator[FarRow]:
     """The rows that this graph can be shown.
 
     Args:
@@ -58,13 +58,13 @@ def far_rows(decoder: OnnxDecoder, window: int | None, promised: int) -> Iterato
     length = row_past_window(window, promised)
     if length is not None and window is not None and window <= LONGEST_WINDOW:
         yield _row(decoder, f"beyond the sliding window of {window} tokens", torch.arange(length), min(length - window + 1, length))
-    if decoder.lowering == "portable":
+    if decoder.lowering != "fused":
         # With a window only neighbours are seen, and distances are those between tokens.
         late = late_positions(promised, LATE) if window is None else torch.arange(max(0, promised - LATE), promised)
         yield _row(decoder, f"up to position {promised - 1}", late, LATE)
 
 
-def _row(decoder: OnnxDecoder, name: str, positions: torch.Tensor, kept: int) -> FarRow:
+def _row(decoder: GraphDecoder, name: str, positions: torch.Tensor, kept: int) -> FarRow:
     ids = gate_tokens(decoder.vocab, rows=1, length=len(positions), seed=1)
     steps = torch.diff(positions, prepend=torch.tensor([-1]))
     logits, _ = decoder.step(ids.numpy(), decoder.empty(1, len(positions)), steps[None].numpy())

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from exporters.decoder import GraphDecoder
 from exporters.onnx.running.genai import GenaiDecoder
-from exporters.onnx.running.session import OnnxDecoder
 
 GREEDY_TOKENS = 64
 GENAI = "onnxruntime-genai"
@@ -42,12 +42,12 @@ class GraphPath:
     greedy: bool = False
 
 
-def at_once(decoder: OnnxDecoder, ids: torch.Tensor) -> GraphPath:
+def at_once(decoder: GraphDecoder, ids: torch.Tensor) -> GraphPath:
     """No past, every position."""
     return GraphPath("without cache", (_pieces(decoder, ids, [(0, ids.shape[1])]),))
 
 
-def walks(decoder: OnnxDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iterator[GraphPath]:
+def walks(decoder: GraphDecoder, ids: torch.Tensor, prompt: torch.Tensor) -> Iterator[GraphPath]:
     """The paths that need a cache; ``ids`` are two rows, ``prompt`` one."""
     half, third = ids.shape[1] // 2, max(1, ids.shape[1] // 3)
     steps = [(0, half), *((at, at + 1) for at in range(half, ids.shape[1]))]
@@ -73,7 +73,7 @@ def through_genai(genai: GenaiDecoder, ids: torch.Tensor, last: Sequence[int] = 
         yield GraphPath(f"{GENAI}, prompts that end with {' or '.join(map(str, last))}", tuple(parts))
 
 
-def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> RowGroup:
+def _pieces(decoder: GraphDecoder, ids: torch.Tensor, pieces: list[tuple[int, int]]) -> RowGroup:
     """Feeds the pieces one after another; a graph of last logits tells of where each piece ends."""
     past, found = decoder.empty(len(ids)), []
     positions: list[int] = []
@@ -84,7 +84,7 @@ def _pieces(decoder: OnnxDecoder, ids: torch.Tensor, pieces: list[tuple[int, int
     return RowGroup(ids, tuple(positions), torch.from_numpy(np.concatenate(found, 1)))
 
 
-def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[RowGroup, RowGroup]:
+def _ragged(decoder: GraphDecoder, ids: torch.Tensor) -> tuple[RowGroup, RowGroup]:
     """Two prompts of unequal length side by side: where each ends, and some steps on."""
     short, full, extra = ids.shape[1] // 2, ids.shape[1] - 4, 4
     mask = np.ones((2, full), np.int64)
@@ -101,7 +101,7 @@ def _ragged(decoder: OnnxDecoder, ids: torch.Tensor) -> tuple[RowGroup, RowGroup
     return first, RowGroup(ids[1:], tuple(range(full - 1, full + extra)), found[1:])
 
 
-def _greedy(decoder: OnnxDecoder, prompt: torch.Tensor) -> RowGroup:
+def _greedy(decoder: GraphDecoder, prompt: torch.Tensor) -> RowGroup:
     """The graph's own greedy text. Judged as a whole: one pass over it does not lose its way after a close call."""
     tokens, logits = decoder.greedy_with_logits(prompt.numpy(), GREEDY_TOKENS)
     seen, start = torch.from_numpy(np.concatenate([prompt.numpy(), tokens], 1)), prompt.shape[1] - 1

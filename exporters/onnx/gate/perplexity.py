@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import cross_entropy
 
+from exporters.decoder import GraphDecoder
 from exporters.onnx.lowering.config import context_length
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.text.tokens import has_tokenizer
@@ -45,7 +46,7 @@ def _windows(source: Checkpoint, trust_remote_code: bool, longest: int, part: Li
     return windows
 
 
-def graph_losses(decoder: OnnxDecoder, windows: torch.Tensor, events: Events) -> list[float]:
+def graph_losses(decoder: GraphDecoder, windows: torch.Tensor, events: Events) -> list[float]:
     """Mean cross-entropy of each window, nats per predicted token, from a graph that gives all positions."""
     losses = []
     with events.progress(f"perplexity of the graph over {windows.numel():,} tokens", len(windows)) as advance:

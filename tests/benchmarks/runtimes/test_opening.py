@@ -94,13 +94,13 @@ def test_a_gguf_export_is_no_subject_and_llama_cpps_own_folder_is_one(checkpoint
     llama_folder(tmp_path / "any.gguf", checkpoint, tmp_path)
     assert Subject.read("llama", tmp_path).lowering == "llama.cpp"
     write_json(tmp_path / EXPORT, {"format": "gguf", "architecture": "llama", "precision": "fp16", "quantise": None})
-    with pytest.raises(TrimlineError, match="is a GGUF export, which onnxruntime does not run"):
+    with pytest.raises(TrimlineError, match="is an export of format gguf, which onnxruntime does not run"):
         Subject.read("exported", tmp_path)
     subject = Subject.read("exported", tmp_path, "llama_cpp")
     assert (subject.precision, subject.lowering, subject.logits) == ("fp16", "llama.cpp", "last")
     assert subject.widths.weight == 4 / subject.geometry.total_parameters()  # bytes of the file
     write_json(tmp_path / EXPORT, {"format": "onnx", "precision": "fp32"})
-    with pytest.raises(TrimlineError, match="is no GGUF export, which llama_cpp does not run"):
+    with pytest.raises(TrimlineError, match="is an export of format onnx, which llama_cpp does not run"):
         Subject.read("exported", tmp_path, "llama_cpp")
 
 

@@ -13,7 +13,7 @@ from pipeline.common.memory import memory_limit
 from trimline.doctor import Finding, examine, render_findings
 from trimline.doctor import packages as installed_packages
 from trimline.doctor.machine import disk, driver, memory
-from trimline.doctor.packages import built_in_model, requirements, runtime
+from trimline.doctor.packages import built_in_model, openvino, requirements, runtime
 from trimline.doctor.providers import examine_providers, try_provider
 
 WANTED = ["torch>=2.9", "transformers>=5.20,<6", "gguf>=0.17", 'onnxruntime>=1.23; extra == "cpu"']
@@ -42,6 +42,25 @@ def test_a_version_out_of_range_is_a_warning():
 def test_a_missing_dependency_is_a_warning_and_an_extra_is_not():
     found = list(requirements(WANTED, {"transformers": "5.23.0", "gguf": "0.19.0"}))
     assert [(finding.name, finding.state) for finding in found] == [("torch", "warn"), ("transformers", "ok"), ("gguf", "ok")]
+
+
+@pytest.mark.parametrize(
+    ("present", "state", "word"),
+    [
+        ({}, "missing", "not installed"),
+        ({"openvino": "2026.4.1"}, "warn", "without openvino-genai, openvino-tokenizers, nncf"),
+        ({"openvino": "2026.4.1", "openvino-genai": "2026.3.0.0"}, "warn", "of different releases"),
+        (
+            {"openvino": "2026.4.1", "openvino-genai": "2026.4.1.0", "openvino-tokenizers": "2026.4.1.0", "nncf": "3.4.0"},
+            "ok",
+            "nncf 3.4.0",
+        ),
+    ],
+)
+def test_openvinos_packages_have_to_be_of_one_release(present: dict[str, str], state: str, word: str) -> None:
+    found = openvino(present)
+    assert found.state == state
+    assert word in found.value
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,31 @@ def test_heads_that_the_config_class_does_not_take(biased):
     look(
         biased, {**kept, "budget": {"kv_group": {"remove": 0.2}}}, rebuild={"profile": "uniform"}
     )  # some number is taken; which, is not known
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"export": {"format": "openvino"}}, "runtime onnxruntime does not open what export.format openvino writes"),
+        ({"benchmark": SHORT | {"runtime": "openvino"}}, "runtime openvino does not open what export.format onnx writes"),
+        (
+            {"export": {"format": "openvino"}, "benchmark": SHORT | {"runtime": "openvino"}, "lm_eval": {"tasks": ["arc_easy"]}},
+            "lm_eval reads an ONNX graph",
+        ),
+        (
+            {"export": {"format": "openvino"}, "benchmark": SHORT | {"runtime": "openvino"}, "package": {"targets": ["triton"]}},
+            "package.targets triton reads an ONNX graph",
+        ),
+    ],
+)
+def test_forms_and_runtimes_that_do_not_go_together(llama: Path, more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.openvino.runtime.has", lambda module: True)
+    given: dict[str, Any] = {"prune": {"steps": [FFN]}, "rebuild": {"profile": "free"}, "benchmark": SHORT} | more
+    with pytest.raises(TrimlineError, match=said):
+        preflight(checked_recipe(given), RunOptions(), Checkpoint(llama))
+
+
+def test_a_recipe_for_openvino_without_openvino(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.openvino.runtime.has", lambda module: False)
+    with pytest.raises(TrimlineError, match=r"^openvino is not installed\.$"):
+        look(llama, FFN, export={"format": "openvino"}, benchmark=SHORT | {"runtime": "openvino_genai"})
