@@ -21,6 +21,7 @@ from exporters.openvino.text import write_tokenizer
 from exporters.positions import say_bound
 from exporters.recipe import ExportSlice
 from exporters.text.tokens import check_text
+from pipeline.architecture.obstacles import check_graph
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -80,6 +81,7 @@ def check_packages(recipe: ExportSlice) -> None:
 
 
 def _check(source: Checkpoint, options: RunOptions) -> None:
+    check_graph(source.geometry.family)
     if not with_attention(source):
         raise TrimlineError(f"No block of {source.folder} has attention left, so there is no cache to export.", "Keep one.")
     source.demand_no_doubt()

@@ -144,20 +144,20 @@ def least_experts(geometry: Geometry) -> int:
 
 
 def check_graph(family: Family) -> None:
-    """Whether an ONNX graph can hand on what a model keeps of a text from call to call.
+    """Whether a graph can hand on what a model keeps of a text from call to call.
 
     Raises:
         TrimlineError: there are mixers that keep something else than keys and values per head.
     """
     if why := no_graph(family):
         raise TrimlineError(
-            f"No ONNX graph is made of {family.model_type}: {why}.",
+            f"No graph is made of {family.model_type}: {why}.",
             "Use `trimline prune` and `trimline rebuild`, which make a checkpoint and no graph.",
         )
 
 
 def no_graph(family: Family) -> str:
-    """Half a sentence on why no ONNX graph is made of a family; empty where one may be."""
+    """Half a sentence on why no graph is made of a family; empty where one may be."""
     if not family.kinds.costs:
         return ""
     return "a graph hands keys and values of each head from call to call, and some of its mixers keep a state or latents instead"

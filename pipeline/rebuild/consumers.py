@@ -274,7 +274,7 @@ ROWS = (
     ConsumerRule("transformers (shipped file)", _shipped, None),
     ConsumerRule("ONNX Runtime", _onnx, IN_ONNX_RUNTIME, gated=True, graph=True),
     ConsumerRule("onnxruntime-genai", _genai, IN_ONNX_RUNTIME, gated=True, graph=True),
-    ConsumerRule("OpenVINO GenAI", _openvino, IN_ONNX_RUNTIME, gated=True),
+    ConsumerRule("OpenVINO GenAI", _openvino, IN_ONNX_RUNTIME, gated=True, graph=True),
     ConsumerRule("TensorRT", _tensorrt, gated=True, graph=True),
     ConsumerRule("TensorRT-LLM", _tensorrt_llm),
     ConsumerRule("TensorRT Edge-LLM", _edge_llm),

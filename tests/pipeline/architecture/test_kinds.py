@@ -196,7 +196,7 @@ def test_latent_attention_keeps_latents_and_has_no_groups() -> None:
 def test_exports_that_cannot_carry_a_mixer_are_refused_beforehand(tmp_path: Path, name: str) -> None:
     source = Checkpoint(tiny_model(name, tmp_path))
     recipe = Recipe.model_validate({"prune": {"steps": [{"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}}]}})
-    with pytest.raises(TrimlineError, match=f"No ONNX graph is made of {name}: a graph hands keys and values"):
+    with pytest.raises(TrimlineError, match=f"No graph is made of {name}: a graph hands keys and values"):
         preflight(recipe, RunOptions(), source)
     with pytest.raises(TrimlineError, match=f"The mixers that {name} carries are not written for llama.cpp here"):
         gguf_form(source.geometry, source.config)
