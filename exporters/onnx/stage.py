@@ -13,6 +13,7 @@ from exporters.onnx.gate.perplexity import calibration_windows
 from exporters.onnx.lowering.config import context_length, stock_config
 from exporters.onnx.lowering.fused import fused_obstacle, lower_fused
 from exporters.onnx.lowering.last_position import keep_last_position
+from exporters.onnx.lowering.mixtures import check_mixture
 from exporters.onnx.lowering.portable import give_back_weights, lower_portable
 from exporters.onnx.lowering.precision import NUMBERS, bits_by_operator, check_budget, check_precision, provider_obstacle
 from exporters.onnx.lowering.quantise import quantised_graph
@@ -28,6 +29,7 @@ from pipeline.checkpoints.modelling import profile_of
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
+from pipeline.common.memory import usable_memory
 from pipeline.common.options import RunOptions
 from pipeline.sources.companions import copy_companions
 from pipeline.tensors.mapped import MappedTensors
@@ -48,6 +50,7 @@ def export(checkpoint: Path, recipe: ExportSlice, options: RunOptions, out: Path
     options.apply()
     source = Checkpoint(checkpoint)
     _check(source)
+    check_mixture(source.geometry, recipe.precision, 1, usable_memory())
     source.say_text_only(events, "the graph")
     check_text(source, options.trust_remote_code)
     say_bound(int(stock_config(source).max_position_embeddings), events)

@@ -16,6 +16,7 @@ from pipeline.architecture.obstacles import check_beside, check_experts, check_f
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.common.options import RunOptions
 from pipeline.plan.plan import Plan, Step
@@ -30,6 +31,7 @@ from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import ANYWHERE, resolve_steps
+from pipeline.prune.units import UnitStep
 from pipeline.sources.model import checkpoint_folder
 
 
@@ -86,10 +88,28 @@ def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
             check_map(dense.family)
         if Space.FFN in step.spaces:
             check_ffn(dense.family)
+        if dense.family.mixture is not None:
+            _check_of_mixture(step, dense)
         if Space.EXPERT in step.spaces:
             left = _without_experts(step, left)
         if Space.RESIDUAL in step.spaces:
             check_stream(dense.family, dense.within)
+
+
+def _check_of_mixture(step: ResolvedStep, dense: Geometry) -> None:
+    """Whether a step on something else than experts knows what a mixture is.
+
+    Raises:
+        TrimlineError: it prunes single weights, of which nearly all are experts', or its method does whole steps itself.
+    """
+    if step.recipe.target:
+        raise TrimlineError(
+            f"Targets of mixtures are not met yet, and {dense.family.model_type} is one.", "State a budget, such as expert: {remove: 0.25}."
+        )
+    if Space.WEIGHT in step.spaces or not isinstance(step, UnitStep):
+        what = "prunes the weights of projections" if Space.WEIGHT in step.spaces else "walks through blocks of projections"
+        raise TrimlineError(f"{step.recipe.method} {what}, and most of a {dense.family.model_type} are experts, which it does not know.",
+                            "Remove experts, or KV groups or FFN channels by a method that scores units, such as cfsp_extended.")  # fmt: skip
 
 
 def _without_experts(step: ResolvedStep, left: Geometry) -> Geometry:

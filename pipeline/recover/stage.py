@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from pipeline.architecture.families import Family
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -62,6 +63,7 @@ def recover(
     options.apply()
     check_recovery(recipe, options)
     checkpoint = Checkpoint(pruned)
+    check_trained(checkpoint.geometry.family)
     taught = Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None
     for source in (checkpoint, taught):
         if source is not None:
@@ -87,6 +89,16 @@ def recover(
         read = {"tokens": found["taken"] * recipe.batch * recipe.window, "different tokens": drawn.windows.numel()}
         record = student.facts | read | found
         _finish(student, checkpoint, recipe, options, out, record, events)
+
+
+def check_trained(family: Family) -> None:
+    """Whether recovery trains a family.
+
+    Raises:
+        TrimlineError: it is a mixture: its routers want a loss that balances them, and adapters of stacked experts were not tried.
+    """
+    if family.mixture is not None:
+        raise TrimlineError(f"Recovery does not train mixtures of experts, and {family.model_type} is one.", "Leave recover out.")
 
 
 def check_recovery(recipe: RecoverSlice, options: RunOptions) -> None:

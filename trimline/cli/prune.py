@@ -43,5 +43,9 @@ def prune(
         selection = plan.selection
         ffn = [len(selection.ffn[block]) for block in selection.blocks]
         kv_groups = [len(selection.kv_groups[block]) for block in selection.blocks]
-        here.out.print(f"Plan in {output}: {len(ffn)} blocks, {sum(ffn)} FFN channels and {sum(kv_groups)} KV groups stay.", soft_wrap=True)
-        here.answer({"plan": str(output), "blocks": selection.blocks, "ffn": ffn, "kv_groups": kv_groups})
+        experts = [len(selection.experts_of(block)) for block in selection.blocks]
+        routed = f"{sum(experts)} experts, " if any(experts) else ""
+        said = f"Plan in {output}: {len(ffn)} blocks, {routed}{sum(ffn)} FFN channels and {sum(kv_groups)} KV groups stay."
+        here.out.print(said, soft_wrap=True)
+        more = {"experts": experts} if any(experts) else {}
+        here.answer({"plan": str(output), "blocks": selection.blocks, "ffn": ffn, "kv_groups": kv_groups, **more})

@@ -9,6 +9,7 @@ from benchmarks.recipe import BenchmarkSlice
 from benchmarks.runtimes.names import FORMS
 from benchmarks.runtimes.opening import demand
 from deploy.targets import ModelToServe, check_targets, wanted_targets
+from exporters.onnx.lowering.mixtures import check_mixture
 from exporters.onnx.lowering.precision import check_precision
 from exporters.openvino.stage import check_packages
 from exporters.tensorrt.builders import demand_buildable, demand_builder
@@ -18,6 +19,7 @@ from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
+from pipeline.common.memory import usable_memory
 from pipeline.common.options import RunOptions
 from pipeline.prune.stage import check_spaces
 from pipeline.prune.stage import check_targets as check_bounds
@@ -27,7 +29,7 @@ from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.profiles import check_profile, check_request
 from pipeline.recover.ranks import no_importance
 from pipeline.recover.recipe import RecoverSlice
-from pipeline.recover.stage import check_recovery, narrower_stream
+from pipeline.recover.stage import check_recovery, check_trained, narrower_stream
 from trimline.recipe import Recipe
 from trimline.stages.rounds import consumer_of, demand_timed
 
@@ -56,7 +58,10 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     check_spaces(steps, dense.geometry)
     if any(Space.RESIDUAL in step.spaces for step in steps) and recipe.recover and recipe.recover.hidden_states:
         raise narrower_stream()
+    if recipe.recover:
+        check_trained(dense.geometry.family)
     biases_added(dense.geometry, _readers_with_new_bias(steps, dense), recipe.rebuild.profile)
+    _demand_mixture(recipe, options, dense)
     if recipe.recover:
         check_recovery(recipe.recover, options)
         _demand_importance(recipe.recover, steps)
@@ -73,6 +78,20 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     _demand_positions(recipe.benchmark, dense)
     _demand_counted(recipe, dense)
     check_targets(recipe.package, dense)
+
+
+def _demand_mixture(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> None:
+    """What comes after the rebuild takes mixtures too, where the model is one.
+
+    Raises:
+        TrimlineError: it does not.
+    """
+    if dense.geometry.family.mixture is None:
+        return
+    if recipe.build:
+        raise TrimlineError("Engines of mixtures were not tried, and the recipe builds one.", "Leave build out.")
+    longest = max(recipe.evaluate.window, *(workload.prompt * workload.batch for workload in recipe.benchmark.workloads))
+    check_mixture(dense.geometry, recipe.export.precision, longest, options.memory or usable_memory())
 
 
 def shapes_asked_for(steps: Sequence[ResolvedStep], profile: Profile) -> tuple[bool, bool, bool]:

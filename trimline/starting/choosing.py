@@ -13,7 +13,7 @@ from pipeline.rebuild.verdicts import ConsumerVerdict
 from pipeline.sources.config import NamedModel
 from trimline.starting.clients import Client, clients
 from trimline.starting.purpose import CONTEXT, Footprint, Purpose, gib, read_per_token
-from trimline.starting.ways import MILDEST, WAYS, Way, demand_ffn
+from trimline.starting.ways import EXPERTS, MILDEST, Way, demand_ffn, ways_for
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,18 @@ def choose(model: NamedModel, purpose: Purpose, names: Iterable[str]) -> Chosen:
     """
     check_graph(model.geometry.family)
     demand_ffn(model.geometry)
+    ways = ways_for(model.geometry)
+    if ways == (EXPERTS,) and purpose.speedup is not None:
+        raise TrimlineError(
+            f"Removing experts makes {model.name} no faster: {model.geometry.routing.chosen} are chosen for every token, however many there are.",
+            "Ask for --fit or --remove.",
+        )
     wanted = clients(names)
     footprint = Footprint.of(wanted.values(), model.config, positions_of(model))
     _demand_too_large(model, purpose, footprint)
     short: dict[int, TrimlineError] = {}
     refused: list[TrimlineError] = []
-    for way in WAYS:
+    for way in ways:
         try:
             verdicts = way.verdicts(model.geometry, model.config)
             _demand_loaded(verdicts, wanted.values())
@@ -95,7 +101,7 @@ def choose(model: NamedModel, purpose: Purpose, names: Iterable[str]) -> Chosen:
             return Chosen(model, purpose, wanted, way, verdicts, footprint)
         short[len(way.spaces)] = shortfall
     # Of ways that fall short, one of those that go furthest; of shapes that are not loaded, the mildest: blocks alike, all heads there.
-    raise short[max(short)] if short else refused[WAYS.index(MILDEST)]
+    raise short[max(short)] if short else refused[ways.index(MILDEST) if MILDEST in ways else 0]
 
 
 def _demand_too_large(model: NamedModel, purpose: Purpose, footprint: Footprint) -> None:

@@ -17,16 +17,21 @@ from trimline.stages.preflight import check_feasible
 from trimline.starting.choosing import Chosen, choose
 from trimline.starting.purpose import Purpose, gib
 from trimline.starting.shipped import first_comment, for_model, shipped_recipe
+from trimline.starting.ways import EXPERTS
 from trimline.starting.writing import aim_words, loads_words, quoted, recipe_to_start_from, run_command, slug
 
 WHY = {
     "trimline": "of the methods here it loses least at equal speed (docs/targets.md)",
     "cfsp": "no gradients, so it is quick, and the rest is solved for anew",
+    "reap": "it needs no gradients and no training, and is what most pruned mixtures were made by (docs/experts.md)",
     "cfsp_extended": "no gradients, so it is quick, and the rest is solved for anew",
 }
 # Measured: docs/results.md.
 LOST = "the built-in model's perplexity, by trimline on FFN channels alone, grew 1.3 times where 20 % went, 1.6 times at 30 %, 2.6 times at 50 %"
 MUCH = 0.5
+LOST_OF_EXPERTS = (
+    "how much that costs differs from model to model, and a few experts too many ruin some: try several counts (docs/experts.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def _reasons(chosen: Chosen) -> Iterator[str]:
     if chosen.purpose.speedup:
         yield "Speed is that of ONNX Runtime on this machine: the run measures what sizes cost first, and what came out last."
     after = " That is much: train what is left (recover)." if chosen.goes > MUCH else ""
-    yield f"What to expect: about {chosen.goes:.0%} of the decoder goes; {LOST}.{after}"
+    lost = LOST_OF_EXPERTS if chosen.way is EXPERTS else LOST
+    yield f"What to expect: about {chosen.goes:.0%} of the decoder goes; {lost}.{after}"
 
 
 def _why_profile(chosen: Chosen) -> str:

@@ -88,8 +88,8 @@ class Footprint:
 
 
 def read_per_token(geometry: Geometry) -> int:
-    """Weights that one decoding step reads: the projections of every block, and the output head."""
-    return geometry.decoder_parameters() + geometry.vocab * geometry.hidden
+    """Weights that one decoding step reads: the projections of every block, the experts that are chosen, and the output head."""
+    return geometry.active_parameters() + geometry.vocab * geometry.hidden
 
 
 def gib(amount: float) -> str:

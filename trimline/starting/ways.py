@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.obstacles import least_experts
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
@@ -17,7 +18,7 @@ from pipeline.rebuild.verdicts import ConsumerVerdict
 
 LARGE = 2 * 10**9  # decoder parameters beyond which the gradients that trimline needs take too long on a processor
 TILE, TILES = 64, 8  # FFN widths are multiples of 64, and of less where that left fewer than eight to choose from
-WORDS = {Space.FFN: "FFN channels", Space.KV_GROUP: "KV groups"}
+WORDS = {Space.FFN: "FFN channels", Space.KV_GROUP: "KV groups", Space.EXPERT: "experts"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class Way:
 
     def method(self, dense: Geometry) -> str:
         """The best method of this repository's results that gives such shapes; the cheap one for a large model."""
+        if self.spaces == (Space.EXPERT,):
+            return "reap"
         if not self.is_even and dense.decoder_parameters() <= LARGE:
             return "trimline"
         return "cfsp" if self.spaces == (Space.FFN,) else "cfsp_extended"
 
     def smallest(self, dense: Geometry) -> Geometry:
         """The model that is left when as much goes as can."""
+        if Space.EXPERT in self.spaces:
+            return with_experts(dense, least_experts(dense))
         tile, heads = tile_of(dense), Space.KV_GROUP in self.spaces
         return dense.with_blocks(
             tuple(
@@ -55,6 +60,9 @@ class Way:
 
     def shapes(self, dense: Geometry) -> Iterator[Geometry]:
         """Results of every kind that may come out: blocks alike or not, with every number of KV groups."""
+        if Space.EXPERT in self.spaces:
+            yield self.smallest(dense)
+            return
         tile = tile_of(dense)
         most = dense.most(Sublayer.ATTENTION)
         for groups in range(1, most + 1) if Space.KV_GROUP in self.spaces else (most,):
@@ -97,6 +105,25 @@ WAYS = (
 )
 
 
+EXPERTS = Way((Space.EXPERT,), Profile.UNIFORM)  # nearly all of a mixture's weights
+
+
+def ways_for(dense: Geometry) -> tuple[Way, ...]:
+    """What a model can lose, from what loses least."""
+    return WAYS if dense.family.mixture is None else (EXPERTS,)
+
+
+def with_experts(dense: Geometry, count: int) -> Geometry:
+    """The model with as many experts in every block that has some."""
+    return dense.with_blocks(tuple(replace(block, experts=min(count, block.experts)) for block in dense.blocks))
+
+
+def expert_counts(dense: Geometry) -> range:
+    """How many experts of every block may stay, from the most, all, to the fewest."""
+    most = max(block.experts for block in dense.blocks)
+    return range(most, least_experts(dense) - 1, -dense.routing.groups)
+
+
 def tile_of(dense: Geometry) -> int:
     """What FFN widths become multiples of."""
     narrowest = min((block.ffn for block in dense.blocks if block.ffn), default=TILE)
@@ -108,5 +135,5 @@ def tile_of(dense: Geometry) -> int:
 
 def demand_ffn(dense: Geometry) -> None:
     """Raises TrimlineError where there is nothing that any way could take."""
-    if not any(block.ffn for block in dense.blocks):
+    if not any(block.ffn or block.experts for block in dense.blocks):
         raise TrimlineError("No block of this model has an FFN.", "Write a recipe by hand: docs/recipe.md has every key.")

@@ -18,7 +18,7 @@ from pipeline.sources.recipe import DEFAULT
 from trimline.starting.choosing import Chosen, positions_of
 from trimline.starting.clients import SERVERS
 from trimline.starting.purpose import gib
-from trimline.starting.ways import Way, tile_of
+from trimline.starting.ways import EXPERTS, Way, expert_counts, tile_of, with_experts
 
 TEMPLATE = "recipe.yaml.jinja"
 WIDTH = 34  # of what stands before a comment, where it is not longer
@@ -26,6 +26,7 @@ PROMPT, PAST, WINDOW, EVALUATION = 512, 128, 512, 1024  # tokens, of models that
 METHOD_WORDS = {
     "trimline": "our own: error curves say which units go and from which blocks, and what stays is refitted",
     "cfsp": "activations say which channels go; it needs no gradients",
+    "reap": "what experts add to the tokens that choose them says which go, the same number from every block",
     "cfsp_extended": "activations say which channels and groups go; it needs no gradients",
 }
 PROFILES = {
@@ -90,7 +91,8 @@ def _removal(chosen: Chosen) -> dict[str, Any]:
     way, purpose, dense = chosen.way, chosen.purpose, chosen.model.geometry
     heads = Space.KV_GROUP in way.spaces
     values: dict[str, Any] = {"part": purpose.part, "ffn": None, "keep": None}
-    if purpose.part is not None:
+    values["experts"] = _experts_left(chosen) if way is EXPERTS else None
+    if purpose.part is not None and way is not EXPERTS:
         values["ffn"], values["keep"] = _budgets(way, dense, purpose.part)
     values |= {"method": chosen.method, "what_method": METHOD_WORDS[chosen.method], "even": way.is_even, "tile": tile_of(dense)}
     values |= {"spaces": ", ".join(way.spaces), "what_spaces": f"{way.words} go" + ("" if heads else "; attention stays as it is")}
@@ -98,6 +100,17 @@ def _removal(chosen: Chosen) -> dict[str, Any]:
     values |= {"fit": purpose.fit and gib(purpose.fit), "context": chosen.footprint.context}
     values["dense_size"] = f"{gib(chosen.footprint.bytes(dense))} ({chosen.footprint.form} in {chosen.footprint.dtype})"
     return values
+
+
+def _experts_left(chosen: Chosen) -> int:
+    """The most experts of a block with which the purpose is reached."""
+    dense, purpose = chosen.model.geometry, chosen.purpose
+    for count in expert_counts(dense):
+        left = with_experts(dense, count)
+        gone = 1 - left.decoder_parameters() / dense.decoder_parameters()
+        if (purpose.part is None or gone >= purpose.part - 1e-9) and (purpose.fit is None or chosen.footprint.bytes(left) <= purpose.fit):
+            return count
+    return expert_counts(dense)[-1]
 
 
 def _budgets(way: Way, dense: Geometry, part: float) -> tuple[str, int | None]:

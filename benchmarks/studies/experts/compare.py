@@ -159,8 +159,7 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(given.model, given.calibration.read_text(encoding="utf-8"), given.test.read_text(encoding="utf-8"))
     dense = fmean(study.losses(None))
-    lines = [f"Dense: {dense:.3f} nats per token."]
-    figures: dict[str, list[float] | list[list[float]]] = {"dense": study.losses(None)}
+    lines, figures = [f"Dense: {dense:.3f} nats per token."], {"dense": [study.losses(None)]}
     for share in given.remove:
         gone = round(share * study.experts)
         found = measured(study, gone, given.draws)

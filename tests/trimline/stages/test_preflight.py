@@ -95,3 +95,33 @@ def test_a_recipe_for_openvino_without_openvino(llama: Path, monkeypatch: pytest
     monkeypatch.setattr("exporters.openvino.runtime.has", lambda module: False)
     with pytest.raises(TrimlineError, match=r"^openvino is not installed\.$"):
         look(llama, FFN, export={"format": "openvino"}, benchmark=SHORT | {"runtime": "openvino_genai"})
+
+
+EXPERTS = {"method": "reap", "budget": {"expert": {"remove": 0.25}}}
+OF_MIXTURES = [
+    ({"rebuild": {"profile": "free"}}, EXPERTS, "'free' has no modelling file for mixtures"),
+    ({"export": {"precision": "int8"}}, EXPERTS, "fp32 alone, and the export of this qwen3_moe asks for int8"),
+    ({"export": {"lowering": "portable"}, "build": {"builder": "tensorrt_rtx"}}, EXPERTS, "mixtures were not tried|TensorRT"),
+    ({"recover": {"kind": "full"}}, EXPERTS, "does not train mixtures"),
+    ({}, {"method": "wanda", "budget": {"weight": {"remove": 0.5}}}, "most of a qwen3_moe are experts"),
+    ({}, {"method": "laco", "budget": {"layer": {"keep": 3}}}, "walks through blocks of projections"),
+    ({}, {"method": "magnitude", "target": {"parameters": 0.8, "spaces": ["kv_group"]}}, "Targets of mixtures are not met yet"),
+    ({}, {"method": "reap", "budget": {"expert": {"keep": 1}}}, "1 experts in every block are too few"),
+]
+
+
+@pytest.mark.parametrize(("more", "step", "message"), OF_MIXTURES, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_does_not_take_mixtures_is_said_before_anything_is_measured(
+    tmp_path: Path, more: dict[str, Any], step: dict[str, Any], message: str
+) -> None:
+    folder = tiny_model("qwen3_moe", tmp_path)
+    look(folder, EXPERTS, rebuild={"profile": "uniform"})
+    with pytest.raises(TrimlineError, match=message):
+        look(folder, step, **({"rebuild": {"profile": "uniform"}} | more))
+
+
+def test_a_graph_that_gathers_more_experts_than_memory_holds(tmp_path: Path) -> None:
+    folder = tiny_model("qwen3_moe", tmp_path)
+    recipe = checked_recipe({"prune": {"steps": [EXPERTS]}, "rebuild": {"profile": "uniform"}, "benchmark": SHORT})
+    with pytest.raises(TrimlineError, match=r"would gather .* of experts for 1,024 tokens.*trimline prune and trimline rebuild"):
+        preflight(recipe, RunOptions(memory=2 * 10**6), Checkpoint(folder))

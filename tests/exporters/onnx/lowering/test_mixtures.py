@@ -1,0 +1,38 @@
+"""Mixtures as portable graphs: gathered experts pass the gate, and what they cannot be is a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporters.onnx.lowering.mixtures import check_mixture, gathered_bytes
+from exporters.onnx.stage import export
+from exporters.recipe import ExportSlice
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.events import Events
+from tests.exporters.models import OPTIONS
+from tests.tiny import TINY_MIXTURES, tiny_model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY_MIXTURES)
+def test_portable(tmp_path: Path, name: str) -> None:
+    source, out = (
+        tiny_model(name, tmp_path / "dense", num_hidden_layers=2, **({"layer_types": None} if name == "gpt_oss" else {})),
+        tmp_path / "out",
+    )
+    out.mkdir()
+    export(source, ExportSlice(), OPTIONS, out, Events())
+    assert (out / "model.onnx").is_file()
+
+
+def test_fewer_bits_and_too_little_memory_are_refused(tmp_path: Path) -> None:
+    geometry = Checkpoint(tiny_model("mixtral", tmp_path)).geometry
+    assert gathered_bytes(geometry, 10) == 10 * 2 * (2 * 96 * 64) * 4
+    check_mixture(geometry, "fp32", 10, gathered_bytes(geometry, 10))
+    with pytest.raises(TrimlineError, match="would gather"):
+        check_mixture(geometry, "fp32", 10, gathered_bytes(geometry, 10) - 1)
+    with pytest.raises(TrimlineError, match="fp32 alone"):
+        check_mixture(geometry, "int4", 1, 10**12)
