@@ -21,6 +21,7 @@ from pipeline.live.loading import quiet_transformers
 from pipeline.recover.control.held_out import HeldOut, interval, keeps_states
 from pipeline.recover.data import WindowDataset
 from pipeline.recover.losses.distillation import Lesson, LessonTrainer
+from pipeline.recover.losses.expected import is_plain
 from pipeline.recover.losses.teacher import room_for
 from pipeline.recover.processes import processes
 from pipeline.recover.recipe import RecoverSlice
@@ -29,6 +30,7 @@ from pipeline.recover.sharded import fsdp_settings
 from pipeline.sources.packed import Packed
 
 POINTS = 100  # on the curve of losses
+AGAIN = 2  # readings of a window from which on expectations cost less than states
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -68,7 +70,9 @@ def train(
     if lesson.teacher:
         lesson.teacher.model.to(arguments.device)
         if keeps_teacher(recipe, lesson, drawn, work):
-            lesson.teacher.keep(torch.cat((drawn.windows, drawn.apart)), work, events)
+            again = recipe.steps * recipe.batch >= AGAIN * len(drawn.windows) and is_plain(lesson.head)
+            expects = (lesson.head.weight.detach().to(arguments.device), recipe.temperature) if again else None
+            lesson.teacher.keep(torch.cat((drawn.windows, drawn.apart)), work, events, expects)
     watching = _watching(drawn, recipe, lesson, work, events)
     with quiet_transformers(), events.progress(f"training, {recipe.steps} steps", recipe.steps) as advance, _torch_errors(work, state):
         trainer = LessonTrainer(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.recover.losses.divergence import judged_divergence, judged_text, prediction_divergence, state_distance
+from pipeline.recover.losses.expected import expected_divergence
 from pipeline.recover.losses.head import Head
 from pipeline.recover.losses.parts import Judge, Judged, mean_in_parts, positions_at_once
 from pipeline.recover.losses.teacher import Teacher
@@ -73,8 +74,10 @@ class Lesson:
         expected = None if self.teacher is None else self.teacher.states(token_ids, numbers)
         states = self.head.entering(lambda: student(input_ids=token_ids, use_cache=False))
         distance = state_distance(list(self.seen.states), list(self.taught.states)) if self.weight else None
-        judge, counted = self._judge(expected, token_ids)
         flat = states.flatten(0, 1)
+        if self.teacher is not None and self.teacher.expects and expected is not None:
+            return expected_divergence(flat, expected.flatten(0, 1), self.head.weight, self.temperature)
+        judge, counted = self._judge(expected, token_ids)
         loss = mean_in_parts(judge, flat, positions_at_once(self.head.weight.shape[0]), self.head.trained) * (len(flat) / counted)
         return loss if distance is None else loss + self.weight * distance
 

@@ -38,7 +38,7 @@ def judged_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature:
         if temperature != 1.0:
             found, expected = found / temperature, expected.div_(temperature)
         q, p = found.softmax(-1), expected.softmax(-1)
-        normal = _log_denominator(found, q) - _log_denominator(expected, p)
+        normal = log_denominator(found, q) - log_denominator(expected, p)
         loss = (torch.linalg.vecdot(p, expected.sub_(found)) + normal).double().sum() * temperature**2
         return Judged(student, loss, q.sub_(p).mul_(temperature).to(student.dtype))
 
@@ -72,6 +72,6 @@ def state_distance(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tens
     return torch.stack([((s.float() - t.float()).square().sum(-1) / t.float().square().sum(-1)).mean() for s, t in pairs]).mean()
 
 
-def _log_denominator(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+def log_denominator(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     """log Σ exp(z) per row, of z and softmax(z)."""
     return logits.amax(-1) - chances.amax(-1).log()

@@ -14,6 +14,7 @@ from pipeline.live.blocks import blocks_of
 from pipeline.live.loading import load_model
 from pipeline.recover.losses.distillation import BlockOutputs, Lesson
 from pipeline.recover.losses.divergence import judged_divergence, judged_text, prediction_divergence, state_distance
+from pipeline.recover.losses.expected import expectations, expected_divergence, is_plain
 from pipeline.recover.losses.head import Head
 from pipeline.recover.losses.parts import mean_in_parts
 from pipeline.recover.losses.teacher import Teacher
@@ -162,3 +163,41 @@ def test_kept_states_give_the_same_logits_without_the_blocks(tmp_path):
     again = load_model(tmp_path / "model")
     with pytest.raises(TrimlineError, match=r"teacher\.safetensors was changed"):
         Teacher(again, again.model.layers).keep(TOKENS, tmp_path / "work", Events())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_expectations_give_the_divergence_and_its_gradient(temperature, tmp_path):
+    """Through the head of one model of the predictions of another, whose head is another one."""
+    folder = tiny_model("llama", tmp_path / "model")
+    dense, student = load_model(folder, dtype=torch.float32), load_model(folder, dtype=torch.float32)
+    student.requires_grad_(False)
+    with torch.no_grad():
+        dense.lm_head.weight.mul_(1.5)
+    head, teacher = (Head(model, model.model.layers) for model in (student, dense))
+    assert is_plain(head)
+    taught, given = torch.randn(11, 64), torch.randn(11, 64)
+    kept = expectations(taught, teacher, head.weight, temperature)
+    assert kept.shape == (11, 65)
+    one, other = (given.clone().requires_grad_() for _ in range(2))
+    expected = prediction_divergence(one @ head.weight.T, teacher.logits(taught).detach(), temperature)
+    found = expected_divergence(other, kept, head.weight, temperature)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for loss in (expected, found):
+        (2 * loss).backward()
+    torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["trained", "scaled"])
+def test_a_head_that_is_trained_or_does_more_is_not_plain(change, tmp_path):
+    model = load_model(tiny_model("llama", tmp_path / "model"), dtype=torch.float32)
+    model.requires_grad_(change == "trained")
+    if change == "scaled":
+        own = model.forward
+
+        def scaled(*arguments, **named):
+            found = own(*arguments, **named)
+            found.logits = torch.tanh(found.logits)
+            return found
+
+        model.forward = scaled
+    assert not is_plain(Head(model, model.model.layers))
