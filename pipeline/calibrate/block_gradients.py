@@ -18,6 +18,7 @@ from pipeline.calibrate.needs import GradientNeeds
 from pipeline.calibrate.routed_gradients import RoutedCall, per_sequence, routed_calls
 from pipeline.calibrate.statistics import BlockGradients, InputStatistics, products_of, token_weights
 from pipeline.live.blocks import Arguments, linear_in
+from pipeline.live.once import unread
 from pipeline.live.routing import experts_in
 
 Key = TypeVar("Key", Point, str)
@@ -186,16 +187,11 @@ class _Unread(torch.autograd.Function):
 @contextmanager
 def _unread(block: nn.Module, name: str | None) -> Iterator[None]:
     """The FFN's reader does not multiply: where the stream takes what it writes, a block's gradients do not depend on that."""
-    reader = None if name is None else block.get_submodule(name)
-    if not isinstance(reader, nn.Linear) or hasattr(reader, "_hf_hook"):  # accelerate moves what such a one reads
+    if name is None:
         yield
         return
-    original = reader.forward
-    reader.forward = lambda inputs: _Unread.apply(inputs, reader.weight)  # type: ignore[assignment,no-untyped-call]
-    try:
+    with unread(block, name, lambda reader, inputs: _Unread.apply(inputs, reader.weight)):  # type: ignore[no-untyped-call]
         yield
-    finally:
-        reader.forward = original  # type: ignore[method-assign]
 
 
 @contextmanager

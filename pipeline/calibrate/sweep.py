@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
-from pipeline.architecture.families import Family
+from pipeline.architecture.families import Family, Sublayer
 from pipeline.calibrate.fluctuation import Fluctuation
 from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.routed import RoutedStatistics, routed_outputs
@@ -16,6 +16,7 @@ from pipeline.calibrate.statistics import BlockStatistics, InputStatistics
 from pipeline.common.events import Events
 from pipeline.live.blocks import batches_of, blocks_of, brought, enter, linear_in
 from pipeline.live.finite import demand_finite
+from pipeline.live.once import unread
 from pipeline.live.routing import experts_in
 
 
@@ -46,7 +47,10 @@ def sweep(
             statistics = BlockStatistics(tokens=windows.numel(), sequences=len(windows))
             states, given = brought(block, states, [per_block[number] for per_block in arguments])
             entered = list(states) if sequential else []
-            with _collecting(block, family, needs, statistics, states[0].device):
+            idle = sequential and not needs.distance  # what leaves the block counts once it was changed
+            reader = family.reader(Sublayer.FFN) if idle and Sublayer.FFN in family.cuttable else None
+            skipped = unread(block, reader.name) if reader and linear_in(block, reader) is not None else nullcontext()
+            with skipped, _collecting(block, family, needs, statistics, states[0].device):
                 for index, before in enumerate(states):
                     after = given[index].through(block, before)
                     if needs.distance:
@@ -57,6 +61,8 @@ def sweep(
             yield number, statistics
             for index, before in enumerate(entered):
                 states[index] = given[index].through(block, before)
+            if sequential:
+                demand_finite(states, f"The activations of block {number}", model)
 
 
 @contextmanager

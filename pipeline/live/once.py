@@ -1,8 +1,8 @@
-"""A block's attention run once: as far as its reader to measure it, and not again when the block runs on behind it."""
+"""What of a block need not be computed: its attention, where that has run before, and products that nobody reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,29 @@ def run_attention(block: nn.Module, reader: str, hidden: torch.Tensor, arguments
         arguments.through(block, hidden)
     known = bool(gave) and _is_same(_first(gave[0]), wrote[0])
     return AttentionRun(read[0], wrote[0], gave[0] if known else None)
+
+
+def zeros_of(reader: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """In place of what a projection would write."""
+    return inputs.new_zeros(*inputs.shape[:-1], reader.out_features)
+
+
+@contextmanager
+def unread(block: nn.Module, name: str, instead: Callable[[nn.Linear, torch.Tensor], torch.Tensor] = zeros_of) -> Iterator[None]:
+    """A projection of a block whose values nobody reads does not multiply; hooks see what it reads as ever.
+
+    One that accelerate moves from device to device multiplies all the same.
+    """
+    reader = block.get_submodule(name)
+    if not isinstance(reader, nn.Linear) or hasattr(reader, "_hf_hook"):
+        yield
+        return
+    original = reader.forward
+    reader.forward = lambda inputs: instead(reader, inputs)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        reader.forward = original  # type: ignore[method-assign]
 
 
 def _holder(reader: str) -> str:
