@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 EVERY = 0.02  # seconds between two looks at the memory
-HEAD_TOKENS = 512
 
 
 def found(name: str, *modules: str) -> Any:
@@ -63,17 +62,22 @@ class Peak:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Peak:
+        self._look()
         self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._watcher.join()
+        self._look()
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY):
-            fields = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-            self.most = max(self.most, next((int(field[1]) * 1024 for field in fields if field[0] == "RssAnon:"), 0))
+            self._look()
+
+    def _look(self) -> None:
+        fields = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+        self.most = max(self.most, next((int(field[1]) * 1024 for field in fields if field[0] == "RssAnon:"), 0))
 
 
 @torch.inference_mode()
