@@ -47,8 +47,8 @@ class Tally:
         self.family = family
         self._weights: dict[Sublayer, torch.Tensor | None] = dict.fromkeys(Sublayer)
         self._weighed: dict[Sublayer, float] = {}
-        unread = family.reader(Sublayer.FFN) if Sublayer.FFN in family.cuttable and family.adds(Sublayer.FFN) else None
-        self._unread = unread.name if unread and linear_in(block, unread) is not None else None
+        idle = family.reader(Sublayer.FFN) if Sublayer.FFN in family.cuttable and family.adds(Sublayer.FFN) else None
+        self._unread = idle.name if idle and linear_in(block, idle) is not None else None
 
     def through(
         self, hidden: torch.Tensor, arguments: Arguments, upstream: torch.Tensor, leaving: torch.Tensor | None = None
