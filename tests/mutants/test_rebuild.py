@@ -74,6 +74,19 @@ def test_a_reader_that_gives_other_weights(
         rebuilt(tmp_path, dense, plan, Profile.UNIFORM)
 
 
+@pytest.mark.parametrize(
+    ("family", "part"), [("lfm2", "0.conv.conv.weight"), ("granitemoehybrid", "0.mamba.A_log"), ("youtu", "1.self_attn.kv_b_proj.weight")]
+)
+def test_a_reader_that_gives_another_carried_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, part: str) -> None:
+    source = tiny_model(family, tmp_path / "dense")
+    plan = plan_for(source, same_width)
+    monkeypatch.setattr(
+        Checkpoint, "tensor", lambda checkpoint, name: -read(checkpoint, name) if name.endswith(part) else read(checkpoint, name)
+    )
+    with pytest.raises(GateError, match="does not compute what the dense model"):
+        rebuilt(tmp_path, source, plan, Profile.UNIFORM)
+
+
 @dataclass(frozen=True)
 class Written:
     """A dense model with a window, a scaled rotary embedding, templates and two ends of text; and what was made of it."""
