@@ -53,7 +53,7 @@ def test_prune_and_rebuild_end_with_a_gated_folder_of_the_stock_class(inputs: Pa
     geometry = Checkpoint(tmp_path / "out").geometry
     seen = called("inspect", tmp_path / "out")
     assert "Experts" in seen.stdout
-    assert f"{geometry.active_parameters():,}" in seen.stdout
+    assert f"{geometry.active_parameters() / 1000:.1f} K" in seen.stdout
 
 
 def test_new_proposes_experts_for_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,3 +252,15 @@ def test_the_first_order_is_the_slope_of_the_loss_towards_the_block_without_the_
     spread = (WINDOWS.shape[1] * swept.experts["squares"][:, expert]).sqrt().mean().item()  # Σ |m| is at most this
     assert found == pytest.approx((losses[1] - losses[0]) / (2 * little), abs=1e-3 * spread)
     assert found != 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_dead_experts_and_a_router_that_tells_none_apart(tmp_path: Path, method: str) -> None:
+    """One block's experts write nothing, another's router has the same row for all: scores are finite, and as many stay of every block."""
+    model = load_model(tiny_model("qwen3_moe", tmp_path), dtype=torch.float32)
+    model.model.layers[0].mlp.experts.down_proj.zero_()
+    model.model.layers[1].mlp.gate.weight.fill_(0.1)
+    plan = make_plan(ShrinkingModel(model, Checkpoint(tmp_path)), WINDOWS, recipe(method), Events())
+    assert {len(kept) for kept in plan.selection.experts or ()} == {6}
+    assert all(score.isfinite().all() for score in plan.scores.values())
