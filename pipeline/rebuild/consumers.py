@@ -23,7 +23,7 @@ NO_BIAS = "compensate by least squares, which needs no new bias"
 UNIFORM = "use profile 'uniform', with all blocks alike"
 EDGE_LLM = ("llama", "qwen2", "qwen3")
 LENGTH_SWITCHED = ("longrope", "su")  # the old spelling too
-# Types whose exports passed their gate in ONNX Runtime (tests/exporters/onnx/lowering/test_types.py), fused, portable or both.
+# Types whose exports passed their gate in ONNX Runtime (tests/exporters/onnx/lowering: test_types.py, test_mixtures.py), fused, portable or both.
 IN_ONNX_RUNTIME = frozenset(
     (
         "apertus",
@@ -38,27 +38,36 @@ IN_ONNX_RUNTIME = frozenset(
         "gemma3_text",
         "glm",
         "glm4",
+        "gpt_oss",
         "granite",
+        "granitemoe",
         "helium",
         "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
         "hyperclovax",
         "internlm3",
         "iquestcoder",
         "jais2",
         "llama",
+        "minimax_m2",
         "ministral",
         "ministral3",
         "mistral",
+        "mixtral",
         "nanochat",
         "nemotron",
         "olmo",
         "olmo2",
         "olmo3",
+        "olmoe",
         "opt",
         "phi",
         "phi3",
+        "phimoe",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
         "seed_oss",
         "smollm3",
         "stablelm",

@@ -67,6 +67,8 @@ def gguf_form(result: Geometry, config: Mapping[str, Any]) -> GgufForm:
     if family.kinds.costs:  # whatever llama.cpp has for it
         raise NoGgufForm(f"The mixers that {family.model_type} carries are not written for llama.cpp here.", USE_OTHER)
     row = GGUF_ARCHS.get(family.gguf_arch or "")
+    if family.mixture is not None:
+        raise NoGgufForm(f"Experts are not written into GGUF here, and {family.model_type} has some.", USE_OTHER)
     if row is None:
         raise NoGgufForm(f"llama.cpp has no architecture for {family.model_type}.", USE_OTHER)
     if rope_type(config) not in (*FACTORS, "dynamic"):  # before its class is asked, which may refuse it in other words

@@ -175,7 +175,7 @@ def test_nothing_to_inspect(tmp_path, name):
 
 def test_the_record_is_json(dense):
     record = json.loads(json.dumps(inspect_folder(dense).as_record()))
-    assert record["blocks"][3] == {"number": 3, "ffn": 96, "kv_groups": 2}
+    assert record["blocks"][3] == {"number": 3, "ffn": 96, "kv_groups": 2, "experts": 0}
 
 
 @pytest.mark.parametrize(("value", "drawn"), [(0, ""), (8, "████"), (4, "██"), (1, "▌"), (5, "██▌")])

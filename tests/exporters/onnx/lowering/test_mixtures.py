@@ -12,6 +12,7 @@ from exporters.recipe import ExportSlice
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
+from pipeline.rebuild.gguf_form import NoGgufForm, gguf_form
 from tests.exporters.models import OPTIONS
 from tests.tiny import TINY_MIXTURES, tiny_model
 
@@ -26,6 +27,13 @@ def test_portable(tmp_path: Path, name: str) -> None:
     out.mkdir()
     export(source, ExportSlice(), OPTIONS, out, Events())
     assert (out / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", TINY_MIXTURES)
+def test_no_gguf_says_that_it_is_ours_that_is_missing(tmp_path: Path, name: str) -> None:
+    checkpoint = Checkpoint(tiny_model(name, tmp_path, num_hidden_layers=2, **({"layer_types": None} if name == "gpt_oss" else {})))
+    with pytest.raises(NoGgufForm, match=f"not written into GGUF here, and {name} has some"):
+        gguf_form(checkpoint.geometry, checkpoint.config)
 
 
 def test_fewer_bits_and_too_little_memory_are_refused(tmp_path: Path) -> None:
