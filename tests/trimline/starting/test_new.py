@@ -105,8 +105,9 @@ def test_nothing_is_promised_of_a_server_that_nobody_has_tried(here: Path) -> No
     with pytest.raises(trimline.TrimlineError, match="vLLM is not known to load this model once it is pruned: nobody has looked"):
         trimline.new("gemma3_text", consumers=["vllm"])
     made = trimline.new("gemma3_text", here / "made.yaml", consumers=["llama.cpp"])
-    assert "loads in transformers (stock), transformers (shipped file), ONNX Runtime, onnxruntime-genai, llama.cpp." in " ".join(
-        made.reasons
+    assert (
+        "loads in transformers (stock), transformers (shipped file), ONNX Runtime, onnxruntime-genai, OpenVINO GenAI, llama.cpp."
+        in " ".join(made.reasons)
     )
 
 

@@ -1,0 +1,1 @@
+"""OpenVINO beside ONNX Runtime on a processor."""
