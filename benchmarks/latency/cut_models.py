@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from exporters.onnx.stage import export
+from exporters.openvino.stage import export_openvino
 from exporters.recipe import ExportSlice
 from pipeline.architecture.families import Family
 from pipeline.architecture.geometry import Geometry
@@ -38,14 +39,14 @@ def shape_of(geometry: Geometry) -> Shape:
 
 
 def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path, recipe: ExportSlice = EXPORT) -> None:
-    """A model of a shape, cut from the first or the last units of the dense one, as ONNX in ``out``.
+    """A model of a shape, cut from the first or the last units of the dense one, as ONNX or in OpenVINO's form in ``out``.
 
     Raises:
         TrimlineError: the model cannot be exported.
     """
     dense = Checkpoint(source)
     if shape == shape_of(dense.geometry):
-        export(source, recipe, options, out, QUIET)
+        _write(source, recipe, options, out)
         return
     try:
         _export_cut(dense, shape, False, options, out, recipe)
@@ -55,6 +56,11 @@ def export_shape(source: Path, shape: Shape, options: RunOptions, out: Path, rec
         _export_cut(dense, shape, True, options, out, recipe)
 
 
+def _write(model: Path, recipe: ExportSlice, options: RunOptions, out: Path) -> None:
+    write = export_openvino if recipe.format == "openvino" else export
+    write(model, recipe, options, out, QUIET)
+
+
 def _export_cut(dense: Checkpoint, shape: Shape, last: bool, options: RunOptions, out: Path, recipe: ExportSlice) -> None:
     end = "last" if last else "first"
     plan, model = (out.with_name(f"{out.name}-{end}-{stage}") for stage in ("plan", "model"))
@@ -62,7 +68,7 @@ def _export_cut(dense: Checkpoint, shape: Shape, last: bool, options: RunOptions
         plan_of(dense.geometry, shape, last).write(place)
     with whole_folder(model) as place:
         rebuild(dense.folder, plan, RebuildSlice(profile=Profile.FREE), options, place, QUIET)
-    export(model, recipe, options, out, QUIET)
+    _write(model, recipe, options, out)
 
 
 def plan_of(geometry: Geometry, shape: Shape, last: bool = False) -> Plan:

@@ -52,7 +52,7 @@ class Form:
     """How models are written for the runtime that is measured.
 
     Attributes:
-        export: into ONNX.
+        export: into ONNX, or OpenVINO's form.
         build: into an engine; where the runtime runs engines.
         recipe: runtime and workloads.
         options: threads.
@@ -79,7 +79,7 @@ class Form:
             return _checkpoint(source, shape, self.options, out)
         out.mkdir()
         export_shape(source, shape, self.options, out, self.export.model_copy(update={"perplexity_bar": NO_BAR}))
-        if form == "onnx":
+        if form in ("onnx", "openvino"):
             return out
         from exporters.tensorrt.stage import build
 
