@@ -37,6 +37,7 @@ ROWS: dict[str, Stated | None] = {
     "cfsp-0.5": cfsp(0.5),
     "cfsp-0.5-search": cfsp(0.5, search=SEARCH),
     "blocks-24-weighted": blocks(24, compensation="weighted_map"),
+    "blocks-24-search": blocks(24, search=SEARCH | {"evaluations": 40, "levels": 1}),
     "cfsp-0.3": cfsp(0.3),
     "cfsp-0.3-search": cfsp(0.3, search=SEARCH),
     "trimline-0.5": trimline(0.5),

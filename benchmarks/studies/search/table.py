@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,12 @@ def table(records: Mapping[str, Record]) -> str:
     """Markdown, with the setting below it."""
     rows = [_row(name, record, records) for name, record in records.items()]
     settings = sorted({(*record["calibration"], *record["evaluation"]) for record in records.values()})
-    made = sorted({f"{record['processor']}, {record['threads']} thread, commit {record['commit'][:12]}" for record in records.values()})
+    made = sorted(
+        {
+            f"{record['processor']}, {record['threads']} thread, commit {record['commit'][:12]}{record['commit'][40:]}"
+            for record in records.values()
+        }
+    )
     said = [
         f"Calibrated on {count} windows of {length} tokens, perplexity on {read} windows of {long} tokens ± its standard error."
         for count, length, read, long in settings
@@ -56,7 +61,11 @@ def _found(facts: Mapping[str, Any]) -> str:
         )
     if maps := facts.get("maps"):
         return "; ".join(
-            f"blocks {found['stands for'][0]}–{found['stands for'][-1]} into {before}, {found['error left']:.2f} of the squared error left"
+            f"{_blocks(found['stands for'])} into {before}, {found['error left']:.2f} of the squared error left"
             for before, found in maps.items()
         )
     return "–"
+
+
+def _blocks(numbers: Sequence[int]) -> str:
+    return f"block {numbers[0]}" if len(numbers) == 1 else f"blocks {numbers[0]}–{numbers[-1]}"
