@@ -164,7 +164,8 @@ class Mixture:
     Attributes:
         experts: module path inside the block of what is called with hidden states, indices of experts and their weights.
         router: module path of what has a weight with a row per expert.
-        count_keys: config keys of the number of experts; of several that are stated the first counts.
+        count_keys: config keys of the number of experts; of several that are stated the first counts, as transformers has it: an alias
+            goes over the field of the config class.
         chosen_key: config key of how many are chosen for a token.
         width_key: config key of the width of each.
         correction: stored name inside the block of what is added to the scores where experts are chosen; None without.

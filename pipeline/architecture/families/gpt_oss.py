@@ -22,5 +22,5 @@ GPT_OSS = Family(
     fixed_ffn=NO_SHARED_EXPERT,
     fixed_stream="channels of the stream that experts read are not cut yet",
     defaults={"attention_bias": True},
-    mixture=Mixture("mlp.experts", "mlp.router", ("num_local_experts", "num_experts"), width_key="intermediate_size"),
+    mixture=Mixture("mlp.experts", "mlp.router", ("num_experts", "num_local_experts"), width_key="intermediate_size"),
 )

@@ -20,7 +20,7 @@ HUNYUAN_V1_MOE = Family(
     mixture=Mixture(
         "mlp.experts",
         "mlp.gate.wg",
-        ("num_experts", "num_local_experts"),
+        ("num_local_experts", "num_experts"),
         chosen_key="moe_topk",
         width_key="intermediate_size",
         shared_keys=("intermediate_size",),

@@ -14,7 +14,7 @@ MINIMAX_M2 = Family(
     mixture=Mixture(
         "mlp.experts",
         "mlp.gate",
-        ("num_local_experts", "num_experts"),
+        ("num_experts", "num_local_experts"),
         width_key="intermediate_size",
         correction="mlp.e_score_correction_bias",
     ),

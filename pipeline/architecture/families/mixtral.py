@@ -12,6 +12,6 @@ MIXTRAL = Family(
     ffn_key=None,
     fixed_ffn=NO_SHARED_EXPERT,
     fixed_stream="channels of the stream that experts read are not cut yet",
-    mixture=Mixture("mlp.experts", "mlp.gate", ("num_local_experts", "num_experts"), width_key="intermediate_size"),
+    mixture=Mixture("mlp.experts", "mlp.gate", ("num_experts", "num_local_experts"), width_key="intermediate_size"),
     stored={**one_by_one(disk="block_sparse_moe", names=("w1", "w3", "w2")), "mlp.gate.weight": ("block_sparse_moe.gate.weight",)},
 )

@@ -11,6 +11,6 @@ OLMOE = Family(
     carried=routed(),
     ffn_key=None,
     fixed_ffn=NO_SHARED_EXPERT,
-    mixture=Mixture("mlp.experts", "mlp.gate", ("num_experts", "num_local_experts"), width_key="intermediate_size"),
+    mixture=Mixture("mlp.experts", "mlp.gate", ("num_local_experts", "num_experts"), width_key="intermediate_size"),
     stored=one_by_one(),
 )

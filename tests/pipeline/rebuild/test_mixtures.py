@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.architecture.families import FAMILIES
+from pipeline.architecture.geometry import Geometry, Routing, demand_choice
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
+from pipeline.common.files import read_json, write_json
 from pipeline.rebuild.description import check_description
 from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_experts, fewer_groups, plan_for, rebuilt, same_width
-from tests.tiny import TINY_MIXTURES, tiny_model
+from tests.tiny import MIXTURES, TINY_MIXTURES, tiny_model
 
 
 @pytest.mark.parametrize("name", TINY_MIXTURES)
@@ -46,3 +51,68 @@ def test_two_of_eight_experts_go_with_all_else_that_can(tmp_path: Path, name: st
 def names_without_numbers(folder: Path) -> set[str]:
     with safe_open(folder / "model.safetensors", "pt") as file:
         return {".".join("#" if part.isdigit() else part for part in name.split(".")) for name in file.keys()}  # noqa: SIM118
+
+
+TWO_KEYS = [name for name in TINY_MIXTURES if (found := FAMILIES[name].mixture) and len(found.count_keys) > 1]
+
+
+@pytest.mark.parametrize("name", TWO_KEYS)
+def test_what_the_class_takes_where_two_keys_disagree_is_what_counts_here(name: str) -> None:
+    mixture = FAMILIES[name].mixture
+    assert mixture is not None
+    assert len(mixture.count_keys) == 2
+    whole = AutoConfig.for_model(name, **MIXTURES[name]).to_dict()
+    for keys in (mixture.count_keys, mixture.count_keys[::-1]):  # whichever is stated first in the file
+        config = {key: value for key, value in whole.items() if key not in keys} | {
+            key: 8 if key == mixture.count_keys[0] else 6 for key in keys
+        }
+        taken = AutoConfig.for_model(**config)
+        assert taken.num_experts == taken.num_local_experts == 8
+        assert Geometry.from_config(config).blocks[0].experts == 8
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "olmoe", "minimax_m2"])
+def test_of_two_keys_that_count_experts_the_one_that_transformers_takes_counts(tmp_path: Path, name: str) -> None:
+    """Each alone will do, as folders of the hub have it; beside the first, transformers passes over the other without a word."""
+    mixture = FAMILIES[name].mixture
+    assert mixture is not None
+    first, other = mixture.count_keys
+    dense = tiny_model(name, tmp_path / "dense", num_hidden_layers=2)
+    config = {key: value for key, value in read_json(dense / "config.json").items() if key not in mixture.count_keys}
+    for stated in ({first: 8}, {other: 8}, {first: 8, other: 6}):
+        write_json(dense / "config.json", config | stated)
+        assert AutoConfig.from_pretrained(dense, local_files_only=True).num_experts == 8
+        assert {block.experts for block in Checkpoint(dense).geometry.blocks} == {8}
+        folder = tmp_path / "-".join(stated)
+        folder.mkdir()
+        written = read_json(rebuilt(folder, dense, plan_for(dense, fewer_experts), Profile.UNIFORM) / "config.json")
+        counted = first if first in stated else other
+        assert {key: written[key] for key in mixture.count_keys if key in written} == {counted: 6}
+
+
+def test_a_folder_of_stacked_experts_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+    """transformers saves a model under the names that it was opened with."""
+    dense = tiny_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
+    tensors = dict(Checkpoint(dense).tensors())
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    out = rebuilt(tmp_path, dense, plan_for(dense, fewer_experts), Profile.UNIFORM)
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(tensors)
+        assert file.get_slice("model.layers.0.mlp.experts.gate_up_proj").get_shape() == [6, 64, 64]
+
+
+def test_a_folder_without_one_expert_is_refused_by_the_name_of_its_tensor(tmp_path: Path) -> None:
+    dense = tiny_model("mixtral", tmp_path / "dense", num_hidden_layers=2)
+    tensors = load_file(dense / "model.safetensors")
+    del tensors["model.layers.1.block_sparse_moe.experts.5.w3.weight"]
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrimlineError, match=r"and no model\.layers\.1\.block_sparse_moe\.experts\.5\.w3\.weight"):
+        Checkpoint(dense)
+
+
+def test_a_choice_in_groups_needs_as_many_of_each(tmp_path: Path) -> None:
+    geometry = replace(Checkpoint(tiny_model("qwen3_moe", tmp_path)).geometry, routing=Routing(chosen=4, groups=4, chosen_groups=2))
+    demand_choice(geometry, 8)
+    for experts, message in ((6, "same number from each of the 4 groups"), (4, "Keep at least 8")):
+        with pytest.raises(TrimlineError, match=message):
+            demand_choice(geometry, experts)
