@@ -102,7 +102,7 @@ def demand_texts(recipe: TextSlice) -> None:
     Raises:
         TrimlineError: one that can only be a file is not there.
     """
-    for named in (recipe.calibration, recipe.evaluation):
+    for named in recipe.every:
         _demand_there(named)
 
 
