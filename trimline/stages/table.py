@@ -43,7 +43,7 @@ from trimline.reporting import write_report
 from trimline.stages import works
 from trimline.stages.collect import collect
 from trimline.stages.lanes import evaluated, opened, origin, timed
-from trimline.stages.names import LANES, PLAN, PRUNED, REPORT, SMALLER, SOURCE, TEXT, TIMINGS, Name, engine_of, export_of
+from trimline.stages.names import DENSE, LANES, PLAN, PRUNED, REPORT, SMALLER, SOURCE, TEXT, TIMINGS, Name, engine_of, export_of
 from trimline.stages.rounds import until_met
 from trimline.stages.stage import Check, Loop, Stage, StageRow, always, present
 
@@ -126,7 +126,7 @@ _EVALUATE: Stage[EvaluateSlice] = Stage(
     "evaluate",
     by=evaluate,
     reads=lambda recipe: recipe.evaluate,
-    inputs=lambda case: (origin(case.recipe, case.lane), TEXT, *[SOURCE] * (case.lane == PRUNED)),
+    inputs=lambda case: (origin(case.recipe, case.lane), TEXT, *[SOURCE] * (case.lane != DENSE)),
     work=works.judge,
 )
 _EVALUATE_GRAPH: Stage[EvaluateSlice] = Stage(

@@ -142,7 +142,7 @@ def train(inputs: Inputs[RecoverSlice], out: Path) -> None:
 
 
 def judge(inputs: Inputs[EvaluateSlice], out: Path) -> None:
-    """The perplexity of one model; of the pruned one also how near its predictions are to the dense one's."""
+    """The perplexity of one model; of a smaller one also how near its predictions are to the dense one's."""
     smaller = inputs.maybe(RECOVERED, SMALLER)
     model, dense = (inputs.folder(SOURCE), None) if smaller is None else (smaller, inputs.maybe(SOURCE))
     evaluate(model, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events, dense)
