@@ -45,7 +45,7 @@ from pipeline.evaluate.settings import GENERATION, demand_same_generation
 from pipeline.live.loading import as_trimline_error, quiet_transformers, trusts
 
 GREEDY = 32  # tokens in openvino-genai
-# OpenVINO takes cosines of large angles less exactly than torch: SmolLM2 differs by 1.2e-3 up to position 8191, and by 1e-4 in short texts.
+# SmolLM2 differs by 1.2e-3 up to position 8191, and by 1e-4 in short texts; likely by cosines of large angles.
 LATE_BAR = 5e-3
 CLOSE = 2e-3  # between two best logits: either may be said
 NO_GENAI = "openvino-genai is not installed"
