@@ -61,7 +61,7 @@ test: $(STAMP) ## set up, and run the test suite
 	# Tiny models gain nothing from a second thread; a second process halves the time.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)"
 
-test-slow: $(STAMP) ## the tests that take longer than a minute each
+test-slow: $(STAMP) ## the tests that take longer than some twenty seconds each
 	$(BIN)/python -m pytest -m "slow and not servers"
 
 fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 signals that end runs and sweeps (nightly; FUZZ_SEED= starts elsewhere)

@@ -52,7 +52,7 @@ def wrong_recipe(model: type[BaseModel], error: ValidationError, value: dict[Any
         valid = sorted(_keys_at(model, loc[:-1])) if kind == "extra_forbidden" else re.findall(r"'(.+?)'", first["msg"])
         near = get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
-        return TrimlineError(f"{name} has an unknown key {_dotted(loc)!r}.", hint)
+        return TrimlineError(f"{name} has an unknown key {_dotted(_real_parts(loc, value))!r}.", hint)
     if kind == "missing":
         return TrimlineError(f"{name} lacks {_dotted(first['loc'])!r}.", "Add it; docs/recipe.md says how.")
     place = _dotted(_real_parts(first["loc"], value))

@@ -38,8 +38,11 @@ def block_shapes(config: Mapping[str, Any], family: Family, groups: int) -> tupl
         kinds = tuple(_kinds(config, family, number) for number in range(blocks))
         width = _width(config, family) if any(ffn == DENSE for _, ffn in kinds) else 0
         sizes = {ATTENTION: groups, DENSE: width}
-        experts = _experts(config, family)
-        return tuple(BlockShape(sizes.get(ffn, 0), sizes.get(mixer, 0), mixer, ffn, *experts) for mixer, ffn in kinds)
+        experts, none = _experts(config, family), (0, 0)
+        return tuple(
+            BlockShape(sizes.get(ffn, 0), sizes.get(mixer, 0), mixer, ffn, *(experts if family.routes(ffn) else none))
+            for mixer, ffn in kinds
+        )
     heads = size_of(config, family.heads_key)
     try:
         entries = list(enumerate(config["block_configs"]))

@@ -43,7 +43,7 @@ def read_plain_yaml(text: str, name: str) -> Any:
     except _NotRead as error:
         raise TrimlineError(f"{name} {error.problem}.", error.remedy) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TrimlineError(f"{name} is not valid YAML: {_one_line(error)}.", _mend(error, text)) from None
+        raise TrimlineError(f"{name} is not valid YAML: {_one_line(error, text)}.", _mend(error, text)) from None
 
 
 def write_plain_yaml(value: Mapping[str, Any]) -> str:
@@ -174,10 +174,12 @@ def _line(event: Any) -> str:
     return f"line {event.start_mark.line + 1}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, text: str) -> str:
     """What the parser says, with the line; how it calls the text is of no use to whoever wrote it."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return shortened(f"line {error.problem_mark.line + 1}: {' '.join(error.problem.split())}", 200).rstrip(".")
+        # Of what is never closed the end of the text says nothing; where it begins does.
+        mark = error.context_mark if error.context_mark and error.problem_mark.line >= len(text.splitlines()) else error.problem_mark
+        return shortened(f"line {mark.line + 1}: {' '.join(error.problem.split())}", 200).rstrip(".")
     return shortened(" ".join(str(error).split()), 200).rstrip(".")
 
 

@@ -125,7 +125,7 @@ def _check_choice(result: Geometry) -> None:
         TrimlineError: it does not; says how many have to stay.
     """
     for number, block in enumerate(result.blocks):
-        if block.experts or result.family.mixture is not None:
+        if result.family.routes(block.feeds):
             demand_choice(result, block.experts, f"block {number}")
 
 
@@ -155,13 +155,20 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
 
 
 def _check_alike(result: Geometry, sublayer: Sublayer) -> None:
-    """Whether blocks that have a sublayer of the ordinary kind keep as much of it."""
-    numbers = [number for number, block in enumerate(result.blocks) if block.is_ordinary(sublayer)]
+    """Whether blocks that have a sublayer of one kind keep as much of it."""
+    routes = result.family.routes
+    numbers = [
+        number
+        for number, block in enumerate(result.blocks)
+        if block.is_ordinary(sublayer) or (sublayer is Sublayer.FFN and routes(block.feeds))
+    ]
     for number in numbers:
-        first, block = result.blocks[numbers[0]], result.blocks[number]
-        if (block.units(sublayer), block.experts) != (first.units(sublayer), first.experts):
+        block = result.blocks[number]
+        before = next(other for other in numbers if result.blocks[other].kind(sublayer) == block.kind(sublayer))
+        first = result.blocks[before]
+        if block.units(sublayer) != first.units(sublayer) or (sublayer is Sublayer.FFN and block.experts != first.experts):
             raise TrimlineError(
-                f"Profile 'uniform' needs all blocks alike: block {numbers[0]} keeps {_experts_of(first)}{first.ffn} FFN channels and "
+                f"Profile 'uniform' needs all blocks alike: block {before} keeps {_experts_of(first)}{first.ffn} FFN channels and "
                 f"{first.kv_groups} KV groups, block {number} keeps {_experts_of(block)}{block.ffn} and {block.kv_groups}.",
                 "Use allocation 'uniform', or profile 'decilm' or 'free'.",
             )

@@ -34,7 +34,12 @@ def entries(folder: Path, role: str) -> list[dict[str, Any]]:
 
 
 def texts_of(folder: Path, role: str) -> tuple[SharedText, ...]:
-    """The texts of a role, in the recipe's order."""
+    """The texts of a role, in the recipe's order.
+
+    Raises:
+        FileNotFoundError: the folder is gone.
+    """
+    folder.stat()
     return tuple(
         SharedText(entry["name"], entry.get("share", 1.0), (folder / file_of(role, number)).read_text(encoding="utf-8"))
         for number, entry in enumerate(entries(folder, role))

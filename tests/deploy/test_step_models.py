@@ -144,6 +144,7 @@ def test_without_an_engine_that_triton_loads_the_folder_says_so(graphs: dict[str
     assert config_of(folder).max_batch_size == 1
 
 
+@pytest.mark.slow
 def test_a_package_with_an_engine_verifies_and_keeps_it_when_a_server_is_added(parts: Any, tmp_path: Path) -> None:
     portable = dataclasses.replace(parts, onnx=_portable(parts.model, tmp_path / "onnx"))
     engine = engine_of(portable.onnx, tmp_path / "engine", EngineRequest(32, 8, 2))

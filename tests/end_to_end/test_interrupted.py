@@ -59,6 +59,7 @@ def same_named(output: Path) -> dict[str, str]:
     return {re.sub(r"^package-\w+", "package", name): digest for name, digest in computed_files(output).items()}
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_one_sentence_and_the_same_command_goes_on(slow, undisturbed, tmp_path):
     path, output = written(slow, tmp_path), tmp_path / "out"
     with subprocess.Popen(

@@ -90,7 +90,7 @@ def assert_only_the_output(verb: str, place: Path) -> None:
         assert all(verb == "recover" and name.startswith(f"{WORK}out-") for name in left), left
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [pytest.param(verb, marks=pytest.mark.slow) if verb in ("run", "bench") else verb for verb in VERBS])
 def test_every_verb_on_a_full_disk(made, tmp_path, verb):
     assert trimline(*made.verb(verb, tmp_path / "whole")).code == 0
     needed = size_of(tmp_path / "whole")

@@ -115,6 +115,7 @@ def test_a_change_runs_only_what_depends_on_it(values, tmp_path):
     assert again.report.recovery is None
 
 
+@pytest.mark.slow
 def test_killed_while_it_trains_the_same_command_goes_on(values, tmp_path):
     long = changed(values, "recover", "steps", to=60)
     path, output = written(long, tmp_path), tmp_path / "out"
@@ -196,6 +197,7 @@ def test_a_recipe_that_says_nothing_of_recovery(values, done, tmp_path):
     assert_refused(called, "does not say how to recover", "{kind: lora}")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(done, values, tmp_path):
     """Launched by torchrun: gradients are averaged over the processes, the batch is the recipe's, the first one writes."""
     one = changed(changed(values, "recover", "micro_batch", to=4), "recover", "steps", to=3)

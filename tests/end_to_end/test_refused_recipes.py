@@ -172,14 +172,14 @@ def test_a_budget_that_cannot_be_met_says_what_could(values, tmp_path, change, w
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ((*WINDOWS, "windows"), 10_000, ("10000 windows of 32 = 320000 tokens", "the text has")),
+        ((*WINDOWS, "windows"), 10_000, ("10000 windows of 32 = 320,000 tokens", "the text has")),
         ((*WINDOWS, "window"), 100_000, ("the text has", "longer text")),
         ((*WINDOWS, "starts"), [0, 10**7], ("10000000", "outside the text")),
         ((*WINDOWS, "token_ids"), [[1, 2, 10**30]], ("token id", "103")),
         ((*WINDOWS, "starts"), [], ("starts", "empty")),
         ((*WINDOWS, "token_ids"), [[1, 2], [3]], ("different lengths",)),
         ((*WINDOWS, "token_ids"), [[1, 2, 127]], ("token id", "103")),
-        (("evaluate", "windows"), 10_000, ("10000 windows of 32 = 320000 tokens", "the text has")),
+        (("evaluate", "windows"), 10_000, ("10000 windows of 32 = 320,000 tokens", "the text has")),
     ],
 )
 def test_a_text_shorter_than_what_is_asked_for(values, tmp_path, path, value, words):

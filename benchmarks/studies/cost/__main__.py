@@ -102,7 +102,13 @@ def run_in(tree: Path, asked: Record) -> Record:
     """
     surroundings = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(asked["threads"])}
     run = subprocess.run(
-        [sys.executable, str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, cwd=tree, env=surroundings, check=False
+        [sys.executable, "-P", str(WORKER)],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        cwd=tree,
+        env=surroundings,
+        check=False,
     )
     if run.returncode:
         raise TrimlineError(

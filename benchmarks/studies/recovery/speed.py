@@ -40,7 +40,7 @@ def measured(tree: Path, folders: list[str], recipe: dict[str, Any]) -> dict[str
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "out").mkdir()
         asked = {"tree": str(tree.resolve()), "folders": folders, "recipe": recipe, "out": f"{place}/out", "work": f"{place}/work"}
-        told = subprocess.run([sys.executable, str(STEP), json.dumps(asked)], capture_output=True, text=True, check=False)
+        told = subprocess.run([sys.executable, "-P", str(STEP), json.dumps(asked)], capture_output=True, text=True, check=False)
         if told.returncode:
             raise SystemExit(told.stderr)
         found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])

@@ -162,7 +162,10 @@ TINY_TYPES = tuple(sorted(CONFIGS))
 
 # Mixtures of eight experts, two for each token.
 _EXPERTS: dict[str, Any] = GATED | {"num_experts_per_tok": 2}
+_DENSE_FIRST: dict[str, Any] = {"n_routed_experts": 8, "n_shared_experts": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 32}
 MIXTURES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": _EXPERTS | _LATENT | _DENSE_FIRST | {"n_group": 2, "topk_group": 1, "q_lora_rank": 24},
+    "glm4_moe": _EXPERTS | _DENSE_FIRST | {"use_qk_norm": True},
     "gpt_oss": _EXPERTS | _WINDOWS | {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "granitemoe": _EXPERTS | {"num_local_experts": 8, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "hunyuan_v1_moe": _EXPERTS | {"num_experts": 8, "moe_topk": 2},
@@ -171,6 +174,15 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "olmoe": _EXPERTS | {"num_experts": 8},
     "phimoe": _EXPERTS | {"num_local_experts": 8, "lm_head_bias": True, "attention_bias": True},
     "qwen2_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+    "qwen3_next": _EXPERTS
+    | _DELTA
+    | {
+        "num_experts": 8,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 96,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "rope_parameters": _PARTIAL,
+    },
     "qwen3_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True},
 }
 TINY_MIXTURES = tuple(sorted(MIXTURES))

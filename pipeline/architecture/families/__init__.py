@@ -8,6 +8,7 @@ from pipeline.architecture.families.biogpt import BIOGPT
 from pipeline.architecture.families.cohere import COHERE
 from pipeline.architecture.families.cohere2 import COHERE2
 from pipeline.architecture.families.cwm import CWM
+from pipeline.architecture.families.deepseek_v3 import DEEPSEEK_V3
 from pipeline.architecture.families.ernie4_5 import ERNIE4_5
 from pipeline.architecture.families.exaone4 import EXAONE4
 from pipeline.architecture.families.falcon_h1 import FALCON_H1
@@ -17,6 +18,7 @@ from pipeline.architecture.families.gemma2 import GEMMA2
 from pipeline.architecture.families.gemma3_text import GEMMA3_TEXT
 from pipeline.architecture.families.glm import GLM
 from pipeline.architecture.families.glm4 import GLM4
+from pipeline.architecture.families.glm4_moe import GLM4_MOE
 from pipeline.architecture.families.gpt_oss import GPT_OSS
 from pipeline.architecture.families.granite import GRANITE
 from pipeline.architecture.families.granite_swa import GRANITE_SWA
@@ -55,6 +57,7 @@ from pipeline.architecture.families.qwen2_moe import QWEN2_MOE
 from pipeline.architecture.families.qwen3 import QWEN3
 from pipeline.architecture.families.qwen3_5_text import QWEN3_5_TEXT
 from pipeline.architecture.families.qwen3_moe import QWEN3_MOE
+from pipeline.architecture.families.qwen3_next import QWEN3_NEXT
 from pipeline.architecture.families.seed_oss import SEED_OSS
 from pipeline.architecture.families.smollm3 import SMOLLM3
 from pipeline.architecture.families.stablelm import STABLELM
@@ -71,6 +74,7 @@ DESCRIBED = (
     COHERE,
     COHERE2,
     CWM,
+    DEEPSEEK_V3,
     ERNIE4_5,
     EXAONE4,
     FALCON_H1,
@@ -79,6 +83,7 @@ DESCRIBED = (
     GEMMA3_TEXT,
     GLM,
     GLM4,
+    GLM4_MOE,
     GPT_OSS,
     GRANITE,
     GRANITEMOE,
@@ -116,6 +121,7 @@ DESCRIBED = (
     QWEN3,
     QWEN3_5_TEXT,
     QWEN3_MOE,
+    QWEN3_NEXT,
     SEED_OSS,
     SMOLLM3,
     STABLELM,

@@ -317,6 +317,10 @@ class Family:
         """Norms that take the mean over all heads at once, so that a head that goes changes the others."""
         return tuple(norm for norm in self.norms if norm.axis in (Axis.QUERY, Axis.KV))
 
+    def routes(self, feeds: str) -> bool:
+        """Whether an FFN of that kind has routed experts: where some blocks have dense FFNs, only those of another kind have."""
+        return self.mixture is not None and (self.kinds.ffns is None or feeds not in (DENSE, NONE))
+
     def adds(self, sublayer: Sublayer) -> bool:
         """Whether the stream takes what the sublayer's reader writes, or a multiple of it: no norm stands between."""
         return not any(norm.behind for norm in self.norms if norm.sublayer is sublayer)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pipeline.architecture.families.family import Axis, Carried, Sublayer
 from pipeline.architecture.families.kinds import KindCost, Size
+from pipeline.architecture.families.parts import routed
 
 MIXER = Sublayer.ATTENTION
 DELTA, MAMBA = "linear_attention", "mamba"
+MIXTURE = "mixture"  # of FFN: routed experts beside dense FFNs in other blocks, a shared expert that is carried
 
 
 def projection(name: str, rows: Size, columns: Size, kind: str, adds: bool = False, bias: str = "") -> tuple[Carried, ...]:
@@ -51,6 +54,10 @@ def delta_net(*into: tuple[str, Size]) -> tuple[Carried, ...]:
     )
 
 
+# Of Qwen3-Next: queries, keys, values and gates in one; the two numbers per head in another.
+FUSED_DELTA = (("in_proj_qkvz", f"{_MIXED} + {_VALUES}"), ("in_proj_ba", "2 * linear_num_value_heads"))
+
+
 def mamba2(
     path: str, kind: str, inner: str, heads: str, groups: str, state: str, kernel: str, *, biases: tuple[str, str, str], norm: str = ""
 ) -> tuple[Carried, ...]:
@@ -78,6 +85,20 @@ def mamba2_cost(inner: str, groups: str, state: str, kernel: str) -> KindCost:
     """Of every number of the state: it decays (1), gets an outer product (2), and is read by C (2)."""
     held = f"{inner} * {state}"
     return KindCost((f"{kernel} * {inner} + 2 * {kernel} * {groups} * {state}", held), (held,), 5)
+
+
+def corrected_mixture() -> tuple[Carried, ...]:
+    """DeepSeek-V3's experts (arXiv 2412.19437, section 2.1.2) where other blocks have dense FFNs: routed ones, a correction, and shared ones in one."""
+    width, of_mixture = "n_shared_experts * moe_intermediate_size", (MIXTURE,)
+    shared = (("gate_proj", width, Axis.RESIDUAL), ("up_proj", width, Axis.RESIDUAL), ("down_proj", Axis.RESIDUAL, width))
+    return (
+        *(replace(part, kinds=of_mixture) for part in routed()),
+        Carried("mlp.gate.e_score_correction_bias", (Axis.EXPERT,), Sublayer.FFN, trained=False, kinds=of_mixture),
+        *(
+            Carried(f"mlp.shared_experts.{name}.weight", (rows, columns), Sublayer.FFN, kinds=of_mixture, adds=rows is Axis.RESIDUAL)
+            for name, rows, columns in shared
+        ),
+    )
 
 
 MLA = "latent_attention"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.architecture.families.family import Axis, Carried, Linear, Norm, Sublayer
+from pipeline.architecture.families.family import Axis, Carried, Linear, Mixture, Norm, Sublayer
 
 Bias = bool | str
 Stored = dict[str, tuple[str, ...]]  # of ``Family.stored``
@@ -16,6 +16,11 @@ def attention(bias: Bias = False, output_bias: Bias | None = None, output: str =
         Linear("self_attn.v_proj", (Axis.KV,), Axis.RESIDUAL, bias=bias),
         Linear(f"self_attn.{output}", (Axis.RESIDUAL,), Axis.QUERY, bias=bias if output_bias is None else output_bias),
     )
+
+
+def gated_attention(bias: Bias = False) -> tuple[Linear, ...]:
+    """q, k, v and the output projection, apart, where q holds a gate for every channel of a head behind its channels."""
+    return (Linear("self_attn.q_proj", (Axis.GATED_QUERY,), Axis.RESIDUAL, bias=bias), *attention(bias)[1:])
 
 
 def gated(bias: Bias = False) -> tuple[Linear, ...]:
@@ -80,3 +85,8 @@ def one_by_one(memory: str = "mlp", disk: str = "mlp", names: tuple[str, str, st
     """Experts that are stacked in memory and stand one by one in files."""
     gate, up, down = (f"{disk}.experts.{{}}.{name}.weight" for name in names)
     return {f"{memory}.experts.gate_up_proj": (gate, up), f"{memory}.experts.down_proj": (down,)}
+
+
+def deepseek_experts(correction: str) -> Mixture:
+    """Experts that are chosen in groups: of each group the two best say how good it is."""
+    return Mixture("mlp.experts", "mlp.gate", ("num_local_experts", "n_routed_experts"), correction=correction, groups_key="n_group")

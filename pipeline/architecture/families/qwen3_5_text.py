@@ -1,11 +1,9 @@
 """Qwen3.5 and 3.6, dense, text: three blocks of four hold a gated delta rule; the others attend, with a gate on every channel of a head."""
 
-from pipeline.architecture.families.family import Axis, Family, Linear
+from pipeline.architecture.families.family import Family
 from pipeline.architecture.families.kinds import ATTENTION, Every, Kinds, Listed
 from pipeline.architecture.families.mixers import DELTA, DELTA_COST, delta_net
-from pipeline.architecture.families.parts import before, gated, query_key_norms
-
-H, BIAS = Axis.RESIDUAL, "attention_bias"
+from pipeline.architecture.families.parts import before, gated, gated_attention, query_key_norms
 
 QWEN3_5_TEXT = Family(
     model_type="qwen3_5_text",
@@ -19,13 +17,7 @@ QWEN3_5_TEXT = Family(
         ),
         costs={DELTA: DELTA_COST},
     ),
-    linears=(
-        Linear("self_attn.q_proj", (Axis.GATED_QUERY,), H, bias=BIAS),
-        Linear("self_attn.k_proj", (Axis.KV,), H, bias=BIAS),
-        Linear("self_attn.v_proj", (Axis.KV,), H, bias=BIAS),
-        Linear("self_attn.o_proj", (H,), Axis.QUERY, bias=BIAS),
-        *gated(),
-    ),
+    linears=(*gated_attention("attention_bias"), *gated()),
     norms=(*before(), *query_key_norms()),
     carried=delta_net(),
     passed_over=(r"mtp\.", "head that predicts further tokens"),

@@ -118,7 +118,7 @@ def verdicts(tmp: Path, family: str, choose: Callable[[Choice], None], profile: 
     result = plan_for(source, choose).selection.geometry(checkpoint.geometry)
     check_profile(result.family, checkpoint.geometry, result, profile, checkpoint.config)
     table = {verdict.consumer: verdict for verdict in consumers(result, profile, checkpoint.config)}
-    assert len(table) == 11
+    assert len(table) == 12
     assert all(bool(verdict.change) is not verdict.loads for verdict in table.values())
     return table
 
@@ -213,7 +213,7 @@ def test_of_what_nobody_has_looked_at_nothing_is_promised(tmp_path: Path) -> Non
     table = verdicts(tmp_path, "granite_swa", same_width, Profile.UNIFORM)
     unknown = {name for name, verdict in table.items() if verdict.loads is None}
     servers = {"TensorRT-LLM", "TensorRT Edge-LLM", "vLLM", "SGLang", "optimum-onnx"}
-    assert unknown == servers | {"ONNX Runtime", "onnxruntime-genai", "TensorRT"}
+    assert unknown == servers | {"ONNX Runtime", "onnxruntime-genai", "OpenVINO GenAI", "TensorRT"}
     assert {name for name in unknown if table[name].stands_in_the_way} == servers  # an export is run by its gate, which tells
     assert all("nobody has looked" in table[name].why and table[name].checked == "not looked at" for name in unknown)
     assert table["llama.cpp"].loads is False

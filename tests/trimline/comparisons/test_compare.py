@@ -149,6 +149,7 @@ def made(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 def test_a_run_its_package_and_a_point_go_into_one_table(made, tmp_path):
     point = made / "sweep" / "points" / "method=flap,remove=0.5"
     found = compare([made / "run", made / "run" / "package", point], output=tmp_path / "out")

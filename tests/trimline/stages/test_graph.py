@@ -142,6 +142,7 @@ def test_the_perplexity_beside_a_speed_is_of_what_is_timed(inputs, tmp_path, mon
     assert made == [sources[name] for name in (read,) if name in sources]
 
 
+@pytest.mark.slow
 def test_an_int8_engine_is_timed_beside_the_perplexity_of_its_graph(inputs, tmp_path, monkeypatch, rtx):  # noqa: F811
     """Its accuracy comes from the quantised graph, and the benchmark's key follows that evaluation."""
     shown = []

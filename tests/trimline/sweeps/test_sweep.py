@@ -205,6 +205,7 @@ def test_points_that_share_a_model_share_it(values, tmp_path):
     assert stages.count("export (pruned)") == 2
 
 
+@pytest.mark.slow
 def test_calibration_in_parts_is_shared_by_budgets_and_gives_the_same_plan(swept, values, tmp_path):
     folder, found, _ = swept
     told = []
@@ -219,6 +220,7 @@ def test_calibration_in_parts_is_shared_by_budgets_and_gives_the_same_plan(swept
         assert point.perplexity.value == pytest.approx(found.point(point.name).perplexity.value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_stages_that_time_wait_until_nothing_else_runs(swept, values, tmp_path, monkeypatch):
     """With the export standing for such a stage: all that is not timed comes first, and the artefacts are the same."""
     folder, _, _ = swept

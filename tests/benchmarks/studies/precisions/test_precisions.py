@@ -72,6 +72,7 @@ def page_of(found: dict[str, Any]) -> str:
     return document([PrecisionResults.model_validate(found)])
 
 
+@pytest.mark.slow
 def test_every_form_is_timed_and_has_a_perplexity(results: dict[str, Any]) -> None:
     forms = {OURS, ALL, SMALLER}
     assert {row["model"] for row in results["comparisons"]} == forms
