@@ -259,7 +259,9 @@ def tiny_model(family: str, folder: Path, *, seed: int = 0, **overrides: Any) ->
 def random_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The model alone, in memory."""
     config = AutoConfig.for_model(family, **((CONFIGS | MIXTURES)[family] | overrides))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.random.fork_rng(devices=[]):  # of what is no matrix, the values that the class gives stay in part
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
 
@@ -271,7 +273,9 @@ def tiny_wrapped(wrapper: str, folder: Path, *, seed: int = 0, text: dict[str, A
     """
     fields = WRAPPED[wrapper] | overrides
     fields |= {"text_config": fields["text_config"] | (text or {})}
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(wrapper, **fields), dtype=torch.float32).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(wrapper, **fields), dtype=torch.float32).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
