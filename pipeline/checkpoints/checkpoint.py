@@ -217,7 +217,9 @@ class Checkpoint:
         rename = partial(canonical_name, family=geometry.family, known=names) if self.nested is None else text_name
         held = by_canonical_name(self._shards, rename, self.folder)
         if geometry.family.passed_over is not None:
-            self.passed_over = tuple(sorted(name for name in held if re.match(geometry.family.passed_over[0], name)))
+            blocks = tuple(geometry.family.module(number, "") for number in range(len(geometry.blocks)))
+            further = (name for name in held if re.match(geometry.family.passed_over[0], name) and not name.startswith(blocks))
+            self.passed_over = tuple(sorted(further))
             held = {name: stored for name, stored in held.items() if name not in self.passed_over}
         if not geometry.tied or head not in held:
             return held, geometry.tied

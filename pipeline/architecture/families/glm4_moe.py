@@ -14,6 +14,7 @@ GLM4_MOE = Family(
     carried=corrected_mixture(),
     defaults={"first_k_dense_replace": 1, "n_shared_experts": 1, "use_qk_norm": False},
     requires={"use_qk_norm": True},
+    passed_over=(r"model\.layers\.(46|92)\.", "head that predicts further tokens"),
     mixture=deepseek_experts("mlp.gate.e_score_correction_bias"),
     stored=one_by_one(),
 )

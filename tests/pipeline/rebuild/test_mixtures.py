@@ -118,3 +118,10 @@ def test_a_choice_in_groups_needs_as_many_of_each(tmp_path: Path) -> None:
     for experts, message in ((6, "same number from each of the 4 groups"), (4, "Keep at least 8")):
         with pytest.raises(TrimlineError, match=message):
             demand_choice(geometry, experts)
+
+
+def test_a_block_within_the_depth_is_no_head_that_predicts_further_tokens(tmp_path: Path) -> None:
+    """GLM-4.5 numbers that head as one block more; of a deeper model this number is a block's."""
+    sizes = {"num_hidden_layers": 47, "hidden_size": 16, "intermediate_size": 8, "moe_intermediate_size": 8, "head_dim": 4}
+    deep = Checkpoint(tiny_model("glm4_moe", tmp_path, **sizes))
+    assert (len(deep.geometry.blocks), deep.passed_over) == (47, ())
