@@ -124,12 +124,21 @@ def test_what_is_forbidden_is_never_chosen(tmp_path: Path, name: str) -> None:
     model, family = load_model(folder, dtype=torch.float32), Checkpoint(folder).geometry.family
     forbid(model, family, {BLOCK: (2, 5)})
     found = dict(sweep(model, family, WINDOWS, Needs(routed=True), Events()))
-    here, before = found[BLOCK].routed, found[0].routed
+    here, other = found[BLOCK].routed, found[3].routed
     assert here is not None
-    assert before is not None
+    assert other is not None
     assert here.tokens[[2, 5]].tolist() == [0, 0]
-    assert here.tokens.sum() == before.tokens.sum() == 2 * WINDOWS.numel()
-    assert before.tokens[[2, 5]].sum() > 0
+    assert here.tokens.sum() == other.tokens.sum() == 2 * WINDOWS.numel()
+    assert other.tokens[[2, 5]].sum() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3", "qwen3_next"])
+def test_blocks_with_dense_ffns_and_other_mixers_take_no_part(tmp_path: Path, name: str, method: str) -> None:
+    checkpoint = Checkpoint(tiny_model(name, tmp_path))
+    plan = make_plan(ShrinkingModel(load_model(tmp_path, dtype=torch.float32), checkpoint), WINDOWS, recipe(method), Events())
+    kept = [6 if block.experts else 0 for block in checkpoint.geometry.blocks]
+    assert [block.experts for block in plan.selection.geometry(checkpoint.geometry).blocks] == kept
 
 
 @pytest.mark.parametrize("method", METHODS)
