@@ -33,7 +33,7 @@ TENSORRT ?= 10
 PRECISION ?= fp16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz test-oldest test-newest audit mutants licences test-servers docs findings quality bench results types gpu clean
+.PHONY: help demo test test-slow test-openvino fuzz test-oldest test-newest audit mutants licences test-servers docs findings quality bench results types gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -63,6 +63,10 @@ test: $(STAMP) ## set up, and run the test suite
 
 test-slow: $(STAMP) ## the tests that take longer than some twenty seconds each
 	$(BIN)/python -m pytest -m "slow and not servers"
+
+test-openvino: $(STAMP) ## OpenVINO and its tests, in the same environment
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/exporters/openvino tests/mutants/test_openvino.py tests/trimline/inspect/test_openvino_file.py
 
 fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 signals that end runs and sweeps (nightly; FUZZ_SEED= starts elsewhere)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m fuzz

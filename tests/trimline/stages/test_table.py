@@ -81,7 +81,7 @@ def test_a_changed_row_of_the_recipe_changes_what_counts() -> None:
     assert inputs(MEASURED, plain) == ["source", "text"]
     assert inputs(MEASURED, plain, SOURCE, part) == ["source", "text", "statistics 0 of 2"]
     assert inputs(PLAN, plain, MEASURED, LATENCY) == ["source", "text", "measure", "latency"]
-    assert inputs(evaluation_of(REBUILT), full) == ["rebuild", "text"]
+    assert inputs(evaluation_of(REBUILT), full) == ["rebuild", "text", "source"]  # how near it is to the dense one
     assert (inputs(export_of(PRUNED), plain), inputs(export_of(PRUNED), full)) == (["rebuild"], ["recover"])
     assert inputs(engine_of(DENSE), full) == ["export dense", "text"]
     assert inputs(engine_of(DENSE), recipe(BUDGET, **EVERYTHING | {"build": {"precision": "graph"}})) == ["export dense"]
