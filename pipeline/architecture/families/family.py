@@ -172,6 +172,7 @@ class Mixture:
         groups_key, chosen_groups_key: config keys of the number of groups of experts, and of how many a token's experts are from.
         group_best: as many experts of a group say how good it is, so that it needs as many.
         shared_keys: config keys whose product is the width of the shared expert, where it has none of its own that could change alone.
+        shared_gate: a gate of every token weighs what the shared expert writes.
     """
 
     experts: str
@@ -184,6 +185,7 @@ class Mixture:
     chosen_groups_key: str = "topk_group"
     group_best: int = 2
     shared_keys: tuple[str, ...] = ()
+    shared_gate: bool = False
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -322,8 +324,9 @@ class Family:
         return self.mixture is not None and (self.kinds.ffns is None or feeds not in (DENSE, NONE))
 
     def adds(self, sublayer: Sublayer) -> bool:
-        """Whether the stream takes what the sublayer's reader writes, or a multiple of it: no norm stands between."""
-        return not any(norm.behind for norm in self.norms if norm.sublayer is sublayer)
+        """Whether the stream takes what the sublayer's reader writes, or a multiple of it: no norm stands between, and no gate."""
+        gated = sublayer is Sublayer.FFN and self.mixture is not None and self.mixture.shared_gate
+        return not gated and not any(norm.behind for norm in self.norms if norm.sublayer is sublayer)
 
     def multiplier(self, sublayer: Sublayer, config: Mapping[str, Any]) -> float:
         """What the stream takes of what a sublayer's reader writes; one where the config says nothing."""

@@ -1,17 +1,12 @@
 """HunYuan-A13B: experts and a shared one of the same width; norms of queries and keys."""
 
-from pipeline.architecture.families.family import Axis, Family, Linear, Mixture
-from pipeline.architecture.families.parts import OF_ALL_EXPERTS, attention, before, one_by_one, query_key_norms, routed
+from pipeline.architecture.families.family import Family, Mixture
+from pipeline.architecture.families.parts import OF_ALL_EXPERTS, attention, before, gated, one_by_one, query_key_norms, routed
 
 HUNYUAN_V1_MOE = Family(
     model_type="hunyuan_v1_moe",
     class_prefix="HunYuanMoEV1",
-    linears=(
-        *attention("attention_bias"),
-        Linear("mlp.shared_mlp.gate_proj", (Axis.FFN,), Axis.RESIDUAL),
-        Linear("mlp.shared_mlp.up_proj", (Axis.FFN,), Axis.RESIDUAL),
-        Linear("mlp.shared_mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN),
-    ),
+    linears=(*attention("attention_bias"), *gated(module="mlp.shared_mlp")),
     norms=(*before(), *query_key_norms("query_layernorm", "key_layernorm")),
     carried=routed(router="gate.wg.weight"),
     ffn="mlp.shared_mlp",

@@ -23,12 +23,12 @@ def gated_attention(bias: Bias = False) -> tuple[Linear, ...]:
     return (Linear("self_attn.q_proj", (Axis.GATED_QUERY,), Axis.RESIDUAL, bias=bias), *attention(bias)[1:])
 
 
-def gated(bias: Bias = False) -> tuple[Linear, ...]:
+def gated(bias: Bias = False, module: str = "mlp") -> tuple[Linear, ...]:
     """An FFN of gate, up and down."""
     return (
-        Linear("mlp.gate_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
-        Linear("mlp.up_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
-        Linear("mlp.down_proj", (Axis.RESIDUAL,), Axis.FFN, bias=bias),
+        Linear(f"{module}.gate_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
+        Linear(f"{module}.up_proj", (Axis.FFN,), Axis.RESIDUAL, bias=bias),
+        Linear(f"{module}.down_proj", (Axis.RESIDUAL,), Axis.FFN, bias=bias),
     )
 
 

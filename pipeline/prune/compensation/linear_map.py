@@ -50,10 +50,11 @@ class BlockRun:
 
 
 def check_map(family: Family) -> None:
-    """Raises TrimlineError where a norm stands between the FFN's last projection and the stream: no map can be merged there."""
+    """Raises TrimlineError where a norm or a gate stands between the FFN's last projection and the stream: no map can be merged there."""
     if not family.adds(Sublayer.FFN):
+        what = "gate" if family.mixture else "norm"
         raise TrimlineError(
-            f"{family.model_type} has a norm behind its FFN, so a linear map cannot be merged into the projection before it.",
+            f"{family.model_type} has a {what} behind its FFN, so a linear map cannot be merged into the projection before it.",
             "Leave compensation out: the blocks are then dropped.",
         )
 

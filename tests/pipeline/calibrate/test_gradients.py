@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.architecture.families import Family, Point, Sublayer
+from pipeline.architecture.families import FAMILIES, Family, Point, Sublayer
 from pipeline.calibrate.block_gradients import SCALE, add_weight_gradients, mask_gradients
 from pipeline.calibrate.gradients import BlockGradients, GradientNeeds, gradient_sweep
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
-from pipeline.live.blocks import blocks_of
+from pipeline.live.blocks import blocks_of, linear_in
 from pipeline.live.loading import load_model
 from pipeline.tensors.saved_states import SavedStates
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
@@ -143,17 +143,37 @@ def test_relative_moments_weigh_inputs_one_way_and_gradients_the_other(llama: tu
 
 @pytest.mark.usefixtures("small_batches")
 def test_mask_gradients_are_those_of_a_mask(tiny: tuple[nn.Module, Family]) -> None:
-    model, family = tiny
+    assert compared_masks(*tiny) == 4
+
+
+def compared_masks(model: nn.Module, family: Family) -> int:
+    """How many masks of the first and the last block that have any were compared with autograd's."""
     found = swept(model, family, GradientNeeds(masks=BOTH))
-    for number in (0, 3):
-        for sublayer in Sublayer:
-            reader = model.get_submodule(family.module(number, family.reader(sublayer).name))
-            assert isinstance(reader, nn.Linear)
+    compared = 0
+    for sublayer in family.cuttable:
+        readers = {number: linear_in(block, family.reader(sublayer)) for number, block in enumerate(blocks_of(model, family))}
+        there = [number for number, reader in readers.items() if reader is not None]
+        for number in (there[0], there[-1]):
+            reader = readers[number]
+            assert reader is not None
             mask = torch.ones(reader.in_features, requires_grad=True)
             handle = reader.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask,))
             expected = [torch.autograd.grad(loss_of(model, window), mask)[0] for window in WINDOWS]
             handle.remove()
             close(found[number].masks[sublayer], torch.stack(expected))
+            compared += 1
+    return compared
+
+
+OTHERS = tuple(sorted(name for name, family in FAMILIES.items() if family.kinds.rules or family.kinds.costs or family.mixture))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_are_those_of_hybrids_and_mixtures(tmp_path: Path, name: str) -> None:
+    """What stands beside an FFN may read what its reader writes, such as the gate of a shared expert."""
+    folder = tiny_model(name, tmp_path)
+    model, family = load_model(folder), Checkpoint(folder).geometry.family
+    assert compared_masks(model, family) == 2 * len(family.cuttable)
 
 
 def test_only_what_is_needed_is_collected(llama: tuple[nn.Module, Family]) -> None:
