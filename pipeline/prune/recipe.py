@@ -145,7 +145,7 @@ class PruneStep(Slice):
             raise ValueError("a step states exactly one of 'budget', 'pooled' and 'target'")
         if self.allocation == "optimal" and not self.target:
             raise ValueError("allocation 'optimal' belongs to a target")
-        if self.search and {Space.WEIGHT, Space.RESIDUAL} & set(self.budget):
+        if self.search and not set(self.budget) <= {Space.FFN, Space.KV_GROUP, Space.LAYER}:
             raise ValueError("'search' chooses sizes of ffn, kv_group and layer")
         if Space.WEIGHT in self.budget and len(self.budget) > 1:
             raise ValueError("space weight needs a step of its own")

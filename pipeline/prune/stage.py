@@ -29,6 +29,7 @@ from pipeline.prune.consumer import Consumer
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.opening import opened
 from pipeline.prune.recipe import PruneSlice
+from pipeline.prune.search.search import check_search
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import ANYWHERE, resolve_steps
 from pipeline.prune.units import UnitStep
@@ -86,6 +87,8 @@ def check_spaces(steps: Sequence[ResolvedStep], dense: Geometry) -> None:
             check_beside(dense.family, step.recipe.allow_empty)
         if step.recipe.compensation in MAPS:
             check_map(dense.family)
+        if step.recipe.search:
+            check_search(dense.family, step.spaces)
         if Space.FFN in step.spaces:
             check_ffn(dense.family)
         if dense.family.mixture is not None:

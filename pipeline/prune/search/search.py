@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.architecture.families import Sublayer
+from pipeline.architecture.families import Family, Sublayer
 from pipeline.architecture.spaces import SUBLAYERS, Counts, IndexSet, Space
 from pipeline.calibrate.statistics import BlockStatistics
 from pipeline.common.errors import TrimlineError
@@ -54,6 +54,19 @@ class SizeSearch:
     order: Orders
     compensation: str
     reference: nn.Module | None = None
+
+
+def check_search(family: Family, spaces: Collection[Space]) -> None:
+    """Whether choices of a family's blocks can be judged: a block that goes is judged as one whose two readers write nothing.
+
+    Raises:
+        TrimlineError: other parts of its blocks add to the stream too.
+    """
+    if Space.LAYER in spaces and any(part.adds for part in family.carried):
+        raise TrimlineError(
+            f"The search cannot choose among whole blocks of {family.model_type}: more than attention and a dense FFN adds to their stream.",
+            "Leave search out.",
+        )
 
 
 def searched(subject: SizeSearch, counts: Counts, measured: Mapping[int, BlockStatistics], events: Events) -> tuple[Counts, dict[str, Any]]:

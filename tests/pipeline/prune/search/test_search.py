@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import trimline
 from pipeline.architecture.profile import Profile
@@ -28,8 +29,8 @@ from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.search import search as searching
 from pipeline.prune.search.divergence import SizeJudge
-from pipeline.prune.stage import make_plan, plans
-from pipeline.prune.steps import resolve_step, resolve_steps
+from pipeline.prune.stage import check_spaces, make_plan, plans
+from pipeline.prune.steps import ANYWHERE, resolve_step, resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.tiny import VOCAB, tiny_model
 from trimline.stages.preflight import shapes_asked_for
@@ -128,19 +129,25 @@ def test_the_live_model_is_as_before_when_the_search_is_over(tmp_path: Path, mon
     assert all(after[name] is parameter and torch.equal(parameter, value) for name, (parameter, value) in before.items())
 
 
-def test_a_stopped_search_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, step = tiny_model("llama", tmp_path / "dense"), CFSP | {"search": SEARCH}
-    whole = planned(shrinking(folder), step, tmp_path / "whole")
+def stopped_at(number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Judging is interrupted at its call of that number, once; an entry for each call so far."""
     asked: list[int] = []
     judge = SizeJudge.__call__
 
     def counting(self: SizeJudge, places: Any, round_: int) -> float:
         asked.append(1)
-        if len(asked) == 20:
+        if len(asked) == number:
             raise KeyboardInterrupt
         return judge(self, places, round_)
 
     monkeypatch.setattr(SizeJudge, "__call__", counting)
+    return asked
+
+
+def test_a_stopped_search_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, step = tiny_model("llama", tmp_path / "dense"), CFSP | {"search": SEARCH}
+    whole = planned(shrinking(folder), step, tmp_path / "whole")
+    asked = stopped_at(20, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         planned(shrinking(folder), step, tmp_path / "work")
     (log,) = (tmp_path / "work").iterdir()
@@ -250,15 +257,7 @@ def test_a_stopped_call_of_the_api_leaves_what_was_judged_and_goes_on(tmp_path: 
         "rebuild": {"profile": "decilm"},
     }
     options = RunOptions(dtype="float32", threads=1)
-    judge, asked = SizeJudge.__call__, list[int]()
-
-    def counting(self: SizeJudge, places: Any, round_: int) -> float:
-        asked.append(1)
-        if len(asked) == 10:
-            raise KeyboardInterrupt
-        return judge(self, places, round_)
-
-    monkeypatch.setattr(SizeJudge, "__call__", counting)
+    asked = stopped_at(10, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         trimline.prune(wanted, out, model=folder, options=options)
     assert not out.exists()
@@ -288,3 +287,18 @@ def test_another_search_measures_nothing_anew(tmp_path: Path) -> None:
     ]
     assert parts[0] is not None
     assert parts[0] == parts[1] == parts[2]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "youtu", "falcon_h1", "qwen2_moe", "qwen3_moe", "glm4_moe"])
+def test_whole_blocks_with_more_than_attention_and_an_ffn_are_not_searched(tmp_path: Path, name: str) -> None:
+    """A choice is judged with two silenced readers, and these blocks would go on adding to the stream."""
+    geometry = Checkpoint(tiny_model(name, tmp_path)).geometry
+    step = {"method": "block_influence", "budget": {"layer": {"keep": 3}}, "search": SEARCH}
+    with pytest.raises(TrimlineError, match=f"cannot choose among whole blocks of {name}"):
+        check_spaces(resolve_steps(PruneSlice.model_validate({"steps": [step]}), ANYWHERE), geometry)
+
+
+@pytest.mark.parametrize("space", ["expert", "residual", "weight"])
+def test_spaces_without_sizes_of_their_own_are_not_searched(space: str) -> None:
+    with pytest.raises(ValidationError, match="'search' chooses sizes of ffn, kv_group and layer"):
+        PruneSlice.model_validate({"steps": [{"method": "reap", "budget": {space: {"remove": 0.25}}, "search": SEARCH}]})
