@@ -15,7 +15,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.profiles import check_profile, check_request, consumers
 from pipeline.rebuild.verdicts import ConsumerVerdict
-from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_groups, plan_for, rebuilt, same_width
+from tests.pipeline.rebuild.cases import Choice, absent_parts, anything, fewer_blocks, fewer_groups, plan_for, rebuilt, same_width
 from tests.tiny import tiny_model
 
 
@@ -218,6 +218,12 @@ def test_of_what_nobody_has_looked_at_nothing_is_promised(tmp_path: Path) -> Non
     assert all("nobody has looked" in table[name].why and table[name].checked == "not looked at" for name in unknown)
     assert table["llama.cpp"].loads is False
     assert table["transformers (stock)"].loads
+
+
+def test_a_mixture_is_promised_in_onnx_runtime_where_its_graph_ran_and_not_in_openvino(tmp_path: Path) -> None:
+    table = verdicts(tmp_path, "qwen3_moe", fewer_blocks, Profile.UNIFORM)
+    assert table["ONNX Runtime"].loads
+    assert (table["OpenVINO GenAI"].loads, table["OpenVINO GenAI"].checked) == (None, "not looked at")
 
 
 def test_of_a_type_that_was_tried_it_is_said_where(tmp_path: Path) -> None:
