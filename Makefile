@@ -66,7 +66,7 @@ test-slow: $(STAMP) ## the tests that take longer than some twenty seconds each
 
 test-openvino: $(STAMP) ## OpenVINO and its tests, in the same environment
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/exporters/openvino tests/mutants/test_openvino.py tests/trimline/inspect/test_openvino_file.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/exporters/openvino tests/mutants/test_openvino.py tests/trimline/inspect/test_openvino_file.py tests/deploy/test_openvino.py tests/deploy/test_targets.py
 
 fuzz: $(STAMP) ## damaged inputs of every kind, 10 000 of them, and 100 signals that end runs and sweeps (nightly; FUZZ_SEED= starts elsewhere)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m fuzz

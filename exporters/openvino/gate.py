@@ -24,7 +24,7 @@ from exporters.onnx.gate.far import far_rows
 from exporters.onnx.gate.judging import Found, Judge, against_torch, judged, judged_far
 from exporters.onnx.gate.metadata import ends_of
 from exporters.onnx.gate.paths import GraphPath, at_once, walks
-from exporters.onnx.gate.perplexity import NO_TOKENIZER, compared, fixed_windows, graph_losses
+from exporters.onnx.gate.perplexity import NO_TOKENIZER, compared, demand_perplexity, fixed_windows, graph_losses
 from exporters.onnx.lowering.config import context_length
 from exporters.openvino.beams import reordered
 from exporters.openvino.files import DETOKENIZER, TOKENIZER
@@ -35,7 +35,7 @@ from exporters.openvino.text import compare_tokenizer
 from exporters.openvino.weights import compare_weights, demand_weights, put_weights
 from exporters.recipe import ExportSlice
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json, write_json
 from pipeline.common.options import RunOptions
@@ -49,6 +49,7 @@ GREEDY = 32  # tokens in openvino-genai
 LATE_BAR = 5e-3
 CLOSE = 2e-3  # between two best logits: either may be said
 NO_GENAI = "openvino-genai is not installed"
+SMALLER = "another precision or with a smaller group_size"
 
 
 def gate_openvino(checkpoint: Path, folder: Path, recipe: ExportSlice, options: RunOptions, events: Events) -> dict[str, Any]:
@@ -71,12 +72,7 @@ def compare_openvino(checkpoint: Path, folder: Path, recipe: ExportSlice, option
     source = Checkpoint(checkpoint)
     record: dict[str, Any] = {"format": "openvino", "precision": recipe.precision, "packages": versions()}
     record["metadata"] = _metadata(source, folder, options)
-    windows = fixed_windows(source, options.trust_remote_code)
-    if windows is None and recipe.precision != "fp32":
-        raise TrimlineError(
-            f"{checkpoint} has no tokenizer, without which {recipe.precision} cannot be judged by perplexity.",
-            "Put the tokenizer's files beside it, or export in fp32.",
-        )
+    windows = fixed_windows(source, recipe.precision, options.trust_remote_code)
     reference = open_reference(checkpoint, options, mapped=False)
     losses = [] if windows is None else window_losses(reference.model, windows, events)
     weights = compare_weights(reference.model, source.geometry, folder, recipe.precision)
@@ -156,7 +152,7 @@ def _by_itself(
     record["by itself"] = {path: comparison.as_record() for path, comparison in found.items()}
     if windows is not None:
         record["perplexity"] = compared(losses, graph_losses(decoder, windows, events), recipe.most_perplexity)
-        _demand_perplexity(record["perplexity"], folder, recipe.precision, events)
+        demand_perplexity(record["perplexity"], folder, recipe.precision, events, "OpenVINO", SMALLER)
     return record
 
 
@@ -178,16 +174,6 @@ def _demand(path: str, comparison: Found, reference: str, folder: Path, events: 
             f"{folder} ({path}) does not say what {reference} says: {comparison.difference:.3g} nats apart on average, "
             f"where {comparison.bar:g} is allowed.",
             REPORT,
-        )
-
-
-def _demand_perplexity(record: dict[str, Any], folder: Path, precision: str, events: Events) -> None:
-    events.gate(f"OpenVINO, perplexity {record['graph']:.2f}, the checkpoint's {record['checkpoint']:.2f}", **record)
-    if not record["passed"]:
-        raise GateError(
-            f"{folder} ({precision}) has a perplexity of {record['graph']:.2f} where its checkpoint has {record['checkpoint']:.2f}: "
-            f"{record['ratio']:.3f} times as much, and {record['bar']:g} is allowed.",
-            "Export in another precision or with a smaller group_size, or raise export.perplexity_bar.",
         )
 
 

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.openvino.runtime import GENAI, needs_openvino
+from exporters.openvino.runtime import GENAI, needs_openvino, refused
 from exporters.openvino.session import DEVICE, EXACT
-from pipeline.common.errors import TrimlineError, shortened
 
 Backend = Literal["PA", "SDPA", "its own choice"]  # paged attention, which it chooses where it can, and the graph's own attention
 MOST_TOKENS = 2**20  # of one step: a prompt is read in one piece
@@ -40,8 +39,8 @@ class GenaiPipeline:
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         try:
             self._pipeline = openvino_genai.LLMPipeline(str(folder), DEVICE, **settings)
-        except Exception as error:  # its exceptions are plain RuntimeErrors
-            raise _refused(folder, error) from error
+        except Exception as error:  # they have no other base
+            raise refused("openvino-genai", folder, error) from error
 
     def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
         """The most likely tokens after a prompt of token ids; an end-of-text token does not stop it."""
@@ -85,8 +84,8 @@ class GenaiSteps:
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         try:
             self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, DEVICE, settings)
-        except Exception as error:  # its exceptions are plain RuntimeErrors
-            raise _refused(folder, error) from error
+        except Exception as error:  # they have no other base
+            raise refused("openvino-genai", folder, error) from error
         self._handles: list[Any] = []
         self._requests = 0
 
@@ -111,8 +110,3 @@ class GenaiSteps:
                 self._requests += 1
         self._pipeline.step()
         return None, past
-
-
-def _refused(folder: Path, error: Exception) -> TrimlineError:
-    why = shortened(" ".join(str(error).split()), 300)
-    return TrimlineError(f"openvino-genai cannot open {folder}: {why}", "Export it again.")

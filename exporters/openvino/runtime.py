@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from pipeline.common.errors import TrimlineError
+from pipeline.common.errors import TrimlineError, shortened
 
 OPENVINO, GENAI, TOKENIZERS, NNCF = "openvino", "openvino_genai", "openvino_tokenizers", "nncf"
 EXTRA = "pip install 'trimline[openvino]'."
@@ -27,6 +28,12 @@ def needs_openvino(*further: str) -> None:
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise TrimlineError(f"{' and '.join(missing)} {verb} not installed.", EXTRA)
+
+
+def refused(program: str, folder: Path, error: Exception) -> TrimlineError:
+    """What is said where a program cannot open a folder; the exceptions of OpenVINO's programs are plain RuntimeErrors with a log in them."""
+    why = shortened(" ".join(str(error).split()), 300)
+    return TrimlineError(f"{program} cannot open {folder}: {why}", "Export it again.")
 
 
 def versions() -> dict[str, str]:

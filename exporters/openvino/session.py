@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from exporters.openvino.files import MODEL
 from exporters.openvino.lowering import INPUTS, LOGITS
-from exporters.openvino.runtime import needs_openvino
+from exporters.openvino.runtime import needs_openvino, refused
 from exporters.openvino.stateful import BEAMS
-from pipeline.common.errors import TrimlineError, shortened
+from pipeline.common.errors import TrimlineError
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -67,9 +67,8 @@ class OpenvinoDecoder:
                 keep_last_position(model)
             self._compiled = core.compile_model(model, DEVICE, settings | (EXACT if exact else {"PERFORMANCE_HINT": "LATENCY"}))
             self._request = self._compiled.create_infer_request()
-        except Exception as error:  # its exceptions are plain RuntimeErrors
-            why = shortened(" ".join(str(error).split()), 300)
-            raise TrimlineError(f"OpenVINO cannot open {self.folder}: {why}", "Export it again.") from error
+        except Exception as error:  # they have no other base
+            raise refused("OpenVINO", self.folder, error) from error
         self._call = 0
         self.last_logits_only = not every_position
         self.vocab: int = self._compiled.output(LOGITS).get_partial_shape()[2].get_length()

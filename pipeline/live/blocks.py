@@ -42,6 +42,11 @@ class Arguments:
         return Arguments(*send_to_device(held, device))
 
 
+def through_all(block: nn.Module, states: Sequence[torch.Tensor], arguments: Sequence[Arguments]) -> list[torch.Tensor]:
+    """What leaves a block, batch by batch."""
+    return [given.through(block, hidden) for hidden, given in zip(states, arguments, strict=True)]
+
+
 def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
     """The list of decoder blocks of a causal language model, or of the one in a larger model."""
     found = model.get_submodule(blocks_path(model, family))

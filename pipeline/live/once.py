@@ -103,6 +103,20 @@ def unread(block: nn.Module, name: str, instead: Callable[[nn.Linear, torch.Tens
         reader.forward = original  # type: ignore[method-assign]
 
 
+@contextmanager
+def noted(module: nn.Module | None) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What a module reads first and what it gives, call by call; nothing of None."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if module is None:
+        yield seen
+        return
+    handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def _holder(reader: str) -> str:
     """The module inside a block that holds its attention's reader; empty where that is the block itself."""
     return reader.rpartition(".")[0]

@@ -112,9 +112,7 @@ def check_same_model(checkpoint: Checkpoint, plan: Plan) -> None:
         raise TrimlineError(f"The plan is for {plan.family.model_type}, and {checkpoint.folder} is {geometry.family.model_type}.", remedy)
     if len(selection.ffn) != len(geometry.blocks) or len(selection.kv_groups) != len(geometry.blocks):
         raise TrimlineError(f"The plan is for {len(selection.ffn)} blocks, and {checkpoint.folder} has {len(geometry.blocks)}.", remedy)
-    if (selection.experts is None) is not (geometry.family.mixture is None) or len(selection.experts or selection.ffn) != len(
-        geometry.blocks
-    ):
+    if (selection.experts is None) is not (geometry.family.mixture is None):
         raise TrimlineError(f"The plan does not say which experts of {checkpoint.folder} stay.", remedy)
     for number, block in enumerate(geometry.blocks):
         both = (selection.ffn[number], block.ffn), (selection.kv_groups[number], block.kv_groups)

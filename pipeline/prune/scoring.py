@@ -109,15 +109,15 @@ def score_block(model: ShrinkingModel, step: ScoredStep, block: int, seen: Block
     left = {sublayer: model.selection.units(sublayer)[block] for sublayer in Sublayer}
     view = BlockView(seen, partial(model.weight, block), model.geometry, block, partial(model.bias, block), left)
     for space, by_block in scores.items():
-        if space in IN_BLOCKS and not _units_left(model, block, space):  # all went before
+        if space in IN_BLOCKS and not units_left(model, block, space):  # all went before
             by_block[block] = torch.zeros(0)
             continue
         score = step.method.score(view, space, step).float().cpu()
         model.demand_finite([score], f"The scores of block {block} by {step.recipe.method}")
-        by_block[block] = score[list(_units_left(model, block, space))]
+        by_block[block] = score[list(units_left(model, block, space))]
 
 
-def _units_left(model: ShrinkingModel, block: int, space: Space) -> Sequence[int]:
+def units_left(model: ShrinkingModel, block: int, space: Space) -> Sequence[int]:
     """Numbers of a space's units that are still there in a block."""
     if space is Space.RESIDUAL:
         return model.selection.residual or range(model.geometry.hidden)

@@ -25,7 +25,7 @@ from pipeline.prune.allocation.targeted import Aim, by_own_rule, by_scores
 from pipeline.prune.compensation.linear_map import MAPS, WEIGHTED, check_map, merge_maps
 from pipeline.prune.compensation.readers import compensate
 from pipeline.prune.model.shrinking import ShrinkingModel
-from pipeline.prune.scoring import ScoredStep, score_block, scored
+from pipeline.prune.scoring import ScoredStep, score_block, scored, units_left
 from pipeline.prune.search.search import SizeSearch, searched
 from pipeline.prune.shots import shots_of
 from pipeline.prune.step import ResolvedStep
@@ -138,7 +138,7 @@ def _orders(model: ShrinkingModel, scores: Scores) -> dict[IndexSet, tuple[int, 
     found = {}
     for space, by_block in scores.items():
         for block, score in by_block.items():
-            left = model.selection.units(SUBLAYERS[space])[block] if space in SUBLAYERS else (0,)
+            left = units_left(model, block, space)
             found[IndexSet(space, block)] = tuple(left[i] for i in score.argsort(descending=True, stable=True).tolist())
     return found
 

@@ -156,15 +156,9 @@ def _check_uniform(family: Family, original: Geometry, result: Geometry, config:
 
 def _check_alike(result: Geometry, sublayer: Sublayer) -> None:
     """Whether blocks that have a sublayer of one kind keep as much of it."""
-    routes = result.family.routes
-    numbers = [
-        number
-        for number, block in enumerate(result.blocks)
-        if block.is_ordinary(sublayer) or (sublayer is Sublayer.FFN and routes(block.feeds))
-    ]
-    for number in numbers:
-        block = result.blocks[number]
-        before = next(other for other in numbers if result.blocks[other].kind(sublayer) == block.kind(sublayer))
+    firsts: dict[str, int] = {}
+    for number, block in enumerate(result.blocks):
+        before = firsts.setdefault(block.kind(sublayer), number)
         first = result.blocks[before]
         if block.units(sublayer) != first.units(sublayer) or (sublayer is Sublayer.FFN and block.experts != first.experts):
             raise TrimlineError(

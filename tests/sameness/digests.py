@@ -9,6 +9,8 @@ from typing import Any
 
 # Records of when, how long and from what; sums of folders that hold one; what shows measured figures; what all is installed.
 LEFT_OUT = frozenset({"artefact.json", "run.json", "SHA256SUMS", "results.md", "report.html", "report.md", "sbom.cdx.json"})
+# Documents hold them too.
+INSTALLED = frozenset({"environment", "made_with"})
 # Of documents of measured figures the keys count alone. How many rounds are measured depends on how quiet the machine is.
 FORMS = frozenset({"results.json", "report.json", "manifest.json"})
 # Says where the dense checkpoint lies, by its whole path where the user has it in a folder.
@@ -33,9 +35,9 @@ def file_digest(path: Path) -> str:
 
 
 def form(document: Any) -> Any:
-    """The keys of a JSON document, but for those of its ``environment``; a list has the forms that occur in it, once each."""
+    """The keys of a JSON document, but for those of what is installed; a list has the forms that occur in it, once each."""
     if isinstance(document, dict):
-        return {key: None if key == "environment" else form(value) for key, value in document.items()}
+        return {key: None if key in INSTALLED else form(value) for key, value in document.items()}
     if isinstance(document, list):
         return sorted({json.dumps(form(value), sort_keys=True) for value in document})
     return None

@@ -74,7 +74,7 @@ def tree_of(commit: str, out: Path) -> Path:
     """
     if Path(commit).is_dir():
         return Path(commit).resolve()
-    found = subprocess.run(["git", "archive", commit, "pipeline", "exporters"], cwd=ROOT, capture_output=True, check=False)
+    found = subprocess.run(["git", "archive", commit, "pipeline", "exporters", "benchmarks"], cwd=ROOT, capture_output=True, check=False)
     if found.returncode:
         raise TrimlineError(f"There is no commit {commit} here.", "Name one that `git log` shows, or a folder.")
     with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:

@@ -10,7 +10,6 @@ import json
 import resource
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-EVERY = 0.02  # seconds between two looks at the memory
 
 
 def found(name: str, *modules: str) -> Any:
@@ -32,6 +29,7 @@ def found(name: str, *modules: str) -> Any:
     raise SystemExit(f"This tree has no {name} in {', '.join(modules)}.")
 
 
+AnonymousPeak = found("AnonymousPeak", "benchmarks.machine.memory", "benchmarks.memory")
 batches_of = found("batches_of", "pipeline.live.blocks", "pipeline.calibrate.sweep")
 Checkpoint = found("Checkpoint", "pipeline.checkpoints.checkpoint", "pipeline.checkpoint")
 Events = found("Events", "pipeline.common.events", "pipeline.events")
@@ -52,32 +50,6 @@ def processor_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     started = used()
     result = work()
     return used() - started, result
-
-
-class Peak:
-    """The most anonymous memory while it is open, in bytes; a thread looks now and then."""
-
-    def __init__(self) -> None:
-        self.most, self._over = 0, threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Peak:
-        self._look()
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._watcher.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._over.wait(EVERY):
-            self._look()
-
-    def _look(self) -> None:
-        fields = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-        self.most = max(self.most, next((int(field[1]) * 1024 for field in fields if field[0] == "RssAnon:"), 0))
 
 
 @torch.inference_mode()
@@ -106,7 +78,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     forward()  # the first is slower
     forwards = [processor_seconds(forward)[0] for _ in range(2)]
     shrinking, wall = ShrinkingModel(model, checkpoint), time.monotonic()
-    with Peak() as peak:
+    with AnonymousPeak() as peak:
         seconds, plan = processor_seconds(
             lambda: make_plan(shrinking, windows, PruneSlice.model_validate({"steps": [asked["step"]]}), Events())
         )
@@ -122,7 +94,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         "forward": statistics.median(forwards),
         "seconds": seconds,
         "wall": wall,
-        "peak": peak.most,
+        "peak": peak.bytes or 0,
         "units": units,
         "losses": window_losses(model, read) if len(read) else [],
     }

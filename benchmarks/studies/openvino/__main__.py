@@ -108,7 +108,7 @@ def _fused(checkpoint: Path, out: Path) -> None:
 
 def perplexity(row: Row, folder: Path, dense: Path, threads: int) -> float:
     """On the text of the gate, as the runtime computes by itself."""
-    windows = fixed_windows(Checkpoint(dense))
+    windows = fixed_windows(Checkpoint(dense), "fp32")
     if windows is None:
         raise TrimlineError(f"{dense} has no tokenizer.", "Give a model that has one.")
     opened = OnnxDecoder if row.runtime == "onnxruntime_genai" else OpenvinoDecoder

@@ -69,7 +69,7 @@ def forms(models: Mapping[str, Path], precision: Precision, folder: Path, option
 
 def perplexities(found: Mapping[str, Path], dense: Path, options: RunOptions) -> dict[str, float]:
     """Of every form on the text of the export gate: of a graph in ONNX Runtime, whose session onnxruntime-genai opens too."""
-    windows = fixed_windows(Checkpoint(dense))
+    windows = fixed_windows(Checkpoint(dense), "fp32")
     if windows is None:
         raise TrimlineError(f"{dense} has no tokenizer.", "Give a model that has one.")
     values = {}

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import re
 import resource
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,14 +26,6 @@ def either(*modules: str, name: str) -> Any:
     raise SystemExit(f"no module of {modules}")
 
 
-def watch(most: list[int]) -> None:
-    """Keeps the most anonymous memory of this process, in bytes, looking twenty times a second."""
-    while True:
-        held = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-        most[0] = max(most[0], 1024 * int(held.group(1)) if held else 0)
-        time.sleep(0.05)
-
-
 def main(asked: dict[str, Any]) -> None:
     """Trains; CPU seconds are those between the end of the first step and the end of the last, so start-up is not among them."""
     sys.path.insert(0, asked["tree"])
@@ -43,8 +33,7 @@ def main(asked: dict[str, Any]) -> None:
     events = either("pipeline.common.events", "pipeline.events", name="Events")
     options = either("pipeline.common.options", "pipeline.options", name="RunOptions")(dtype="float32", threads=1)
     recover = importlib.import_module("pipeline.recover.stage").recover
-    anonymous = [0]
-    threading.Thread(target=watch, args=(anonymous,), daemon=True).start()
+    peak_of = either("benchmarks.machine.memory", "benchmarks.memory", name="AnonymousPeak")
     ends: list[float] = []
     reads: list[float] = []
 
@@ -56,12 +45,16 @@ def main(asked: dict[str, Any]) -> None:
         if ends and len(ends) == asked["recipe"]["steps"]:
             raise SystemExit  # what follows is the gate
 
-    with contextlib.suppress(SystemExit):
+    with peak_of() as anonymous, contextlib.suppress(SystemExit):
         recover(*map(Path, asked["folders"]), slice_(**asked["recipe"]), options, Path(asked["out"]), Path(asked["work"]), events(hear))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
     read = reads[-1] - reads[0] if reads else 0.0
-    print(json.dumps({"steps": seconds, "read": read, "windows read": max(0, len(reads) - 1), "peak": peak, "anonymous": anonymous[0]}))
+    print(
+        json.dumps(
+            {"steps": seconds, "read": read, "windows read": max(0, len(reads) - 1), "peak": peak, "anonymous": anonymous.bytes or 0}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from exporters.folder import CONFIG, EXPORT, GENAI_CONFIG
@@ -39,6 +40,25 @@ def evaluate_graph(
     Raises:
         TrimlineError: the text is shorter than the recipe asks for, or the graph does not run.
     """
+    most = None
+    if (folder / GENAI_CONFIG).is_file():  # a fused graph may end before its checkpoint does
+        most = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
+    text, windows = windows_to_judge(checkpoint, folder, texts, recipe, options, most)
+    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
+    found = perplexity_record(graph_losses(decoder, windows, events))
+    precision = read_json(folder / EXPORT)["precision"]
+    write_json(out / RESULT, found | {"text": text, "window": recipe.window, "precision": precision})
+    events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")
+
+
+def windows_to_judge(
+    checkpoint: Path | None, folder: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, most: int | None
+) -> tuple[str, torch.Tensor]:
+    """Name and windows (N, S) of the first text that evaluates, as ``evaluate_graph`` reads it; a graph may be made for ``most`` tokens.
+
+    Raises:
+        TrimlineError: the text is shorter than the recipe asks for, or a window longer than model or graph allow.
+    """
     first = texts_of(texts, "evaluation")[0]
     if checkpoint is None:
         tokenizer, geometry = carried_tokenizer(folder), Geometry.from_config(read_json(folder / CONFIG))
@@ -46,14 +66,9 @@ def evaluate_graph(
         tokenizer, geometry = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code), Checkpoint(checkpoint).geometry
     windows = consecutive_windows(tokenizer, first.text, recipe.windows, recipe.window)
     check_windows(windows, geometry)
-    if (folder / GENAI_CONFIG).is_file():  # a fused graph may end before its checkpoint does
-        most = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
+    if most is not None:
         check_length(windows, most, f"{most:,} tokens that the graph was exported for")
-    decoder = OnnxDecoder(folder, options.threads, options.device, every_position=True)
-    found = perplexity_record(graph_losses(decoder, windows, events))
-    precision = read_json(folder / EXPORT)["precision"]
-    write_json(out / RESULT, found | {"text": first.name, "window": recipe.window, "precision": precision})
-    events.note(f"perplexity {found['perplexity']:.2f} of the {precision} graph")
+    return first.name, windows
 
 
 def carried_tokenizer(folder: Path) -> Any:

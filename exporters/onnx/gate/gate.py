@@ -36,7 +36,7 @@ from exporters.onnx.runtime import has_genai
 from exporters.onnx.sparsity import load_graph
 from exporters.recipe import ExportSlice
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.errors import GateError, TrimlineError
+from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
@@ -84,12 +84,7 @@ def compare_onnx(checkpoint: Path, folder: Path, recipe: ExportSlice, options: R
     form = ProductForm(_lowering(folder), precision)
     metadata = check_metadata(source, folder, form.lowering, options.trust_remote_code)
     room = promised_positions(folder, source)
-    windows = fixed_windows(source, options.trust_remote_code, room)
-    if windows is None and precision != "fp32":
-        raise TrimlineError(
-            f"{checkpoint} has no tokenizer, without which {precision} cannot be judged by perplexity.",
-            "Put the tokenizer's files beside it, or export in fp32.",
-        )
+    windows = fixed_windows(source, precision, options.trust_remote_code, room)
     mapped = is_mapped(source, options)
     walked = _walk(source, folder, windows, form, metadata, mapped, options, events)
     record: dict[str, Any] = {"lowering": form.lowering, "precision": precision, "perplexity": {"run": False, "why": NO_TOKENIZER}}

@@ -13,7 +13,7 @@ from exporters.onnx.lowering.config import context_length
 from exporters.onnx.running.session import OnnxDecoder
 from exporters.text.tokens import has_tokenizer
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.common.errors import GateError
+from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
 from pipeline.evaluate.perplexity import perplexity_record
 from pipeline.live.loading import load_tokenizer
@@ -27,9 +27,19 @@ TEXT = TextSource()  # the built-in one
 NO_TOKENIZER = "the checkpoint has no tokenizer, so no text can be read"
 
 
-def fixed_windows(source: Checkpoint, trust_remote_code: bool = False, longest: int = WINDOW) -> torch.Tensor | None:
-    """Token ids of the fixed text, (4, up to 512 or ``longest``); None where the checkpoint has no tokenizer."""
-    return _windows(source, trust_remote_code, longest, "evaluation")
+def fixed_windows(source: Checkpoint, precision: str, trust_remote_code: bool = False, longest: int = WINDOW) -> torch.Tensor | None:
+    """Token ids of the fixed text, (4, up to 512 or ``longest``); None where the checkpoint has no tokenizer.
+
+    Raises:
+        TrimlineError: there is none, and only fp32 can be judged without.
+    """
+    found = _windows(source, trust_remote_code, longest, "evaluation")
+    if found is None and precision != "fp32":
+        raise TrimlineError(
+            f"{source.folder} has no tokenizer, without which {precision} cannot be judged by perplexity.",
+            "Put the tokenizer's files beside it, or export in fp32.",
+        )
+    return found
 
 
 def calibration_windows(source: Checkpoint, trust_remote_code: bool = False) -> torch.Tensor | None:
@@ -79,16 +89,18 @@ def compared(checkpoint: list[float], graph: list[float], bar: float) -> dict[st
     }
 
 
-def demand_perplexity(record: dict[str, Any], folder: object, precision: str, events: Events) -> None:
-    """Says what was found, and fails the stage where the ratio is above its bar.
+def demand_perplexity(
+    record: dict[str, Any], folder: object, precision: str, events: Events, form: str = "ONNX", other: str = "another precision"
+) -> None:
+    """Says what was found in a ``form``, and fails the stage where the ratio is above its bar; ``other`` may do better.
 
     Raises:
         GateError: says both perplexities.
     """
-    events.gate(f"ONNX, perplexity {record['graph']:.2f}, the checkpoint's {record['checkpoint']:.2f}", **record)
+    events.gate(f"{form}, perplexity {record['graph']:.2f}, the checkpoint's {record['checkpoint']:.2f}", **record)
     if not record["passed"]:
         raise GateError(
             f"{folder} ({precision}) has a perplexity of {record['graph']:.2f} where its checkpoint has {record['checkpoint']:.2f}: "
             f"{record['ratio']:.3f} times as much, and {record['bar']:g} is allowed.",
-            "Export in another precision, or raise export.perplexity_bar.",
+            f"Export in {other}, or raise export.perplexity_bar.",
         )

@@ -28,10 +28,8 @@ def experts_to_keep(budget: Budget, geometry: Geometry) -> int:
         TrimlineError: the budget is of FLOPs or of unlike counts, it cannot be met, or routers cannot choose among so few.
     """
     there = max(block.experts for block in geometry.blocks)
-    kept = there if budget.keep is None else _stated(budget.keep)
-    if budget.keep is None:
-        kept = _nearest(budget, geometry, there)
-    elif kept > there:
+    kept = _nearest(budget, geometry, there) if budget.keep is None else _stated(budget.keep)
+    if kept > there:
         raise TrimlineError(f"The budget keeps {kept} experts of each block, which has {there}.", f"Keep at most {there}.")
     demand_choice(geometry, kept)
     return kept

@@ -11,8 +11,7 @@ what the pruned blocks before it give and towards the dense stream; and tokens t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -25,8 +24,9 @@ from pipeline.architecture.spaces import channels
 from pipeline.calibrate.statistics import token_weights
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, through_all
 from pipeline.live.finite import demand_finite
+from pipeline.live.once import noted
 from pipeline.prune.compensation.dense_streams import multiplier
 from pipeline.prune.compensation.towards_dense import Pull
 from pipeline.prune.kronecker.factors import Damped
@@ -118,14 +118,14 @@ def merge_maps(
         for number, block in enumerate(blocks_of(model.model, family)):
             theirs, given = brought(block, theirs, [of_batch[number] for of_batch in arguments])
             entering = theirs if ours is None else brought(block, ours, [])[0]
-            theirs = _through(block, theirs, given)
+            theirs = through_all(block, theirs, given)
             if number in runs:
                 open_run = _Open(runs[number], *_written(block, model, entering, given))
                 ours = open_run.after
             elif number in gone:
                 ours = entering
             elif ours is not None:
-                ours = _through(block, entering, given)
+                ours = through_all(block, entering, given)
             if open_run is not None and number == open_run.run.blocks[-1]:
                 ours, facts[str(open_run.run.before)] = _closed(open_run, model, theirs, weighted, damping)
                 open_run = None
@@ -180,25 +180,11 @@ def _merge(model: ShrinkingModel, block: int, found: torch.Tensor) -> None:
     model.update_reader(Sublayer.FFN, block, columns, (found @ weight).float(), shift)
 
 
-def _through(block: nn.Module, states: list[torch.Tensor], arguments: list[Arguments]) -> list[torch.Tensor]:
-    return [given.through(block, state) for state, given in zip(states, arguments, strict=True)]
-
-
 def _written(
     block: nn.Module, model: ShrinkingModel, states: list[torch.Tensor], arguments: list[Arguments]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """What the FFN's last projection writes, and what leaves the block."""
     reader = block.get_submodule(model.geometry.family.reader(Sublayer.FFN).name)
-    with _noting(reader) as wrote:
-        after = _through(block, states, arguments)
-    return [one.view_as(state) for one, state in zip(wrote, after, strict=True)], after
-
-
-@contextmanager
-def _noting(reader: nn.Module) -> Iterator[list[torch.Tensor]]:
-    seen: list[torch.Tensor] = []
-    handle = reader.register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with noted(reader) as seen:
+        after = through_all(block, states, arguments)
+    return [wrote.view_as(state) for (_, wrote), state in zip(seen, after, strict=True)], after

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +13,9 @@ from pipeline.architecture.families import Sublayer
 from pipeline.architecture.spaces import SPACES, IndexSet, channels
 from pipeline.calibrate.statistics import token_weights
 from pipeline.common.events import Events
-from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, linear_in
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, linear_in, through_all
 from pipeline.live.finite import demand_finite
-from pipeline.live.once import AttentionRun, run_attention
+from pipeline.live.once import AttentionRun, noted, run_attention
 from pipeline.prune.compensation.dense_streams import DenseStreams, multiplier
 from pipeline.prune.compensation.towards_dense import Pull, best_damping, towards_dense
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -60,7 +60,7 @@ def refit(
             if number in model.selection.blocks:
                 ours = _through_fitted(_Block(number, block, given, streams), ours, fit, stays)
             else:
-                ours = [arguments.through(block, hidden) for hidden, arguments in zip(ours, given, strict=True)]
+                ours = through_all(block, ours, given)
             demand_finite((*ours, *(theirs or ())), f"The activations of block {number}", model.model)
             advance(1)
     streams.is_whole = True
@@ -115,7 +115,7 @@ def _behind_attention(
     family = fit.model.geometry.family
     known = nullcontext() if run is None or wrote is None else run.standing_in(at.module, family.reader(Sublayer.ATTENTION).name, wrote)
     reader = linear_in(at.module, family.reader(Sublayer.FFN)) if Sublayer.FFN in family.cuttable else None
-    with known, _noted(reader) as seen:
+    with known, noted(reader) as seen:
         after = at.arguments[index].through(at.module, hidden)
     if not seen:
         return after, None
@@ -209,17 +209,3 @@ class _Fit:
             for half, part in zip(halves, (slice(None, middle), slice(middle, None)), strict=True):
                 half.add(read.inputs[part], missing[part], weights[part])
         return halves[0], halves[1]
-
-
-@contextmanager
-def _noted(reader: nn.Module | None) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What a reader reads and writes while the block runs."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if reader is None:
-        yield seen
-        return
-    handle = reader.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    try:
-        yield seen
-    finally:
-        handle.remove()

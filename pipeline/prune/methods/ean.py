@@ -8,24 +8,16 @@ from __future__ import annotations
 import torch
 
 from pipeline.architecture.spaces import Space
-from pipeline.calibrate.needs import Needs
-from pipeline.prune.methods.method import BlockView, NoOptions
+from pipeline.prune.methods.method import BlockView
+from pipeline.prune.methods.of_experts import OfExperts
 from pipeline.prune.step import ResolvedStep
 
 
-class EAN:
+class EAN(OfExperts):
     """Experts by the summed norm of their outputs."""
 
     name = "ean"
-    spaces = frozenset({Space.EXPERT})
-    allocation = "uniform"
-    options = NoOptions
-
-    def needs(self, step: ResolvedStep) -> Needs:
-        """What the experts give."""
-        return Needs(routed=True)
 
     def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Σ ‖f‖ per expert, shape (E,)."""
-        routed = view.routed
-        return routed.norms
+        return view.routed.norms

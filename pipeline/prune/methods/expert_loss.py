@@ -23,6 +23,7 @@ from pipeline.calibrate.needs import GradientNeeds, Needs
 from pipeline.common.errors import TrimlineError
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, options_of
+from pipeline.prune.methods.of_experts import OfExperts
 from pipeline.prune.step import ResolvedStep
 
 
@@ -45,12 +46,10 @@ class ExpertLossOptions(Slice):
     terms: Literal["both", "first", "second"] = Field("both", description="of the expansion of the loss")
 
 
-class ExpertLoss:
+class ExpertLoss(OfExperts):
     """Experts by the loss that removing them causes, the next best in their place."""
 
     name = "expert_loss"
-    spaces = frozenset({Space.EXPERT})
-    allocation = "uniform"
     options = ExpertLossOptions
 
     def check(self, step: ResolvedStep) -> None:

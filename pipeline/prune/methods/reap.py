@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from pipeline.architecture.spaces import Space
-from pipeline.calibrate.needs import Needs
 from pipeline.calibrate.routed import RoutedStatistics
 from pipeline.common.slices import Slice
 from pipeline.prune.methods.method import BlockView, options_of
+from pipeline.prune.methods.of_experts import OfExperts
 from pipeline.prune.step import ResolvedStep
 
 
@@ -37,17 +37,11 @@ class REAPOptions(Slice):
     )
 
 
-class REAP:
+class REAP(OfExperts):
     """Experts by what they add, weighted by the router."""
 
     name = "reap"
-    spaces = frozenset({Space.EXPERT})
-    allocation = "uniform"
     options = REAPOptions
-
-    def needs(self, step: ResolvedStep) -> Needs:
-        """What the experts give."""
-        return Needs(routed=True)
 
     def score(self, view: BlockView, space: Space, step: ResolvedStep) -> torch.Tensor:
         """Score per expert, shape (E,)."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.architecture.spaces import IndexSet
-from pipeline.live.blocks import Arguments, blocks_of, brought, enter, standing_in
+from pipeline.live.blocks import Arguments, blocks_of, brought, enter, standing_in, through_all
 from pipeline.prune.allocation.evolution import Levels, Places
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.search.library import Library, LiveReader
@@ -114,7 +114,7 @@ class SizeJudge:
             if trace is not None:
                 trace.append(states)
             states, given = brought(blocks[number], states, [of_batch[number] for of_batch in part.arguments])
-            states = [arguments.through(blocks[number], state) for state, arguments in zip(states, given, strict=True)]
+            states = through_all(blocks[number], states, given)
         if trace is not None:
             trace.append(states)
         self.passes += part.tokens * (len(blocks) - first) / len(blocks)
@@ -191,5 +191,5 @@ def _leaving(reference: nn.Module, model: ShrinkingModel, batches: tuple[torch.T
     states, arguments = enter(reference, model.geometry.family, batches)
     for number, block in enumerate(blocks_of(reference, model.geometry.family)):
         states, given = brought(block, states, [of_batch[number] for of_batch in arguments])
-        states = [one.through(block, state) for state, one in zip(states, given, strict=True)]
+        states = through_all(block, states, given)
     return states

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.live.blocks import states_of
 from pipeline.recover.losses.divergence import judged_divergence, judged_text, prediction_divergence, state_distance
 from pipeline.recover.losses.expected import expected_divergence
 from pipeline.recover.losses.head import Head
@@ -35,7 +36,7 @@ class BlockOutputs:
         def take(_: nn.Module, inputs: Any, output: Any) -> None:
             if number == 0:
                 self.states.clear()
-            self.states.append(output[0] if isinstance(output, tuple) else output)
+            self.states.append(states_of(output))
 
         return take
 
