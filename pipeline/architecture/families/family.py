@@ -343,6 +343,11 @@ class Family:
         """Whether something that is carried adds to the stream beside the heads of an attention."""
         return any(part.adds and part.stands_in(ATTENTION) for part in self.carried)
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether attention and FFN of a block read the same stream, through one norm."""
+        return any(norm.sublayer is None for norm in self.norms)
+
     def module(self, block: int, name: str) -> str:
         """Full module path of ``name`` inside block ``block``."""
         return f"{self.blocks}.{block}.{name}"

@@ -30,7 +30,7 @@ class DenseStreams:
     def __init__(self, model: ShrinkingModel, saved: SavedStates) -> None:
         self.is_whole = False
         self._family, self._saved = model.geometry.family, saved
-        self._multiplier = multiplier(model, Sublayer.ATTENTION)
+        self._multiplier = model.multiplier(Sublayer.ATTENTION)
 
     def run(self, number: int, index: int, block: nn.Module, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
         """Runs a dense block on a batch, noting its aims; what leaves it.
@@ -56,11 +56,6 @@ class DenseStreams:
     def aim(self, number: int, sublayer: Sublayer, index: int) -> torch.Tensor:
         """Of one batch, shape (B, S, H)."""
         return self._saved.look((number * len(AIMED) + AIMED.index(sublayer), index))
-
-
-def multiplier(model: ShrinkingModel, sublayer: Sublayer) -> float:
-    """What the stream takes of a sublayer's output."""
-    return model.geometry.family.multiplier(sublayer, model.checkpoint.config)
 
 
 @contextmanager

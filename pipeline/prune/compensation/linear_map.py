@@ -27,7 +27,6 @@ from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, through_all
 from pipeline.live.finite import demand_finite
 from pipeline.live.once import noted
-from pipeline.prune.compensation.dense_streams import multiplier
 from pipeline.prune.compensation.towards_dense import Pull
 from pipeline.prune.kronecker.factors import Damped
 from pipeline.prune.model.shrinking import ShrinkingModel
@@ -153,7 +152,7 @@ def _closed(
     run: _Open, model: ShrinkingModel, theirs: list[torch.Tensor], weighted: bool, damping: float
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Fits and merges the map; what then is the stream behind the run."""
-    times, width = multiplier(model, Sublayer.FFN), run.wrote[0].shape[-1]
+    times, width = model.multiplier(Sublayer.FFN), run.wrote[0].shape[-1]
     pull, dropped = Pull.zeros(width, width, run.wrote[0].device), 0.0
     for wrote, after, aim in zip(run.wrote, run.after, theirs, strict=True):
         lag = (aim.float() - after.float()).flatten(0, -2)

@@ -72,15 +72,15 @@ def shifted_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, units: t
 def compensate_by_bias(model: ShrinkingModel, sublayer: Sublayer, block: int, units: tuple[int, ...], seen: BlockStatistics) -> None:
     """The reader's bias takes up what the units that go (all but ``units``, of those left now) gave on average.
 
-    A sublayer that loses all of them is taken out, bias and all: what it gave on average goes to the last sublayer
-    before it. That is the same, since nobody reads the residual stream in between. Before the first there is none,
-    a mixer that is carried takes none, and then its part is lost.
+    A sublayer that loses all of them is taken out, bias and all. What it gave on average goes to a neighbour, where that is the
+    same (``ShrinkingModel.bearer``); else it is lost.
     """
     family = model.geometry.family
     reader = family.reader(sublayer)
     shift = shifted_bias(model, sublayer, block, units, seen)
     if units:
         model.add_bias(block, reader.name, shift)
-    elif (before := model.sublayer_before(block, sublayer)) is not None:
+    elif (bearer := model.bearer(block, sublayer)) is not None:
         own = model.bias(block, reader.name)
-        model.add_bias(before[0], family.reader(before[1]).name, shift if own is None else shift + own)
+        constant = model.multiplier(sublayer) / model.multiplier(bearer[1]) * (shift if own is None else shift + own)
+        model.add_bias(bearer[0], family.reader(bearer[1]).name, constant)

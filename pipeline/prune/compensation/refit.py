@@ -16,7 +16,7 @@ from pipeline.common.events import Events
 from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, linear_in, through_all
 from pipeline.live.finite import demand_finite
 from pipeline.live.once import AttentionRun, noted, run_attention
-from pipeline.prune.compensation.dense_streams import DenseStreams, multiplier
+from pipeline.prune.compensation.dense_streams import DenseStreams
 from pipeline.prune.compensation.towards_dense import Pull, best_damping, towards_dense
 from pipeline.prune.model.shrinking import ShrinkingModel
 
@@ -120,7 +120,7 @@ def _behind_attention(
     if not seen:
         return after, None
     inputs, written = seen[0]
-    without = after.float() - fit.multiplier(Sublayer.FFN) * written.view_as(after).float()
+    without = after.float() - fit.model.multiplier(Sublayer.FFN) * written.view_as(after).float()
     return after, _Read(fit, Sublayer.FFN, inputs, written, without, hidden)
 
 
@@ -142,7 +142,7 @@ class _Read:
         adds = fit.model.geometry.family.adds(sublayer)
         self.inputs, self.wrote = inputs.flatten(0, -2), wrote.flatten(0, -2)
         self.without = without if adds else torch.zeros_like(without)
-        self.dtype, self.multiplier = like.dtype, fit.multiplier(sublayer) if adds else 1.0
+        self.dtype, self.multiplier = like.dtype, fit.model.multiplier(sublayer) if adds else 1.0
 
     def behind(self, wrote: torch.Tensor) -> torch.Tensor:
         """The residual stream behind the reader that writes this (tokens, H); where a norm stands between, just that."""
@@ -166,10 +166,6 @@ class _Fit:
     share: float
     damping: float | None
     _chosen: dict[Sublayer, float] = field(default_factory=dict)
-
-    def multiplier(self, sublayer: Sublayer) -> float:
-        """What the stream takes of a sublayer's output."""
-        return multiplier(self.model, sublayer)
 
     def __call__(self, at: _Block, sublayer: Sublayer, units: tuple[int, ...], reads: list[_Read]) -> list[torch.Tensor]:
         """Solves for the reader of the units that stay and removes the others; what it writes now, per batch."""

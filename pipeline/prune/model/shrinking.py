@@ -188,15 +188,32 @@ class ShrinkingModel:
         """Whether a projection has a bias by now."""
         return self.geometry.has_bias(linear) or linear.name in self.biases
 
-    def sublayer_before(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
-        """Block and kind of the last sublayer before this one that still adds to the residual stream.
+    def multiplier(self, sublayer: Sublayer) -> float:
+        """What the stream takes of a sublayer's output."""
+        return self.geometry.family.multiplier(sublayer, self.checkpoint.config)
 
-        None without one, or where it is of a carried kind, which takes no bias.
+    def bearer(self, block: int, sublayer: Sublayer) -> tuple[int, Sublayer] | None:
+        """Block and kind of a sublayer that can add a constant in place of this one, which loses all its units, with the same result.
+
+        Whoever read the stream with the constant reads it still, and nobody else does. So the two are neighbours: nothing that
+        stays stands between them, and parallel ones read the same stream. The stream takes what both write, without a norm or
+        a gate, and nothing of the one that goes stays: no routed experts, no mixer beside its heads. None where there is no such
+        sublayer, or where it is of a carried kind, which takes no bias.
         """
+        family = self.geometry.family
+        shape = self.selection.shape(block, self.geometry).with_units(sublayer, 0)
+        if not family.adds(sublayer) or shape.has(sublayer) or (sublayer is Sublayer.ATTENTION and family.has_beside):
+            return None
         order = [(number, kind) for number in self.selection.blocks for kind in Sublayer]
-        earlier = reversed(order[: order.index((block, sublayer))])
-        found = next(((number, kind) for number, kind in earlier if self.selection.shape(number, self.geometry).has(kind)), None)
-        return found if found and self.geometry.blocks[found[0]].is_ordinary(found[1]) else None
+        neighbours = order[: order.index((block, sublayer))][::-1]
+        if sublayer is Sublayer.ATTENTION and family.is_parallel:
+            neighbours.insert(0, (block, Sublayer.FFN))
+        shapes = {number: self.selection.shape(number, self.geometry) for number in self.selection.blocks}
+        found = next(((number, kind) for number, kind in neighbours if shapes[number].has(kind)), None)
+        if found is None or not family.adds(found[1]):
+            return None
+        number, kind = found
+        return found if shapes[number].is_ordinary(kind) and shapes[number].units(kind) else None
 
     def replace(self, name: str, value: torch.Tensor) -> None:
         """Gives any tensor of a block new values.
