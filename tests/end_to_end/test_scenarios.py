@@ -19,6 +19,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.plan.plan import Plan
 from tests.end_to_end.scenario import OPTIONS, all_files, changed, computed_files, recipe, tiny_inputs
+from tests.quick import quick_alone
 from trimline.stages.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -32,6 +33,7 @@ SCENARIOS = (
     ("opt-portable", "opt"),
 )
 FUSED = SCENARIOS[:-1]  # portable exports take many seconds; tests/exporters compares the bytes of two
+QUICK = (("cfsp-least-squares", "llama"), ("uniform", "qwen2"), ("depth-then-width", "llama"), ("narrower-and-shorter", "phi3"))
 OWN_CODE = {"decilm", "free"}
 STAGES = {
     *("source", "text", "measure", "prune", "rebuild", "evaluate dense", "evaluate pruned", "export dense", "export pruned"),
@@ -51,7 +53,7 @@ class Scenario:
         return trimline.run(recipe or self.recipe, output, options=OPTIONS)
 
 
-@pytest.fixture(scope="module", params=SCENARIOS, ids="-".join)
+@pytest.fixture(scope="module", params=quick_alone(SCENARIOS, QUICK, ids="-".join))
 def done(request, tmp_path_factory, quick_measuring) -> Scenario:
     name, family = request.param
     inputs = tiny_inputs(tmp_path_factory.mktemp("inputs"), family)
@@ -123,7 +125,7 @@ def test_running_again_skips_every_stage_and_changes_no_byte(done):
     assert all_files(done.result.folder) == before
 
 
-@pytest.mark.parametrize("done", FUSED, indirect=True, ids="-".join)
+@pytest.mark.parametrize("done", quick_alone(FUSED, QUICK[:2], ids="-".join), indirect=True)
 def test_a_fresh_run_elsewhere_makes_the_same_bytes(done, tmp_path):
     fresh = done.again(tmp_path / "fresh")
     assert not any(artefact.skipped for artefact in fresh.artefacts.values())

@@ -74,7 +74,8 @@ def prepare(
     for folder in (work, records):
         folder.mkdir(parents=True, exist_ok=True)
     named = ModelSlice(source=model)
-    identity = {"model": model_source.identify(named), "texts": text_source.identify(text)}
+    one_each = {role: texts[0] for role, texts in text_source.identify(text).items() if role in ("calibration", "evaluation")}
+    identity = {"model": model_source.identify(named), "texts": one_each}
     source = made(work / f"source-{digest(identity['model'])[:8]}", lambda out: model_source.source(named, options, out, QUIET))
     texts = made(work / f"text-{digest(identity['texts'])[:8]}", lambda out: text_source.texts(text, options, out, QUIET))
     return Setting(model_source.checkpoint_folder(source), texts, identity, calibration, evaluation, options, work, records)
@@ -153,7 +154,7 @@ def _request(row: SystemRow, setting: Setting) -> dict[str, Any]:
     request = {
         "recipe": recipe and recipe.model_dump(mode="json", exclude_defaults=True),
         "profile": row.profile.value,
-        "windows": setting.evaluation.model_dump(mode="json"),
+        "windows": setting.evaluation.model_dump(mode="json", include={"windows", "window"}),  # all that rows differ in
         "options": setting.options.as_record(),
     }
     return request if row.shot is None else request | {"shot": row.shot}

@@ -14,6 +14,7 @@ from pipeline.architecture.families import FAMILIES, Sublayer
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.live.loading import load_model
 from pipeline.prune.model.shrinking import ShrinkingModel
+from tests.quick import quick_alone
 from tests.tiny import TINY_MIXTURES, TINY_TYPES, tiny_model
 
 TOKENS = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -45,9 +46,7 @@ def without(model: ShrinkingModel, block: int, sublayer: Sublayer) -> None:
     model.selection = replace(model.selection, **{"ffn" if sublayer is Sublayer.FFN else "kv_groups": changed})
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*TINY_TYPES, *TINY_MIXTURES)]
-)
+@pytest.mark.parametrize("name", quick_alone((*TINY_TYPES, *TINY_MIXTURES), QUICK))
 def test_the_constant_does_the_same_there(name: str, tmp_path: Path) -> None:
     model = opened(name, tmp_path)
     family, constant = model.geometry.family, torch.linspace(-1, 1, model.geometry.hidden)

@@ -29,6 +29,7 @@ from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.consumers import READ, consumers
 from pipeline.rebuild.masked import apply_plan
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import quick_alone
 from tests.tiny import TINY_FAMILIES, tiny_model
 from trimline.inspect.read import inspect_folder
 from trimline.recipe import Recipe
@@ -221,7 +222,7 @@ def test_a_second_run_takes_listed_biases_along(tmp_path: Path) -> None:
 # --- steps and sublayers --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", quick_alone(TINY_FAMILIES, ("llama", "opt")))
 @pytest.mark.parametrize("second", [FLAP, EVEN | {"compensation": "least_squares"}], ids=("bias", "least_squares"))
 def test_steps_after_it_build_on_it(family: str, second: dict[str, Any], tmp_path: Path) -> None:
     source = tiny_model(family, tmp_path / "dense")

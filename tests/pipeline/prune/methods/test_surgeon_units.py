@@ -25,6 +25,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.pipeline.units import parts_of_units
+from tests.quick import quick_alone
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (6, 24), generator=torch.Generator().manual_seed(3))
@@ -220,7 +221,7 @@ def test_many_shots_reach_the_budget(tmp_path: Path, shots: int, round_to: int) 
 CASES = [(family, step) for family in TINY_FAMILIES for step in (POOLED | {"shots": 2}, BOTH)]
 
 
-@pytest.mark.parametrize(("family", "step"), CASES)
+@pytest.mark.parametrize(("family", "step"), quick_alone(CASES, CASES[::4], unpacked=True))
 def test_every_family_is_rebuilt(tmp_path: Path, family: str, step: dict[str, Any]) -> None:
     folder = tiny_model(family, tmp_path / "dense")
     plan, model = planned(folder, step | {"compensation": "least_squares"})
