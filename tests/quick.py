@@ -24,3 +24,24 @@ def quick_alone(cases: Iterable[Any], quick: Collection[Any], unpacked: bool = F
         )
         for case in cases
     ]
+
+
+# Types that have what the others have, between them: norms before, behind, shared and over all heads, a rotary per kind of block or none in some,
+# multipliers, soft caps, scalars in an FFN, plain FFNs, every kind of mixer and of router.
+UNLIKE = (
+    *("apertus", "cohere2", "gemma2", "gemma3_text", "granite", "hunyuan_v1_dense", "nemotron", "olmo2", "phi", "smollm3", "starcoder2"),
+    *("falcon_h1", "granitemoehybrid", "lfm2", "minicpm3", "nemotron_h", "qwen3_5_text"),
+    *("deepseek_v3", "glm4_moe", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_next"),
+)
+
+
+def some_types(names: Iterable[str]) -> list[Any]:
+    """Types as parameters, all but those of ``UNLIKE`` marked slow."""
+    names = list(names)
+    return quick_alone(names, [name for name in names if name in UNLIKE])
+
+
+def some_families(names: Iterable[str]) -> list[Any]:
+    """Of the first types those that differ: biases, fused projections, learned positions. Mistral and Qwen3 are marked slow."""
+    names = list(names)
+    return quick_alone(names, [name for name in names if name not in ("mistral", "qwen3")])

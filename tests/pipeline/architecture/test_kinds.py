@@ -31,6 +31,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.rebuild.consumers import consumers
 from pipeline.rebuild.gguf_form import gguf_form
 from tests.pipeline.rebuild.cases import Choice, plan_for, rebuilt, rebuilt_tiny, same_width
+from tests.quick import quick_alone
 from tests.tiny import TINY_TYPES, random_model, tiny_model
 from trimline.inspect.read import inspect_folder
 from trimline.recipe import Recipe
@@ -88,7 +89,7 @@ def test_all_that_a_block_carries_is_counted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_KINDS)
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", quick_alone((0, 1), (1,)))
 def test_a_block_of_every_kind_goes_with_the_lists(tmp_path: Path, name: str, place: int) -> None:
     def choose(choice: Choice) -> None:
         choice.blocks.remove(place)

@@ -16,6 +16,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.live.blocks import states_of
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
+from tests.quick import some_types
 from tests.tiny import TINY_FAMILIES, TINY_MIXTURES, TINY_TYPES, random_model, tiny_model
 
 OTHERS = [name for name in TINY_TYPES if name not in TINY_FAMILIES]  # those are cut in tests/pipeline/rebuild
@@ -38,7 +39,7 @@ def test_norms_over_each_head_are_of_queries_or_of_keys() -> None:
         assert of in ([], [Axis.QUERY, Axis.KV]), family.model_type
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", some_types(OTHERS))
 def test_uniform(tmp_path: Path, name: str) -> None:
     def choose(choice: Choice) -> None:
         same_width(choice)
@@ -51,7 +52,7 @@ def test_uniform(tmp_path: Path, name: str) -> None:
     assert (len(blocks), {block.ffn for block in blocks if block.ffn}) == (kept, {64})
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", some_types(OTHERS))
 def test_free(tmp_path: Path, name: str) -> None:
     def choose(choice: Choice) -> None:
         anything(choice)

@@ -20,6 +20,7 @@ from pipeline.common.events import Event, Events
 from pipeline.live.blocks import blocks_of, linear_in
 from pipeline.live.loading import load_model
 from pipeline.tensors.saved_states import SavedStates
+from tests.quick import some_types
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (5, 12), generator=torch.Generator().manual_seed(7))
@@ -168,7 +169,7 @@ def compared_masks(model: nn.Module, family: Family) -> int:
 OTHERS = tuple(sorted(name for name, family in FAMILIES.items() if family.kinds.rules or family.kinds.costs or family.mixture))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", some_types(OTHERS))
 def test_so_are_those_of_hybrids_and_mixtures(tmp_path: Path, name: str) -> None:
     """What stands beside an FFN may read what its reader writes, such as the gate of a shared expert."""
     folder = tiny_model(name, tmp_path)

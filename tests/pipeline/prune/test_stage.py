@@ -20,6 +20,7 @@ from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan, prune
 from pipeline.prune.steps import resolve_steps
 from pipeline.rebuild.masked import apply_plan
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_seed(3))
@@ -95,7 +96,7 @@ def test_two_steps_on_the_same_channels_are_not_one(dense):
     assert set(twice.updates) == set(once.updates)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize(
     "steps", [(WIDTH | {"compensation": "least_squares"},), (GROUPS,), (DEPTH, WIDTH, GROUPS)], ids=("ffn", "groups", "all")
 )

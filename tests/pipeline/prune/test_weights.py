@@ -28,6 +28,7 @@ from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "gblm")
@@ -77,7 +78,7 @@ def test_four_eight_survives_the_rebuild(tmp_path: Path, method: str) -> None:
         assert ((weight == 0).unflatten(1, (-1, 8)).sum(-1) >= 4).all(), name
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize("method", METHODS)
 def test_two_four_survives_the_rebuild(tmp_path: Path, family: str, method: str) -> None:
     source = tiny_model(family, tmp_path / "dense")
@@ -92,7 +93,7 @@ def test_two_four_survives_the_rebuild(tmp_path: Path, family: str, method: str)
         assert torch.equal(model.model.get_parameter(name), weight), name
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize("method", METHODS)
 def test_unstructured_survives_the_rebuild(tmp_path: Path, family: str, method: str) -> None:
     source = tiny_model(family, tmp_path / "dense")

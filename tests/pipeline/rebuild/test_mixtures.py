@@ -20,6 +20,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json, write_json
 from pipeline.rebuild.description import check_description
 from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_experts, fewer_groups, plan_for, rebuilt, same_width
+from tests.quick import some_types
 from tests.tiny import MIXTURES, TINY_MIXTURES, tiny_model
 
 
@@ -28,7 +29,7 @@ def test_the_description_is_that_of_the_stock_class(tmp_path: Path, name: str) -
     check_description(tiny_model(name, tmp_path))
 
 
-@pytest.mark.parametrize("name", TINY_MIXTURES)
+@pytest.mark.parametrize("name", some_types(TINY_MIXTURES))
 def test_two_of_eight_experts_go_with_all_else_that_can(tmp_path: Path, name: str) -> None:
     def choose(choice: Choice) -> None:
         fewer_experts(choice)

@@ -29,7 +29,7 @@ from pipeline.rebuild.biases import biases_added
 from pipeline.rebuild.consumers import READ, consumers
 from pipeline.rebuild.masked import apply_plan
 from tests.pipeline.rebuild.cases import rebuilt
-from tests.quick import quick_alone
+from tests.quick import quick_alone, some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 from trimline.inspect.read import inspect_folder
 from trimline.recipe import Recipe
@@ -72,7 +72,7 @@ def test_the_shift_keeps_the_mean_output() -> None:
     )
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_it_is_what_the_removed_channels_gave_on_average(family: str, tmp_path: Path) -> None:
     folder = tiny_model(family, tmp_path)
     described = Checkpoint(folder).geometry.family
@@ -91,7 +91,7 @@ def test_it_is_what_the_removed_channels_gave_on_average(family: str, tmp_path: 
     torch.testing.assert_close(plan.updates[f"{name}.bias"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_every_family_through_the_free_profile(family: str, tmp_path: Path) -> None:
     source = tiny_model(family, tmp_path / "dense")
     plan, model = planned(source, FLAP)
@@ -233,7 +233,7 @@ def test_steps_after_it_build_on_it(family: str, second: dict[str, Any], tmp_pat
     assert json.loads((rebuilt(tmp_path, source, plan, Profile.FREE) / "gate.json").read_text())["passed"]
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_what_a_lost_sublayer_gave_goes_to_the_one_before_it(family: str, tmp_path: Path) -> None:
     source = tiny_model(family, tmp_path / "dense")
     groups = Checkpoint(source).geometry.blocks[0].kv_groups

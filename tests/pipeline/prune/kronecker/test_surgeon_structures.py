@@ -16,6 +16,7 @@ from pipeline.prune.kronecker.projection import Projection, Variant
 from pipeline.prune.kronecker.updates import Correlation
 from tests.pipeline.prune.methods.test_surgeon_weights import dense_weights, planned, projections, pruned_weights, small, sparse
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES
 
 FAMILIES = ("llama", "opt")
@@ -92,7 +93,7 @@ def test_later_shots_find_what_the_earlier_made_dead(tmp_path: Path) -> None:
     assert fractions[-1] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_every_family_is_rebuilt(tmp_path: Path, family: str) -> None:
     folder = small(family, tmp_path / "dense")
     plan, _ = planned(folder, published(0.2))

@@ -23,6 +23,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (4, 24), generator=torch.Generator().manual_seed(5))
@@ -82,7 +83,7 @@ def test_angular_is_the_default_and_others_are_refused(tmp_path: Path) -> None:
         resolve_steps(recipe(2, measure="euclidean"))
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_every_family_is_rebuilt_and_gated(tmp_path: Path, family: str) -> None:
     dense = tiny_model(family, tmp_path / "dense", num_hidden_layers=4)
     plan = planned(dense, 3, measure="cosine")

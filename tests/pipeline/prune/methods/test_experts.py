@@ -29,6 +29,7 @@ from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import check_spaces, make_plan
 from pipeline.prune.steps import resolve_steps
+from tests.quick import some_types
 from tests.tiny import TINY_MIXTURES, tiny_model
 
 METHODS = ("reap", "frequency", "ean", "man", "expert_loss")
@@ -118,7 +119,7 @@ def test_parts_of_the_text_add_up(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.stack(merged.tensors()), torch.stack(whole.tensors()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY_MIXTURES)
+@pytest.mark.parametrize("name", some_types(TINY_MIXTURES))
 def test_what_is_forbidden_is_never_chosen(tmp_path: Path, name: str) -> None:
     folder = tiny_model(name, tmp_path)
     model, family = load_model(folder, dtype=torch.float32), Checkpoint(folder).geometry.family

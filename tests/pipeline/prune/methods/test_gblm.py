@@ -28,6 +28,7 @@ from pipeline.prune.recipe import PruneStep
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import resolve_step
 from tests.pipeline.units import parts_of_units
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 GOLDEN = {"unstructured": "unstructured50", "2:4": "nm24"}
@@ -133,7 +134,7 @@ def test_pruned_weights_of_a_model(tmp_path: Path, norm: Literal["l1", "l2"], ac
         assert torch.equal(pruned[pruned != 0], weight[pruned != 0])
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_values_are_summed_over_units(tmp_path: Path, family: str) -> None:
     geometry = Checkpoint(tiny_model(family, tmp_path)).geometry
     for linear, size in geometry.linears(geometry.blocks[0]):

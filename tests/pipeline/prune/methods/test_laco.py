@@ -27,6 +27,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from pipeline.sources.recipe import CalibrationWindows
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 
 WINDOWS = torch.randint(4, VOCAB, (6, 24), generator=torch.Generator().manual_seed(3))
@@ -163,7 +164,7 @@ def test_budgets_that_no_walk_meets_are_refused() -> None:
 
 
 @pytest.mark.parametrize("rule", ["released", "equation"])
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_rebuilt_model_is_the_merged_one(tmp_path: Path, family: str, rule: Rule) -> None:
     dense = tiny_model(family, tmp_path / "dense", **SIX)
     plan = make_plan(shrinking(dense), WINDOWS, recipe(4, merge=rule, layers=3, lowest=0), Events())

@@ -28,6 +28,7 @@ from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_steps
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (4, 24), generator=torch.Generator().manual_seed(3))
@@ -124,7 +125,7 @@ def test_biases_may_go_or_stay(tmp_path: Path) -> None:
     assert gone(kept) == 0
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_two_four_holds_in_every_group(tmp_path: Path, family: str) -> None:
     folder = small(family, tmp_path / "dense", **({"attention_bias": True} if family == "llama" else {}))
     plan, _ = planned(folder, sparse(pattern="2:4", shots=2))
@@ -137,7 +138,7 @@ def test_two_four_holds_in_every_group(tmp_path: Path, family: str) -> None:
     assert all(two_four_fraction(Checkpoint(out).tensor(name)) == 1.0 for name in plan.sparse)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_single_weights_of_every_family_are_zero_in_the_rebuilt_model(tmp_path: Path, family: str) -> None:
     folder = small(family, tmp_path / "dense")
     plan, _ = planned(folder, sparse(0.4, shots=2))

@@ -20,6 +20,7 @@ from pipeline.prune.recipe import PruneStep
 from pipeline.prune.step import ResolvedStep
 from pipeline.prune.steps import resolve_step
 from tests.pipeline.units import parts_of_units
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (3, 24), generator=torch.Generator().manual_seed(7))
@@ -56,7 +57,7 @@ def test_signs_count_within_a_unit_and_not_over_sequences() -> None:
     torch.testing.assert_close(taylor_importance(slopes, 2), torch.tensor([(1.0 + 4.0) / 2, 5.0]))
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize("space", SUBLAYERS)
 def test_weight_times_gradient_summed_over_the_units_columns(tmp_path: Path, family: str, space: Space) -> None:
     folder = tiny_model(family, tmp_path)

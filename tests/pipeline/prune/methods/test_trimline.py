@@ -25,6 +25,7 @@ from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_step
 from tests.pipeline.rebuild.cases import rebuilt
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (12, 32), generator=torch.Generator().manual_seed(3))
@@ -135,7 +136,7 @@ def _behind_the_last_ffn(model, family):
     return seen["after" if family.adds(Sublayer.FFN) else "wrote"].flatten(0, 1), seen["read"].flatten(0, -2)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 def test_every_family_is_rebuilt_and_gated(family, tmp_path) -> None:
     folder = tiny_model(family, tmp_path / "dense")
     model = ShrinkingModel(load_model(folder, dtype=torch.float32), Checkpoint(folder))

@@ -26,6 +26,7 @@ from pipeline.prune.stage import make_plan
 from pipeline.prune.steps import resolve_step
 from tests.pipeline.rebuild.cases import rebuilt
 from tests.pipeline.units import parts_of_units
+from tests.quick import some_families
 from tests.tiny import TINY_FAMILIES, tiny_model
 
 WINDOWS = torch.randint(4, 100, (6, 32), generator=torch.Generator().manual_seed(3))
@@ -105,7 +106,7 @@ def structured(method: str, space: Space, **more: Any) -> PruneStep:
     return PruneStep.model_validate({"method": method, "budget": {space: {"remove": 0.5}}, "round_to": 8} | more)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize("space", [Space.FFN, Space.KV_GROUP])
 @pytest.mark.parametrize("score", ["reader", "product"])
 def test_structured_magnitude(tmp_path: Path, family: str, space: Space, score: str) -> None:
@@ -125,7 +126,7 @@ def test_structured_magnitude(tmp_path: Path, family: str, space: Space, score: 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", some_families(TINY_FAMILIES))
 @pytest.mark.parametrize("method", ["magnitude", "wanda_sp", "gblm"])
 def test_structured_baselines_pass_the_gate(tmp_path: Path, family: str, method: str) -> None:
     source = tiny_model(family, tmp_path / "dense")
