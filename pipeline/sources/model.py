@@ -23,6 +23,7 @@ from pipeline.common.foreign import check_files
 from pipeline.common.options import RunOptions
 from pipeline.live.loading import first_words, quiet_transformers
 from pipeline.sources.companions import not_fetched
+from pipeline.sources.gguf_settings import check_settings
 from pipeline.sources.places import typed_path
 from pipeline.sources.recipe import DEFAULT, ModelSlice
 
@@ -196,7 +197,8 @@ def check_promise(path: Path, config: dict[str, Any]) -> None:
     """Whether a GGUF can hold the model that its keys describe, before anything of that size is made.
 
     Raises:
-        TrimlineError: an unsupported architecture, an unusable size, more parameters than bits, or more tensors than it lists.
+        TrimlineError: an unsupported architecture, an unusable size, more parameters than bits, more tensors than it lists, or something
+            that changes numbers and that the config lacks.
     """
     geometry = Geometry.from_config(config)
     with path.open("rb") as file:
@@ -207,6 +209,7 @@ def check_promise(path: Path, config: dict[str, Any]) -> None:
     named = sum(1 for _ in geometry.tensors())
     if named > listed:
         raise TrimlineError(f"{path.name} lists {listed} tensors, and its model needs {named}.", "Fetch it again.")
+    check_settings(path, config)
 
 
 def _licences(gguf: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from trimline.inspect.gguf_file import GgufFile
+from pipeline.checkpoints.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
 from trimline.inspect.openvino_file import OpenvinoGraph
 

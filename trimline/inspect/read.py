@@ -13,6 +13,7 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.gguf_file import read_gguf
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.checkpoints.weight_files import check_adapter_alone
 from pipeline.common.errors import TrimlineError
@@ -22,7 +23,6 @@ from pipeline.plan.plan import Plan
 from pipeline.rebuild.biases import for_profile
 from pipeline.rebuild.profiles import consumers
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
-from trimline.inspect.gguf_file import read_gguf
 from trimline.inspect.graph import inspect_graph
 from trimline.inspect.openvino_file import read_openvino
 

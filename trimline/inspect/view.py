@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.checkpoints.gguf_file import GgufFile
 from pipeline.common.errors import shortened
 from trimline.inspect.data import BlockWidth, Inspection, Loading, TensorPattern
-from trimline.inspect.gguf_file import GgufFile
 from trimline.inspect.graph import Graph
 from trimline.inspect.openvino_file import OpenvinoGraph
 from trimline.reporting import formats

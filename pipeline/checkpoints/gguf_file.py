@@ -75,6 +75,15 @@ def read_gguf(path: Path) -> GgufFile:
     """Reads a header.
 
     Raises:
+        TrimlineError: as ``read_contents``.
+    """
+    return read_contents(path)[0]
+
+
+def read_contents(path: Path) -> tuple[GgufFile, tuple[str, ...]]:
+    """A header, and the names of the tensors in their order.
+
+    Raises:
         TrimlineError: it is no GGUF file, of another version, or ends in the middle of its header or its tensors.
     """
     try:
@@ -129,7 +138,7 @@ class _Bytes:
         return length if kind == TEXT else found
 
 
-def _read(content: _Bytes, size: int) -> GgufFile:
+def _read(content: _Bytes, size: int) -> tuple[GgufFile, tuple[str, ...]]:
     if content.raw(4) != MAGIC:
         raise ValueError("it does not begin with GGUF")
     version = content.number("I")
@@ -137,12 +146,12 @@ def _read(content: _Bytes, size: int) -> GgufFile:
         raise ValueError(f"version {version} of the format, and {VERSIONS[0]} and {VERSIONS[1]} are read")
     tensors, count = content.number("Q"), content.number("Q")
     keys = {content.text(): content.value() for _ in range(count)}
-    types = _types(content, tensors)
+    names, types = _tensors(content, tensors)
     if (needed := sum(kind.bytes for kind in types)) > size - content.at:
         raise ValueError(f"its tensors take {needed:,} bytes, and {size - content.at:,} are there")
     arch = str(keys.get("general.architecture", "unknown"))
     sizes = {key.removeprefix(f"{arch}."): _plain(value) for key, value in keys.items() if key.startswith(f"{arch}.")}
-    return GgufFile(version, arch, sizes, types, _tokenizer(keys), size)
+    return GgufFile(version, arch, sizes, types, _tokenizer(keys), size), names
 
 
 def _plain(value: Any) -> Any:
@@ -150,10 +159,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
-def _types(content: _Bytes, tensors: int) -> tuple[GgufTensors, ...]:
+def _tensors(content: _Bytes, tensors: int) -> tuple[tuple[str, ...], tuple[GgufTensors, ...]]:
     counted, numbers = Counter[GGMLQuantizationType](), Counter[GGMLQuantizationType]()
+    names = []
     for _ in range(tensors):
-        content.text()
+        names.append(content.text())
         axes = content.number("I")
         if axes > MOST_AXES:
             raise ValueError(f"a tensor of {shown(axes)} axes")
@@ -162,7 +172,7 @@ def _types(content: _Bytes, tensors: int) -> tuple[GgufTensors, ...]:
         content.number("Q")  # where it lies
         counted[kind] += 1
         numbers[kind] += prod(shape)
-    return tuple(sorted(_rows(counted, numbers), key=lambda row: (-row.bytes, row.type)))
+    return tuple(names), tuple(sorted(_rows(counted, numbers), key=lambda row: (-row.bytes, row.type)))
 
 
 def _rows(counted: Mapping[GGMLQuantizationType, int], numbers: Mapping[GGMLQuantizationType, int]) -> Iterator[GgufTensors]:
