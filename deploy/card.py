@@ -66,6 +66,8 @@ def model_card(
         auto_class="AutoModelForCausalLM" if inside is None else "AutoModelForImageTextToText",
         comparison=list(_comparison(dense, pruned, report.get("recovery"))) if dense and pruned else [],
         by_text=list(_by_text(report.get("by_text", ()))),
+        tasks=list(_tasks(report.get("tasks", ()))),
+        retrieval=list(_retrieval(report.get("retrieval", ()))),
         remote_code="auto_map" in config,
         onnx=onnx,
         licence=slice_.licence,
@@ -132,6 +134,22 @@ def _by_text(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
             shown.format(row[key]) if row[key] is not None else "–" for key, shown in (("divergence", "{:.3f}"), ("same_best", "{:.1%}"))
         ]
         yield row["name"], _perplexity(dense), _perplexity(pruned), f"{float(pruned['value']) / float(dense['value']):.3f}", *near
+
+
+def _tasks(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Task, metric, questions, figures of both, and whose answers changed; of a task that the dense model cannot do, that it does not count."""
+    for row in rows:
+        figures = (f"{float(row[side]['value']):.4g}" for side in ("dense", "pruned"))
+        changed = "–" if row.get("lost") is None else f"{row['lost']}, {row['gained']} (p = {row['p']:.2g})"
+        said = "not counted: dense is within three standard errors of guessing" if row.get("counts") is False else changed
+        yield row["task"], row["metric"], str(row["documents"] or "–"), *figures, said
+
+
+def _retrieval(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Tokens, what each finds, and how often both answer alike; the last two are dashes where the dense model only guesses."""
+    for row in rows:
+        after = (f"{row['pruned']:.0%}", f"{row['same']:.0%}") if row["counts"] else ("—", "—")
+        yield f"{row['length']:,}", f"{row['dense']:.0%}", *after
 
 
 def _perplexity(measure: Mapping[str, Any]) -> str:

@@ -121,6 +121,8 @@ def run_record(report: dict[str, Any]) -> dict[str, Any]:
         "workloads": report["workloads"],
         "texts": report["texts"],
         "by_text": report["by_text"],
+        "retrieval": report["retrieval"],
+        "tasks": report["tasks"],
         "recovery": report["recovery"],
         "model_source": report["model_source"],
     }

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.common.events import Events
+from pipeline.evaluate.positions import ReadWindow, reading
 
 ROWS = 256  # positions whose divergence is computed at once
 
@@ -18,12 +19,12 @@ class Agreement:
     """Of one window.
 
     Attributes:
-        loss: the model's mean cross-entropy, nats per predicted token.
+        read: the model's loss, whole and by position.
         divergence: mean KL(dense ‖ model) of the predictions, nats.
         same_best: share of positions at which both hold the same token for the likeliest.
     """
 
-    loss: float
+    read: ReadWindow
     divergence: float
     same_best: float
 
@@ -35,8 +36,7 @@ def window_agreements(model: nn.Module, dense: nn.Module, windows: torch.Tensor,
     with events.progress(f"perplexity and agreement over {windows.numel():,} tokens", len(windows)) as advance:
         for window in windows:
             ours, theirs = (_logits(one, window) for one in (model, dense))
-            loss = torch.nn.functional.cross_entropy(ours.float(), window[1:].to(ours.device)).item()
-            found.append(Agreement(loss, *_compared(ours, theirs.to(ours.device))))
+            found.append(Agreement(reading(ours, window[1:].to(ours.device)), *_compared(ours, theirs.to(ours.device))))
             advance(1)
     return found
 

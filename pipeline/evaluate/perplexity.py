@@ -16,7 +16,10 @@ from pipeline.common.events import Events
 from pipeline.common.files import write_json
 from pipeline.common.options import RunOptions
 from pipeline.evaluate.agreement import agreement_record, window_agreements
+from pipeline.evaluate.positions import ReadWindow, position_record, reading
 from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.evaluate.retrieval import RESULT as RETRIEVAL
+from pipeline.evaluate.retrieval import retrieval_record
 from pipeline.live.blocks import blocks_of, enter, standing_in
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.live.paging import open_model, weights_bytes
@@ -31,7 +34,7 @@ LARGEST_LOSS = 700.0  # nats; exp of more is beyond a double
 def evaluate(
     checkpoint: Path, texts: Path, recipe: EvaluateSlice, options: RunOptions, out: Path, events: Events, dense: Path | None = None
 ) -> None:
-    """Stage: writes perplexity.json: of the first text, and of every one under ``texts``.
+    """Stage: writes perplexity.json: of the first text, and of every one under ``texts``; retrieval.json where the recipe asks for it.
 
     Args:
         checkpoint: a source artefact, a checkpoint folder or a rebuild artefact.
@@ -50,24 +53,30 @@ def evaluate(
     source = Checkpoint(folder)
     source.say_doubts(events)
     tokenizer = load_tokenizer(folder)
-    read = {text.name: consecutive_windows(tokenizer, text.text, recipe.windows, recipe.window) for text in texts_of(texts, "evaluation")}
-    check_windows(torch.cat(list(read.values())), source.geometry)
+    judged = {text.name: consecutive_windows(tokenizer, text.text, recipe.windows, recipe.window) for text in texts_of(texts, "evaluation")}
+    check_windows(torch.cat(list(judged.values())), source.geometry)
     model, paging = open_model(folder, options)
     beside = None if dense is None or paging is not None else _beside(checkpoint_folder(dense), source, options, events)
     found = []
-    for name, windows in read.items():
+    for name, windows in judged.items():
         if beside is None:
-            losses = window_losses(model, windows, events) if paging is None else paged_losses(model, paging.family, windows, events)
+            read = window_readings(model, windows, events) if paging is None else paged_readings(model, paging.family, windows, events)
             more: dict[str, float] = {}
         else:
             agreements = window_agreements(model, beside, windows, events)
-            losses, more = [one.loss for one in agreements], agreement_record(agreements)
-        if not all(map(math.isfinite, losses)):
+            read, more = [one.read for one in agreements], agreement_record(agreements)
+        if not all(math.isfinite(one.loss) for one in read):
             source.check_finite()  # a tensor that is no number is named rather than what comes of it
-        found.append({"text": name} | perplexity_record(losses) | more)
+        found.append({"text": name} | perplexity_record([one.loss for one in read]) | more | position_record(read))
         events.note(f"perplexity {found[-1]['perplexity']:.2f} on {name}")
     how = {"window": recipe.window, "dtype": str(model.dtype).removeprefix("torch.")}
-    write_json(out / RESULT, found[0] | how | {"texts": found})
+    first = {key: value for key, value in found[0].items() if key != "position_losses"}
+    write_json(out / RESULT, first | how | {"texts": found})
+    if recipe.retrieval is not None and paging is None:
+        found_again = retrieval_record(model, tokenizer, source.geometry.context, recipe.retrieval, events)
+        write_json(out / RETRIEVAL, found_again)
+    elif recipe.retrieval is not None:
+        events.note("memory does not hold the model whole, so it is not asked for numbers in long texts")
 
 
 def _beside(dense: Path, source: Checkpoint, options: RunOptions, events: Events) -> nn.Module | None:
@@ -79,36 +88,40 @@ def _beside(dense: Path, source: Checkpoint, options: RunOptions, events: Events
     return load_model(dense, dtype=both[0].dtype, device=options.device, trust_remote_code=options.trust_remote_code)
 
 
-@torch.inference_mode()
 def window_losses(model: nn.Module, windows: torch.Tensor, events: Events) -> list[float]:
     """Mean cross-entropy of each window, nats per predicted token; ``windows`` is (N, S), S − 1 targets each."""
-    losses = []
+    return [one.loss for one in window_readings(model, windows, events)]
+
+
+@torch.inference_mode()
+def window_readings(model: nn.Module, windows: torch.Tensor, events: Events) -> list[ReadWindow]:
+    """The same, whole and by position."""
+    found = []
     device = next(model.parameters()).device
     with events.progress(f"perplexity over {windows.numel():,} tokens", len(windows)) as advance:
         for window in windows.to(device):
-            losses.append(_loss(model, window))
+            found.append(_read(model, window))
             advance(1)
-    return losses
+    return found
 
 
 @torch.inference_mode()
-def paged_losses(model: nn.Module, family: Family, windows: torch.Tensor, events: Events) -> list[float]:
-    """``window_losses`` with all windows in one block before any enters the next, so that each block is read once."""
+def paged_readings(model: nn.Module, family: Family, windows: torch.Tensor, events: Events) -> list[ReadWindow]:
+    """``window_readings`` with all windows in one block before any enters the next, so that each block is read once."""
     states, arguments = enter(model, family, windows.split(1))
-    blocks, losses = blocks_of(model, family), []
+    blocks, found = blocks_of(model, family), []
     with events.progress(f"perplexity over {windows.numel():,} tokens, block by block", len(blocks)) as advance:
         for number, block in enumerate(blocks):
             states = [arguments[index][number].through(block, state) for index, state in enumerate(states)]
             advance(1)
     for window, state in zip(windows.to(states[0].device), states, strict=True):
         with standing_in(blocks, lambda *_, state=state, **__: state, family):
-            losses.append(_loss(model, window))
-    return losses
+            found.append(_read(model, window))
+    return found
 
 
-def _loss(model: nn.Module, window: torch.Tensor) -> float:
-    logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
-    return torch.nn.functional.cross_entropy(logits.float(), window[1:]).item()
+def _read(model: nn.Module, window: torch.Tensor) -> ReadWindow:
+    return reading(model(input_ids=window[None], use_cache=False).logits[0, :-1], window[1:])
 
 
 def perplexity_record(losses: list[float]) -> dict[str, Any]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", metavar="TASK", help="An lm-eval task instead: a .yaml file, a folder of them, or a name. May be repeated."),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="An lm-eval task instead: 'trimline' (ours), a .yaml file, a folder of them, or a name. May be repeated.",
+    ),
 ]
 Shots = Annotated[int | None, typer.Option(min=0, max=1000, help="With --task: solved examples before a question; default: the task's.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="With --task: documents, the first ones; default: all.")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimline.recipe import Recipe
-from trimline.reporting.data import ByText, Measure, Phase
+from trimline.reporting.data import ByText, Measure, Phase, TaskRow
 
 Axis = tuple[str, Phase]
 HERE = "this comparison, run "  # and a number: a run of ``--measure``
@@ -51,6 +51,7 @@ class Result:
         timed: folder that can be timed again; None where there is none.
         recipe: where it came from.
         by_text: the checkpoint beside the dense one on every text that evaluates, where that was kept.
+        tasks: of lm-eval, beside the dense one, where the recipe named some.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Result:
     recipe: Recipe
     series: str = ""
     by_text: tuple[ByText, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
     timed: Path | None = field(default=None, compare=False)
 
 

@@ -14,7 +14,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from trimline.comparisons.result import Axis, Result, TimedWorkload, dense_of, machine_of, text_of
 from trimline.recipe import Recipe, parse_recipe
-from trimline.reporting.data import ByText, Measure, Phase, ReportData
+from trimline.reporting.data import ByText, Measure, Phase, ReportData, TaskRow
 from trimline.reporting.headline import UNRESOLVED
 from trimline.stages.names import SHIPPED
 from trimline.sweeps.data import FILE as SWEEP
@@ -85,6 +85,7 @@ def _of_run(path: Path) -> Result:
         parameters=row.parameters,
         recipe=recipe,
         by_text=data.by_text,
+        tasks=data.tasks,
         timed=_exported(folder),
     )
 
@@ -116,6 +117,7 @@ def _of_package(path: Path) -> Result:
         parameters=row["parameters"],
         recipe=recipe,
         by_text=tuple(_text_row(row) for row in run.get("by_text", ())),
+        tasks=tuple(_task_row(row) for row in run.get("tasks", ())),
         timed=path / "onnx" if (path / "onnx").is_dir() else None,
     )
 
@@ -123,6 +125,12 @@ def _of_package(path: Path) -> Result:
 def _text_row(row: Mapping[str, Any]) -> ByText:
     """As a package's run.json has it."""
     return ByText(row["name"], Measure(**row["dense"]), Measure(**row["pruned"]), row["divergence"], row["same_best"])
+
+
+def _task_row(row: Mapping[str, Any]) -> TaskRow:
+    """The same of a task."""
+    sides = {key: Measure(**row[key]) for key in ("dense", "pruned", "onnx", "difference")}
+    return TaskRow(**{**row, **sides})
 
 
 def _workload_speeds(workloads: list[Mapping[str, Any]], recipe: Recipe, run: str) -> dict[Axis, TimedWorkload]:

@@ -11,11 +11,12 @@ from trimline.comparisons.comparison import MOST_PAIRS, Comparison
 from trimline.comparisons.pairs import EQUAL, AtSpeed, Pair
 from trimline.comparisons.result import HERE, Result
 from trimline.reporting import formats, metrics
+from trimline.reporting.accuracy.flips import COLUMN, flips_cell
 from trimline.reporting.content import Cell, Column, Table
 from trimline.reporting.data import Measure
 from trimline.reporting.headline import UNRESOLVED
 from trimline.reporting.markdown import table_lines
-from trimline.reporting.tasks import DIVERGENCE, SAME_BEST, near_cells
+from trimline.reporting.tasks import DIFFERENCE, DIVERGENCE, SAME_BEST, difference, figure, metric_title, near_cells
 
 RATIO = "exp of the mean difference in loss over the same windows; brackets: 95 % confidence interval"
 FASTER = "of two runs: ratio of the speed-ups over dense, whose errors add in squares; of one: from the ratio of times round by round"
@@ -30,6 +31,8 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     yield f"{name}: the fastest first", _results(comparison)
     if any(len(result.by_text) > 1 for result in comparison.results):
         yield "Text by text, beside each result's dense model", _by_text(comparison.results)
+    if any(result.tasks for result in comparison.results):
+        yield "Tasks, beside each result's dense model", task_table(comparison.results)
     if comparison.pairs:
         yield f"{name}: two by two", _pairs(comparison.pairs)
     if comparison.at_speed:
@@ -111,6 +114,19 @@ def _by_text(results: Sequence[Result]) -> Table:
     names = dict.fromkeys(row.name for result in results for row in result.by_text)
     found = [(name, result.name, row) for name in names for result in results for row in result.by_text if row.name == name]
     return Table(columns, tuple((Cell(name), Cell(result), *near_cells(row)) for name, result, row in found))
+
+
+def task_table(results: Sequence[Result]) -> Table:
+    """Task by task, each result that was asked: its figure, the dense model's, their difference, and whose answers changed."""
+    figures = (Column("Dense", True), Column("Result's", True), Column("Difference", True, DIFFERENCE), COLUMN)
+    found = [(row, result.name) for result in results for row in result.tasks]
+    order = list(dict.fromkeys((row.task, row.metric) for row, _ in found))
+    found.sort(key=lambda one: order.index((one[0].task, one[0].metric)))
+    cells = (
+        (Cell(row.task), Cell(metric_title(row)), Cell(name), figure(row.dense), figure(row.pruned), difference(row), flips_cell(row))
+        for row, name in found
+    )
+    return Table((Column("Task"), Column("Metric"), Column("Result"), *figures), tuple(cells))
 
 
 def _pairs(pairs: tuple[Pair, ...]) -> Table:

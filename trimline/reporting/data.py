@@ -164,6 +164,49 @@ class TextRow:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Both models' losses on one text by position in the window, nats per predicted token.
+
+    Attributes:
+        window: tokens of a window.
+        dense, pruned: mean over windows of each eighth, in order.
+        later: how much more the pruned model lost in the last eighth than in the first; the interval pairs windows. None of one window.
+    """
+
+    window: int
+    dense: tuple[float, ...]
+    pruned: tuple[float, ...]
+    later: Measure | None = None
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """Both models asked for what stands far back in texts of one length.
+
+    Attributes:
+        length: tokens of the longest text.
+        texts: how many were asked about.
+        chance: share that guessing finds.
+        dense, pruned: share that was found.
+        same: share of texts to which both gave one answer, right or wrong.
+        lost, gained: found by dense alone, by pruned alone.
+        p: of McNemar's exact test of these two.
+        counts: whether the dense model beats chance by three standard errors.
+    """
+
+    length: int
+    texts: int
+    chance: float
+    dense: float
+    pruned: float
+    same: float
+    lost: int
+    gained: int
+    p: float
+    counts: bool
+
+
+@dataclass(frozen=True)
 class ByText:
     """Both models on one text.
 
@@ -172,6 +215,7 @@ class ByText:
         dense, pruned: perplexity of the checkpoints.
         divergence: mean KL of the pruned model's predictions from the dense model's, nats per token; None where they were not compared.
         same_best: share of positions at which both hold the same token for the likeliest; None likewise.
+        positions: losses early and late in the windows; None where windows are too short, or the model was not read that way.
     """
 
     name: str
@@ -179,6 +223,7 @@ class ByText:
     pruned: Measure
     divergence: float | None = None
     same_best: float | None = None
+    positions: Positions | None = None
 
     @property
     def ratio(self) -> float:
@@ -264,6 +309,10 @@ class TaskRow:
         onnx: by the pruned model's graph.
         difference: pruned minus dense, its error from the same documents in pairs where there is a formula.
         higher_is_better: None where the task does not say.
+        chance: share of right answers by guessing, of a task of choices.
+        lost, gained: answers that were right in dense alone, and in pruned alone; None where documents have no right and wrong.
+        p: of McNemar's exact test of these two.
+        counts: whether the dense model beats chance by three standard errors; None where chance is not known.
     """
 
     task: str
@@ -274,6 +323,11 @@ class TaskRow:
     onnx: Measure
     difference: Measure
     higher_is_better: bool | None = None
+    chance: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    p: float | None = None
+    counts: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -295,6 +349,7 @@ class ReportData:
         targets, rounds: what a recipe with a target asked for, and how it was come to.
         tasks: of the lm-eval harness, where the recipe names some.
         by_text: both checkpoints on every text that evaluates; the first is that of the perplexities above.
+        retrieval: both checkpoints asked for what stands far back, by length, where the recipe wants it.
     """
 
     title: str
@@ -321,6 +376,7 @@ class ReportData:
     rounds: tuple[RoundRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
     by_text: tuple[ByText, ...] = ()
+    retrieval: tuple[RetrievalRow, ...] = ()
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -367,6 +423,8 @@ for _part in (
     GateRow,
     SpeedPoint,
     TextRow,
+    Positions,
+    RetrievalRow,
     ByText,
     StageTime,
     ConsumerRow,

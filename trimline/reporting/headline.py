@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from trimline.reporting import formats
+from trimline.reporting.accuracy.positions import worse_late
 from trimline.reporting.content import Cell
 from trimline.reporting.data import Measure, Phase, Removed, ReportData, WorkloadRow
 from trimline.reporting.tasks import worse_elsewhere
@@ -35,8 +36,8 @@ def headline(data: ReportData) -> str:
         parts.append(f"perplexity {formats.perplexity(dense.perplexity)} → {formats.perplexity(pruned.perplexity)}{before}")
         headlines = [data.workload(phase) for phase in _phases()]
         parts += [_gain(workload, workload.speedup) for workload in headlines if workload and workload.speedup]
-    elsewhere = worse_elsewhere(data.by_text)
-    return f"{data.model_source}{what}: {', '.join(parts)}{f'; {elsewhere}' if elsewhere else ''}."
+    warned = "".join(f"; {said}" for said in (worse_elsewhere(data.by_text), worse_late(data.by_text)) if said)
+    return f"{data.model_source}{what}: {', '.join(parts)}{warned}."
 
 
 def tiles(data: ReportData) -> tuple[Tile, ...]:

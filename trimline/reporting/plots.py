@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from trimline.reporting.accuracy.positions import part_ends
 from trimline.reporting.data import BlockRow, ReportData, WorkloadRow
 
 DENSE, PRUNED, GHOST = "var(--dense)", "var(--pruned)", "var(--ghost)"
@@ -16,7 +17,14 @@ LOG_RATIO = 5.0  # a perplexity axis that spans more than this is logarithmic
 
 def figure(key: str, data: ReportData) -> go.Figure:
     """The figure for a ``content.Plot`` of that key."""
-    draw = {"widths": _widths, "importance": _importance, "latency": _latency, "tradeoff": _tradeoff, "losses": _losses}[key]
+    draw = {
+        "widths": _widths,
+        "importance": _importance,
+        "latency": _latency,
+        "tradeoff": _tradeoff,
+        "losses": _losses,
+        "positions": _positions,
+    }[key]
     return draw(data)
 
 
@@ -133,6 +141,23 @@ def _losses(data: ReportData) -> go.Figure:
     plot.update_xaxes(title_text="Optimiser step")
     plot.update_yaxes(title_text="Loss (nats per token)")
     return styled(plot, 300, showlegend=bool(apart))
+
+
+def _positions(data: ReportData) -> go.Figure:
+    """One panel per text that has losses by position."""
+    texts = [(row.name, row.positions) for row in data.by_text if row.positions]
+    gap = 0.45 / len(texts)
+    plot = make_subplots(rows=len(texts), cols=1, subplot_titles=[name for name, _ in texts], vertical_spacing=gap if len(texts) > 1 else 0)
+    for row, (_, found) in enumerate(texts, 1):
+        ends = part_ends(found.window, len(found.dense))
+        for name, values, colour in (("dense", found.dense, DENSE), ("pruned", found.pruned, PRUNED)):
+            line = {"x": ends, "y": values, "name": name, "mode": "lines+markers", "line_color": colour, "legendgroup": name}
+            hover = "up to token %{x}: %{y:.3f}<extra>" + name + "</extra>"
+            plot.add_trace(go.Scatter(**line, showlegend=row == 1, hovertemplate=hover), row, 1)
+        plot.update_xaxes(title_text="Token of the window, end of each eighth", row=row, col=1)
+        plot.update_yaxes(title_text="Loss (nats)", row=row, col=1)
+    plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
+    return styled(plot, 80 + 200 * len(texts))
 
 
 def _side(place: int, points: int) -> str:

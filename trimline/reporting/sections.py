@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trimline.reporting import formats, metrics
+from trimline.reporting.accuracy.positions import position_items
+from trimline.reporting.accuracy.retrieval import retrieval_items
 from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, Tone, outcome_cell, text_row
 from trimline.reporting.data import ReportData, Role
 from trimline.reporting.speed import speed_section
@@ -20,7 +22,8 @@ def sections(data: ReportData) -> tuple[Section, ...]:
     """Every section, in order; a part that was not run says so instead of showing nothing."""
     return (
         Section("result", "Dense against pruned", _result(data)),
-        *([Section("by-text", "Text by text", tuple(by_text_items(data.by_text)))] if data.by_text else []),
+        *([Section("by-text", "Text by text", (*by_text_items(data.by_text), *position_items(data.by_text)))] if data.by_text else []),
+        *([Section("retrieval", "What it finds in long texts", tuple(retrieval_items(data.retrieval)))] if data.retrieval else []),
         *([Section("target", "Is it what was asked for?", tuple(_targets(data)))] if data.targets else []),
         Section("removed", "What was removed", tuple(_removed(data))),
         Section("recovery", "What training gave back", tuple(_recovery(data))),

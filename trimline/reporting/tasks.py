@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from trimline.reporting import formats, metrics
+from trimline.reporting.accuracy.flips import COLUMN, flips_cell, not_counted
 from trimline.reporting.content import Cell, Column, Item, Note, Table, Tone
 from trimline.reporting.data import ByText, Measure, TaskRow
 
@@ -19,8 +20,9 @@ DIFFERENCE = "pruned minus dense; its standard error is that of the differences 
 def task_items(tasks: Sequence[TaskRow]) -> Iterator[Item]:
     """The table and how to read it."""
     figures = (Column("Dense", True), Column("Pruned", True), Column("Pruned, ONNX", True), Column("Difference", True, DIFFERENCE))
-    columns = (Column("Task"), Column("Metric"), Column("Documents", True), *figures)
+    columns = (Column("Task"), Column("Metric"), Column("Documents", True), *figures, COLUMN)
     yield Table(columns, tuple(_row(task) for task in tasks))
+    yield from not_counted(tasks)
     yield Note(
         "Behind ± stands one standard error. A difference within two of its own is not resolved: more documents would tell.", "quiet"
     )
@@ -33,7 +35,7 @@ def metric_title(task: TaskRow) -> str:
 
 def _row(task: TaskRow) -> tuple[Cell, ...]:
     documents = f"{task.documents:,}" if task.documents else formats.NONE
-    figures = (figure(task.dense), figure(task.pruned), figure(task.onnx), difference(task))
+    figures = (figure(task.dense), figure(task.pruned), figure(task.onnx), difference(task), flips_cell(task))
     return Cell(task.task), Cell(metric_title(task)), Cell(documents), *figures
 
 
@@ -48,6 +50,8 @@ def difference(task: TaskRow) -> Cell:
     """Pruned minus dense; quiet where it is not resolved."""
     found = task.difference
     tone: Tone = "plain"
+    if task.counts is False:
+        return figure(found, "quiet", "+" if found.value > 0 else "")
     if found.error is not None and abs(found.value) <= RESOLVED * found.error:
         tone = "quiet"
     elif found.error is not None and task.higher_is_better is not None and found.value:

@@ -16,6 +16,7 @@ from pipeline.artefacts.artefact import Artefact
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
 from pipeline.evaluate.perplexity import RESULT
+from pipeline.evaluate.retrieval import RESULT as RETRIEVAL
 from pipeline.plan.plan import Plan
 from pipeline.prune.allocation.budget import removed_in_every_definition
 from pipeline.prune.consumer import Consumer
@@ -40,7 +41,9 @@ from trimline.reporting import (
     TextRow,
     WorkloadRow,
 )
-from trimline.reporting.data import Role
+from trimline.reporting.accuracy.positions import positions_of
+from trimline.reporting.accuracy.retrieval import retrieval_rows
+from trimline.reporting.data import RetrievalRow, Role
 from trimline.stages.gate_rows import gate_rows
 from trimline.stages.names import DENSE, PRUNED, REBUILT, RECOVERED, Name, evaluation_of
 from trimline.stages.rounds import Round
@@ -113,6 +116,7 @@ def collect(
         rounds=tuple(round_rows(rounds, original, consumer)),
         tasks=tuple(task_rows(done)),
         by_text=tuple(_by_text(done)),
+        retrieval=tuple(_retrieval(done)),
     )
 
 
@@ -251,9 +255,18 @@ def _warnings(recipe: Recipe, text: Mapping[str, Any], original: Geometry, resul
 
 def _by_text(done: Mapping[Name, Artefact]) -> Iterator[ByText]:
     """Both checkpoints, text by text."""
-    dense, pruned = (read_json(done[evaluation_of(lane)].folder / RESULT)["texts"] for lane in (DENSE, PRUNED))
-    for before, after in zip(dense, pruned, strict=True):
-        yield ByText(after["text"], _perplexity(before), _perplexity(after), after.get("divergence"), after.get("same_best"))
+    dense, pruned = (read_json(done[evaluation_of(lane)].folder / RESULT) for lane in (DENSE, PRUNED))
+    window = pruned["window"]
+    for before, after in zip(dense["texts"], pruned["texts"], strict=True):
+        near = after.get("divergence"), after.get("same_best"), positions_of(before, after, window)
+        yield ByText(after["text"], _perplexity(before), _perplexity(after), *near)
+
+
+def _retrieval(done: Mapping[Name, Artefact]) -> Iterator[RetrievalRow]:
+    """Both checkpoints, length by length; none where they were not asked."""
+    files = [done[evaluation_of(lane)].folder / RETRIEVAL for lane in (DENSE, PRUNED)]
+    if all(file.is_file() for file in files):
+        yield from retrieval_rows(*map(read_json, files))
 
 
 def _missed_budget(recipe: Recipe, original: Geometry, result: Geometry) -> Iterator[str]:

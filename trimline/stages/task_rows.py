@@ -9,6 +9,7 @@ from pipeline.artefacts.artefact import Artefact
 from pipeline.common.files import read_json
 from pipeline.evaluate.harness.paired import difference_error
 from pipeline.evaluate.harness.scores import RESULT
+from trimline.reporting.accuracy.flips import answer_changes
 from trimline.reporting.data import Measure, TaskRow
 from trimline.stages.names import DENSE, PRUNED, Name, tasks_of
 
@@ -34,6 +35,7 @@ def _row(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str
     if "per_document" in dense:
         error = difference_error(dense["aggregation"], dense["per_document"], pruned["per_document"])
     usual = dense["filter"] == "none"
+    changed = answer_changes(dense, pruned)
     return TaskRow(
         task=dense.get("task") or dense["group"],
         metric=dense["metric"] if usual else f"{dense['metric']} ({dense['filter']})",
@@ -43,6 +45,7 @@ def _row(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str
         onnx=_measure(graph),
         difference=Measure(pruned["value"] - dense["value"], error=error),
         higher_is_better=dense.get("higher_is_better"),
+        **changed,
     )
 
 

@@ -18,6 +18,7 @@ import yaml
 from pipeline.artefacts.artefact import file_digest
 from pipeline.common.errors import TrimlineError, shown
 from pipeline.common.plain_yaml import read_plain_yaml
+from pipeline.evaluate.harness.shipped import shipped_files
 from pipeline.evaluate.recipe import LmEvalSlice
 from pipeline.sources.places import typed_path
 
@@ -67,8 +68,8 @@ def local_files(recipe: LmEvalSlice) -> list[TaskFile]:
 
 
 def named_tasks(recipe: LmEvalSlice) -> list[str]:
-    """The tasks that the harness knows by name: whatever is no path."""
-    return [name for name in recipe.tasks if not _is_path(name)]
+    """The tasks that the harness knows by name: whatever is no path, and no name of ours."""
+    return [name for name in recipe.tasks if not shipped_files(name) and not _is_path(name)]
 
 
 def identify(recipe: LmEvalSlice) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def _is_path(name: str) -> bool:
 
 
 def _paths(name: str) -> list[Path]:
+    if own := shipped_files(name):
+        return own
     if not _is_path(name):
         return []
     path = typed_path(name)

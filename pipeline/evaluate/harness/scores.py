@@ -15,6 +15,7 @@ from pipeline.live.loading import first_words
 
 BOOTSTRAPS = 1000  # of metrics whose error has no formula
 RESULT = "tasks.json"
+OF_CHOICES = ("acc", "acc_norm")  # metrics that say of each document whether the right choice was the likeliest
 
 
 def scores(model: Any, tasks: Tasks, recipe: LmEvalSlice, events: Events) -> dict[str, Any]:
@@ -77,7 +78,15 @@ def _rows(name: str, task: Any, found: Mapping[str, Any]) -> Iterator[dict[str, 
             "higher_is_better": better.get(metric),
             "documents": len(documents),
             "per_document": documents,
-        }
+        } | _chance(task, metric, samples)
+
+
+def _chance(task: Any, metric: str, samples: list[Mapping[str, Any]]) -> dict[str, float]:
+    """``chance``: the share of right answers by guessing, of a task of choices; nothing of other tasks and metrics."""
+    if getattr(task, "OUTPUT_TYPE", None) != "multiple_choice" or metric not in OF_CHOICES or not samples:
+        return {}
+    counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return {"chance": sum(1 / count for count in counts) / len(counts)} if all(counts) else {}
 
 
 def _group_rows(name: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

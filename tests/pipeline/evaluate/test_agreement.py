@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 def test_figures_are_those_of_whole_logits(folders):
     dense, other = load_model(folders / "dense"), load_model(folders / "other")
     found = window_agreements(other, dense, WINDOWS, Events())
-    assert [one.loss for one in found] == window_losses(other, WINDOWS, Events())
+    assert [one.read.loss for one in found] == window_losses(other, WINDOWS, Events())
     with torch.no_grad():
         p, q = (model(WINDOWS).logits[:, :-1].double().log_softmax(-1) for model in (dense, other))
     divergence = (p.exp() * (p - q)).sum(-1).mean(-1)

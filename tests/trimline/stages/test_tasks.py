@@ -42,13 +42,32 @@ def test_rows_pair_documents():
     assert (group.task, group.metric, group.documents, group.difference.error) == ("g", "acc (strict)", 0, None)
 
 
+def test_rows_say_whose_answers_changed_and_whether_the_task_counts():
+    answers = [1.0] * 60 + [0.0] * 40, [0.0] * 12 + [1.0] * 50 + [0.0] * 38
+    dense, pruned = (record("acc", "mean", sum(side) / 100, side, chance=0.25) for side in answers)
+    first, _ = rows_of(dense, pruned, pruned)
+    assert (first.lost, first.gained, first.chance, first.counts) == (12, 2, 0.25, True)
+    assert first.p == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+    guessing, _ = rows_of(record("acc", "mean", 0.6, answers[0], chance=0.5), pruned, pruned)
+    assert guessing.counts is False
+    table, note, *_ = task_items((first, guessing))
+    assert [row[-1].text for row in table.rows] == ["12, 2", "12, 2"]
+    assert [row[-1].detail for row in table.rows] == ["p = 0.013", "not counted"]
+    assert note.text == "Not counted, since the dense model is within three standard errors of guessing: t (acc 0.600, chance 0.500)."
+    prose, _ = rows_of(
+        record("word_perplexity", "weighted_perplexity", 9.0, [[-3.0, 2], [-2.0, 1]]),
+        *[record("word_perplexity", "weighted_perplexity", 9.0, [[-3.0, 2], [-2.0, 1]])] * 2,
+    )
+    assert (prose.lost, prose.counts) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("value", "error", "higher", "tone"),
     [(-0.5, 0.1, True, "bad"), (0.5, 0.1, True, "good"), (0.5, 0.1, False, "bad"), (-0.1, 0.1, True, "quiet"), (-0.5, None, True, "plain")],
 )
 def test_a_difference_is_coloured_where_it_is_resolved(value, error, higher, tone):
     row = TaskRow("t", "acc", 4, Measure(0.75), Measure(0.25), Measure(0.25), Measure(value, error=error), higher)
-    cell = next(iter(task_items((row,)))).rows[0][-1]
+    cell = next(iter(task_items((row,)))).rows[0][-2]
     assert cell.tone == tone
     assert cell.text.startswith("+" if value > 0 else "\u2212")
 
