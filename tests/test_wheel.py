@@ -20,6 +20,7 @@ from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("benchmarks", "deploy", "exporters", "pipeline", "trimline")
+TASKS = ROOT / "pipeline" / "evaluate" / "harness" / "shipped"
 STUDIES = ROOT / "benchmarks" / "studies"
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('..')"  # what pip calls, without looking for the build's requirements
 
@@ -50,7 +51,9 @@ def test_the_wheel_holds_all_code_but_studies(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_holds_templates_and_styles_and_recipes_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     data = {name for name in wheel.namelist() if not name.endswith(".py") and ".dist-info/" not in name}
     recipes = {f"trimline/recipes/{path.name}": path.read_bytes() for path in (ROOT / "recipes").glob("*.yaml")}
-    assert data == shipped("*.jinja") | shipped("*.css") | shipped("*.js") | set(recipes)
+    tasks = {path.relative_to(ROOT).as_posix() for kind in ("*.yaml", "*.jsonl") for path in TASKS.glob(kind)}
+    assert data == shipped("*.jinja") | shipped("*.css") | shipped("*.js") | set(recipes) | tasks
+    assert len(tasks) == 11
     assert {name: wheel.read(name) for name in recipes} == recipes
     assert {"trimline/reporting/report.html.jinja", "trimline/sweeps/sweep.js", "deploy/card.md.jinja"} <= data
 
