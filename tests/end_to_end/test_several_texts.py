@@ -38,6 +38,7 @@ def test_several_texts_go_through_a_whole_run(values, tmp_path, quick_measuring)
     assert [row.name for row in rows] == [entry["name"] for entry in record["evaluation"]]
     assert rows[0].pruned.value == read_json(done.artefacts["evaluate pruned"].folder / "perplexity.json")["perplexity"]
     assert all(row.divergence is not None and row.divergence > 0 and 0 <= row.same_best <= 1 for row in rows)
+    assert all(row.positions is not None and len(row.positions.pruned) == 8 for row in rows)
     for page in ("report.md", "README.md"):
         text = (done.package / page).read_text(encoding="utf-8")
         assert [row.name for row in rows if f"| {row.name} |" not in text] == []

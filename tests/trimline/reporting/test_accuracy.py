@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import ttest_rel
 
+from deploy import card
+from pipeline.common.files import read_json
 from tests.trimline.reporting.sample_report import sample
+from trimline.comparisons.results import _task_row
+from trimline.comparisons.tables import task_table
 from trimline.reporting import Measure, render_html, render_markdown
 from trimline.reporting.accuracy.positions import part_ends, positions_of, worse_late
 from trimline.reporting.accuracy.retrieval import retrieval_rows
-from trimline.reporting.data import ByText, ReportData
+from trimline.reporting.data import ByText, ReportData, TaskRow
 from trimline.reporting.headline import headline
 
 
@@ -72,6 +77,30 @@ def test_a_length_counts_where_dense_can_do_it(tmp_path):
     assert "75.0 %" in shown
     data.write(tmp_path / "report.json")
     assert ReportData.read(tmp_path / "report.json") == data
+
+
+def asked(name: str, counts: bool, lost: int | None = 12) -> TaskRow:
+    figures = Measure(0.6), Measure(0.5), Measure(0.5), Measure(-0.1, error=0.03)
+    p = None if lost is None else 0.012931
+    return TaskRow(name, "acc", 200, *figures, True, 0.25, lost, lost and 2, p, counts if lost else None)
+
+
+def test_the_card_and_compare_say_whose_answers_changed(tmp_path):
+    tasks = asked("facts", True), asked("german", False), asked("prose", True, None)
+    retrieved = retrieval_rows(*[{"chance": 0.125, "lengths": [row(256, list(range(8)), list(range(8))), row(512, [1] * 8, [0] * 8)]}] * 2)
+    data = dataclasses.replace(sample(), tasks=tasks, retrieval=tuple(retrieved))
+    data.write(tmp_path / "report.json")
+    report = read_json(tmp_path / "report.json")
+    facts, german, prose = card._tasks(report["tasks"])
+    assert facts == ("facts", "acc", "200", "0.6", "0.5", "12, 2 (p = 0.013)")
+    assert german[-1] == "not counted: dense is within three standard errors of guessing"
+    assert prose[-1] == "–"
+    assert list(card._retrieval(report["retrieval"])) == [("256", "100%", "100%", "100%"), ("512", "0%", "—", "—")]
+    one, other = (SimpleNamespace(name=name, tasks=found) for name, found in (("one", tasks), ("other", tasks[:1])))
+    rows = [[cell.whole for cell in line] for line in task_table([one, other]).rows]
+    assert [line[0] + " " + line[2] for line in rows] == ["facts one", "facts other", "german one", "prose one"]
+    assert [line[-1] for line in rows] == ["12, 2 p = 0.013", "12, 2 p = 0.013", "12, 2 not counted", "–"]
+    assert _task_row(report["tasks"][0]) == tasks[0]
 
 
 def row(length: int, chosen: list[int], right: list[int]) -> dict:
