@@ -36,10 +36,16 @@ def evaluate_tasks(here: Session, model: str, tasks: Sequence[str], options: Run
     recipe = checked_slice("lm_eval", {"tasks": list(tasks), **chosen})
     found = api.evaluate_tasks(model, recipe, options=options, events=here.events)
     rows = tuple(
-        (Cell(row.get("task") or row["group"]), Cell(row["metric"]), Cell(f"{row['value']:.4g}"), Cell(_error(row)))
+        (Cell(row.get("task") or row["group"]), Cell(row["metric"]), Cell(f"{row['value']:.4g}"), Cell(_error(row)), Cell(_chance(row)))
         for row in (*found["tasks"], *found["groups"])
     )
-    columns = (Column("Task"), Column("Metric"), Column("Value", numeric=True), Column("Standard error", numeric=True))
+    columns = (
+        Column("Task"),
+        Column("Metric"),
+        Column("Value", numeric=True),
+        Column("Standard error", numeric=True),
+        Column("Guessing", numeric=True),
+    )
     here.out.print(rich_table(Table(columns, rows), f"lm-eval {found['lm_eval']}"))
     short = [{key: value for key, value in row.items() if key != "per_document"} for row in found["tasks"]]
     here.answer(found | {"tasks": short})
@@ -59,3 +65,7 @@ def only_with_tasks(given: bool) -> None:
 
 def _error(row: dict[str, Any]) -> str:
     return "–" if row["standard_error"] is None else f"{row['standard_error']:.2g}"
+
+
+def _chance(row: dict[str, Any]) -> str:
+    return f"{row['chance']:.3g}" if "chance" in row else "–"
