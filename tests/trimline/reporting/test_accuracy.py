@@ -7,10 +7,16 @@ import html
 from types import SimpleNamespace
 
 import pytest
+import torch
 from scipy.stats import ttest_rel
 
 from deploy import card
+from pipeline.common.events import Events
 from pipeline.common.files import read_json
+from pipeline.evaluate.perplexity import window_readings
+from pipeline.evaluate.positions import position_record
+from pipeline.live.loading import load_model
+from tests.tiny import tiny_model
 from tests.trimline.reporting.sample_report import sample
 from trimline.comparisons.results import _task_row
 from trimline.comparisons.tables import task_table
@@ -50,6 +56,28 @@ def test_the_headline_warns_where_the_late_part_lost_far_more():
         assert "From token 898 on" in rendered
     assert 'id="plot-positions"' in render_html(data)
     assert "by position" not in render_markdown(sample())
+
+
+class ForgetsLate(torch.nn.Module):
+    """A model that computes something else beyond a position, as one does whose rotary table ends there."""
+
+    def __init__(self, model: torch.nn.Module, reach: int) -> None:
+        super().__init__()
+        self.model, self.reach = model, reach
+
+    def forward(self, input_ids, **options):
+        found = self.model(input_ids=input_ids, **options)
+        found.logits[:, self.reach :] = found.logits[:, self.reach :].roll(1, -1) * 8
+        return found
+
+
+def test_a_model_that_is_broken_beyond_a_position_is_seen(tmp_path):
+    model = load_model(tiny_model("llama", tmp_path / "model", num_hidden_layers=1))
+    windows = torch.randint(4, 64, (6, 65), generator=torch.Generator().manual_seed(0))
+    dense, broken = (position_record(window_readings(one, windows, Events())) for one in (model, ForgetsLate(model, 56)))
+    row = ByText("news", Measure(20.0), Measure(20.5), positions=positions_of(dense, broken, 65))
+    assert row.positions.pruned[:7] == row.positions.dense[:7]
+    assert worse_late((row,)).startswith("from token 58 on it loses ")
 
 
 @pytest.mark.parametrize(("late", "spread"), [(0.05, 0.01), (-0.5, 0.01), (0.3, 0.6)])
