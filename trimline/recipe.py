@@ -12,9 +12,11 @@ from benchmarks.recipe import BenchmarkSlice
 from deploy.recipe import PackageSlice
 from exporters.gguf.recipe import K_BLOCK, is_k_type
 from exporters.recipe import BuildSlice, ExportSlice
+from pipeline.architecture.spaces import Space
 from pipeline.common.errors import TrimlineError
 from pipeline.common.plain_yaml import DEEPEST, MOST_ENTRIES, read_plain_yaml, write_plain_yaml
 from pipeline.common.slices import Slice
+from pipeline.curve.recipe import CurveSlice
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
 from pipeline.prune.recipe import PruneSlice, PruneStep
 from pipeline.rebuild.recipe import RebuildSlice
@@ -36,6 +38,7 @@ class Recipe(Slice):
     rebuild: RebuildSlice = RebuildSlice()
     recover: RecoverSlice | None = None
     evaluate: EvaluateSlice = EvaluateSlice()
+    curve: CurveSlice = CurveSlice()
     lm_eval: LmEvalSlice | None = None
     export: ExportSlice = ExportSlice()
     build: BuildSlice | None = None
@@ -49,6 +52,11 @@ class Recipe(Slice):
             steps = tuple(step if "round_to" in step.model_fields_set else _rounded(step) for step in self.prune.steps)
             object.__setattr__(self, "prune", self.prune.model_copy(update={"steps": steps}))
         return self
+
+    @property
+    def draws_curve(self) -> bool:
+        """Whether other counts of experts are judged beside the one that a step asks for."""
+        return bool(self.curve.removed) and any(Space.EXPERT in step.budget for step in self.prune.steps)
 
     def rounding(self) -> str | None:
         """A sentence on what k-types of llama.cpp make of the widths that the steps round to; None where the recipe has none of them."""

@@ -4,6 +4,7 @@
 |---|---|---|
 | plan.json, ``kept`` and ``errors by size`` | ``ffn.3``, ``layer`` | units of a block; of the whole model |
 | scores.safetensors | ``step0.ffn.3`` | what a step scored a block's units |
+| | ``step0.routed.3`` | how many calibration tokens chose each of a block's routed experts |
 | measured.safetensors | ``scores.ffn.3`` | what the first shot scores them |
 | | ``routed.3.tokens`` | a sum over what a block's routed experts give |
 | | ``3.channels.squares`` | a statistic of what a block's projections read at a point |
@@ -49,6 +50,24 @@ def units_named(name: str) -> tuple[Space, int | None]:
 def step_scores_name(step: int, units: IndexSet) -> str:
     """``step0.ffn.3``."""
     return f"{STEP}{step}.{units_name(*units)}"
+
+
+def step_scores_named(name: str) -> tuple[int, IndexSet] | None:
+    """What ``step_scores_name`` was given; None for names of anything else, and of usage."""
+    step, _, units = name.partition(".")
+    return None if units.startswith(f"{ROUTED}.") else (int(step.removeprefix(STEP)), _index_set(units))
+
+
+def usage_name(step: int, block: int) -> str:
+    """``step0.routed.3``."""
+    return f"{STEP}{step}.{ROUTED}.{block}"
+
+
+def usage_named(name: str) -> tuple[int, int] | None:
+    """What ``usage_name`` was given; None for names of anything else."""
+    step, _, rest = name.partition(".")
+    kind, _, block = rest.partition(".")
+    return (int(step.removeprefix(STEP)), int(block)) if kind == ROUTED else None
 
 
 def first_scores_name(units: IndexSet) -> str:

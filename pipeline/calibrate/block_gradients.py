@@ -43,7 +43,7 @@ class Tally:
         self.inputs: dict[Point, InputStatistics] = {}
         self.masks: dict[Sublayer, list[torch.Tensor]] = {sublayer: [] for sublayer in self.readers}
         self.experts = experts_in(block, family) if needs.experts else 0
-        self.routed: dict[str, list[torch.Tensor]] = {"moves": [], "squares": []}
+        self.routed: dict[str, list[torch.Tensor]] = {"moves": [], "squares": [], "tokens": []}
         self.family = family
         self._weights: dict[Sublayer, torch.Tensor | None] = dict.fromkeys(Sublayer)
         self._weighed: dict[Sublayer, float] = {}
@@ -76,6 +76,7 @@ class Tally:
             moves = call.moves(slope)
             self.routed["moves"].append(per_sequence(moves, len(hidden)))
             self.routed["squares"].append(per_sequence(moves.square(), len(hidden)))
+            self.routed["tokens"].append(per_sequence(torch.zeros_like(moves).scatter_(1, call.index, 1.0), len(hidden)))
         for sublayer, read, gradient in zip(self.readers, reads, gradients[len(writes) : len(writes) + len(reads)], strict=True):
             self.masks[sublayer].append(mask_gradients(_by_sequence(read, len(hidden)), _by_sequence(gradient, len(hidden))))
         return result
@@ -128,7 +129,8 @@ class Tally:
             moment = self.inputs.pop(point)
             found.inputs[point], found.totals[point] = moment.gram(), moment.total
         if self.experts:
-            found.experts = {"moves": torch.cat(self.routed["moves"]) / SCALE, "squares": torch.cat(self.routed["squares"]) / SCALE**2}
+            scales = {"moves": SCALE, "squares": SCALE**2, "tokens": 1.0}
+            found.experts = {name: torch.cat(self.routed[name]) / scale for name, scale in scales.items()}
         self._level(found)
         found.masks = {sublayer: torch.cat(parts) / SCALE for sublayer, parts in self.masks.items()}
         return found

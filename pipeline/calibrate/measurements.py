@@ -20,6 +20,7 @@ from pipeline.common.files import read_json, write_json
 from pipeline.tensors.tensorfile import save_tensors
 
 TENSORS, NUMBERS = "measured.safetensors", "measured.json"
+CHOSEN = "chosen"  # beside the sums of ``RoutedStatistics``
 Measured = dict[int, BlockStatistics]  # by original block number
 Scores = dict[Space, dict[int, torch.Tensor]]  # per space, original block number to a score per unit that was left
 
@@ -50,6 +51,8 @@ def measurements_of(scores: Scores, measured: Measured) -> Measurements:
         points: dict[str, Any] = {}
         if seen.routed is not None:
             tensors |= {routed_name(block, name): tensor for name, tensor in vars(seen.routed).items()}
+        if seen.chosen is not None:
+            tensors[routed_name(block, CHOSEN)] = seen.chosen
         for point, inputs in seen.inputs.items():
             tensors |= {statistic_name(block, point, name): tensor for name, tensor in _tensors(inputs).items()}
             followed = inputs.fluctuation
@@ -81,7 +84,8 @@ def scores_of(measurements: Measurements) -> tuple[Scores, Measured]:
     ordered = {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}
     measured = {block: _block(block, found, inputs) for block, found in numbers}
     for block, tensors in routed.items():
-        measured[block].routed = RoutedStatistics(**tensors)
+        measured[block].chosen = tensors.pop(CHOSEN, None)
+        measured[block].routed = RoutedStatistics(**tensors) if tensors else None
     return ordered, measured
 
 

@@ -85,6 +85,7 @@ class BlockStatistics:
         inputs: per point that was asked for.
         gradients: what the sweep backwards collected, where it was asked for.
         routed: what its experts gave, where it was asked for and there are any.
+        chosen: how many tokens chose each expert, shape (E,), where gradients of experts were asked for: it outlives these.
     """
 
     tokens: int = 0
@@ -94,6 +95,12 @@ class BlockStatistics:
     inputs: dict[Point, InputStatistics] = field(default_factory=dict)
     gradients: BlockGradients | None = None
     routed: RoutedStatistics | None = None
+    chosen: torch.Tensor | None = None
+
+    @property
+    def usage(self) -> torch.Tensor | None:
+        """How many tokens chose each expert, shape (E,); None where nobody counted, or there are none."""
+        return self.chosen if self.routed is None else self.routed.tokens
 
     @property
     def mean_distance(self) -> float:
@@ -199,7 +206,7 @@ class BlockGradients:
             that a constant 1 was appended to.
         masks: per sublayer ∂loss/∂m of each sequence at m = 1, where the reader reads m ∘ x, shape (N, C).
         experts: of each sequence, shape (N, E): Σ over its tokens, and Σ of squares, of how the loss moves where a token's expert e could
-            not be chosen; under ``moves`` and ``squares``.
+            not be chosen; how many of its tokens chose e. Under ``moves``, ``squares`` and ``tokens``.
     """
 
     tokens: int

@@ -45,6 +45,28 @@ def forbid_in(block: nn.Module, family: Family, experts: Collection[int]) -> Non
         correction[..., numbers.to(correction.device)] = -torch.inf
 
 
+@contextmanager
+def forbidden(block: nn.Module, family: Family, experts: Collection[int]) -> Iterator[None]:
+    """``forbid_in`` for as long as it lasts; nothing in a block without experts."""
+    if not experts_in(block, family):
+        yield
+        return
+    mixture = family.mixture
+    assert mixture is not None
+    watch = _watch_of(block.get_submodule(mixture.router))
+    before = watch.gone
+    correction = None if mixture.correction is None else _tensor(block, mixture.correction)
+    values = None if correction is None else correction.detach().clone()
+    forbid_in(block, family, experts)
+    try:
+        yield
+    finally:
+        watch.gone = before
+        if correction is not None and values is not None:
+            with torch.no_grad():
+                correction.copy_(values)
+
+
 def experts_in(block: nn.Module, family: Family) -> int:
     """How many routed experts a block has; 0 where its FFN is a dense one."""
     if family.mixture is None:

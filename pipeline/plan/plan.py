@@ -41,12 +41,14 @@ class Step:
         recipe: the slice of the recipe that asked for it.
         kept: space name (``ffn.3``, ``kv_group.0``, ``layer``, ``residual``) to ascending kept units in the original numbering.
         facts: why: block importances, requested fractions, thresholds, tokens seen; JSON-compatible.
+        usage: how many calibration tokens chose each routed expert of a block, shape (E,), where that was counted; ``Plan.scores`` keeps it.
     """
 
     title: str
     recipe: Mapping[str, Any]
     kept: Mapping[str, tuple[int, ...]]
     facts: Mapping[str, Any]
+    usage: Mapping[int, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Plan:
         selection: what stays.
         steps: the rounds, in order.
         updates: tensors whose values changed, in their final shape, under their original names.
-        scores: per step, space and block.
+        scores: per step, space and block, and how often experts were chosen (``pipeline.architecture.names``).
         sparse: tensors whose single weights were pruned, with the pattern; the zeros of the update are the mask.
         biases: projections, by their names inside a block, that get a bias in every block which the dense model has not;
             where no update says otherwise it is zero.

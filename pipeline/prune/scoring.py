@@ -93,6 +93,8 @@ def scored(
                 measured[block].gradients = gradients
                 score_block(model, step, block, measured[block], scores)
                 measured[block].gradients = None
+                if "tokens" in gradients.experts:
+                    measured[block].chosen = gradients.experts["tokens"].sum(dim=0)
             del gradients  # as large as the weights or larger
         return {space: dict(sorted(by_block.items())) for space, by_block in scores.items()}, measured
     for block, seen in measured.items():

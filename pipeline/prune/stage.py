@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.names import step_scores_name
+from pipeline.architecture.names import step_scores_name, usage_name
 from pipeline.architecture.obstacles import check_beside, check_experts, check_ffn, check_heads, check_stream
 from pipeline.architecture.spaces import IndexSet, Space
 from pipeline.calibrate.measurements import Measurements
@@ -170,6 +170,7 @@ def plans(
         for done, per_space in step.run(model, windows, events, None if number else measurements):
             for space, by_block in per_space.items():
                 scores |= {step_scores_name(len(steps), IndexSet(space, block)): score for block, score in by_block.items()}
+            scores |= {usage_name(len(steps), block): chosen for block, chosen in done.usage.items()}
             steps.append(done)
             yield partial(_plan, model, steps, scores)
 

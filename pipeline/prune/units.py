@@ -86,6 +86,7 @@ def remove_units(
         check_stream(model.geometry.family, model.geometry.within)
     scores, measured = scores_of(measurements) if measurements else scored(model, windows, step, events)
     importance = {block: seen.mean_distance for block, seen in measured.items()} if step.measures_importance else {}
+    usage = {block: seen.usage.cpu() for block, seen in measured.items() if seen.usage is not None}
     facts: dict[str, Any] = {"tokens": windows.numel() if step.reads_text else 0}
     if importance:
         facts["block importance"] = {str(block): distance for block, distance in importance.items()}
@@ -106,7 +107,7 @@ def remove_units(
     else:
         units |= _remove_at_once(model, step, scores, measured, counts, events)
     title = f"{step.recipe.method} on {', '.join(space.value for space in step.spaces)}"
-    return Step(title, step.record, units, facts), scores
+    return Step(title, step.record, units, facts, usage), scores
 
 
 def _counts(model: ShrinkingModel, step: UnitStep, scores: Scores, importance: dict[int, float]) -> tuple[Counts, dict[str, Any]]:

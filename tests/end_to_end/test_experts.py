@@ -75,3 +75,9 @@ def test_a_whole_run(inputs: Path, tmp_path: Path, method: str) -> None:
     verify(result.folder / "package")
     report = (result.folder / "report.html").read_text(encoding="utf-8")
     assert "Active decoder parameters" in report
+    points = result.report.expert_curve.points
+    assert [(point.kept, point.planned) for point in points] == [(8, False), (7, False), (6, True), (5, False), (4, False)]
+    dense, pruned = (result.report.model(role).perplexity.value for role in ("dense", "pruned"))
+    assert [points[0].perplexity.value, points[2].perplexity.value] == pytest.approx([dense, pruned], rel=1e-5)
+    assert [row.block for row in result.report.routed] == [0, 1]
+    assert "plot-routed" in report

@@ -75,6 +75,8 @@ def scale(axis: Mapping[str, Any], traces: Sequence[Mapping[str, Any]], letter: 
         names = tuple(dict.fromkeys(trace["name"] for trace in traces))
         return Scale(*ends, -0.5, len(names) - 0.5, categories=names, **about)
     values = [value for trace in traces for value in finite(trace[letter])]
+    if values and any(trace["type"] == "heatmap" for trace in traces):  # squares around whole numbers
+        return Scale(*ends, min(values) - 0.5, max(values) + 0.5, **about)
     if axis.get("type") == "log" and values:
         return Scale(*ends, min(values) / 1.2, max(values) * 1.2, logarithmic=True, **about)
     low, high = _ends(values, bars=any(trace["type"] == "bar" for trace in traces), along=letter == "x")

@@ -272,6 +272,61 @@ class Recovery:
 
 
 @dataclass(frozen=True)
+class ExpertPoint:
+    """The model with some number of routed experts in every block.
+
+    Attributes:
+        kept: so many.
+        perplexity: on the text that ``ExpertCurve`` names.
+        divergence: mean KL of its predictions from the dense model's, nats per token; None where they were not compared.
+        same_best: share of positions at which both hold the same token for the likeliest; None likewise.
+        planned: it is the count of this run, with the experts that its plan keeps.
+    """
+
+    kept: int
+    perplexity: Measure
+    divergence: float | None = None
+    same_best: float | None = None
+    planned: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertCurve:
+    """What other counts of experts would have cost.
+
+    Attributes:
+        experts: that a block of the dense model has.
+        text: that was read, and how much of it.
+        points: the largest count first.
+        ruled_out: a sentence for every count that routers cannot choose among.
+        ranked: the run's own choice is what the scores behind the other points would have chosen.
+        others: the plan removes other units too, which all points do without.
+    """
+
+    experts: int
+    text: str
+    points: tuple[ExpertPoint, ...]
+    ruled_out: tuple[str, ...] = ()
+    ranked: bool = True
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class RoutedRow:
+    """How a block's router spread the calibration tokens.
+
+    Attributes:
+        block: its number in the dense model.
+        shares: of what was routed, that each expert got; they add up to 1, or are all 0.
+        kept: experts that stay.
+    """
+
+    block: int
+    shares: tuple[float, ...]
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TargetRow:
     """One thing that the recipe asked of the result, what came out, and ``met``, ``missed: …`` or ``not resolved: …``."""
 
@@ -350,6 +405,8 @@ class ReportData:
         tasks: of the lm-eval harness, where the recipe names some.
         by_text: both checkpoints on every text that evaluates; the first is that of the perplexities above.
         retrieval: both checkpoints asked for what stands far back, by length, where the recipe wants it.
+        expert_curve: of a mixture that lost experts, what other counts would have cost.
+        routed: of such a mixture, block by block, how often each expert was chosen.
     """
 
     title: str
@@ -377,6 +434,8 @@ class ReportData:
     tasks: tuple[TaskRow, ...] = ()
     by_text: tuple[ByText, ...] = ()
     retrieval: tuple[RetrievalRow, ...] = ()
+    expert_curve: ExpertCurve | None = None
+    routed: tuple[RoutedRow, ...] = ()
     format: Literal[1] = 1
 
     def model(self, role: Role) -> ModelRow | None:
@@ -432,6 +491,9 @@ for _part in (
     TargetRow,
     RoundRow,
     TaskRow,
+    ExpertPoint,
+    ExpertCurve,
+    RoutedRow,
     ReportData,
 ):
     setattr(_part, "__pydantic_config__", STRICT)  # noqa: B010 - mypy knows no such attribute of a dataclass

@@ -123,6 +123,7 @@ def _gain(workload: WorkloadRow, speedup: Measure) -> str:
 
 def _what_went(removed: Removed) -> str:
     named = (
+        (removed.experts or 0.0, "its experts"),
         (removed.ffn_channels, "its FFN channels"),
         (removed.kv_groups, "its KV groups"),
         (removed.blocks, "its blocks"),

@@ -24,6 +24,8 @@ def figure(key: str, data: ReportData) -> go.Figure:
         "tradeoff": _tradeoff,
         "losses": _losses,
         "positions": _positions,
+        "expert-curve": _expert_curve,
+        "routed": _routed,
     }[key]
     return draw(data)
 
@@ -158,6 +160,53 @@ def _positions(data: ReportData) -> go.Figure:
         plot.update_yaxes(title_text="Loss (nats)", row=row, col=1)
     plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
     return styled(plot, 80 + 200 * len(texts))
+
+
+def _expert_curve(data: ReportData) -> go.Figure:
+    """Perplexity above divergence from the dense model, over how many experts stay; this run's own count is marked."""
+    points = sorted(data.expert_curve.points if data.expert_curve else (), key=lambda point: point.kept)
+    panels = [("Perplexity", [point.perplexity.value for point in points])]
+    if all(point.divergence is not None for point in points):
+        panels.append(("KL to dense (nats)", [float(point.divergence or 0.0) for point in points]))
+    plot = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.09)
+    kept, colours = [point.kept for point in points], [PRUNED if point.planned else DENSE for point in points]
+    for row, (title, values) in enumerate(panels, 1):
+        marker = {"size": [13 if point.planned else 8 for point in points], "color": colours}
+        hover = "%{x} experts: %{y:.4g}<extra></extra>"
+        line = go.Scatter(x=kept, y=values, name=title, mode="lines+markers", line_color=DENSE, marker=marker, hovertemplate=hover)
+        plot.add_trace(line, row, 1)
+        spans = title == "Perplexity" and max(values) > LOG_RATIO * min(values)
+        plot.update_yaxes(title_text=title, type="log" if spans else "linear", row=row, col=1)
+    plot.update_xaxes(title_text="Experts in every block", row=len(panels), col=1)
+    return styled(plot, 210 * len(panels) + 60, showlegend=False)
+
+
+def _routed(data: ReportData) -> go.Figure:
+    """Share of what was routed, a row per block and a column per expert; a cross where the expert went."""
+    widest = max(len(row.shares) for row in data.routed)
+    heat = go.Heatmap(
+        x=list(range(widest)),
+        y=[row.block for row in data.routed],
+        z=[[*row.shares, *[None] * (widest - len(row.shares))] for row in data.routed],
+        zmin=0,
+        colorscale=[[0, GRID], [1, PRUNED]],
+        colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
+        hovertemplate="block %{y}, expert %{x}: %{z:.2%}<extra></extra>",
+    )
+    gone = [(row.block, expert) for row in data.routed for expert in range(len(row.shares)) if expert not in row.kept]
+    marker = {"symbol": "x", "size": 7 if widest <= 32 else 4, "color": "var(--bad)"}
+    crosses = go.Scatter(
+        x=[expert for _, expert in gone],
+        y=[block for block, _ in gone],
+        name="removed",
+        mode="markers",
+        marker=marker,
+        hovertemplate="block %{y}, expert %{x}: removed<extra></extra>",
+    )
+    plot = go.Figure([heat, crosses])
+    plot.update_xaxes(title_text="Expert", showgrid=False)
+    plot.update_yaxes(title_text="Block", showgrid=False, dtick=max(1, len(data.routed) // 12))
+    return styled(plot, 120 + max(160, 14 * len(data.routed)), showlegend=False)
 
 
 def _side(place: int, points: int) -> str:

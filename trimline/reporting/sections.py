@@ -9,6 +9,7 @@ from trimline.reporting.accuracy.positions import position_items
 from trimline.reporting.accuracy.retrieval import retrieval_items
 from trimline.reporting.content import Cell, Code, Column, Item, Note, Plot, Section, Table, Tone, outcome_cell, text_row
 from trimline.reporting.data import ReportData, Role
+from trimline.reporting.mixture.section import expert_items
 from trimline.reporting.speed import speed_section
 from trimline.reporting.tables import comparison_table
 from trimline.reporting.tasks import by_text_items, task_items
@@ -26,6 +27,7 @@ def sections(data: ReportData) -> tuple[Section, ...]:
         *([Section("retrieval", "What it finds in long texts", tuple(retrieval_items(data.retrieval)))] if data.retrieval else []),
         *([Section("target", "Is it what was asked for?", tuple(_targets(data)))] if data.targets else []),
         Section("removed", "What was removed", tuple(_removed(data))),
+        *([Section("experts", "How many experts it can lose", items)] if (items := tuple(expert_items(data))) else []),
         Section("recovery", "What training gave back", tuple(_recovery(data))),
         *([Section("tasks", "What it still can do", tuple(task_items(data.tasks)))] if data.tasks else []),
         speed_section(data),

@@ -1,6 +1,6 @@
 """The report's plots as SVG, for places that run no scripts: what the page draws by plotly, from the same figures.
 
-It knows what ``trimline.reporting.plots`` uses: bars over each other, points, lines, texts, lying boxes, panels above each other.
+It knows what ``trimline.reporting.plots`` uses: bars over each other, points, lines, texts, lying boxes, heat maps, panels above each other.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def _panel(layout: Mapping[str, Any], x: Scale, y: Scale, traces: Sequence[Trace
             yield from _bars(trace, x, y, layout["bargap"])
         elif trace["type"] == "box":
             yield from _box(trace, x, y, place)
+        elif trace["type"] == "heatmap":
+            yield from _heat(trace, x, y)
         else:
             yield from _scatter(trace, x, y)
 
@@ -91,6 +93,21 @@ def _bars(trace: Trace, x: Scale, y: Scale, gap: float) -> Iterator[str]:
             left, right, top = x.place(number - half), x.place(number + half), y.place(value)
             shape = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y.place(0) - top:.1f}"'
             yield f'<rect {shape} fill="{_colour(trace["marker"]["color"])}"><title>{_number(x, number)}: {value:,.4g}</title></rect>'
+
+
+def _heat(trace: Trace, x: Scale, y: Scale) -> Iterator[str]:
+    """A square per value, the denser the larger it is; what the densest stands for is written above."""
+    most = max(finite(value for row in trace["z"] for value in row), default=0.0)
+    wide, high = abs(x.place(1) - x.place(0)), abs(y.place(1) - y.place(0))
+    colour = _colour(trace["colorscale"][-1][1])
+    for up, row in zip(trace["y"], trace["z"], strict=True):
+        for across, value in zip(trace["x"], row, strict=True):
+            if value is None:
+                continue
+            shape = f'x="{x.place(across) - wide / 2:.1f}" y="{y.place(up) - high / 2:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+            named = f"{_number(y, up)}, {_number(x, across)}: {value:.2%}"
+            yield f'<rect {shape} fill="{colour}" fill-opacity="{value / most if most else 0:.3f}"><title>{named}</title></rect>'
+    yield _text(x.end, min(y.start, y.end) - 6, f"densest: {most:.1%}", "end")
 
 
 def _box(trace: Trace, x: Scale, y: Scale, place: int) -> Iterator[str]:
@@ -127,7 +144,8 @@ def _scatter(trace: Trace, x: Scale, y: Scale) -> Iterator[str]:
 
 def _marker(marker: Trace, number: int, x: float, y: float) -> str:
     colour = _colour(marker["color"] if isinstance(marker["color"], str) else marker["color"][number])
-    half = marker["size"] / 2
+    size = marker["size"]
+    half = (size[number] if isinstance(size, list | tuple) else size) / 2
     if marker.get("symbol") == "x":
         cross = f"M{x - half:.1f} {y - half:.1f}l{2 * half} {2 * half}m0 {-2 * half}l{-2 * half} {2 * half}"
         return f'<path d="{cross}" stroke="{colour}" stroke-width="2.5"/>'

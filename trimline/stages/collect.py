@@ -44,6 +44,7 @@ from trimline.reporting import (
 from trimline.reporting.accuracy.positions import positions_of
 from trimline.reporting.accuracy.retrieval import retrieval_rows
 from trimline.reporting.data import RetrievalRow, Role
+from trimline.stages.expert_rows import expert_curve, routed_rows
 from trimline.stages.gate_rows import gate_rows
 from trimline.stages.names import DENSE, PRUNED, REBUILT, RECOVERED, Name, evaluation_of
 from trimline.stages.rounds import Round
@@ -117,6 +118,8 @@ def collect(
         tasks=tuple(task_rows(done)),
         by_text=tuple(_by_text(done)),
         retrieval=tuple(_retrieval(done)),
+        expert_curve=expert_curve(done),
+        routed=tuple(routed_rows(decision)),
     )
 
 

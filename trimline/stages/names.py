@@ -91,6 +91,7 @@ LANES = (DENSE, PRUNED)  # what is exported, timed and compared
 
 SOURCE, TEXT, PREFLIGHT, LATENCY, MEASURED = Name("source"), Name("text"), Name("preflight"), Name("latency"), Name("measure")
 PLAN, SMALLER, RECOVERED, SETTLED = Name("prune"), Name("rebuild"), Name("recover"), Name("settle")
+CURVE = Name("curve")
 TIMINGS, REPORT, PACKAGE = Name("benchmark"), Name("report"), Name("package")
 
 SHIPPED = "package"  # the folder to ship, in the output folder and in its artefact

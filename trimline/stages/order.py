@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.prune.sharding import why_whole
 from trimline.recipe import Recipe
 from trimline.stages.names import (
+    CURVE,
     LATENCY,
     MEASURED,
     PLAN,
@@ -76,7 +77,9 @@ def judging(recipe: Recipe, lane: Lane) -> Iterator[Name]:
 
 
 def examining(recipe: Recipe, *lanes: Lane) -> Iterator[Name]:
-    """Tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
+    """Other counts of experts, and tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
+    if PRUNED in lanes and recipe.draws_curve:
+        yield CURVE
     if recipe.lm_eval:
         yield from map(tasks_of, lanes)
         yield from [tasks_of(PRUNED.graph)] if PRUNED in lanes else []

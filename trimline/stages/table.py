@@ -24,6 +24,7 @@ from exporters.openvino.stage import export_openvino
 from exporters.recipe import ExportSlice
 from exporters.tensorrt.builders import BUILDERS
 from exporters.tensorrt.stage import QDQ, build
+from pipeline.curve.stage import curve
 from pipeline.evaluate.harness.stage import depends_on, examine
 from pipeline.evaluate.perplexity import evaluate
 from pipeline.evaluate.recipe import EvaluateSlice, LmEvalSlice
@@ -151,6 +152,14 @@ _EVALUATE_ENGINE: Stage[EvaluateSlice] = Stage(
     wanted=works.is_timed,
     work=lambda inputs, out: works.read_by_graph(inputs, inputs.folder(engine_of(inputs.lane)) / QDQ, out),
 )
+_CURVE: Stage[Recipe] = Stage(
+    "curve",
+    by=curve,
+    reads=lambda recipe: recipe,
+    inputs=always(SOURCE, TEXT, PLAN),
+    counts=lambda inputs: {"recipe": {name: getattr(inputs.slice, name).model_dump(mode="json") for name in ("curve", "evaluate")}},
+    work=works.judge_counts,
+)
 _EXPORT: Stage[ExportSlice] = Stage(
     "export",
     by=(export, export_openvino),
@@ -221,7 +230,7 @@ _PACKAGE: Stage[Recipe] = Stage(
 )
 
 TABLE: tuple[StageRow[Any], ...] = (
-    _SOURCE, _TEXT, _PREFLIGHT, _LATENCY, _STATISTICS, _MEASURE, _PRUNE, _REBUILD, _RECOVER, _EVALUATE, _EVALUATE_GRAPH, _EVALUATE_ENGINE,
+    _SOURCE, _TEXT, _PREFLIGHT, _LATENCY, _STATISTICS, _MEASURE, _PRUNE, _REBUILD, _RECOVER, _EVALUATE, _EVALUATE_GRAPH, _EVALUATE_ENGINE, _CURVE,
     _EXPORT, _BUILD, _LM_EVAL, _LM_EVAL_GRAPH, _SETTLE, _BENCHMARK, _REPORT, _PACKAGE,
 )  # fmt: skip
 _ROWS = {(row.name, row.form): row for row in TABLE}

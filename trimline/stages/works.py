@@ -21,6 +21,7 @@ from exporters.tensorrt.stage import build
 from pipeline.artefacts.artefact import folder_digest, work_beside
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.files import read_json
+from pipeline.curve.stage import curve
 from pipeline.evaluate.harness.tasks import check_tasks
 from pipeline.evaluate.perplexity import RESULT, evaluate
 from pipeline.evaluate.recipe import EvaluateSlice
@@ -146,6 +147,12 @@ def judge(inputs: Inputs[EvaluateSlice], out: Path) -> None:
     smaller = inputs.maybe(RECOVERED, SMALLER)
     model, dense = (inputs.folder(SOURCE), None) if smaller is None else (smaller, inputs.maybe(SOURCE))
     evaluate(model, inputs.folder(TEXT), inputs.slice, inputs.options, out, inputs.events, dense)
+
+
+def judge_counts(inputs: Inputs[Recipe], out: Path) -> None:
+    """Other counts of experts than the plan's."""
+    source, texts, plan = map(inputs.folder, (SOURCE, TEXT, PLAN))
+    curve(source, texts, plan, inputs.slice.curve, inputs.slice.evaluate, inputs.options, out, inputs.events)
 
 
 def write_graph(inputs: Inputs[ExportSlice], out: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.artefacts.artefact import Artefact
 from trimline.recipe import checked_recipe
 from trimline.stages.names import (
+    CURVE,
     DENSE,
     LANES,
     LATENCY,
@@ -39,6 +40,7 @@ from trimline.stages.stage import Stage, StageCase
 from trimline.stages.table import TABLE, TIMED, row_of
 
 BUDGET = {"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}}
+EXPERTS = {"method": "reap", "budget": {"expert": {"remove": 0.25}}}
 TARGET = {"method": "trimline", "target": {"speedup": 1.3}}
 EVERYTHING = {
     "rebuild": {"profile": "free"},
@@ -54,7 +56,7 @@ def recipe(step: dict, **more):
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt", "torch"])
-@pytest.mark.parametrize("step", [BUDGET, TARGET])
+@pytest.mark.parametrize("step", [BUDGET, EXPERTS, TARGET])
 @pytest.mark.parametrize("more", [{"rebuild": {"profile": "free"}}, EVERYTHING])
 def test_what_a_stage_needs_is_made_before_it(runtime, step, more) -> None:
     wanted = recipe(step, benchmark={"runtime": runtime}, **more)
@@ -67,6 +69,12 @@ def test_what_a_stage_needs_is_made_before_it(runtime, step, more) -> None:
         if isinstance(row, Stage):
             done[job] = Artefact(job.stage, str(job), Path(job.stage), 0.0)
     assert list(row_of(REPORT).inputs(StageCase(wanted, REPORT, done))) == list(done)
+
+
+def test_a_curve_is_drawn_where_experts_go_unless_the_recipe_says_no() -> None:
+    for wanted, drawn in ((recipe(EXPERTS), True), (recipe(EXPERTS, curve={"removed": []}), False), (recipe(BUDGET), False)):
+        assert (CURVE in jobs(wanted, *LANES)) is drawn
+        assert CURVE not in jobs(wanted, DENSE)
 
 
 def test_a_changed_row_of_the_recipe_changes_what_counts() -> None:

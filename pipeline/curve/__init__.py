@@ -1,0 +1,1 @@
+"""What the same plan would give with other counts of experts."""

@@ -1,0 +1,3 @@
+"""File names of a curve."""
+
+RESULT = "curve.json"
