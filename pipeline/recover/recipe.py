@@ -30,6 +30,9 @@ class RecoverSlice(Slice):
     embeddings: Literal["auto", "frozen", "trained"] = Field(
         "auto", description="token table and head under kind 'full': frozen where they are one, or as it says"
     )
+    routers: Literal["frozen", "trained"] = Field(
+        "frozen", description="of a mixture under kind 'full': what chooses experts; adapters are never beside it"
+    )
     temperature: float = Field(1.0, gt=0.0, le=1e3, description="of distillation")
     hidden_states: float = Field(0.0, ge=0.0, le=1e6, description="of distillation: weight of the distance between block outputs")
     steps: Count = Field(200, description="optimiser steps")
@@ -60,8 +63,9 @@ class RecoverSlice(Slice):
             raise ValueError("'temperature' and 'hidden_states' belong to loss 'distillation'")
         if self.kind == "full" and "lora" in self.model_fields_set:
             raise ValueError("'lora' belongs to kind 'lora'")
-        if self.kind == "lora" and "embeddings" in self.model_fields_set:
-            raise ValueError("'embeddings' belongs to kind 'full'")
+        for name in ("embeddings", "routers"):
+            if self.kind == "lora" and name in self.model_fields_set:
+                raise ValueError(f"'{name}' belongs to kind 'full'")
         if self.teacher_states == "kept" and (self.loss == "text" or self.hidden_states or self.sharded):
             raise ValueError("'kept' needs loss 'distillation' without 'hidden_states', and no sharing")
         if not self.held_out and {"evaluate_every", "patience"} & self.model_fields_set:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from pipeline.architecture.families import Family
+from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
@@ -63,7 +66,7 @@ def recover(
     options.apply()
     check_recovery(recipe, options)
     checkpoint = Checkpoint(pruned)
-    check_trained(checkpoint.geometry.family)
+    check_trained(checkpoint.geometry.family, recipe)
     taught = Checkpoint(checkpoint_folder(dense)) if recipe.loss == "distillation" else None
     for source in (checkpoint, taught):
         if source is not None:
@@ -91,14 +94,23 @@ def recover(
         _finish(student, checkpoint, recipe, options, out, record, events)
 
 
-def check_trained(family: Family) -> None:
-    """Whether recovery trains a family.
+def check_trained(family: Family, recipe: RecoverSlice) -> None:
+    """Whether recovery trains a family so.
 
     Raises:
-        TrimlineError: it is a mixture: its routers want a loss that balances them, and adapters of stacked experts were not tried.
+        TrimlineError: dropout in adapters of stacked experts, which peft has no formula for; or experts shared by processes, which was not tried.
     """
-    if family.mixture is not None:
-        raise TrimlineError(f"Recovery does not train mixtures of experts, and {family.model_type} is one.", "Leave recover out.")
+    if family.mixture is None:
+        return
+    if recipe.kind == "lora" and recipe.lora.dropout and "ffn" in recipe.lora.targets:
+        raise TrimlineError(
+            f"Adapters of stacked experts have no dropout, and {family.model_type} has such experts.",
+            "Set recover.lora.dropout to 0, or recover.lora.targets to [attention].",
+        )
+    if recipe.sharded:
+        raise TrimlineError(
+            f"Sharing mixtures of experts among processes was not tried, and {family.model_type} is one.", "Leave sharded out."
+        )
 
 
 def check_recovery(recipe: RecoverSlice, options: RunOptions) -> None:
@@ -150,6 +162,9 @@ def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, r
         if not recipe.trains_embeddings(checkpoint.geometry.tied):
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(False)
+        if recipe.routers == "frozen":
+            for router in _routers(model, checkpoint.geometry):
+                router.requires_grad_(False)
         parameters = dict(model.named_parameters())
         facts["trained parameters"] = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
         keeper = ZeroKeeper({name: parameters[name] for name in projection_weights(checkpoint.geometry)})
@@ -161,6 +176,14 @@ def _student(model: PreTrainedModel, checkpoint: Checkpoint, origins: Origins, r
     facts["trained parameters"] = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
     facts["ranks"] = {str(block): rank for block, rank in zip(origins.blocks, ranks, strict=True)}
     return _Student(wrapped, facts)
+
+
+def _routers(model: PreTrainedModel, geometry: Geometry) -> Iterator[nn.Module]:
+    """What chooses experts in every block that has some."""
+    mixture = geometry.family.mixture
+    for number, block in enumerate(geometry.blocks):
+        if mixture is not None and block.experts:
+            yield model.get_submodule(geometry.family.module(number, mixture.router))
 
 
 def _lesson(

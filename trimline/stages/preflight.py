@@ -59,7 +59,7 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     if any(Space.RESIDUAL in step.spaces for step in steps) and recipe.recover and recipe.recover.hidden_states:
         raise narrower_stream()
     if recipe.recover:
-        check_trained(dense.geometry.family)
+        check_trained(dense.geometry.family, recipe.recover)
     biases_added(dense.geometry, _readers_with_new_bias(steps, dense), recipe.rebuild.profile)
     _demand_mixture(recipe, options, dense)
     if recipe.recover:

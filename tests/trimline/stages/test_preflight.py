@@ -102,7 +102,7 @@ OF_MIXTURES = [
     ({"rebuild": {"profile": "free"}}, EXPERTS, "'free' has no modelling file for mixtures"),
     ({"export": {"precision": "int8"}}, EXPERTS, "fp32 alone, and the export of this qwen3_moe asks for int8"),
     ({"export": {"lowering": "portable"}, "build": {"builder": "tensorrt_rtx"}}, EXPERTS, "mixtures were not tried|TensorRT"),
-    ({"recover": {"kind": "full"}}, EXPERTS, "does not train mixtures"),
+    ({"recover": {"lora": {"dropout": 0.1}}}, EXPERTS, "have no dropout"),
     ({}, {"method": "wanda", "budget": {"weight": {"remove": 0.5}}}, "most of a qwen3_moe are experts"),
     ({}, {"method": "laco", "budget": {"layer": {"keep": 3}}}, "walks through blocks of projections"),
     ({}, {"method": "magnitude", "target": {"parameters": 0.8, "spaces": ["kv_group"]}}, "Targets of mixtures are not met yet"),
