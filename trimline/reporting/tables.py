@@ -7,7 +7,7 @@ from typing import Any
 
 from trimline.reporting import formats, metrics
 from trimline.reporting.content import Cell, Column, Table
-from trimline.reporting.data import Measure, ModelRow, Phase, ReportData, WorkloadRow
+from trimline.reporting.data import ExpertCurve, Measure, ModelRow, Phase, ReportData, WorkloadRow
 from trimline.reporting.headline import speedup_cell
 
 Row = tuple[Cell, Cell, Cell, Cell]
@@ -25,6 +25,7 @@ def comparison_table(data: ReportData) -> Table | None:
     if dense is None or pruned is None:
         return None
     rows = [*_rows(dense, pruned, _sizes(data.flops_context)), *_before_recovery(dense, data), *_perplexity_row(dense, pruned)]
+    rows += _other_counts(data.expert_curve)
     if data.has_accuracy:
         for phase in PHASES:
             workload = data.workload(phase)
@@ -75,6 +76,15 @@ def _perplexity_row(dense: ModelRow, pruned: ModelRow) -> Iterator[Row]:
             Cell(formats.perplexity(after), detail=formats.error(after)),
             Cell(relative),
         )
+
+
+def _other_counts(curve: ExpertCurve | None) -> Iterator[Row]:
+    """One row for all other counts of experts, which were judged and not built."""
+    others = [point for point in curve.points if not point.planned and point.kept < curve.experts] if curve else []
+    if others:
+        name = f"Perplexity with {', '.join(str(point.kept) for point in others)} experts"
+        found = ", ".join(formats.perplexity(point.perplexity) for point in others)
+        yield Cell(name, formula=metrics.PERPLEXITY), Cell(""), Cell(found), Cell("")
 
 
 def _speed_rows(workload: WorkloadRow) -> list[Row]:

@@ -77,9 +77,13 @@ def judging(recipe: Recipe, lane: Lane) -> Iterator[Name]:
 
 
 def examining(recipe: Recipe, *lanes: Lane) -> Iterator[Name]:
-    """Other counts of experts, and tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
-    if PRUNED in lanes and recipe.draws_curve:
-        yield CURVE
+    """Tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
     if recipe.lm_eval:
         yield from map(tasks_of, lanes)
         yield from [tasks_of(PRUNED.graph)] if PRUNED in lanes else []
+
+
+def curves(recipe: Recipe) -> Iterator[Name]:
+    """Other counts of experts, of the plan that counts. A run draws them; the points of a sweep are such counts themselves."""
+    if recipe.draws_curve:
+        yield CURVE

@@ -26,7 +26,7 @@ from trimline.recipe import Recipe
 from trimline.reporting.notebook import Report, render_notebook
 from trimline.stages.lanes import Done, opened
 from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, SOURCE, TIMINGS, Name, export_of
-from trimline.stages.order import SHARED, deciding, examining, judging, rebuilding
+from trimline.stages.order import SHARED, curves, deciding, examining, judging, rebuilding
 from trimline.stages.rounds import Round
 from trimline.stages.stage import Check, Inputs, Loop, Stage, StageCase, StageRow
 from trimline.stages.table import row_of, stage_of
@@ -86,7 +86,7 @@ class Run:
         if (said := self.recipe.rounding()) is not None:
             self.events.note(said)
         with exclusive(self.store, self.events):
-            for job in (*SHARED, *deciding(self.recipe), SETTLED, *examining(self.recipe, *LANES), REPORT, PACKAGE):
+            for job in (*SHARED, *deciding(self.recipe), SETTLED, *curves(self.recipe), *examining(self.recipe, *LANES), REPORT, PACKAGE):
                 self.do(job)
             report = Report.read(self.done[REPORT].folder / REPORT_FILE)
             self._show()

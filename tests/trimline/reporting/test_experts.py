@@ -43,6 +43,7 @@ def test_every_point_stands_in_the_table_and_the_count_of_the_run_is_marked() ->
     assert "| 1 | 50.0 % | 0.0 % | 1 | 0.0 % | 3 |" in text
     assert "| 2 | 40.0 % | 10.0 % | 0 | 10.0 % | 0 |" in text
     assert "25 % of its experts" in headline(mixture())
+    assert "| Perplexity with 4 experts |  | 900.00 |  |" in text
 
 
 def test_what_is_special_about_the_points_is_said() -> None:

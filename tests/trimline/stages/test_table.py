@@ -35,7 +35,7 @@ from trimline.stages.names import (
     export_of,
     tasks_of,
 )  # fmt: skip
-from trimline.stages.order import SHARED, jobs
+from trimline.stages.order import SHARED, curves, jobs
 from trimline.stages.stage import Stage, StageCase
 from trimline.stages.table import TABLE, TIMED, row_of
 
@@ -63,7 +63,7 @@ def test_what_a_stage_needs_is_made_before_it(runtime, step, more) -> None:
     if runtime == "tensorrt" and wanted.build is None:
         pytest.skip("preflight refuses it")
     done: dict[Name, Artefact] = {}
-    for job in (*SHARED, *jobs(wanted, *LANES, shards=2), TIMINGS, REPORT, PACKAGE):
+    for job in (*SHARED, *jobs(wanted, *LANES, shards=2), *curves(wanted), TIMINGS, REPORT, PACKAGE):
         row, case = row_of(job), StageCase(wanted, job, done)
         assert set(row.needs(case)) <= set(done), job
         if isinstance(row, Stage):
@@ -73,8 +73,8 @@ def test_what_a_stage_needs_is_made_before_it(runtime, step, more) -> None:
 
 def test_a_curve_is_drawn_where_experts_go_unless_the_recipe_says_no() -> None:
     for wanted, drawn in ((recipe(EXPERTS), True), (recipe(EXPERTS, curve={"removed": []}), False), (recipe(BUDGET), False)):
-        assert (CURVE in jobs(wanted, *LANES)) is drawn
-        assert CURVE not in jobs(wanted, DENSE)
+        assert (list(curves(wanted)) == [CURVE]) is drawn
+        assert CURVE not in jobs(wanted, *LANES)  # which sweeps take
 
 
 def test_a_changed_row_of_the_recipe_changes_what_counts() -> None:
