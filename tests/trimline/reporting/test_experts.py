@@ -12,7 +12,7 @@ from pipeline.architecture.families import family_named
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
 from tests.trimline.reporting.sample_report import sample
-from trimline.reporting import ExpertCurve, ExpertPoint, Measure, ReportData, RoutedRow, headline, render_html, render_markdown
+from trimline.reporting import ExpertCurve, ExpertPoint, Measure, Recovery, ReportData, RoutedRow, headline, render_html, render_markdown
 from trimline.reporting.notebook import render_notebook
 from trimline.reporting.page import plots_of
 from trimline.reporting.plots import figure
@@ -53,6 +53,8 @@ def test_what_is_special_about_the_points_is_said() -> None:
     assert "the other points go by the first scores alone" in text
     assert "the other units that this run removed are gone too" in text
     assert "first scores alone" not in render_markdown(mixture())
+    trained = mixture(recovery=Recovery("LoRA", 1024, Measure(22.0)))
+    assert "| 87.5 % | this run, before recovery |" in render_markdown(trained)
 
 
 def test_the_heat_map_holds_every_share_and_a_cross_where_an_expert_went() -> None:

@@ -15,13 +15,13 @@ ROUTED = "tokens of the calibration text that chose the expert, over all choices
 def expert_items(data: ReportData) -> Iterator[Item]:
     """Nothing of a model without experts, or of a run that removed none."""
     if data.expert_curve is not None:
-        yield from _curve(data.expert_curve)
+        yield from _curve(data.expert_curve, "this run, before recovery" if data.recovery else "this run")
     if data.routed:
         yield Plot("routed", "Routed share per block and expert")
         yield _usage(data.routed)
 
 
-def _curve(curve: ExpertCurve) -> Iterator[Item]:
+def _curve(curve: ExpertCurve, planned: str) -> Iterator[Item]:
     columns = (
         Column("Experts in every block", True),
         Column("Removed", True),
@@ -31,7 +31,7 @@ def _curve(curve: ExpertCurve) -> Iterator[Item]:
         Column(""),
     )
     yield Plot("expert-curve", "Over counts of experts")
-    yield Table(columns, tuple(_point(point, curve) for point in curve.points))
+    yield Table(columns, tuple(_point(point, curve, planned) for point in curve.points))
     yield Note(
         f"{curve.text}, read by the dense model in which the removed experts cannot be chosen; no model of another count was built or trained.",
         "quiet",
@@ -44,14 +44,14 @@ def _curve(curve: ExpertCurve) -> Iterator[Item]:
         yield Note(f"Not possible: {why}")
 
 
-def _point(point: ExpertPoint, curve: ExpertCurve) -> tuple[Cell, ...]:
+def _point(point: ExpertPoint, curve: ExpertCurve, planned: str) -> tuple[Cell, ...]:
     return (
         Cell(f"{point.kept:,}"),
         Cell(formats.percent(1 - point.kept / curve.experts)),
         Cell(formats.perplexity(point.perplexity), detail=formats.error(point.perplexity)),
         Cell(formats.NONE if point.divergence is None else f"{point.divergence:.3f}"),
         Cell(formats.NONE if point.same_best is None else formats.percent(point.same_best)),
-        Cell("this run" if point.planned else ""),
+        Cell(planned if point.planned else ""),
     )
 
 
