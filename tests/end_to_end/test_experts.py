@@ -81,3 +81,18 @@ def test_a_whole_run(inputs: Path, tmp_path: Path, method: str) -> None:
     assert [points[0].perplexity.value, points[2].perplexity.value] == pytest.approx([dense, pruned], rel=1e-5)
     assert [row.block for row in result.report.routed] == [0, 1]
     assert "plot-routed" in report
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_measuring")
+def test_a_whole_run_that_trains_what_is_left(inputs: Path, tmp_path: Path) -> None:
+    path = written(inputs, tmp_path)
+    training = "{steps: 4, batch: 2, micro_batch: 2, window: 24, windows: 8, held_out: 2, lora: {rank: 2}}"
+    path.write_text(f"{path.read_text(encoding='utf-8')}recover: {training}\ncurve: {{removed: [0.5]}}\n", encoding="utf-8")
+    result = trimline.run(path, tmp_path / "run", options=OPTIONS)
+    verify(result.folder / "package")
+    assert [(point.kept, point.planned) for point in result.report.expert_curve.points] == [(8, False), (6, True), (4, False)]
+    assert result.report.expert_curve.points[1].perplexity.value == pytest.approx(result.report.recovery.before.value, rel=1e-5)
+    text = (result.folder / "package" / "report.md").read_text(encoding="utf-8")
+    assert "this run, before recovery" in text
+    assert "| Perplexity with 4 experts |" in text
