@@ -40,7 +40,7 @@ class Recipe(Slice):
     evaluate: EvaluateSlice = EvaluateSlice()
     curve: CurveSlice = CurveSlice()
     lm_eval: LmEvalSlice | None = None
-    export: ExportSlice = ExportSlice()
+    export: ExportSlice | None = Field(ExportSlice(), description="null: no graph is made, and both models are timed as checkpoints")
     build: BuildSlice | None = None
     benchmark: BenchmarkSlice = BenchmarkSlice()
     package: PackageSlice = PackageSlice()
@@ -57,6 +57,13 @@ class Recipe(Slice):
     def draws_curve(self) -> bool:
         """Whether other counts of experts are judged beside the one that a step asks for."""
         return bool(self.curve.removed) and any(Space.EXPERT in step.budget for step in self.prune.steps)
+
+    @model_validator(mode="after")
+    def _times_checkpoints_without_graphs(self) -> Recipe:
+        """Where nothing is exported, torch is what runs the models, unless the recipe says."""
+        if self.export is None and "runtime" not in self.benchmark.model_fields_set:
+            object.__setattr__(self, "benchmark", self.benchmark.model_copy(update={"runtime": "torch"}))
+        return self
 
     def rounding(self) -> str | None:
         """A sentence on what k-types of llama.cpp make of the widths that the steps round to; None where the recipe has none of them."""

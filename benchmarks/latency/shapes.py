@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.latency.cut_models import Shape, export_shape, plan_of, shape_of
 from benchmarks.recipe import BenchmarkSlice
-from benchmarks.runtimes.names import FORMS
+from benchmarks.runtimes.names import FORMS, computes_on
 from benchmarks.timing.subject import BYTES
 from benchmarks.timing.timing import DENSE
 from exporters.onnx.running.shapes import EngineRequest
@@ -52,21 +52,27 @@ class Form:
     """How models are written for the runtime that is measured.
 
     Attributes:
-        export: into ONNX, or OpenVINO's form.
+        export: into ONNX, or OpenVINO's form; None where the runtime opens checkpoints and the recipe makes no graph.
         build: into an engine; where the runtime runs engines.
         recipe: runtime and workloads.
         options: threads.
     """
 
-    export: ExportSlice = ExportSlice()
+    export: ExportSlice | None = ExportSlice()
     build: BuildSlice | None = None
     recipe: BenchmarkSlice = field(default_factory=BenchmarkSlice)
     options: RunOptions = RunOptions()
 
     @property
+    def precision(self) -> str:
+        """Of the weights: the graph's; without one what torch holds them in."""
+        held = "fp16" if computes_on(self.recipe.runtime, self.options.device) == "cuda" else "fp32"
+        return self.export.precision if self.export else held
+
+    @property
     def weight_bytes(self) -> float:
         """Of one weight, as it is read from memory."""
-        return BYTES[self.export.precision].weight
+        return BYTES[self.precision].weight
 
     def write(self, source: Path, shape: Shape, out: Path) -> Path:
         """A model of a shape, cut from the first units of the dense one; the folder that the runtime opens.
@@ -77,6 +83,7 @@ class Form:
         form = FORMS[self.recipe.runtime]
         if form == "checkpoint":
             return _checkpoint(source, shape, self.options, out)
+        assert self.export is not None, "the preflight asks for a graph"
         out.mkdir()
         export_shape(source, shape, self.options, out, self.export.model_copy(update={"perplexity_bar": NO_BAR}))
         if form in ("onnx", "openvino"):

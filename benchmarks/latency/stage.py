@@ -98,7 +98,7 @@ def setting_of(geometry: Geometry, form: Form, tile: int) -> dict[str, Any]:
     """What a table depends on: the artefact's key. Weights are not in it: dense kernels take as long for one value as for another."""
     return {
         "model": identity(geometry) | {"block": [geometry.blocks[0].ffn, geometry.blocks[0].kv_groups], "blocks": len(geometry.blocks)},
-        "export": form.export.model_dump(mode="json", exclude={"perplexity_bar"}),
+        "export": form.export and form.export.model_dump(mode="json", exclude={"perplexity_bar"}),
         "build": form.build and form.build.model_dump(mode="json"),
         "recipe": form.recipe.model_dump(mode="json", exclude={"latency_table"}),
         "runtime": place(form.recipe.runtime, form.options.device),
@@ -175,7 +175,7 @@ def _table(
             entries.append(Entry(workload.name, phase, workload.steps, times))
             fitted[f"{workload.name} {phase}"] = misfit(times, shapes, seconds)
     setting = setting_of(geometry, form, tile) | {
-        "precision": form.export.precision,
+        "precision": form.precision,
         "shapes": {name: vars(alike) for name, alike in shapes.items()},
         "rounds": measured["rounds"],
         "control": measured["control"],

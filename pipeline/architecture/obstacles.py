@@ -152,7 +152,7 @@ def check_graph(family: Family) -> None:
     if why := no_graph(family):
         raise TrimlineError(
             f"No graph is made of {family.model_type}: {why}.",
-            "Use `trimline prune` and `trimline rebuild`, which make a checkpoint and no graph.",
+            "Say export: null in the recipe, which leaves the graph out: both models are then evaluated and timed as checkpoints, in torch.",
         )
 
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.prune.latency import LatencyTable
+
+WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str:
+    """What ``config.json`` says that weights are; ``float32`` where it says nothing of these."""
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return stated if stated in WIDTHS else "float32"
 
 
 @dataclass(frozen=True)

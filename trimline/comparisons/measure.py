@@ -66,9 +66,10 @@ def _again(result: Result, name: str, runs: Documents, first: Result) -> Result:
 
 def _folder(result: Result) -> Path:
     """Its graph, where its perplexity is that of the graph too."""
-    if result.timed is None or not (result.timed / EXPORT).is_file():
+    export = result.recipe.export
+    if result.timed is None or export is None or not (result.timed / EXPORT).is_file():
         raise TrimlineError(f"{result.name} has no ONNX folder that could be timed.", "Give the output folder of its run, or its package.")
-    runtime, precision = result.recipe.benchmark.runtime, result.recipe.export.precision
+    runtime, precision = result.recipe.benchmark.runtime, export.precision
     if FORMS[runtime] != "onnx" and precision != "fp32":
         raise TrimlineError(
             f"The perplexity of {result.name} is what {runtime} computes, not its {precision} graph.",

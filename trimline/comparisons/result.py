@@ -84,4 +84,5 @@ def text_of(model: str, sha256: str, recipe: Recipe) -> str:
 def dense_of(model: str, recipe: Recipe) -> str:
     """What speed-ups are over."""
     build = f", engine in {recipe.build.precision}" if recipe.build else ""
-    return f"{model} in {recipe.export.precision}, {recipe.export.lowering} graph{build}"
+    graph = f"{recipe.export.precision}, {recipe.export.lowering} graph" if recipe.export else recipe.benchmark.runtime
+    return f"{model} in {graph}{build}"

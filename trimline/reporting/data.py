@@ -361,7 +361,7 @@ class TaskRow:
         task, metric: as the harness calls them; a filter that is not the usual one stands behind the metric.
         documents: that were asked about; 0 for a group of tasks.
         dense, pruned: by the checkpoints.
-        onnx: by the pruned model's graph.
+        onnx: by the pruned model's graph; None where no graph was made.
         difference: pruned minus dense, its error from the same documents in pairs where there is a formula.
         higher_is_better: None where the task does not say.
         chance: share of right answers by guessing, of a task of choices.
@@ -375,7 +375,7 @@ class TaskRow:
     documents: int
     dense: Measure
     pruned: Measure
-    onnx: Measure
+    onnx: Measure | None
     difference: Measure
     higher_is_better: bool | None = None
     chance: float | None = None

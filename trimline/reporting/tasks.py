@@ -19,7 +19,8 @@ DIFFERENCE = "pruned minus dense; its standard error is that of the differences 
 
 def task_items(tasks: Sequence[TaskRow]) -> Iterator[Item]:
     """The table and how to read it."""
-    figures = (Column("Dense", True), Column("Pruned", True), Column("Pruned, ONNX", True), Column("Difference", True, DIFFERENCE))
+    graph = [Column("Pruned, ONNX", True)] * any(task.onnx for task in tasks)
+    figures = (Column("Dense", True), Column("Pruned", True), *graph, Column("Difference", True, DIFFERENCE))
     columns = (Column("Task"), Column("Metric"), Column("Documents", True), *figures, COLUMN)
     yield Table(columns, tuple(_row(task) for task in tasks))
     yield from not_counted(tasks)
@@ -35,7 +36,8 @@ def metric_title(task: TaskRow) -> str:
 
 def _row(task: TaskRow) -> tuple[Cell, ...]:
     documents = f"{task.documents:,}" if task.documents else formats.NONE
-    figures = (figure(task.dense), figure(task.pruned), figure(task.onnx), difference(task), flips_cell(task))
+    graph = [figure(task.onnx)] if task.onnx else []
+    figures = (figure(task.dense), figure(task.pruned), *graph, difference(task), flips_cell(task))
     return Cell(task.task), Cell(metric_title(task)), Cell(documents), *figures
 
 

@@ -58,10 +58,10 @@ NORMAL = 1.96  # standard errors in half of a 95 % interval
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of one model: its checkpoint, its ONNX, its perplexity."""
+    """The folders of one model: its checkpoint, what was exported of it, its perplexity."""
 
     checkpoint: Path
-    onnx: Path
+    onnx: Path | None
     evaluation: Path
 
 
@@ -105,7 +105,7 @@ def collect(
         evaluation=_evaluation(recipe, text, lanes),
         workloads=tuple(_workloads(results)),
         decode_points=tuple(_points(models, results)),
-        gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items()}, done)),
+        gates=tuple(gate_rows({role: lane.onnx for role, lane in lanes.items() if lane.onnx}, done)),
         consumers=tuple(_consumers(recipe, lanes["pruned"].checkpoint)),
         texts=tuple(_texts(text, decision)),
         overlap=text["overlap"],
@@ -141,7 +141,7 @@ def _model_row(role: Role, lane: Folders, measured: ModelRecord | None) -> Model
         decoder_parameters=geometry.decoder_parameters(),
         decoder_flops=geometry.decoder_flops(FLOPS_CONTEXT),
         checkpoint_bytes=checkpoint.bytes,
-        onnx_bytes=_bytes(lane.onnx, "*.onnx*") or _bytes(lane.onnx, "openvino_model.*"),
+        onnx_bytes=None if lane.onnx is None else _bytes(lane.onnx, "*.onnx*") or _bytes(lane.onnx, "openvino_model.*"),
         perplexity=_perplexity(found),
         peak_memory_bytes=measured.memory.get("peak") if measured else None,
         cold_start_seconds=sum(measured.cold_start.values()) if measured else None,

@@ -19,7 +19,7 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[Name, Artefact]) -> It
     """One row per comparison.
 
     Args:
-        exports: ONNX folders of the dense and the pruned model.
+        exports: folders of what was exported of the dense and the pruned model; none where the recipe makes no graph.
         done: every artefact, by its name.
     """
     rebuilt = read_json(done[SMALLER].folder / GATE)["attempts"][-1]

@@ -33,7 +33,7 @@ def evaluated(recipe: Recipe, lane: Lane) -> Name:
     form, build = FORMS[recipe.benchmark.runtime], recipe.build
     if form == "engine" and build is not None and build.precision == "int8":
         return evaluation_of(lane.engine)
-    exact = recipe.export.precision == "fp32"
+    exact = recipe.export is None or recipe.export.precision == "fp32"
     return evaluation_of(lane if form == "checkpoint" or exact else lane.graph)
 
 

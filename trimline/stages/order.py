@@ -71,7 +71,9 @@ def rebuilding(recipe: Recipe) -> Iterator[Name]:
 
 def judging(recipe: Recipe, lane: Lane) -> Iterator[Name]:
     """Accuracy of one model and of what is made of it."""
-    yield from (evaluation_of(lane), export_of(lane), evaluation_of(lane.graph))
+    yield evaluation_of(lane)
+    if recipe.export:
+        yield from (export_of(lane), evaluation_of(lane.graph))
     if recipe.build:
         yield from (engine_of(lane), evaluation_of(lane.engine))
 
@@ -80,7 +82,7 @@ def examining(recipe: Recipe, *lanes: Lane) -> Iterator[Name]:
     """Tasks of the lm-eval harness, where the recipe names some: once the models stand, since they decide nothing."""
     if recipe.lm_eval:
         yield from map(tasks_of, lanes)
-        yield from [tasks_of(PRUNED.graph)] if PRUNED in lanes else []
+        yield from [tasks_of(PRUNED.graph)] if PRUNED in lanes and recipe.export else []
 
 
 def curves(recipe: Recipe) -> Iterator[Name]:

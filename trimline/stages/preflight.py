@@ -14,7 +14,7 @@ from exporters.onnx.lowering.precision import check_precision
 from exporters.openvino.stage import check_packages
 from exporters.tensorrt.builders import demand_buildable, demand_builder
 from pipeline.architecture.families import Sublayer
-from pipeline.architecture.obstacles import check_graph
+from pipeline.architecture.obstacles import check_graph, no_graph
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.spaces import SUBLAYERS, Space
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -50,8 +50,11 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
         TrimlineError: as ``preflight``.
     """
     steps = resolve_steps(recipe.prune)
-    check_graph(dense.geometry.family)
-    check_precision(recipe.export.precision, options.device)
+    if recipe.export:
+        check_graph(dense.geometry.family)
+        check_precision(recipe.export.precision, options.device)
+    else:
+        _demand_no_readers(recipe, dense)
     profile, family, within = recipe.rebuild.profile, dense.geometry.family, dense.geometry.within
     check_request(profile, family, *shapes_asked_for(steps, profile), dense.config, within)
     _demand_heads(recipe.rebuild.profile, steps, dense)
@@ -65,7 +68,7 @@ def check_feasible(recipe: Recipe, options: RunOptions, dense: ModelToServe) -> 
     if recipe.recover:
         check_recovery(recipe.recover, options)
         _demand_importance(recipe.recover, steps)
-    if recipe.build:
+    if recipe.build and recipe.export:
         if recipe.export.lowering != "portable":
             raise TrimlineError(
                 f"TensorRT knows standard operators only, and the recipe exports with lowering: {recipe.export.lowering}.",
@@ -90,6 +93,8 @@ def _demand_mixture(recipe: Recipe, options: RunOptions, dense: ModelToServe) ->
         return
     if recipe.build:
         raise TrimlineError("Engines of mixtures were not tried, and the recipe builds one.", "Leave build out.")
+    if recipe.export is None:
+        return
     longest = max(recipe.evaluate.window, *(workload.prompt * workload.batch for workload in recipe.benchmark.workloads))
     check_mixture(dense.geometry, recipe.export.precision, longest, options.memory or usable_memory())
 
@@ -178,7 +183,8 @@ def _demand_counted(recipe: Recipe, dense: ModelToServe) -> None:
         step.model_copy(update={"target": step.target and step.target.model_copy(update={"speedup": None, "latency_ms": None})})
         for step in recipe.prune.steps
     )
-    check_bounds(resolve_steps(recipe.prune.model_copy(update={"steps": counted}), consumer_of(recipe, None)), dense.geometry)
+    steps = resolve_steps(recipe.prune.model_copy(update={"steps": counted}), consumer_of(recipe, None, dense.config))
+    check_bounds(steps, dense.geometry)
 
 
 def _demand_runtime(recipe: Recipe) -> None:
@@ -186,8 +192,8 @@ def _demand_runtime(recipe: Recipe) -> None:
     runtime = recipe.benchmark.runtime
     if FORMS[runtime] == "engine" and (recipe.build is None or recipe.build.builder != "tensorrt"):
         raise TrimlineError("The recipe times TensorRT engines and builds none.", "Add build: {builder: tensorrt}.")
-    written, opened = recipe.export.format, FORMS[runtime]
-    if opened in ("onnx", "engine", "openvino") and (opened == "openvino") != (written == "openvino"):
+    written, opened = recipe.export and recipe.export.format, FORMS[runtime]
+    if written and opened in ("onnx", "engine", "openvino") and (opened == "openvino") != (written == "openvino"):
         other = "openvino" if written == "openvino" else "onnxruntime"
         raise TrimlineError(
             f"benchmark.runtime {runtime} does not open what export.format {written} writes.",
@@ -196,7 +202,7 @@ def _demand_runtime(recipe: Recipe) -> None:
     if FORMS[runtime] == "gguf":
         raise TrimlineError(f"benchmark.runtime {runtime} opens GGUF files, which a run does not write.",
                             f"Write them with trimline export --format gguf and time them with trimline bench --runtime {runtime}.")  # fmt: skip
-    if written == "openvino":
+    if recipe.export and written == "openvino":
         check_packages(recipe.export)
         demand_speakers(recipe)
     demand(runtime)
@@ -208,11 +214,25 @@ def demand_speakers(recipe: Recipe) -> None:
     Raises:
         TrimlineError: a build or a server does.
     """
+    for what in [*(["lm_eval"] if recipe.lm_eval else []), *_readers(recipe)]:
+        raise TrimlineError(f"{what} reads an ONNX graph, and export.format is openvino.", f"Leave {what} out, or export to onnx.")
+
+
+def _readers(recipe: Recipe) -> list[str]:
+    """What in the recipe reads an ONNX graph, beside the benchmark's runtime."""
     served = [target.name for target in wanted_targets(recipe.package) if "onnx" in target.needs]
-    for wanted, what in (
-        (recipe.build is not None, "build"),
-        (recipe.lm_eval is not None, "lm_eval"),
-        (bool(served), f"package.targets {', '.join(served)}"),
-    ):
-        if wanted:
-            raise TrimlineError(f"{what} reads an ONNX graph, and export.format is openvino.", f"Leave {what} out, or export to onnx.")
+    return [*(["build"] if recipe.build else []), *([f"package.targets {', '.join(served)}"] if served else [])]
+
+
+def _demand_no_readers(recipe: Recipe, dense: ModelToServe) -> None:
+    """Nothing in the recipe reads a graph where it makes none.
+
+    Raises:
+        TrimlineError: something does; says what to leave out, and that a graph may be made, where one can.
+    """
+    runtime = recipe.benchmark.runtime
+    opens = [] if FORMS[runtime] in ("checkpoint", "gguf") else [f"benchmark.runtime {runtime}"]
+    for what in [*_readers(recipe), *opens]:
+        otherwise = "" if no_graph(dense.geometry.family) else ", or leave export: null out"
+        instead = "Say benchmark: {runtime: torch}" if what in opens else f"Leave {what} out"
+        raise TrimlineError(f"{what} reads a graph, and the recipe makes none (export: null).", f"{instead}{otherwise}.")

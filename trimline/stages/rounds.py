@@ -7,10 +7,10 @@ the allocation is given is then set against it, at most twice. The round whose s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from benchmarks.results.document import read
 from benchmarks.results.target import Judgement, judge, timed_workload
@@ -21,7 +21,7 @@ from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
 from pipeline.plan.plan import Plan
 from pipeline.plan.selection import Selection
-from pipeline.prune.consumer import Consumer
+from pipeline.prune.consumer import WIDTHS, Consumer, stated_dtype
 from pipeline.prune.latency import LatencyTable
 from pipeline.prune.recipe import PruneSlice, PruneStep, Target
 from trimline.recipe import Recipe
@@ -114,9 +114,15 @@ def corrected(wanted: PruneSlice, place: int, judgements: tuple[Judgement, ...])
     return wanted.model_copy(update={"steps": (*wanted.steps[:place], changed, *wanted.steps[place + 1 :])})
 
 
-def consumer_of(recipe: Recipe, table: Path | None) -> Consumer:
-    """What runs the result: its latency table, where one was measured, and the bytes of its numbers."""
-    weight, cache = bytes_of(recipe.export)
+def consumer_of(recipe: Recipe, table: Path | None, config: Mapping[str, Any]) -> Consumer:
+    """What runs the result: its latency table, where one was measured, and the bytes of its numbers.
+
+    Args:
+        recipe: it says what is exported; where nothing is, numbers are as wide as the checkpoint's.
+        table: folder of the latency table.
+        config: the dense model's ``config.json``.
+    """
+    weight, cache = bytes_of(recipe.export) if recipe.export else [float(WIDTHS[stated_dtype(config)])] * 2
     return Consumer(None if table is None else LatencyTable.read(table), weight, cache)
 
 

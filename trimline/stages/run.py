@@ -25,7 +25,20 @@ from pipeline.sources.text import demand_texts
 from trimline.recipe import Recipe
 from trimline.reporting.notebook import Report, render_notebook
 from trimline.stages.lanes import Done, opened
-from trimline.stages.names import DENSE, KERNEL_TIMINGS, LANES, PACKAGE, PLAN, REPORT, SETTLED, SHIPPED, SOURCE, TIMINGS, Name, export_of
+from trimline.stages.names import (
+    DENSE,
+    KERNEL_TIMINGS,
+    LANES,
+    PACKAGE,
+    PLAN,
+    REPORT,
+    SETTLED,
+    SHIPPED,
+    SOURCE,
+    TIMINGS,
+    Name,
+    evaluation_of,
+)
 from trimline.stages.order import SHARED, curves, deciding, examining, judging, rebuilding
 from trimline.stages.rounds import Round
 from trimline.stages.stage import Check, Inputs, Loop, Stage, StageCase, StageRow
@@ -113,7 +126,7 @@ class Run:
 
     def after_prune(self) -> None:
         """From the plan to the measured model, and the dense one beside it."""
-        lanes = [lane for lane in LANES if lane != DENSE or export_of(DENSE) not in self.done]  # by an earlier round
+        lanes = [lane for lane in LANES if lane != DENSE or evaluation_of(DENSE) not in self.done]  # by an earlier round
         for job in (*rebuilding(self.recipe), *(job for lane in lanes for job in judging(self.recipe, lane)), TIMINGS):
             self.do(job)
 

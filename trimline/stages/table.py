@@ -163,7 +163,7 @@ _CURVE: Stage[Recipe] = Stage(
 _EXPORT: Stage[ExportSlice] = Stage(
     "export",
     by=(export, export_openvino),
-    reads=lambda recipe: recipe.export,
+    reads=lambda recipe: present(recipe.export),
     inputs=lambda case: (origin(case.recipe, case.lane),),
     work=works.write_graph,
 )
@@ -221,7 +221,10 @@ _PACKAGE: Stage[Recipe] = Stage(
     "package",
     by=package,
     reads=lambda recipe: recipe,
-    inputs=lambda case: (REPORT, origin(case.recipe, PRUNED), export_of(PRUNED), TIMINGS, *[engine_of(PRUNED)] * bool(case.recipe.build)),
+    inputs=lambda case: (
+        *(REPORT, origin(case.recipe, PRUNED), *[export_of(PRUNED)] * bool(case.recipe.export), TIMINGS),
+        *[engine_of(PRUNED)] * bool(case.recipe.build),
+    ),
     beside=always(PLAN),
     counts=lambda inputs: {"recipe": inputs.slice.package.model_dump(mode="json")},
     options=False,

@@ -13,24 +13,23 @@ from trimline.reporting.accuracy.flips import answer_changes
 from trimline.reporting.data import Measure, TaskRow
 from trimline.stages.names import DENSE, PRUNED, Name, tasks_of
 
-SUBJECTS = (DENSE, PRUNED, PRUNED.graph)
-
 
 def task_rows(done: Mapping[Name, Artefact]) -> Iterator[TaskRow]:
     """One row per task and metric, groups last; none where no task was run."""
-    folders = [done[name].folder for lane in SUBJECTS if (name := tasks_of(lane)) in done]
-    if len(folders) == len(SUBJECTS):
-        yield from rows_of(*(read_json(folder / RESULT) for folder in folders))
+    found = [read_json(done[name].folder / RESULT) for lane in (DENSE, PRUNED, PRUNED.graph) if (name := tasks_of(lane)) in done]
+    if found:
+        yield from rows_of(*found)
 
 
-def rows_of(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str, Any]) -> Iterator[TaskRow]:
-    """The same from three records of the same tasks."""
+def rows_of(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str, Any] | None = None) -> Iterator[TaskRow]:
+    """The same from records of the same tasks; without a graph where none was made."""
     for kind in ("tasks", "groups"):
-        for first, second, third in zip(dense[kind], pruned[kind], graph[kind], strict=True):
-            yield _row(first, second, third)
+        third = graph[kind] if graph else [None] * len(dense[kind])
+        for rows in zip(dense[kind], pruned[kind], third, strict=True):
+            yield _row(*rows)
 
 
-def _row(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str, Any]) -> TaskRow:
+def _row(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str, Any] | None) -> TaskRow:
     error = None
     if "per_document" in dense:
         error = difference_error(dense["aggregation"], dense["per_document"], pruned["per_document"])
@@ -42,7 +41,7 @@ def _row(dense: Mapping[str, Any], pruned: Mapping[str, Any], graph: Mapping[str
         documents=dense.get("documents", 0),
         dense=_measure(dense),
         pruned=_measure(pruned),
-        onnx=_measure(graph),
+        onnx=None if graph is None else _measure(graph),
         difference=Measure(pruned["value"] - dense["value"], error=error),
         higher_is_better=dense.get("higher_is_better"),
         **changed,

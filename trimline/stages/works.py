@@ -25,6 +25,7 @@ from pipeline.curve.stage import curve
 from pipeline.evaluate.harness.tasks import check_tasks
 from pipeline.evaluate.perplexity import RESULT, evaluate
 from pipeline.evaluate.recipe import EvaluateSlice
+from pipeline.prune.consumer import Consumer
 from pipeline.prune.measure import measure, measured_part
 from pipeline.prune.recipe import PruneSlice
 from pipeline.prune.sharding import measure_part, statistics_part
@@ -125,15 +126,19 @@ def plan_key(inputs: Inputs[Recipe]) -> dict[str, Any]:
     """The steps; and for a target the precision, since it bounds bytes."""
     recipe = inputs.slice
     targets = any(step.target for step in recipe.prune.steps)
-    return {"recipe": recipe.prune.model_dump(mode="json")} | ({"precision": recipe.export.precision} if targets else {})
+    precision = recipe.export and recipe.export.precision
+    return {"recipe": recipe.prune.model_dump(mode="json")} | ({"precision": precision} if targets else {})
 
 
 def decide(inputs: Inputs[Recipe], out: Path) -> None:
     """The plan. What a search has judged survives a kill, and goes when the plan stands."""
-    recipe, consumer, work = inputs.slice, consumer_of(inputs.slice, inputs.maybe(LATENCY)), inputs.states or work_beside(out)
-    measured = inputs.maybe(MEASURED)
-    prune(inputs.folder(SOURCE), inputs.folder(TEXT), recipe.prune, inputs.options, out, inputs.events, measured, consumer, work)
+    recipe, work, measured = inputs.slice, inputs.states or work_beside(out), inputs.maybe(MEASURED)
+    prune(inputs.folder(SOURCE), inputs.folder(TEXT), recipe.prune, inputs.options, out, inputs.events, measured, _consumer(inputs), work)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _consumer(inputs: Inputs[Recipe]) -> Consumer:
+    return consumer_of(inputs.slice, inputs.maybe(LATENCY), Checkpoint(inputs.folder(SOURCE)).config)
 
 
 def train(inputs: Inputs[RecoverSlice], out: Path) -> None:
@@ -210,11 +215,11 @@ def draw(inputs: Inputs[Recipe], out: Path) -> None:
     """The page, its Markdown and its data."""
 
     def folders(lane: Lane) -> Folders:
-        names = (origin(inputs.slice, lane), export_of(lane), evaluated(inputs.slice, lane))
-        return Folders(*map(inputs.folder, names))
+        made, read = (inputs.folder(name(inputs.slice, lane)) for name in (origin, evaluated))
+        return Folders(made, inputs.maybe(export_of(lane)), read)
 
     texts, plan, timings = map(inputs.folder, (TEXT, PLAN, TIMINGS))
-    consumer = consumer_of(inputs.slice, inputs.maybe(LATENCY))
+    consumer = _consumer(inputs)
     models: dict[Role, Folders] = {"dense": folders(DENSE), "pruned": folders(PRUNED)}
     write_report(collect(inputs.slice, inputs.command, texts, plan, models, timings, inputs.artefacts, inputs.rounds, consumer), out)
 
@@ -223,7 +228,7 @@ def ship(inputs: Inputs[Recipe], out: Path) -> None:
     """The folder to ship, a level below the artefact: its records have no place among the files that a manifest sums."""
     parts = PackageParts(
         model=inputs.folder(origin(inputs.slice, PRUNED)),
-        onnx=inputs.folder(export_of(PRUNED)),
+        onnx=inputs.maybe(export_of(PRUNED)),
         plan=inputs.folder(PLAN),
         report=inputs.folder(REPORT),
         recipe=recipe_text(inputs.slice),

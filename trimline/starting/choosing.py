@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.architecture.geometry import Geometry
-from pipeline.architecture.obstacles import check_graph
+from pipeline.architecture.obstacles import check_timed, no_graph
 from pipeline.common.errors import TrimlineError
 from pipeline.rebuild.verdicts import ConsumerVerdict
 from pipeline.sources.config import NamedModel
-from trimline.starting.clients import Client, clients
+from trimline.starting.clients import DEFAULT_CLIENT, DEFAULT_WITHOUT_GRAPH, Client, clients
 from trimline.starting.purpose import CONTEXT, Footprint, Purpose, gib, read_per_token
 from trimline.starting.ways import EXPERTS, MILDEST, Way, demand_ffn, ways_for
 
@@ -39,6 +39,11 @@ class Chosen:
     @property
     def method(self) -> str:
         return self.way.method(self.model.geometry)
+
+    @property
+    def no_graph(self) -> str:
+        """Why the recipe makes no graph; empty where it makes one."""
+        return no_graph(self.model.geometry.family)
 
     @property
     def share(self) -> float | None:
@@ -70,21 +75,22 @@ def choose(model: NamedModel, purpose: Purpose, names: Iterable[str]) -> Chosen:
     Args:
         model: the dense model.
         purpose: what for.
-        names: who is to load the result; without any, the default runtime.
+        names: who is to load the result; without any, the default runtime, or transformers where no graph is made of the model.
 
     Raises:
         TrimlineError: a name means nothing, the model fits already, somebody named loads no shape that could come out, or
             nothing goes far enough.
     """
-    check_graph(model.geometry.family)
     demand_ffn(model.geometry)
+    wanted = clients(names, DEFAULT_WITHOUT_GRAPH if no_graph(model.geometry.family) else DEFAULT_CLIENT)
+    if purpose.speedup is not None:
+        _demand_timed(model)
     ways = ways_for(model.geometry)
     if ways == (EXPERTS,) and purpose.speedup is not None:
         raise TrimlineError(
             f"Removing experts makes {model.name} no faster: {model.geometry.routing.chosen} are chosen for every token, however many there are.",
             "Ask for --fit or --remove.",
         )
-    wanted = clients(names)
     footprint = Footprint.of(wanted.values(), model.config, positions_of(model))
     _demand_too_large(model, purpose, footprint)
     short: dict[int, TrimlineError] = {}
@@ -102,6 +108,13 @@ def choose(model: NamedModel, purpose: Purpose, names: Iterable[str]) -> Chosen:
         short[len(way.spaces)] = shortfall
     # Of ways that fall short, one of those that go furthest; of shapes that are not loaded, the mildest: blocks alike, all heads there.
     raise short[max(short)] if short else refused[ways.index(MILDEST) if MILDEST in ways else 0]
+
+
+def _demand_timed(model: NamedModel) -> None:
+    try:
+        check_timed(model.geometry.family)
+    except TrimlineError as error:
+        raise TrimlineError(error.problem, "Ask for --fit or --remove.") from None
 
 
 def _demand_too_large(model: NamedModel, purpose: Purpose, footprint: Footprint) -> None:

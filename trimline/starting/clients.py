@@ -44,16 +44,17 @@ CLIENTS: dict[str, Client] = {
     "optimum": Client("optimum-onnx", "graph"),
 }
 DEFAULT_CLIENT = "onnxruntime"  # what the benchmark times, too
+DEFAULT_WITHOUT_GRAPH = "transformers"
 SERVERS: tuple[str, ...] = get_args(TargetName)  # for these a package brings a folder
 
 
-def clients(names: Iterable[str]) -> dict[str, Client]:
-    """The clients of these names, each once; the default runtime where there are none.
+def clients(names: Iterable[str], default: str = DEFAULT_CLIENT) -> dict[str, Client]:
+    """The clients of these names, each once; the default where there are none.
 
     Raises:
         TrimlineError: there is no client of that name; the nearest is named.
     """
-    wanted = dict.fromkeys(name.strip().lower() for name in names) or {DEFAULT_CLIENT: None}
+    wanted = dict.fromkeys(name.strip().lower() for name in names) or {default: None}
     for name in wanted:
         if name not in CLIENTS:
             near = get_close_matches(name, CLIENTS, n=1, cutoff=0.5)

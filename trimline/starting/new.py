@@ -110,6 +110,8 @@ def _reasons(chosen: Chosen) -> Iterator[str]:
         yield f"The dense model takes {gib(chosen.footprint.bytes(dense))}: {chosen.footprint.words}."
     yield f"What goes: {way.words}, by {chosen.method}: {WHY[chosen.method]}."
     yield f"Shape: profile {way.profile}, {_why_profile(chosen)}; it loads in {loads_words(chosen)}."
+    if chosen.no_graph:
+        yield f"Graph: none (export: null), since {chosen.no_graph}. Both models are evaluated and timed as checkpoints, in torch."
     if chosen.purpose.speedup:
         yield "Speed is that of ONNX Runtime on this machine: the run measures what sizes cost first, and what came out last."
     after = " That is much: train what is left (recover)." if chosen.goes > MUCH else ""

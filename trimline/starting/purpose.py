@@ -9,14 +9,13 @@ from typing import Any
 from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError
 from pipeline.prune.allocation.targets import MEMORY, measures
-from pipeline.prune.consumer import Consumer
+from pipeline.prune.consumer import WIDTHS, Consumer, stated_dtype
 from pipeline.prune.recipe import Target
 from trimline.starting.clients import FORMS, Client
 
 A_FIFTH = 0.2
 CONTEXT = 4096  # tokens in the cache of a model that is to fit
 GIB = 2**30
-WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 GRAPH, GGUF = "float32", "float16"  # of an export and of a package for llama.cpp, unless a recipe says otherwise
 
 
@@ -70,8 +69,7 @@ class Footprint:
     @classmethod
     def of(cls, clients: Iterable[Client], config: Mapping[str, Any], positions: int) -> Footprint:
         """In the widest form that one of ``clients`` reads: what fits there fits everywhere."""
-        stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-        own = {"graph": GRAPH, "gguf": GGUF, "checkpoint": stated if stated in WIDTHS else GRAPH}
+        own = {"graph": GRAPH, "gguf": GGUF, "checkpoint": stated_dtype(config)}
         widest = max((client.form for client in clients), key=lambda form: WIDTHS[own[form]])
         return cls(own[widest], FORMS[widest], min(CONTEXT, positions))
 

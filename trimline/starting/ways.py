@@ -110,7 +110,9 @@ EXPERTS = Way((Space.EXPERT,), Profile.UNIFORM)  # nearly all of a mixture's wei
 
 def ways_for(dense: Geometry) -> tuple[Way, ...]:
     """What a model can lose, from what loses least."""
-    return WAYS if dense.family.mixture is None else (EXPERTS,)
+    if dense.family.mixture is not None:
+        return (EXPERTS,)
+    return tuple(way for way in WAYS if Space.KV_GROUP not in way.spaces or dense.most(Sublayer.ATTENTION))
 
 
 def with_experts(dense: Geometry, count: int) -> Geometry:

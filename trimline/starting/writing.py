@@ -140,6 +140,7 @@ def _shipping(chosen: Chosen, source: str) -> dict[str, Any]:
     names = [name for name in chosen.clients if name in SERVERS]
     values: dict[str, Any] = {"profile": chosen.way.profile.value, "servers": ", ".join(names), "served": slug(chosen.model.name)}
     values |= {"what_profile": f"{PROFILES[chosen.way.profile]}; loads in {loads_words(chosen)}", "portable": "tensorrt" in chosen.clients}
+    values["no_graph"] = chosen.no_graph
     own: dict[str, Any] = BUILT_IN if source == DEFAULT else {"licence": None, "base": source if chosen.model.kind == "hub" else None}
     return values | own
 

@@ -11,7 +11,7 @@ from pipeline.architecture.geometry import Geometry
 from pipeline.common.errors import TrimlineError
 
 NUMBER = 4  # bytes of a weight: graphs of mixtures are in fp32
-ALONE = "trimline prune and trimline rebuild, which end with the gated folder"
+ALONE = "say export: null in the recipe, which leaves the graph out"
 
 
 def gathered_bytes(geometry: Geometry, tokens: int) -> int:
@@ -38,11 +38,11 @@ def check_mixture(geometry: Geometry, precision: Precision, tokens: int, memory:
         return
     if precision != "fp32":
         raise TrimlineError(f"ONNX graphs of mixtures are made in fp32 alone, and the export of this {kind} asks for {precision}.",
-                            f"Set export.precision to fp32, or use {ALONE}.")  # fmt: skip
+                            f"Set export.precision to fp32, or {ALONE}.")  # fmt: skip
     needed = gathered_bytes(geometry, tokens)
     if needed > memory:
         raise TrimlineError(
             f"The ONNX graph of this {kind} would gather {needed / 2**30:,.0f} GiB of experts for {tokens:,} tokens, and there are "
             f"{memory / 2**30:,.0f} GiB: standard operators know no other way.",
-            f"Use {ALONE}; or evaluate and time on fewer tokens at once.",
+            f"{ALONE.capitalize()}; or evaluate and time on fewer tokens at once.",
         )

@@ -11,8 +11,9 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.options import RunOptions
 from tests.tiny import tiny_model
-from trimline.recipe import checked_recipe
+from trimline.recipe import checked_recipe, parse_recipe, recipe_text
 from trimline.stages.preflight import preflight
+from trimline.stages.rounds import consumer_of
 
 FFN = {"method": "cfsp", "budget": {"ffn": {"remove": 0.5}}, "round_to": 8}
 SHORT = {"workloads": ["8/1"]}
@@ -125,3 +126,53 @@ def test_a_graph_that_gathers_more_experts_than_memory_holds(tmp_path: Path) -> 
     recipe = checked_recipe({"prune": {"steps": [EXPERTS]}, "rebuild": {"profile": "uniform"}, "benchmark": SHORT})
     with pytest.raises(TrimlineError, match=r"would gather .* of experts for 1,024 tokens.*trimline prune and trimline rebuild"):
         preflight(recipe, RunOptions(memory=2 * 10**6), Checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "instead"),
+    [
+        (
+            {"benchmark": SHORT | {"runtime": "onnxruntime_genai"}},
+            "benchmark.runtime onnxruntime_genai",
+            r"Say benchmark: {runtime: torch}",
+        ),
+        ({"benchmark": SHORT | {"runtime": "onnxruntime"}}, "benchmark.runtime onnxruntime", r"Say benchmark: {runtime: torch}"),
+        (
+            {"package": {"targets": ["onnxruntime-genai"]}},
+            "package.targets onnxruntime-genai",
+            "Leave package.targets onnxruntime-genai out",
+        ),
+        ({"build": {"builder": "tensorrt_rtx"}}, "build", "Leave build out"),
+    ],
+)
+def test_what_reads_a_graph_where_the_recipe_makes_none(llama: Path, tmp_path: Path, more: dict[str, Any], what: str, instead: str) -> None:
+    with pytest.raises(TrimlineError) as refused:
+        look(llama, FFN, export=None, **more)
+    assert refused.value.problem == f"{what} reads a graph, and the recipe makes none (export: null)."
+    assert refused.value.remedy == f"{instead}, or leave export: null out."
+    hybrid = tiny_model("lfm2", tmp_path)
+    with pytest.raises(TrimlineError) as refused:
+        look(hybrid, FFN, export=None, **more)
+    assert refused.value.remedy == f"{instead}."  # no graph is made of it, whatever the recipe says
+
+
+def test_a_recipe_without_a_graph_is_timed_in_torch(llama: Path, tmp_path: Path) -> None:
+    look(llama, FFN, export=None)
+    look(tiny_model("lfm2", tmp_path), FFN, export=None)
+    recipe = checked_recipe({"prune": {"steps": [FFN]}, "export": None})
+    assert recipe.benchmark.runtime == "torch"
+    assert parse_recipe(recipe_text(recipe)) == recipe
+    compiled = checked_recipe({"prune": {"steps": [FFN]}, "export": None, "benchmark": {"runtime": "torch_compile"}})
+    assert compiled.benchmark.runtime == "torch_compile"
+
+
+def test_a_model_without_graphs_is_refused_with_the_key_that_leaves_the_graph_out(tmp_path: Path) -> None:
+    with pytest.raises(TrimlineError, match=r"^No graph is made of youtu: .* Say export: null in the recipe"):
+        look(tiny_model("youtu", tmp_path), FFN)
+
+
+@pytest.mark.parametrize(("stated", "bytes_"), [({"dtype": "bfloat16"}, 2.0), ({"torch_dtype": "float32"}, 4.0), ({}, 4.0)])
+def test_memory_is_counted_as_the_checkpoint_holds_it_where_nothing_is_exported(stated: dict[str, str], bytes_: float) -> None:
+    recipe = checked_recipe({"prune": {"steps": [FFN]}, "export": None})
+    consumer = consumer_of(recipe, None, stated)
+    assert (consumer.weight_bytes, consumer.cache_bytes) == (bytes_, bytes_)

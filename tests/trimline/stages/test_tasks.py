@@ -61,6 +61,23 @@ def test_rows_say_whose_answers_changed_and_whether_the_task_counts():
     assert (prose.lost, prose.counts) == (None, None)
 
 
+def test_rows_without_a_graph_have_no_column_for_it():
+    dense = record("acc", "mean", 0.75, [1.0, 1.0, 0.0, 1.0])
+    rows = tuple(rows_of(dense, dense))
+    assert [row.onnx for row in rows] == [None, None]
+    table = next(iter(task_items(rows)))
+    assert [column.title for column in table.columns] == [
+        "Task",
+        "Metric",
+        "Documents",
+        "Dense",
+        "Pruned",
+        "Difference",
+        "Lost, gained",
+    ]
+    assert {len(row) for row in table.rows} == {7}
+
+
 @pytest.mark.parametrize(
     ("value", "error", "higher", "tone"),
     [(-0.5, 0.1, True, "bad"), (0.5, 0.1, True, "good"), (0.5, 0.1, False, "bad"), (-0.1, 0.1, True, "quiet"), (-0.5, None, True, "plain")],

@@ -114,6 +114,28 @@ def test_nothing_is_promised_of_a_server_that_nobody_has_tried(here: Path) -> No
     )
 
 
+@pytest.mark.parametrize("family", ["lfm2", "youtu", "deepseek_v3"])
+def test_a_model_of_which_no_graph_is_made_gets_a_recipe_without_one(family: str, here: Path) -> None:
+    tiny_model(family, here / family)
+    made = trimline.new(family, remove=0.2)
+    assert read_recipe(made.path) == made.recipe
+    preflight(made.recipe, RunOptions(), Checkpoint(here / family))
+    assert (made.recipe.export, made.recipe.benchmark.runtime, made.recipe.package.onnx) == (None, "torch", False)
+    assert any(reason.startswith("Graph: none (export: null), since a graph hands keys and values") for reason in made.reasons)
+    assert trimline.new(family, here / "hub.yaml", consumers=["hub"]).recipe.package.targets == ("hub",)
+    for consumer, said in (
+        ("vllm", "vLLM is not known to load"),
+        ("triton", "ONNX Runtime does not load"),
+        ("llama.cpp", "llama.cpp does not load"),
+    ):
+        with pytest.raises(trimline.TrimlineError, match=said):
+            trimline.new(family, here / "refused.yaml", consumers=[consumer])
+    with pytest.raises(trimline.TrimlineError, match="blocks of other kinds|makes deepseek_v3 no faster") as slow:
+        trimline.new(family, here / "refused.yaml", speedup=1.2)
+    assert "--fit" in slow.value.remedy
+    assert not (here / "refused.yaml").exists()
+
+
 def test_fewer_heads_where_ffn_channels_are_not_enough(here: Path) -> None:
     free = trimline.new("llama", here / "free.yaml", speedup=2.5).recipe
     assert (free.rebuild.profile, free.prune.steps[0].method) == ("free", "trimline")
