@@ -164,6 +164,10 @@ TINY_TYPES = tuple(sorted(CONFIGS))
 _EXPERTS: dict[str, Any] = GATED | {"num_experts_per_tok": 2}
 _DENSE_FIRST: dict[str, Any] = {"n_routed_experts": 8, "n_shared_experts": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 32}
 MIXTURES: dict[str, dict[str, Any]] = {
+    "deepseek_v2": _EXPERTS
+    | _LATENT
+    | _DENSE_FIRST
+    | {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0},
     "deepseek_v3": _EXPERTS | _LATENT | _DENSE_FIRST | {"n_group": 2, "topk_group": 1, "q_lora_rank": 24},
     "glm4_moe": _EXPERTS | _DENSE_FIRST | {"use_qk_norm": True},
     "gpt_oss": _EXPERTS | _WINDOWS | {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},

@@ -8,6 +8,7 @@ from pipeline.architecture.families.biogpt import BIOGPT
 from pipeline.architecture.families.cohere import COHERE
 from pipeline.architecture.families.cohere2 import COHERE2
 from pipeline.architecture.families.cwm import CWM
+from pipeline.architecture.families.deepseek_v2 import DEEPSEEK_V2
 from pipeline.architecture.families.deepseek_v3 import DEEPSEEK_V3
 from pipeline.architecture.families.ernie4_5 import ERNIE4_5
 from pipeline.architecture.families.exaone4 import EXAONE4
@@ -74,6 +75,7 @@ DESCRIBED = (
     COHERE,
     COHERE2,
     CWM,
+    DEEPSEEK_V2,
     DEEPSEEK_V3,
     ERNIE4_5,
     EXAONE4,

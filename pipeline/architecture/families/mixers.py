@@ -87,18 +87,27 @@ def mamba2_cost(inner: str, groups: str, state: str, kernel: str) -> KindCost:
     return KindCost((f"{kernel} * {inner} + 2 * {kernel} * {groups} * {state}", held), (held,), 5)
 
 
+def in_mixtures(*parts: Carried) -> tuple[Carried, ...]:
+    """Parts that only blocks with experts have, where others have dense FFNs."""
+    return tuple(replace(part, kinds=(MIXTURE,)) for part in parts)
+
+
+def shared_in_one(count: str = "n_shared_experts") -> tuple[Carried, ...]:
+    """Shared experts beside routed ones, as one FFN as wide as all of them; ``count`` is the config key of how many they are."""
+    width = f"{count} * moe_intermediate_size"
+    shapes = (("gate_proj", width, Axis.RESIDUAL), ("up_proj", width, Axis.RESIDUAL), ("down_proj", Axis.RESIDUAL, width))
+    return in_mixtures(
+        *(
+            Carried(f"mlp.shared_experts.{name}.weight", (rows, columns), Sublayer.FFN, adds=rows is Axis.RESIDUAL)
+            for name, rows, columns in shapes
+        )
+    )
+
+
 def corrected_mixture() -> tuple[Carried, ...]:
     """DeepSeek-V3's experts (arXiv 2412.19437, section 2.1.2) where other blocks have dense FFNs: routed ones, a correction, and shared ones in one."""
-    width, of_mixture = "n_shared_experts * moe_intermediate_size", (MIXTURE,)
-    shared = (("gate_proj", width, Axis.RESIDUAL), ("up_proj", width, Axis.RESIDUAL), ("down_proj", Axis.RESIDUAL, width))
-    return (
-        *(replace(part, kinds=of_mixture) for part in routed()),
-        Carried("mlp.gate.e_score_correction_bias", (Axis.EXPERT,), Sublayer.FFN, trained=False, kinds=of_mixture),
-        *(
-            Carried(f"mlp.shared_experts.{name}.weight", (rows, columns), Sublayer.FFN, kinds=of_mixture, adds=rows is Axis.RESIDUAL)
-            for name, rows, columns in shared
-        ),
-    )
+    correction = Carried("mlp.gate.e_score_correction_bias", (Axis.EXPERT,), Sublayer.FFN, trained=False)
+    return (*in_mixtures(*routed(), correction), *shared_in_one())
 
 
 MLA = "latent_attention"
