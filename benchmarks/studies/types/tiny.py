@@ -173,6 +173,15 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "gpt_oss": _EXPERTS | _WINDOWS | {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "granitemoe": _EXPERTS | {"num_local_experts": 8, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "hunyuan_v1_moe": _EXPERTS | {"num_experts": 8, "moe_topk": 2},
+    "lfm2_moe": _EXPERTS
+    | {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "conv_bias": True,
+        "num_experts": 8,
+        "moe_intermediate_size": 32,
+        "num_dense_layers": 1,
+        "routed_scaling_factor": 1.5,
+    },
     "minimax_m2": _EXPERTS | {"num_local_experts": 8},
     "mixtral": _EXPERTS | {"num_local_experts": 8},
     "olmoe": _EXPERTS | {"num_experts": 8},

@@ -34,6 +34,7 @@ from pipeline.architecture.families.iquestcoder import IQUESTCODER
 from pipeline.architecture.families.jais2 import JAIS2
 from pipeline.architecture.families.kinds import ATTENTION, DENSE, NONE
 from pipeline.architecture.families.lfm2 import LFM2
+from pipeline.architecture.families.lfm2_moe import LFM2_MOE
 from pipeline.architecture.families.llama import LLAMA
 from pipeline.architecture.families.minicpm3 import MINICPM3
 from pipeline.architecture.families.minimax_m2 import MINIMAX_M2
@@ -99,6 +100,7 @@ DESCRIBED = (
     IQUESTCODER,
     JAIS2,
     LFM2,
+    LFM2_MOE,
     LLAMA,
     MINIMAX_M2,
     MINICPM3,
