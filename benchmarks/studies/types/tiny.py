@@ -196,6 +196,15 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "rope_parameters": _PARTIAL,
     },
+    "qwen3_5_moe_text": _EXPERTS
+    | _DELTA
+    | {
+        "num_experts": 8,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 96,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "rope_parameters": _PARTIAL,
+    },
     "qwen3_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True},
 }
 TINY_MIXTURES = tuple(sorted(MIXTURES))

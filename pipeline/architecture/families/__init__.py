@@ -57,6 +57,7 @@ from pipeline.architecture.families.phimoe import PHIMOE
 from pipeline.architecture.families.qwen2 import QWEN2
 from pipeline.architecture.families.qwen2_moe import QWEN2_MOE
 from pipeline.architecture.families.qwen3 import QWEN3
+from pipeline.architecture.families.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from pipeline.architecture.families.qwen3_5_text import QWEN3_5_TEXT
 from pipeline.architecture.families.qwen3_moe import QWEN3_MOE
 from pipeline.architecture.families.qwen3_next import QWEN3_NEXT
@@ -123,6 +124,7 @@ DESCRIBED = (
     QWEN2,
     QWEN2_MOE,
     QWEN3,
+    QWEN3_5_MOE_TEXT,
     QWEN3_5_TEXT,
     QWEN3_MOE,
     QWEN3_NEXT,
