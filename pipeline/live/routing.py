@@ -2,7 +2,8 @@
 
 An expert that is not there cannot be chosen, and those that are chosen in its place share its weight. Zeros in its weights are something
 else: it would be chosen and add nothing. So in a model that still holds it, −inf stands where the choice is made: among the router's
-logits, or, where a bias is added to the scores before they are compared, in that bias, since a score of zero may win there.
+logits, or, where a bias is added to the scores before they are compared, in that bias, since a score of zero may win there; in both, where
+these scores are a softmax, which without an expert gives the others more.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def forbid_in(block: nn.Module, family: Family, experts: Collection[int]) -> Non
     """``forbid`` in one block."""
     mixture, numbers = family.mixture, torch.tensor(sorted(experts), dtype=torch.long)
     assert mixture is not None
-    if mixture.correction is None:
+    if mixture.correction is None or mixture.sums_to_one:
         _watch_of(block.get_submodule(mixture.router)).gone = numbers
+    if mixture.correction is None:
         return
     correction = _tensor(block, mixture.correction)
     if correction.device.type != "meta" and len(numbers):

@@ -32,6 +32,7 @@ IN_ONNX_RUNTIME = frozenset(
         "cohere2",
         "cwm",
         "ernie4_5",
+        "ernie4_5_moe",
         "exaone4",
         "gemma",
         "gemma2",

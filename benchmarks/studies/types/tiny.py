@@ -169,6 +169,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     | _DENSE_FIRST
     | {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0},
     "deepseek_v3": _EXPERTS | _LATENT | _DENSE_FIRST | {"n_group": 2, "topk_group": 1, "q_lora_rank": 24},
+    "ernie4_5_moe": GATED | {"moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 2, "moe_intermediate_size": 32},
     "glm4_moe": _EXPERTS | _DENSE_FIRST | {"use_qk_norm": True},
     "gpt_oss": _EXPERTS | _WINDOWS | {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "granitemoe": _EXPERTS | {"num_local_experts": 8, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},

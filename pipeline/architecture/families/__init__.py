@@ -11,6 +11,7 @@ from pipeline.architecture.families.cwm import CWM
 from pipeline.architecture.families.deepseek_v2 import DEEPSEEK_V2
 from pipeline.architecture.families.deepseek_v3 import DEEPSEEK_V3
 from pipeline.architecture.families.ernie4_5 import ERNIE4_5
+from pipeline.architecture.families.ernie4_5_moe import ERNIE4_5_MOE
 from pipeline.architecture.families.exaone4 import EXAONE4
 from pipeline.architecture.families.falcon_h1 import FALCON_H1
 from pipeline.architecture.families.family import Axis, Carried, Family, Linear, Mixture, Norm, Part, Point, Sublayer
@@ -80,6 +81,7 @@ DESCRIBED = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     ERNIE4_5,
+    ERNIE4_5_MOE,
     EXAONE4,
     FALCON_H1,
     GEMMA,

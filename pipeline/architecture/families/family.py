@@ -169,6 +169,7 @@ class Mixture:
         chosen_key: config key of how many are chosen for a token.
         width_key: config key of the width of each.
         correction: stored name inside the block of what is added to the scores where experts are chosen; None without.
+        sums_to_one: scores sum to one over all experts before the correction is added, so that without some the others' are larger there.
         groups_key, chosen_groups_key: config keys of the number of groups of experts, and of how many a token's experts are from.
         group_best: as many experts of a group say how good it is, so that it needs as many.
         shared_keys: config keys whose product is the width of the shared expert, where it has none of its own that could change alone.
@@ -181,6 +182,7 @@ class Mixture:
     chosen_key: str = "num_experts_per_tok"
     width_key: str = "moe_intermediate_size"
     correction: str | None = None
+    sums_to_one: bool = False
     groups_key: str | None = None
     chosen_groups_key: str = "topk_group"
     group_best: int = 2

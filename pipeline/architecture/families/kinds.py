@@ -114,6 +114,39 @@ class First:
 
 
 @dataclass(frozen=True)
+class Within:
+    """The blocks from one number to another are of one kind, those before and behind of another.
+
+    Attributes:
+        first_key, last_key: config keys of these numbers, both of which count as within; a last of -1 is the model's.
+        within, others: kinds.
+        defaults: of the two, where config.json leaves them out.
+    """
+
+    first_key: str
+    last_key: str
+    within: str
+    others: str
+    defaults: tuple[int, int]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See ``Rule``."""
+        return self.first_key, self.last_key
+
+    def kind(self, config: Mapping[str, Any], block: int) -> str:
+        """See ``Rule``."""
+        first, last = (int(config.get(key, other)) for key, other in zip(self.keys, self.defaults, strict=True))
+        return self.within if first <= block and (last == -1 or block <= last) else self.others
+
+    def after(self, config: Mapping[str, Any], kept: Collection[int]) -> Mapping[str, Any]:
+        """Where they stand among those that are left; behind the last one, where none of them is."""
+        numbers = [number for number, block in enumerate(kept) if self.kind(config, block) == self.within]
+        first, last = (numbers[0], numbers[-1]) if numbers else (len(kept), len(kept))
+        return {self.first_key: first, self.last_key: last}
+
+
+@dataclass(frozen=True)
 class Indexed:
     """The blocks whose numbers a list holds are of one kind, the others of another.
 
