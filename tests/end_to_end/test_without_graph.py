@@ -44,7 +44,8 @@ def demand_whole(result: trimline.RunResult, model: Path) -> None:
     assert {record.lowering for record in timed.models.values()} == {"torch"}
     assert timed.models["pruned"].perplexity is not None
     report = json.loads((result.artefacts["report"].folder / "report.json").read_text())
-    assert [row["passed"] for row in report["gates"]][:2] == [True, True]
+    assert [row["passed"] for row in report["gates"]] == [True] * len(report["gates"])
+    assert len(report["gates"]) >= 2
     assert {row["onnx_bytes"] for row in report["models"]} == {None}
     assert "ONNX size" not in (result.package / "report.md").read_text(encoding="utf-8")
 

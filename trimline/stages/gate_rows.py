@@ -24,7 +24,7 @@ def gate_rows(exports: Mapping[Role, Path], done: Mapping[Name, Artefact]) -> It
     """
     rebuilt = read_json(done[SMALLER].folder / GATE)["attempts"][-1]
     yield _gate("dense with the plan as zeros → rebuilt checkpoint", rebuilt["masked_dense"], rebuilt["dtype"])
-    yield _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
+    yield _cache_gate(rebuilt)
     if RECOVERED in done:
         yield from _recovery_gates(read_json(done[RECOVERED].folder / GATE))
     for role, folder in exports.items():
@@ -109,6 +109,14 @@ def _recovery_gates(record: Mapping[str, Any]) -> Iterator[GateRow]:
     yield GateRow("zeros before recovery → zeros after it", True, 0.0, 0.0, f"{zeros['zeros']:,} kept; {zeros['two_four']} tensors are 2:4")
     yield _gate("trained model → recovered checkpoint", last["reopened"], last["dtype"])
     yield _gate("recovered checkpoint → the same with its cache", last["cache"], last["dtype"])
+
+
+def _cache_gate(rebuilt: Mapping[str, Any]) -> GateRow:
+    """Decoding: against one pass over the same tokens, or where the stock class computes something else there, against the dense model's."""
+    if "dense_cache" not in rebuilt:
+        return _gate("rebuilt checkpoint → the same with its cache", rebuilt["cache"], rebuilt["dtype"])
+    why = f"{rebuilt['dtype']}; its stock class computes other logits with a cache than without, dense too"
+    return _gate("dense with the plan as zeros and its cache → rebuilt checkpoint with its cache", rebuilt["dense_cache"], why)
 
 
 def _gate(name: str, comparison: Mapping[str, Any], detail: str) -> GateRow:
