@@ -53,9 +53,11 @@ class Reference:
             self.model.float()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A parameter by its name in the model."""
+        """A parameter or buffer by its name in the model."""
         place, _, leaf = name.rpartition(".")
-        return parameter_of(self.model.get_submodule(place), leaf)
+        module = self.model.get_submodule(place)
+        buffers = dict(module.named_buffers(recurse=False))
+        return buffers[leaf].detach() if leaf in buffers else parameter_of(module, leaf)
 
 
 def open_reference(folder: Path, options: RunOptions, mapped: bool) -> Reference:

@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 import torch
 
-from exporters.gguf.tensors import architecture
+from exporters.gguf.mixtures import compare_mixtures
+from exporters.gguf.tensors import XIELU, architecture
 from exporters.held import Reference
 from pipeline.architecture.families import Axis
 from pipeline.architecture.geometry import Geometry
@@ -46,18 +47,13 @@ def compare_computation(geometry: Geometry, reference: Reference, form: GgufForm
         _scale(attention, number, len(layers), keys)
         _window(attention, number, keys)
     _settings(reference, form, keys)
-    for carried in family.carried:
-        found = keys.plain(f"xielu.{carried.name.rsplit('.', 1)[-1]}")
-        expected = [_number(reference, family.module(number, carried.name)) for number in form.kept]
+    if family.mixture is not None:
+        compare_mixtures(geometry, reference, form, reader, keys.own)
+    for carried in (part for part in family.carried if part.name in XIELU):
+        found = keys.plain(f"xielu.{XIELU[carried.name]}")
+        expected = [float(reference.tensor(family.module(number, carried.name))) for number in form.kept]
         if not isinstance(found, list) or not np.allclose(found, expected, rtol=CLOSE, atol=0):
             raise GateError(f"The GGUF says {carried.name} = {found}, and the checkpoint {expected}.", REPORT)
-
-
-def _number(reference: Reference, name: str) -> float:
-    """A parameter or buffer of one number."""
-    place, _, leaf = name.rpartition(".")
-    buffers = dict(reference.model.get_submodule(place).named_buffers(recurse=False))
-    return float(buffers[leaf] if leaf in buffers else reference.tensor(name))
 
 
 class Keys:
@@ -197,8 +193,13 @@ def turned_with_first(model: torch.nn.Module, turned: int) -> int | None:
         return None
     first = torch.zeros(1, 1, 1, turned)
     first[..., 0] = 1.0
-    quarter = torch.zeros(1, 1, turned), torch.ones(1, 1, turned)  # cosine and sine
-    return int(turn(first, first, *quarter)[0].abs().argmax())
+    for angles in (turned, turned // 2):  # gpt-oss's function has an angle per pair, all others have it twice
+        quarter = torch.zeros(1, 1, angles), torch.ones(1, 1, angles)  # cosine and sine
+        try:
+            return int(turn(first, first, *quarter)[0].abs().argmax())
+        except RuntimeError:  # sizes that do not fit
+            continue
+    return None
 
 
 def _scale(attention: torch.nn.Module, number: int, blocks: int, keys: Keys) -> None:

@@ -19,7 +19,7 @@ from exporters.gguf.keys import compare_keys
 from exporters.gguf.metadata import context_length
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors, open_with_transformers, transformers_obstacle
-from exporters.gguf.tensors import DTYPES
+from exporters.gguf.tensors import DTYPES, entries
 from exporters.held import is_mapped, open_reference, too_large
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
@@ -28,7 +28,7 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.evaluate.perplexity import window_losses
 from pipeline.live.loading import load_model, load_tokenizer
-from pipeline.rebuild.gguf.archs import GELU
+from pipeline.rebuild.gguf.arch import GELU
 from pipeline.rebuild.gguf_form import GgufForm
 from pipeline.sources.recipe import TextSource
 from pipeline.sources.text import load_text
@@ -132,10 +132,11 @@ def _through_transformers(source: Checkpoint, form: GgufForm, precision: str, pa
     """One model in memory at a time; the checkpoint's matrices are rounded as the file's are, so that the bar stays that of fp32."""
     ids = gate_tokens(source.geometry.vocab, rows=2, length=min(48, context_length(form, Events()) // 2))
     model = load_model(source.folder, dtype=torch.float32, trust_remote_code=options.trust_remote_code)
+    kept_as = {entry.source: entry.precision for entry in entries(source, form, precision)}
     with torch.inference_mode():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(parameter.to(DTYPES[precision]).float())
+        for name, parameter in model.named_parameters():
+            if name in kept_as:
+                parameter.copy_(parameter.to(DTYPES[kept_as[name]]).float())
         expected = model(input_ids=ids, use_cache=False).logits
         del model
         return compare_logits(expected, open_with_transformers(path)(input_ids=ids, use_cache=False).logits)

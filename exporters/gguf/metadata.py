@@ -9,7 +9,8 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from exporters.gguf.tensors import query_heads, written_geometry
+from exporters.gguf.experts import ffn_length, write_experts
+from exporters.gguf.tensors import XIELU, query_heads, written_geometry
 from exporters.gguf.tokenizer import strips_like_phi3
 from exporters.positions import promised, say_bound
 from pipeline.architecture.geometry import Geometry
@@ -26,8 +27,6 @@ FILE_TYPES = {
 # llama.cpp looks for this in the model's name, and then drops spaces behind special tokens; other names must not hold it.
 PHI3_NAME = "Phi-3"
 EPSILON = 1e-5  # of norms whose model states none
-# xIELU's numbers by what a GGUF calls them; they are carried in the checkpoint.
-XIELU = {"mlp.act_fn.alpha_n": "alpha_n", "mlp.act_fn.alpha_p": "alpha_p", "mlp.act_fn.beta": "beta", "mlp.act_fn.eps": "eps"}
 
 
 def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, precision: str, events: Events) -> None:
@@ -47,6 +46,8 @@ def write_metadata(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm, 
     writer.add_key_length(geometry.head_dim)
     writer.add_value_length(geometry.head_dim)
     _block_sizes(writer, geometry, form)
+    if form.row.experts is not None and geometry.family.mixture is not None:
+        write_experts(writer, geometry, form.row.experts, form.settings.values)
     _rotary(writer, form)
     _windows(writer, form)
     for name, key in form.row.keys.items():
@@ -100,7 +101,7 @@ def _block_sizes(writer: gguf.GGUFWriter, geometry: Geometry, form: GgufForm) ->
         writer.add_head_count(heads)
         writer.add_head_count_kv(groups)
         return
-    writer.add_feed_forward_length(ffn[0])
+    writer.add_feed_forward_length(ffn_length(geometry))
     writer.add_head_count(heads[0])
     writer.add_head_count_kv(groups[0])
 
@@ -133,5 +134,6 @@ def _windows(writer: gguf.GGUFWriter, form: GgufForm) -> None:
 def _carried(writer: gguf.GGUFWriter, source: Checkpoint, form: GgufForm) -> None:
     family = source.geometry.family
     for carried in family.carried:
-        values = [float(source.tensor(family.module(number, carried.name))) for number in form.kept]
-        getattr(writer, f"add_xielu_{XIELU[carried.name]}")(values)
+        if carried.name in XIELU:
+            values = [float(source.tensor(family.module(number, carried.name))) for number in form.kept]
+            getattr(writer, f"add_xielu_{XIELU[carried.name]}")(values)

@@ -11,14 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from exporters.gguf.computation import compare_computation
+from exporters.gguf.experts import ffn_length
 from exporters.gguf.metadata import context_length
 from exporters.gguf.tensors import DTYPES, GgufTensor, entries, in_file, part_halves, written_geometry
 from exporters.held import Reference
-from pipeline.architecture.geometry import BlockShape
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.live.loading import quiet_transformers
+from pipeline.rebuild.gguf.mixtures import NORMALISED
 from pipeline.rebuild.gguf.settings import NEUTRAL
 from pipeline.rebuild.gguf_form import DECI, GgufForm
 
@@ -66,6 +67,8 @@ def transformers_obstacle(source: Checkpoint, form: GgufForm, path: Path) -> str
         return "transformers' GGUF reader takes a llama to have no biases"
     if form.arch == "llama" and not form.permuted:
         return "transformers' GGUF reader takes the rotary embedding of a llama to turn halves of heads"
+    if form.arch == "llama" and family.mixture is not None:
+        return "transformers' GGUF reader takes a llama to have no experts"
     if form.settings.rotary.kind != "default":
         return "transformers' GGUF reader drops the scaling of rotary embeddings"
     try:
@@ -76,11 +79,18 @@ def transformers_obstacle(source: Checkpoint, form: GgufForm, path: Path) -> str
     head_dim = getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads
     if head_dim != source.geometry.head_dim:
         return f"transformers' GGUF reader takes {head_dim} for head_dim, not {source.geometry.head_dim}"
-    for key in (*READ, form.row.epsilon, *(WINDOWED if form.windowed else ())):
+    for key in (*READ, *_routing_keys(source), form.row.epsilon, *(WINDOWED if form.windowed else ())):
         meant, found = form.settings.values.get(key), getattr(read, key, None)
         if key in form.settings.values and meant != found and not _close(meant, found):
             return f"transformers' GGUF reader takes {found} for {key}, not {meant}"
     return None
+
+
+def _routing_keys(source: Checkpoint) -> tuple[str, ...]:
+    mixture = source.geometry.family.mixture
+    if mixture is None:
+        return ()
+    return (*mixture.count_keys, mixture.chosen_key, mixture.width_key, NORMALISED, "shared_expert_intermediate_size", "qkv_bias")
 
 
 def _close(meant: Any, found: Any) -> bool:
@@ -98,10 +108,13 @@ def _compare_sizes(source: Checkpoint, form: GgufForm, reader: gguf.GGUFReader) 
     geometry = written_geometry(source.geometry, form)
     blocks = len(geometry.blocks)
     groups = _per_block(reader, form, "attention.head_count_kv", blocks)
-    found = [BlockShape(ffn, kv) for ffn, kv in zip(_per_block(reader, form, "feed_forward_length", blocks), groups, strict=True)]
+    lengths = _per_block(reader, form, "feed_forward_length", blocks)
     heads = _per_block(reader, form, "attention.head_count", blocks)
-    if tuple(found) != geometry.blocks or heads != [group * geometry.queries_per_group for group in groups]:
-        raise GateError(f"The sizes in the keys of the GGUF are not the checkpoint's: {found}.", REPORT)
+    widths = [block.ffn for block in geometry.blocks] if geometry.family.mixture is None else [ffn_length(geometry)] * blocks
+    expected_heads = [group * geometry.queries_per_group for group in groups]
+    if lengths != widths or groups != [block.kv_groups for block in geometry.blocks] or heads != expected_heads:
+        found = list(zip(lengths, groups, strict=True))
+        raise GateError(f"The sizes in the keys of the GGUF (FFN, KV groups) are not the checkpoint's: {found}.", REPORT)
     expected = {
         "embedding_length": geometry.hidden,
         "block_count": blocks,
@@ -110,6 +123,10 @@ def _compare_sizes(source: Checkpoint, form: GgufForm, reader: gguf.GGUFReader) 
         "attention.value_length": geometry.head_dim,
         "vocab_size": geometry.vocab,
     }
+    routed = next((block for block in geometry.blocks if block.experts), None)
+    if routed is not None:
+        own = form.row.experts is not None and form.row.experts.own_width
+        expected |= {"expert_feed_forward_length": routed.expert_width} if own else {}
     for key, value in expected.items():
         if _key(reader, form, key) != value:
             raise GateError(f"The GGUF says {key} = {_key(reader, form, key)}, and the checkpoint {value}.", REPORT)

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF: their names, their order of channels, their types. One is in memory at a time."""
+"""The tensors of a GGUF: their names, their order of channels, their types. One of the checkpoint's is in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import torch
 
+from exporters.gguf.experts import ExpertPart, expert_parts
 from pipeline.architecture.families import Axis
 from pipeline.architecture.geometry import Geometry
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -22,6 +23,10 @@ GGML = {
     "bf16": gguf.GGMLQuantizationType.BF16,
 }
 ROTATED = (gguf.MODEL_TENSOR.ATTN_Q, gguf.MODEL_TENSOR.ATTN_K)
+# What llama.cpp's own converter leaves in fp32, whatever the others are in: a router's rows decide who computes.
+WHOLE = (gguf.MODEL_TENSOR.FFN_GATE_INP, gguf.MODEL_TENSOR.FFN_GATE_INP_SHEXP)
+# xIELU's numbers by what a GGUF calls them; they are carried in the checkpoint, and keys of the file.
+XIELU = {"mlp.act_fn.alpha_n": "alpha_n", "mlp.act_fn.alpha_p": "alpha_p", "mlp.act_fn.beta": "beta", "mlp.act_fn.eps": "eps"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,10 @@ class GgufTensor:
         name: in the GGUF.
         source: in the checkpoint; None for one of zeros, of a sublayer that the model lacks and the file needs.
         shape: rows first, as in the checkpoint.
-        precision: what it is stored in; norms and biases stay fp32, as llama.cpp's own converter has them.
+        precision: what it is stored in; norms, biases and routers stay fp32, as llama.cpp's own converter has them.
         rotated: its rows are rotary channels, and llama.cpp wants pairs side by side.
         added: what the file's numbers are above the checkpoint's: norms may be stored less one.
+        part: which part of the source it is, where that holds several stacked matrices.
     """
 
     name: str
@@ -43,6 +49,7 @@ class GgufTensor:
     precision: str
     rotated: bool
     added: float = 0.0
+    part: ExpertPart | None = None
 
     @property
     def bytes(self) -> int:
@@ -54,28 +61,33 @@ def entries(source: Checkpoint, form: GgufForm, precision: str) -> Iterator[Gguf
     geometry = source.geometry
     held, less_one = {name for name, _ in geometry.tensors()}, _less_one(geometry)
     names = gguf.get_tensor_name_map(architecture(form.arch), len(form.kept))
-    for place, shape in _places(written_geometry(geometry, form), form):
-        kind, name = _named(names, place, form)
-        kept_as = precision if len(shape) > 1 else "fp32"
+    parts = expert_parts(geometry.family)
+    for place, shape in written_geometry(geometry, form).tensors():
         original = _original(place, geometry, form)
+        inside = _inside_block(original, geometry)
+        source_name = original if original in held else None
+        if inside in XIELU:
+            continue
+        if inside in parts:
+            for part in parts[inside]:
+                yield GgufTensor(part.name(place), source_name, part.shape(shape), precision if part.matrix else "fp32", False, part=part)
+            continue
+        kind, name = _named(names, place, form)
         rotated = form.permuted and kind in ROTATED
-        added = 1.0 if _inside_block(original, geometry) in less_one else 0.0
-        yield GgufTensor(name, original if original in held else None, shape, kept_as, rotated, added)
+        added = 1.0 if inside in less_one else 0.0
+        shape = shape[-1:] if kind is gguf.MODEL_TENSOR.FFN_GATE_INP_SHEXP else shape  # one row
+        kept_as = precision if len(shape) > 1 and kind not in WHOLE else "fp32"
+        yield GgufTensor(name, source_name, shape, kept_as, rotated, added)
     if form.row.head == "own" and geometry.tied:
         name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.OUTPUT]
         yield GgufTensor(f"{name}.weight", f"{geometry.family.embeddings[0]}.weight", (geometry.vocab, geometry.hidden), precision, False)
 
 
-def _places(written: Geometry, form: GgufForm) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The checkpoint's tensors, renumbered, without those that are keys of the file."""
-    keys = {written.family.module(number, carried.name) for number in range(len(form.kept)) for carried in written.family.carried}
-    return ((place, shape) for place, shape in written.tensors() if place not in keys)
-
-
 def _named(names: gguf.TensorNameMap, place: str, form: GgufForm) -> tuple[gguf.MODEL_TENSOR | None, str]:
     known = names.get_type_and_name(place, try_suffixes=(".weight", ".bias"))
     if known is not None:
-        return known
+        kind, name = known
+        return kind, name if name.endswith((".weight", ".bias")) else f"{name}.weight"
     for module, name in form.row.names.items():
         base, _, leaf = place.rpartition(".")
         if base.endswith(f".{module}"):
@@ -103,8 +115,9 @@ def stored(source: Checkpoint, entry: GgufTensor) -> torch.Tensor:
 
 
 def in_file(tensor: torch.Tensor, entry: GgufTensor) -> torch.Tensor:
-    """A tensor of the checkpoint in the type of the file."""
-    return (tensor.float() + entry.added if entry.added else tensor).to(DTYPES[entry.precision])
+    """A tensor of the checkpoint, or the part of it that is meant, in the type of the file."""
+    taken = tensor if entry.part is None else entry.part.of(tensor)
+    return (taken.float() + entry.added if entry.added else taken).to(DTYPES[entry.precision]).reshape(entry.shape)
 
 
 def array(source: Checkpoint, entry: GgufTensor) -> np.ndarray:

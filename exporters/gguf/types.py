@@ -16,6 +16,8 @@ import gguf
 from exporters.gguf.recipe import K_BLOCK, is_k_type
 
 NAMED = 3  # tensors in a sentence
+KEEPS_MORE = 8  # experts: of models with as many, and no others, the quantiser keeps keys and values in 8 bits
+OF_EIGHT = ("attn_k.weight", "attn_v.weight")
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,36 @@ class StoredTypes:
         names = ", ".join(f"{name} ({kind}, rows of {length})" for name, (kind, length) in list(self.other.items())[:NAMED])
         more = ", …" if len(self.other) > NAMED else ""
         block = K_BLOCK if is_k_type(self.asked) else 32
+        own = "; the width of experts is the model's own" if any("_exps" in name for name in self.other) else ""
         return (
             f"{len(self.other)} of {sum(self.counts.values())} matrices are in a larger type than {self.asked} has for them, since their rows "
-            f"are no multiple of {block}: {names}{more}; FFN widths that are multiples of {block} (round_to) make a smaller file"
+            f"are no multiple of {block}: {names}{more}; FFN widths that are multiples of {block} (round_to) make a smaller file{own}"
         )
 
 
 def stored_types(path: Path, kind: str) -> StoredTypes:
     """Reads the types of a file that was quantised as ``kind``, such as ``q4_k_m``, by gguf's own reader."""
-    matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1]
+    reader = gguf.GGUFReader(path)
+    matrices = [tensor for tensor in reader.tensors if _is_quantised(tensor)]
     counts = Counter(tensor.tensor_type.name for tensor in matrices)
-    expected = _types_of(kind)
-    other = {tensor.name: (tensor.tensor_type.name, int(tensor.shape[0])) for tensor in matrices if tensor.tensor_type.name not in expected}
+    eight = _experts(reader) == KEEPS_MORE
+    other = {
+        tensor.name: (tensor.tensor_type.name, int(tensor.shape[0]))
+        for tensor in matrices
+        if tensor.tensor_type.name not in _types_of(kind) | ({"Q8_0"} if eight and tensor.name.endswith(OF_EIGHT) else set())
+    }
     return StoredTypes(kind, dict(sorted(counts.items())), dict(sorted(other.items())))
+
+
+def _is_quantised(tensor: gguf.ReaderTensor) -> bool:
+    """Whether the quantiser takes it: weights of two axes, or of three, which are experts; but no router, and no bias of experts."""
+    return len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not tensor.name.endswith("ffn_gate_inp.weight")
+
+
+def _experts(reader: gguf.GGUFReader) -> int:
+    arch = reader.get_field("general.architecture")
+    count = None if arch is None else reader.get_field(f"{arch.contents()}.expert_count")
+    return 0 if count is None else int(count.contents())
 
 
 def _types_of(kind: str) -> set[str]:

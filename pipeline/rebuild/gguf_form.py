@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.common.errors import TrimlineError, shown
-from pipeline.rebuild.gguf.archs import FACTORS, GGUF_ARCHS, GgufArch, GgufWindows
+from pipeline.rebuild.gguf.arch import FACTORS, GgufArch, GgufWindows
+from pipeline.rebuild.gguf.archs import GGUF_ARCHS
+from pipeline.rebuild.gguf.mixtures import NOT_ALIKE, other_experts
 from pipeline.rebuild.gguf.settings import EVERYTHING, NEUTRAL, RAMP, GgufRotary, GgufSettings, gguf_settings
 
 DECI = "deci"
@@ -66,19 +69,21 @@ def gguf_form(result: Geometry, config: Mapping[str, Any]) -> GgufForm:
     family = result.family
     if family.kinds.costs:  # whatever llama.cpp has for it
         raise NoGgufForm(f"The mixers that {family.model_type} carries are not written for llama.cpp here.", USE_OTHER)
+    if family.model_type in NOT_ALIKE:
+        raise NoGgufForm(NOT_ALIKE[family.model_type], USE_OTHER)
     row = GGUF_ARCHS.get(family.gguf_arch or "")
-    if family.mixture is not None:
-        raise NoGgufForm(f"Experts are not written into GGUF here, and {family.model_type} has some.", USE_OTHER)
     if row is None:
         raise NoGgufForm(f"llama.cpp has no architecture for {family.model_type}.", USE_OTHER)
     if rope_type(config) not in (*FACTORS, "dynamic"):  # before its class is asked, which may refuse it in other words
         raise _no_rotary(rope_type(config))
     settings = gguf_settings(result, config)
-    kept = tuple(number for number, block in enumerate(result.blocks) if block.ffn or block.kv_groups)
+    kept = tuple(number for number, block in enumerate(result.blocks) if any(block.has(sublayer) for sublayer in Sublayer))
     blocks = tuple(result.blocks[number] for number in kept)
     form = GgufForm(row, kept, blocks, settings, row.neighbours and not family.rotates_neighbours)
     for why in _other_computation(result, form):
         raise NoGgufForm(why, USE_OTHER)
+    for why, remedy in other_experts(result, row, blocks, settings.values):
+        raise NoGgufForm(why, remedy or USE_OTHER)
     obstacle = _own_obstacle(result, form)
     if obstacle is None:
         return form
@@ -91,13 +96,16 @@ def gguf_form(result: Geometry, config: Mapping[str, Any]) -> GgufForm:
 def _own_obstacle(result: Geometry, form: GgufForm) -> NoGgufForm | None:
     """Why the family's own architecture does not hold the result; None where it does."""
     family, row, blocks = result.family, form.row, form.blocks
-    if len(set(blocks)) != 1 or not (blocks[0].ffn and blocks[0].kv_groups):
+    if family.mixture is None and (len(set(blocks)) != 1 or not (blocks[0].ffn and blocks[0].kv_groups)):
         why = f"llama.cpp's {row.name} has one size for all blocks; its deci has sizes per block, and computes as Llama, not as {family.model_type}."
         return NoGgufForm(why, "Use profile 'uniform', with all blocks alike.")
     heads = blocks[0].kv_groups * result.queries_per_group
     if row.square and heads * result.head_dim != result.hidden:
         why = f"llama.cpp's {row.name} takes hidden size / heads for head_dim, and this model has {heads} heads of {result.head_dim}."
         return NoGgufForm(why, "Keep all KV groups.")
+    if row.ungrouped and result.queries_per_group > 1:
+        why = f"llama.cpp's {row.name} has a key head for every query head, and here {result.queries_per_group} query heads share one."
+        return NoGgufForm(why, USE_OTHER)
     for linear in family.linears:
         biased = result.has_bias(linear)
         if biased and linear.point not in row.biases:
@@ -166,7 +174,9 @@ def _other_rotary(result: Geometry, form: GgufForm) -> Iterator[str]:
         yield _no_rotary(plain.kind, row.name).problem
     if plain.turned != result.head_dim and not row.part:
         yield f"llama.cpp's {row.name} turns whole heads, and this model turns {plain.turned} of {result.head_dim} channels."
-    if plain.exact or (plain.ramp != RAMP and not row.betas):
+    if plain.exact:
+        yield f"llama.cpp's {row.name} begins and ends the ramp of YaRN at whole channels, and this model does not (truncate: false)."
+    if plain.ramp != RAMP and not row.betas:
         yield f"llama.cpp's {row.name} has no keys for the ramp of this model's YaRN."
     if settings.window:
         yield from _other_in_windows(row, plain, inside, windows if form.windowed else None)

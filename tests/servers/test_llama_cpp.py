@@ -27,9 +27,12 @@ from pipeline.common.options import RunOptions
 from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import DECI, gguf_form
 from tests.exporters.gguf.test_architectures import FULL, PLAIN, WRITABLE, WRITTEN, YARN, by_kind
+from tests.exporters.gguf.test_mixtures import WRITABLE as MIXTURES_WRITABLE
+from tests.exporters.gguf.test_mixtures import WRITTEN as MIXTURES_WRITTEN
+from tests.exporters.gguf.test_mixtures import five_experts
 from tests.exporters.gguf.test_tokenizer import sentencepiece
 from tests.exporters.models import ATTENTION_FIRST_GONE, KV_GROUPS, stock, uneven
-from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
+from tests.pipeline.rebuild.cases import Choice, fewer_blocks, fewer_experts, fewer_groups, rebuilt_tiny, same_width
 from tests.servers.models import pruned
 from tests.servers.packages import answering, completion, packaged, says_what_the_checkpoint_says
 from tests.servers.places import environment
@@ -51,6 +54,7 @@ LLAMA3: dict[str, Any] = {
 
 
 WINDOW = ["sliding_attention"] * 4
+OWN_WIDTH = ("glm4_moe", "qwen2_moe")  # configs with a width of experts beside that of the FFN
 EIGHT_HEADS = {"num_attention_heads": 8, "query_pre_attn_scalar": 8}
 
 
@@ -84,6 +88,51 @@ def test_every_type(tmp_path: Path, name: str) -> None:
     """Four random blocks each; windows, multipliers, trained activations and parts of heads that turn are switched on where a type has them."""
     model = tiny_model(name, tmp_path / name, **WRITABLE.get(name, {}))
     exported(model, tmp_path / "out", precision="fp32")
+
+
+@pytest.mark.parametrize("name", MIXTURES_WRITTEN)
+def test_every_mixture(tmp_path: Path, name: str) -> None:
+    """Four random blocks of eight experts; in GLM-4.5 the first is dense, and gpt-oss has a window in every other block."""
+    exported(tiny_model(name, tmp_path / name, **MIXTURES_WRITABLE.get(name, {})), tmp_path / "out", precision="fp32")
+
+
+MIXTURE_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "groups, a scale, two dense blocks": (
+        "glm4_moe",
+        {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "first_k_dense_replace": 2},
+    ),
+    "weights that are not divided": ("glm4_moe", {"norm_topk_prob": False}),
+    "all experts for every token": ("qwen3_moe", {"num_experts_per_tok": 8}),
+    "one expert for every token": ("mixtral", {"num_experts_per_tok": 1}),
+    "a part of heads that turns": ("minimax_m2", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}),
+    "a table for a head": ("qwen2_moe", {"tie_word_embeddings": True}),
+    "gpt-oss without YaRN": ("gpt_oss", {"rope_parameters": PLAIN}),
+    "llama3 and Granite": ("granitemoe", {"rope_parameters": LLAMA3, "attention_multiplier": 0.2, "attention_bias": True}),
+}
+
+
+@pytest.mark.parametrize("variant", MIXTURE_VARIANTS)
+def test_what_else_a_mixture_expresses(tmp_path: Path, variant: str) -> None:
+    name, overrides = MIXTURE_VARIANTS[variant]
+    exported(tiny_model(name, tmp_path / name, **(MIXTURES_WRITABLE.get(name, {}) | overrides)), tmp_path / "out", precision="fp32")
+
+
+@pytest.mark.parametrize("choose", [fewer_experts, five_experts], ids=["six", "five"])
+@pytest.mark.parametrize("name", MIXTURES_WRITTEN)
+def test_pruned_mixtures(tmp_path: Path, name: str, choose: Any) -> None:
+    """Six or five of eight experts in every block, other ones in each."""
+    folder = rebuilt_tiny(tmp_path, name, choose, Profile.UNIFORM, **MIXTURES_WRITABLE.get(name, {}))
+    exported(folder, tmp_path / "gguf", precision="fp32")
+
+
+@pytest.mark.parametrize("recipe", [{"precision": "fp16"}, {"precision": "bf16"}, {"quantise": "q8_0"}, {"quantise": "q4_k_m"}], ids=str)
+@pytest.mark.parametrize("name", ["glm4_moe", "gpt_oss", "mixtral", "qwen2_moe"])
+def test_mixtures_in_fewer_bits(tmp_path: Path, name: str, recipe: dict[str, Any]) -> None:
+    """Whether llama.cpp computes with them at all, by perplexity: the models are random, and say nothing of what bits cost."""
+    wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256} | ({"moe_intermediate_size": 256} if name in OWN_WIDTH else {})
+    model = tiny_model(name, tmp_path / name, **(MIXTURES_WRITABLE.get(name, {}) | wide))
+    gate = exported(model, tmp_path / "out", **recipe)
+    assert not gate.get("types", {}).get("other")
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

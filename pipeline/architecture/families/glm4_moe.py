@@ -17,4 +17,5 @@ GLM4_MOE = Family(
     passed_over=(r"model\.layers\.(46|92)\.", "head that predicts further tokens"),
     mixture=deepseek_experts("mlp.gate.e_score_correction_bias"),
     stored=one_by_one(),
+    gguf_arch="glm4moe",
 )

@@ -23,4 +23,5 @@ GPT_OSS = Family(
     fixed_stream="channels of the stream that experts read are not cut yet",
     defaults={"attention_bias": True},
     mixture=Mixture("mlp.experts", "mlp.router", ("num_experts", "num_local_experts"), width_key="intermediate_size"),
+    gguf_arch="gpt-oss",
 )

@@ -20,4 +20,5 @@ GRANITEMOE = Family(
         "block_sparse_moe.experts.gate_up_proj": ("block_sparse_moe.input_linear.weight",),
         "block_sparse_moe.experts.down_proj": ("block_sparse_moe.output_linear.weight",),
     },
+    gguf_arch="granitemoe",
 )

@@ -21,4 +21,5 @@ HUNYUAN_V1_MOE = Family(
         shared_keys=("intermediate_size",),
     ),
     stored=one_by_one(),
+    gguf_arch="hunyuan-moe",
 )

@@ -23,4 +23,5 @@ MINIMAX_M2 = Family(
         "mlp.gate.weight": ("block_sparse_moe.gate.weight",),
         "mlp.e_score_correction_bias": ("block_sparse_moe.e_score_correction_bias",),
     },
+    gguf_arch="minimax-m2",
 )

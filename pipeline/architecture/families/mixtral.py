@@ -14,4 +14,5 @@ MIXTRAL = Family(
     fixed_stream="channels of the stream that experts read are not cut yet",
     mixture=Mixture("mlp.experts", "mlp.gate", ("num_experts", "num_local_experts"), width_key="intermediate_size"),
     stored={**one_by_one(disk="block_sparse_moe", names=("w1", "w3", "w2")), "mlp.gate.weight": ("block_sparse_moe.gate.weight",)},
+    gguf_arch="llama",
 )

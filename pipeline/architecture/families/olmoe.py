@@ -13,4 +13,5 @@ OLMOE = Family(
     fixed_ffn=NO_SHARED_EXPERT,
     mixture=Mixture("mlp.experts", "mlp.gate", ("num_local_experts", "num_experts"), width_key="intermediate_size"),
     stored=one_by_one(),
+    gguf_arch="olmoe",
 )

@@ -16,4 +16,5 @@ QWEN2_MOE = Family(
     stored=one_by_one(),
     defaults={"decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
     requires={"decoder_sparse_step": 1, "mlp_only_layers": []},
+    gguf_arch="qwen2moe",
 )

@@ -15,4 +15,5 @@ QWEN3_MOE = Family(
     stored=one_by_one(),
     defaults={"decoder_sparse_step": 1, "mlp_only_layers": []},
     requires={"decoder_sparse_step": 1, "mlp_only_layers": []},
+    gguf_arch="qwen3moe",
 )

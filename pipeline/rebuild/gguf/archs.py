@@ -5,88 +5,23 @@ Read in its source (``src/models`` and ``src/llama-model.cpp`` as shipped with l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 from pipeline.architecture.families import Point
+from pipeline.rebuild.gguf.arch import (
+    ATTENTION,
+    EVERYWHERE,
+    FACTORS,
+    GELU,
+    INPUTS,
+    SQUARED_RELU,
+    XIELU,
+    GgufArch,
+    GgufExperts,
+    GgufWindows,
+)
 
-# The functions that an FFN may apply, by the names that a config has for the same values.
-SILU = frozenset({"silu", "swish"})
-GELU = frozenset({"gelu_pytorch_tanh", "gelu_new"})
-SQUARED_RELU = frozenset({"relu2"})
-XIELU = frozenset({"xielu"})
-
-PLAIN = frozenset({"default", "linear", "yarn"})  # rotary embeddings that keys say
-FACTORS = PLAIN | {"llama3"}  # and those whose frequencies are divided by a tensor of factors
-INPUTS = frozenset({Point.ATTENTION_INPUT})
-ATTENTION = INPUTS | {Point.HEADS}
-EVERYWHERE = frozenset(Point)
-
-
-@dataclass(frozen=True)
-class GgufWindows:
-    """Blocks that attend to a window.
-
-    Attributes:
-        always: the architecture takes every model to have such blocks.
-        own_base: their rotary embedding has a base of its own; else that of the others.
-        stretched: their rotary embedding is scaled as that of the others; else it never is.
-        depth: only models of this many blocks have them; None where the keys decide.
-    """
-
-    always: bool = False
-    own_base: bool = False
-    stretched: bool = False
-    depth: int | None = None
-
-
-@dataclass(frozen=True)
-class GgufArch:
-    """An architecture of llama.cpp.
-
-    Attributes:
-        name: in a GGUF.
-        activation: names of the one function that its FFN applies.
-        neighbours: its rotary embedding turns channels 2i and 2i + 1 of a head together; else i and i + half.
-        square: it takes heads times head_dim to be the hidden size.
-        epsilon: config key of the norms' epsilon; empty where the model has none, and it is 1e-5.
-        layer_norm: the norms take the mean off, so the epsilon has another key.
-        head: the output head is its own or the token table (``either``), its own, or the token table.
-        biases: where projections may have biases.
-        needs: where they must have them.
-        keys: what the file says (after the architecture's name) to the config key that it is.
-        insists: config keys of these that must not be null.
-        rotary: kinds of rotary embedding.
-        part: it can turn a part of each head.
-        betas: it reads the ramp of YaRN from keys; else that is 32 and 1.
-        windows: of blocks that attend to a window; None where it has none.
-        unrotated: every so many blocks one has no rotary embedding; 0 where all have one.
-        unlike: models of this many blocks divide scores by the root of hidden size / heads instead of head_dim.
-        names: names of modules that gguf's own table lacks for this architecture.
-    """
-
-    name: str
-    activation: frozenset[str] = SILU
-    neighbours: bool = False
-    square: bool = False
-    epsilon: str = "rms_norm_eps"
-    layer_norm: bool = False
-    head: Literal["either", "own", "table"] = "either"
-    biases: frozenset[Point] = INPUTS
-    needs: frozenset[Point] = frozenset()
-    keys: Mapping[str, str] = field(default_factory=dict)
-    insists: frozenset[str] = frozenset()
-    rotary: frozenset[str] = PLAIN
-    part: bool = False
-    betas: bool = False
-    windows: GgufWindows | None = None
-    unrotated: int = 0
-    unlike: int = 0
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
-LLAMA = GgufArch("llama", neighbours=True, biases=EVERYWHERE, rotary=FACTORS)
+LLAMA = GgufArch("llama", neighbours=True, biases=EVERYWHERE, rotary=FACTORS, experts=GgufExperts(own_width=False))
 OLMO2 = GgufArch("olmo2", square=True, head="own", windows=GgufWindows())
 GEMMA = GgufArch("gemma", activation=GELU, head="table", names={"pre_feedforward_layernorm": "ffn_norm"})
 COMMAND_R = GgufArch(
@@ -94,7 +29,7 @@ COMMAND_R = GgufArch(
 )
 ROWS = (
     LLAMA,
-    replace(LLAMA, name="deci"),
+    replace(LLAMA, name="deci", experts=None),
     GgufArch("apertus", activation=XIELU, head="own", biases=ATTENTION, rotary=FACTORS),
     GgufArch("arcee", activation=SQUARED_RELU, neighbours=True, rotary=FACTORS),
     GgufArch("chatglm", neighbours=True, square=True, part=True),
@@ -188,4 +123,33 @@ ROWS = (
         needs=EVERYWHERE - INPUTS,
     ),
 )
-GGUF_ARCHS: dict[str, GgufArch] = {row.name: row for row in ROWS}
+GRANITE = next(row for row in ROWS if row.name == "granite")
+MIXTURES = (
+    GgufArch(
+        "glm4moe",
+        part=True,
+        keys={"expert_weights_scale": "routed_scaling_factor"},
+        experts=GgufExperts(normalised=None, scores="sigmoid", told=True, shared="count", dense_first=True),
+    ),
+    GgufArch(
+        "gpt-oss",
+        biases=ATTENTION,
+        needs=frozenset({Point.HEADS}),
+        head="own",
+        windows=GgufWindows(always=True, stretched=True),
+        experts=GgufExperts(scores="chosen", fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0}),
+    ),
+    replace(
+        GRANITE,
+        name="granitemoe",
+        biases=ATTENTION,
+        names={"block_sparse_moe.router": "ffn_gate_inp"},
+        experts=GgufExperts(own_width=False),
+    ),
+    GgufArch("hunyuan-moe", rotary=FACTORS, experts=GgufExperts(shared="width")),
+    GgufArch("minimax-m2", head="own", part=True, experts=GgufExperts(scores="sigmoid", told=True)),
+    GgufArch("olmoe", square=True, ungrouped=True, head="own", experts=GgufExperts(normalised=False, own_width=False)),
+    GgufArch("qwen2moe", square=True, head="own", experts=GgufExperts(normalised=False, shared="width", gated=True)),
+    GgufArch("qwen3moe", experts=GgufExperts()),
+)
+GGUF_ARCHS: dict[str, GgufArch] = {row.name: row for row in (*ROWS, *MIXTURES)}

@@ -21,6 +21,7 @@ NEUTRAL: dict[str, Any] = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "llama_4_scaling_beta": None,
+    "routed_scaling_factor": 1.0,
 }
 WINDOW, EVERYTHING = "sliding_attention", "full_attention"
 RAMP = (32.0, 1.0)  # of YaRN, where a config does not say

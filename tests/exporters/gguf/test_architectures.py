@@ -24,7 +24,7 @@ from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import GgufForm, NoGgufForm, gguf_form
 from tests.exporters.models import OPTIONS
 from tests.quick import some_types
-from tests.tiny import CONFIGS, TINY_FAMILIES, TINY_MIXTURES, TINY_TYPES, tiny_model
+from tests.tiny import CONFIGS, TINY_FAMILIES, TINY_TYPES, tiny_model
 
 # What a tiny model has switched on that llama.cpp has not: switched off, so that the type can be written.
 FULL: list[str] = ["full_attention"] * 4
@@ -48,15 +48,15 @@ def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_type_has_an_architecture_or_none() -> None:
-    assert {name for name, family in FAMILIES.items() if family.gguf_arch is None} == {*WITHOUT, *TINY_MIXTURES}
+    assert {name for name, family in FAMILIES.items() if family.gguf_arch is None and family.mixture is None} == WITHOUT
     assert {family.gguf_arch for family in FAMILIES.values()} - {None} == set(GGUF_ARCHS) - {"deci"}
 
 
-def written(name: str, folder: Path, **overrides: Any) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+def written(name: str, folder: Path, precision: Any = "fp32", **overrides: Any) -> tuple[gguf.GGUFReader, dict[str, Any]]:
     model = tiny_model(name, folder / name, **(WRITABLE.get(name, {}) | overrides))
     out = folder / f"{name}-gguf"
     out.mkdir()
-    export_gguf(model, GgufSlice(precision="fp32"), OPTIONS, out, Events())
+    export_gguf(model, GgufSlice(precision=precision), OPTIONS, out, Events())
     return gguf.GGUFReader(out / MODEL), read_json(out / "gate.json")
 
 
@@ -143,7 +143,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", rotary("default", partial_rotary_factor=0.5), "llama turns whole heads, and this model turns 8 of 16"),
     ("qwen2", rotary("llama3", **LLAMA3), "type 'llama3' are not written for llama.cpp in its qwen2"),
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "no keys for the ramp"),
-    ("llama", {"rope_parameters": YARN | {"truncate": False}}, "no keys for the ramp"),
+    ("llama", {"rope_parameters": YARN | {"truncate": False}}, "ramp of YaRN at whole channels"),
     ("gemma3_text", by_kind(PLAIN, YARN), "softens blocks with a window too"),
     ("gemma3_text", by_kind(PLAIN | {"rope_type": "linear", "factor": 2.0}, PLAIN), "another rotary embedding than this model does"),
     ("olmo3", by_kind(PLAIN, PLAIN | {"rope_theta": 1e6}), r"another rotary embedding than this model does \(default, base 10000\)"),

@@ -46,13 +46,6 @@ def test_mixtures_with_other_mixers_are_no_graph_and_no_gguf(tmp_path: Path, nam
         gguf_form(checkpoint.geometry, checkpoint.config)
 
 
-@pytest.mark.parametrize("name", ATTENDING)
-def test_no_gguf_says_that_it_is_ours_that_is_missing(tmp_path: Path, name: str) -> None:
-    checkpoint = Checkpoint(two_blocks(name, tmp_path))
-    with pytest.raises(NoGgufForm, match=f"not written into GGUF here, and {name} has some"):
-        gguf_form(checkpoint.geometry, checkpoint.config)
-
-
 def test_fewer_bits_and_too_little_memory_are_refused(tmp_path: Path) -> None:
     geometry = Checkpoint(tiny_model("mixtral", tmp_path)).geometry
     assert gathered_bytes(geometry, 10) == 10 * 2 * (2 * 96 * 64) * 4
