@@ -25,7 +25,7 @@ REPORT = "This is a fault of the conversion; please report it."
 TOKENS, SEED = 24, 0
 # Of the largest number of an output, by the type of the experts' matrices: what rounding them comes to, and in fp32 the order of sums.
 BARS = {"F32": 1e-4, "F16": 1e-2, "BF16": 6e-2}
-CLOSE_CALL = 1e-4  # between the last expert that is chosen and the next one; which of them computes is left to rounding
+CLOSE_CALL = 1e-4  # of the score of the last expert that is chosen, to the next one: which of them computes is left to rounding
 # Read in llama.cpp: what each architecture does where no key says otherwise.
 SIGMOID = ("glm4moe",)
 OVER_CHOSEN = ("gpt-oss",)
@@ -151,10 +151,8 @@ class FileFfn:
     def clear(self, inputs: torch.Tensor) -> torch.Tensor:
         """For every token whether its choice is no close call."""
         choice, groups = self._choice(inputs)[1], int(self.key("expert_group_count", 0))
-        clear = _gap(choice, int(self.key("expert_used_count"))) > CLOSE_CALL
-        if groups > 1:
-            clear &= _gap(_of_groups(choice, groups), int(self.key("expert_group_used_count"))) > CLOSE_CALL
-        return clear
+        clear = _is_clear(choice.softmax(-1) if self.arch in OVER_CHOSEN else choice, int(self.key("expert_used_count")))
+        return clear & _is_clear(_of_groups(choice, groups), int(self.key("expert_group_used_count"))) if groups > 1 else clear
 
     def _routed(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chosen experts and their weights, both of shape (tokens, chosen)."""
@@ -234,7 +232,9 @@ def _best_groups(choice: torch.Tensor, groups: int, used: int) -> torch.Tensor:
     return choice.reshape(len(choice), groups, -1).masked_fill(~allowed[:, :, None], float("-inf")).reshape(choice.shape)
 
 
-def _gap(scores: torch.Tensor, used: int) -> torch.Tensor:
-    """Between the last that is chosen and the next, shape (tokens,); endless where none is left."""
+def _is_clear(scores: torch.Tensor, used: int) -> torch.Tensor:
+    """For every token whether the last that is chosen is well above the next, shape (tokens,)."""
+    if used >= scores.shape[-1]:
+        return torch.ones(len(scores), dtype=torch.bool)
     ranked = scores.sort(dim=-1, descending=True).values
-    return ranked[:, used - 1] - ranked[:, used] if used < ranked.shape[-1] else torch.full((len(scores),), torch.inf)
+    return ranked[:, used - 1] - ranked[:, used] > CLOSE_CALL * ranked[:, used - 1].abs()

@@ -128,10 +128,12 @@ def test_pruned_mixtures(tmp_path: Path, name: str, choose: Any) -> None:
 @pytest.mark.parametrize("recipe", [{"precision": "fp16"}, {"precision": "bf16"}, {"quantise": "q8_0"}, {"quantise": "q4_k_m"}], ids=str)
 @pytest.mark.parametrize("name", ["glm4_moe", "gpt_oss", "mixtral", "qwen2_moe"])
 def test_mixtures_in_fewer_bits(tmp_path: Path, name: str, recipe: dict[str, Any]) -> None:
-    """Whether llama.cpp computes with them at all, by perplexity: the models are random, and say nothing of what bits cost."""
+    """Whether llama.cpp computes with them at all. The models are random, so that rounding sends many tokens to other experts: it says
+    nothing of what bits cost, and 8 bits go beyond the bar of trained models."""
     wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256} | ({"moe_intermediate_size": 256} if name in OWN_WIDTH else {})
+    wide |= {"shared_expert_intermediate_size": 256} if name == "qwen2_moe" else {}
     model = tiny_model(name, tmp_path / name, **(MIXTURES_WRITABLE.get(name, {}) | wide))
-    gate = exported(model, tmp_path / "out", **recipe)
+    gate = exported(model, tmp_path / "out", **recipe, perplexity_bar=1.25 if "quantise" in recipe else None)
     assert not gate.get("types", {}).get("other")
 
 

@@ -13,7 +13,7 @@ from pipeline.architecture.geometry import BlockShape, Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.architecture.sparsity import two_four_fraction
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.gguf_file import read_gguf
+from pipeline.checkpoints.gguf_file import GgufFile, read_gguf
 from pipeline.checkpoints.modelling import profile_of
 from pipeline.checkpoints.weight_files import check_adapter_alone
 from pipeline.common.errors import TrimlineError
@@ -162,7 +162,7 @@ def _inspect_openvino(path: Path) -> Inspection:
 def _inspect_gguf(path: Path) -> Inspection:
     found = read_gguf(path)
     ffn, groups = (found.per_block(key) for key in ("feed_forward_length", "attention.head_count_kv"))
-    blocks = tuple(BlockWidth(number, *widths) for number, widths in enumerate(zip(ffn, groups, strict=False)))
+    blocks = tuple(_gguf_width(found, number, *widths) for number, widths in enumerate(zip(ffn, groups, strict=False)))
     hidden, count = found.sizes.get("embedding_length", "unknown"), found.sizes.get("block_count", "unknown")
     return Inspection(
         kind="gguf",
@@ -173,6 +173,15 @@ def _inspect_gguf(path: Path) -> Inspection:
         bytes=found.bytes,
         gguf=found,
     )
+
+
+def _gguf_width(found: GgufFile, number: int, ffn: int, groups: int) -> BlockWidth:
+    """Of a block; where it has experts, channels are those of a shared expert, which every token goes through."""
+    experts, dense = (found.sizes.get(key, 0) for key in ("expert_count", "leading_dense_block_count"))
+    if not (isinstance(experts, int) and isinstance(dense, int) and experts and number >= dense):
+        return BlockWidth(number, ffn, groups)
+    shared = found.sizes.get("expert_shared_feed_forward_length", 0)
+    return BlockWidth(number, shared if isinstance(shared, int) else 0, groups, experts)
 
 
 def narrowest_profile(result: Geometry) -> Profile:

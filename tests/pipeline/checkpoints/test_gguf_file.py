@@ -57,6 +57,21 @@ def test_it_is_what_gguf_reads(file):
     assert inspect_folder(file.parent) == found  # a folder with that one file, as export writes it
 
 
+def test_experts_are_no_channels_of_the_ffn(tmp_path: Path) -> None:
+    """The first block is dense; a shared expert is what every token goes through in the others."""
+    writer = gguf.GGUFWriter(tmp_path / "mixture.gguf", "glm4moe")
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count_kv(2)
+    writer.add_expert_count(6)
+    writer.add_expert_shared_feed_forward_length(32)
+    writer.add_leading_dense_block_count(1)
+    writer.add_tensor("token_embd.weight", np.ones((50, 64), np.float16))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        write()
+    assert inspect_folder(tmp_path / "mixture.gguf").blocks == (BlockWidth(0, 96, 2), BlockWidth(1, 32, 2, 6), BlockWidth(2, 32, 2, 6))
+
+
 def test_it_is_shown_and_is_json(file):
     output = io.StringIO()
     render_inspection(inspect_folder(file), Console(file=output, width=100))
