@@ -66,10 +66,12 @@ class Recipe(Slice):
         return self
 
     def rounding(self) -> str | None:
-        """A sentence on what k-types of llama.cpp make of the widths that the steps round to; None where the recipe has none of them."""
+        """A sentence on what k-types of llama.cpp make of the widths that the steps round to; None without k-types, or where no width changes."""
         kind = self.package.gguf.quantise
         if LLAMA_CPP not in self.package.targets or not is_k_type(kind):
             return None
+        if all(step.budget and set(step.budget) == {Space.EXPERT} for step in self.prune.steps):
+            return None  # experts are as wide as before
         others = sorted({step.round_to for step in self.prune.steps if step.round_to % K_BLOCK})
         if not others:
             return f"FFN widths become multiples of {K_BLOCK}, which {kind} in llama.cpp needs; round_to would say otherwise"

@@ -83,6 +83,7 @@ STEP = {"budget": {"ffn": {"remove": 0.2}}}
     [
         ([STEP], "q4_k_m", [256], "multiples of 256, which q4_k_m"),
         ([STEP, STEP | {"round_to": 32}], "q6_k", [256, 32], r"no multiples of 256 \(round_to: 32\)"),
+        ([{"method": "reap", "budget": {"expert": {"remove": 0.25}}}], "q4_k_m", [256], None),  # experts are as wide as before
         ([STEP], "q8_0", [64], None),
         ([STEP], None, [64], None),
     ],
