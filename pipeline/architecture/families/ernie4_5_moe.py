@@ -1,7 +1,7 @@
 """ERNIE 4.5 with experts: dense blocks first, then experts chosen by softmax scores with a correction, and shared ones that are carried."""
 
 from pipeline.architecture.families.family import Axis, Carried, Family, Mixture, Sublayer
-from pipeline.architecture.families.kinds import Kinds, Within
+from pipeline.architecture.families.kinds import Kinds, Between
 from pipeline.architecture.families.mixers import MIXTURE, in_mixtures, shared_in_one
 from pipeline.architecture.families.parts import attention, before, gated, one_by_one, routed
 
@@ -10,7 +10,7 @@ CORRECTION = "moe_statics.e_score_correction_bias"
 ERNIE4_5_MOE = Family(
     model_type="ernie4_5_moe",
     class_prefix="Ernie4_5_Moe",
-    kinds=Kinds(ffns=Within("moe_layer_start_index", "moe_layer_end_index", MIXTURE, "dense", defaults=(1, -1))),
+    kinds=Kinds(ffns=Between("moe_layer_start_index", "moe_layer_end_index", MIXTURE, "dense", defaults=(1, -1))),
     linears=(*attention(), *gated()),
     norms=before(),
     carried=(

@@ -114,7 +114,7 @@ class First:
 
 
 @dataclass(frozen=True)
-class Within:
+class Between:
     """The blocks from one number to another are of one kind, those before and behind of another.
 
     Attributes:

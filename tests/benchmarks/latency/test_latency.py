@@ -170,6 +170,20 @@ def test_models_are_written_in_the_form_that_the_runtime_opens(source: Path, den
         assert [(request.prompt, request.output) for request in requests] == [(8, 3)]
 
 
+def test_a_table_without_graphs_is_of_checkpoints(source: Path, dense: Geometry, tmp_path: Path, monkeypatch) -> None:
+    recipe = FORM.recipe.model_copy(update={"runtime": "torch"})
+    form = Form(None, None, recipe, FORM.options)
+    shape = Alike(2, 32, 1).shape(dense)
+    assert shape_of(Checkpoint(form.write(source, shape, tmp_path / "cut")).geometry) == shape
+    assert form.weight_bytes == 4
+    assert dataclasses.replace(form, options=RunOptions(device="cuda")).weight_bytes == 2  # torch holds fp16 there
+    monkeypatch.setattr(benchmarks.latency.stage, "time_shapes", timed(dense))
+    (tmp_path / "table").mkdir()
+    latency_table(source, form, 8, tmp_path / "table", Events())
+    setting = LatencyTable.read(tmp_path / "table").setting
+    assert (setting["runtime"], setting["export"], setting["precision"]) == ("torch on cpu", None, "fp32")
+
+
 def test_a_table_says_where_it_is_from_and_its_key_is_not_of_the_weights(source, dense, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(benchmarks.latency.stage, "time_shapes", timed(dense))
     said = []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.formulas.roofline import Call, cache_bytes, operators
 from pipeline.architecture.families import FAMILIES, Sublayer
-from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, Within, worked_out
+from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, Between, worked_out
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.obstacles import check_heads, check_timed
 from pipeline.architecture.profile import Profile
@@ -47,9 +47,9 @@ WITH_KINDS = [name for name in TINY_TYPES if FAMILIES[name].kinds.rules]
         (Every("n", "a", "b", default=2), {"n": 3}, "bbab", (0, 1, 2), {}),
         (First("k", "a", "b"), {"k": 1}, "abbb", (1, 3), {"k": 0}),
         (First("k", "a", "b"), {"k": 3}, "aaab", (0, 2, 3), {"k": 2}),
-        (Within("f", "t", "a", "b", (1, -1)), {}, "baaa", (1, 3), {"f": 0, "t": 1}),
-        (Within("f", "t", "a", "b", (1, -1)), {"f": 1, "t": 2}, "baab", (0, 2, 3), {"f": 1, "t": 1}),
-        (Within("f", "t", "a", "b", (1, -1)), {"f": 1, "t": 2}, "baab", (0, 3), {"f": 2, "t": 2}),  # none of them is left
+        (Between("f", "t", "a", "b", (1, -1)), {}, "baaa", (1, 3), {"f": 0, "t": 1}),
+        (Between("f", "t", "a", "b", (1, -1)), {"f": 1, "t": 2}, "baab", (0, 2, 3), {"f": 1, "t": 1}),
+        (Between("f", "t", "a", "b", (1, -1)), {"f": 1, "t": 2}, "baab", (0, 3), {"f": 2, "t": 2}),  # none of them is left
         (Indexed("i", "a", "b"), {"i": [1, 3]}, "baba", (0, 3), {"i": [1]}),
         (Listed("l", {"x": "a", "y": "b"}), {"l": ["x", "y", "y", "x"]}, "abba", (0, 1), {}),
         (Listed("l", {"x": "a"}, First("k", "a", "b")), {"k": 2}, "aabb", (0, 1), {"k": 2}),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.architecture import families
@@ -13,6 +14,7 @@ from pipeline.architecture.families import FAMILIES, Axis
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.common.errors import TrimlineError
 from pipeline.common.files import read_json
 from pipeline.live.blocks import states_of
 from tests.pipeline.rebuild.cases import Choice, anything, fewer_blocks, fewer_groups, rebuilt_tiny, same_width
@@ -100,3 +102,19 @@ def test_what_a_config_leaves_out_is_what_the_stock_class_fills_in(tmp_path: Pat
     stock = {**whole, **{key: filled[key] for key in optional if key in filled}}
     left_out = {key: value for key, value in whole.items() if key not in optional}
     assert Geometry.from_config(left_out) == Geometry.from_config(stock)
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "gemma4"])
+def test_a_type_that_no_description_can_hold_is_refused_with_what_stands_in_the_way(name: str) -> None:
+    """Looked at in transformers' own model: a multiple of the stream in every block, and heads of two widths."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    text = sizes | {"intermediate_size": 16, "vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 4}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma4_text", **text, global_head_dim=16))
+    held = dict(model.state_dict())
+    assert "model.layers.0.layer_scalar" in held
+    assert {held[f"model.layers.{block}.self_attn.q_norm.weight"].shape[0] for block in range(6)} == {8, 16}
+    assert "model.embed_tokens_per_layer.weight" in held
+    with pytest.raises(
+        TrimlineError, match=f"^The architecture {name} cannot be described here yet: its blocks multiply the whole residual"
+    ):
+        Geometry.from_config(text | {"model_type": name})
