@@ -1,7 +1,7 @@
 """ERNIE 4.5 with experts: dense blocks first, then experts chosen by softmax scores with a correction, and shared ones that are carried."""
 
 from pipeline.architecture.families.family import Axis, Carried, Family, Mixture, Sublayer
-from pipeline.architecture.families.kinds import Kinds, Between
+from pipeline.architecture.families.kinds import Between, Kinds
 from pipeline.architecture.families.mixers import MIXTURE, in_mixtures, shared_in_one
 from pipeline.architecture.families.parts import attention, before, gated, one_by_one, routed
 

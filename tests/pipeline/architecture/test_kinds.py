@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.formulas.roofline import Call, cache_bytes, operators
 from pipeline.architecture.families import FAMILIES, Sublayer
-from pipeline.architecture.families.kinds import Adjusted, Every, First, Indexed, Listed, Rule, Between, worked_out
+from pipeline.architecture.families.kinds import Adjusted, Between, Every, First, Indexed, Listed, Rule, worked_out
 from pipeline.architecture.geometry import Geometry
 from pipeline.architecture.obstacles import check_heads, check_timed
 from pipeline.architecture.profile import Profile
