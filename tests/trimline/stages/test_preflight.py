@@ -124,8 +124,13 @@ def test_what_does_not_take_mixtures_is_said_before_anything_is_measured(
 def test_a_graph_that_gathers_more_experts_than_memory_holds(tmp_path: Path) -> None:
     folder = tiny_model("qwen3_moe", tmp_path)
     recipe = checked_recipe({"prune": {"steps": [EXPERTS]}, "rebuild": {"profile": "uniform"}, "benchmark": SHORT})
-    with pytest.raises(TrimlineError, match=r"would gather .* of experts for 1,024 tokens.*trimline prune and trimline rebuild"):
+    with pytest.raises(TrimlineError, match=r"would gather .* of experts for 1,024 tokens.*Say export: null in the recipe"):
         preflight(recipe, RunOptions(memory=2 * 10**6), Checkpoint(folder))
+    preflight(
+        checked_recipe(recipe.model_dump(mode="json", exclude_unset=True) | {"export": None}),
+        RunOptions(memory=2 * 10**6),
+        Checkpoint(folder),
+    )
 
 
 @pytest.mark.parametrize(
