@@ -36,6 +36,7 @@ def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> d
     base = {key: value for key, value in config.items() if key not in stale} | {original.family.layers_key: len(result.blocks)}
     base |= _by_block(config, plan.selection, original) | _stream(config, original, result) | _unadjusted(original.family)
     base |= _rescaled(config, original, result)
+    base |= _for_older_readers(base)
     writers: dict[Profile, Callable[..., dict[str, Any]]] = {Profile.UNIFORM: _uniform, Profile.DECILM: _decilm, Profile.FREE: _free}
     return writers[profile](base, result)
 
@@ -84,6 +85,21 @@ def _rescaled(config: Mapping[str, Any], original: Geometry, result: Geometry) -
     if not key or len(result.blocks) == depth:
         return {}
     return {key: values_of_class(original, config)[key] * math.sqrt(len(result.blocks) / depth)}
+
+
+def _for_older_readers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding by the keys of transformers 4 too, which the writer of transformers 5 leaves out.
+
+    transformers 4.57 opens a config without them with base 10000 and no scaling, and says nothing (findings/rotary_base_for_an_older_reader.sh);
+    transformers 5 reads ``rope_parameters`` where both are there. One for each kind of block has no older form.
+    """
+    rotary = config.get("rope_parameters")
+    if not isinstance(rotary, Mapping) or "rope_theta" not in rotary:
+        return {}
+    scaling = {key: value for key, value in rotary.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    found = {"rope_theta": rotary["rope_theta"], "partial_rotary_factor": rotary.get("partial_rotary_factor")}
+    found["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return {key: value for key, value in found.items() if value is not None and config.get(key) is None}
 
 
 def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:

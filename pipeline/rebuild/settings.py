@@ -94,7 +94,7 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
     if (key := original.family.root_of_depth) and dense.get(key) is not None:
         wanted = dense[key] * math.sqrt(len(result.blocks) / len(original.blocks))
         changes[key] = MayBe(fits=lambda value: math.isclose(value, wanted))
-    changes |= _names(result, profile) | dict.fromkeys(("pruned_heads", "quantization_config"), ANY)
+    changes |= _rotary(dense) | _names(result, profile) | dict.fromkeys(("pruned_heads", "quantization_config"), ANY)
     if profile is Profile.UNIFORM and written.get("model_type") == MISTRAL.model_type != original.family.model_type:
         names = {"model_type": MISTRAL.model_type, "architectures": [f"{MISTRAL.class_prefix}ForCausalLM"], "sliding_window": None}
         changes |= {key: MayBe((value,)) for key, value in names.items()}
@@ -103,6 +103,21 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
         changes |= {str(ln.bias): MayBe((True,)) for ln in original.family.linears if ln.name in plan.biases and isinstance(ln.bias, str)}
     # A head of its own that the source's config denies is a head of its own in the result; the gate compares the models.
     return changes | {"tie_word_embeddings": MayBe((dense.get("tie_word_embeddings", ABSENT), original.tied, False))}
+
+
+def _rotary(dense: Mapping[str, Any]) -> dict[str, MayBe]:
+    """The keys of transformers 4, where the source has those of transformers 5 alone: they say what these say."""
+    stated = dense.get("rope_parameters")
+    if not isinstance(stated, Mapping) or "rope_theta" not in stated:
+        return {}
+    others = {key: value for key, value in stated.items() if key not in {"rope_theta", "partial_rotary_factor"}}
+    scaling = () if others.get("rope_type") in (None, "default") else (others,)
+    older = {
+        "rope_theta": (stated["rope_theta"],),
+        "partial_rotary_factor": (stated.get("partial_rotary_factor"),),
+        "rope_scaling": scaling,
+    }
+    return {key: MayBe((dense.get(key), *values)) for key, values in older.items() if dense.get(key) is None}
 
 
 def _changes_around(dense: Nested, written: Mapping[str, Any], plan: Plan) -> dict[str, MayBe | Within]:
