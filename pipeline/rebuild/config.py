@@ -22,6 +22,8 @@ from pipeline.rebuild.biases import switches_of
 # Written by loaders, quantisers or an earlier rebuild, and no longer true of the result.
 STALE = ("_name_or_path", "pruned_heads", "auto_map", "block_configs", "base_model_type", "qkv_bias", "biases")
 
+OLDER_SCALING = ("default", "linear", "dynamic", "yarn", "llama3")  # which transformers 4.57 takes as they are
+
 
 def smaller_config(config: Mapping[str, Any], plan: Plan, profile: Profile) -> dict[str, Any]:
     """The config.json of the model that keeps the plan's selection.
@@ -90,16 +92,21 @@ def _rescaled(config: Mapping[str, Any], original: Geometry, result: Geometry) -
 def _for_older_readers(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary embedding by the keys of transformers 4 too, which the writer of transformers 5 leaves out.
 
-    transformers 4.57 opens a config without them with base 10000 and no scaling, and says nothing (findings/rotary_base_for_an_older_reader.sh);
-    transformers 5 reads ``rope_parameters`` where both are there. One for each kind of block has no older form.
+    transformers 4.57 opens a config without them with its class's base and scaling, and says nothing
+    (findings/rotary_base_for_an_older_reader.sh). Nothing is added where ``rope_scaling`` is there: transformers 5 takes it, and not
+    ``rope_parameters``. Nor for a rotary embedding per kind of block, whose older keys are each class's own, nor for kinds of scaling that
+    4.57 demands in another form.
     """
     rotary = config.get("rope_parameters")
-    if not isinstance(rotary, Mapping) or "rope_theta" not in rotary:
+    if not isinstance(rotary, Mapping) or "rope_theta" not in rotary or config.get("rope_scaling"):
         return {}
     scaling = {key: value for key, value in rotary.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    kind = scaling.get("rope_type", "default")
+    if kind not in OLDER_SCALING:
+        return {}
     found = {"rope_theta": rotary["rope_theta"], "partial_rotary_factor": rotary.get("partial_rotary_factor")}
-    found["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
-    return {key: value for key, value in found.items() if value is not None and config.get(key) is None}
+    added = {key: value for key, value in found.items() if value is not None and config.get(key) is None}
+    return added | {"rope_scaling": None if kind == "default" else scaling}
 
 
 def _decilm(base: dict[str, Any], result: Geometry) -> dict[str, Any]:

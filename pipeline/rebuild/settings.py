@@ -108,16 +108,16 @@ def changes_of(dense: Mapping[str, Any], written: Mapping[str, Any], plan: Plan)
 def _rotary(dense: Mapping[str, Any]) -> dict[str, MayBe]:
     """The keys of transformers 4, where the source has those of transformers 5 alone: they say what these say."""
     stated = dense.get("rope_parameters")
-    if not isinstance(stated, Mapping) or "rope_theta" not in stated:
+    if not isinstance(stated, Mapping) or "rope_theta" not in stated or dense.get("rope_scaling"):
         return {}
     others = {key: value for key, value in stated.items() if key not in {"rope_theta", "partial_rotary_factor"}}
-    scaling = () if others.get("rope_type") in (None, "default") else (others,)
-    older = {
-        "rope_theta": (stated["rope_theta"],),
-        "partial_rotary_factor": (stated.get("partial_rotary_factor"),),
-        "rope_scaling": scaling,
+    plain = others.get("rope_type") in (None, "default")
+    base, part = (MayBe((dense.get(key, ABSENT), stated.get(key))) for key in ("rope_theta", "partial_rotary_factor"))
+    return {
+        "rope_theta": base,
+        "partial_rotary_factor": part,
+        "rope_scaling": MayBe((dense.get("rope_scaling", ABSENT), None if plain else others)),
     }
-    return {key: MayBe((dense.get(key), *values)) for key, values in older.items() if dense.get(key) is None}
 
 
 def _changes_around(dense: Nested, written: Mapping[str, Any], plan: Plan) -> dict[str, MayBe | Within]:

@@ -25,13 +25,11 @@ REMEDY = "Take the published folder of safetensors, where these are in config.js
 # Sizes that tensors show, and words about the file.
 SAYS_NO_NUMBER = frozenset(
     (
-        *("vocab_size", "attention.causal", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
-        *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count"),
+        *("vocab_size", "attention.causal", "tensor_data_layout", "rope.scaling.finetuned"),
+        *("expert_shared_count"),
     )
 )
 NEUTRAL: Mapping[str, Any] = {
-    "rope.scaling.type": "none",
-    "rope.scaling.factor": 1.0,
     "rope.scaling.attn_factor": 1.0,
     "rope.scale_linear": 1.0,
     "logit_scale": 1.0,
@@ -40,7 +38,7 @@ NEUTRAL: Mapping[str, Any] = {
 }
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 TENSORS = re.compile(
-    r"(token_embd|output|output_norm|position_embd|blk\.\d+\.(?!rope_freqs|rope_factors|attn_rot_embd)[a-z0-9_.]+)\.(weight|bias)"
+    r"(token_embd|token_embd_norm|output|output_norm|position_embd|blk\.\d+\.(?!rope_freqs|rope_factors|attn_rot_embd)[a-z0-9_.]+)\.(weight|bias)"
 )
 FREQUENCIES = "rope_freqs.weight"  # older converters wrote ones
 
@@ -56,6 +54,12 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
         TrimlineError: the config lacks something that changes what the model computes, or tensors would be lost.
     """
     file, names = read_contents(path)
+    ours, theirs = config.get("query_pre_attn_scalar"), _worked_out_scalar(file.architecture, config)
+    if theirs is not None and not _equal(ours, theirs):
+        raise TrimlineError(
+            f"{path.name} leaves the scale of its attention to llama.cpp, which takes 1/√{theirs:g}, and transformers' reader 1/√{ours:g}.",
+            REMEDY,
+        )
     if lost := [*_keys_passed_over(file.architecture, file.sizes, config), *_tensors_passed_over(path, names)]:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise TrimlineError(f"{path.name} says {', '.join(lost[:3])}{more}, which transformers' reader of GGUF files passes over.", REMEDY)
@@ -71,9 +75,11 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
 def _keys_passed_over(architecture: str, keys: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    mapping = cast(Mapping[str, Mapping[str, Any]], GGUF_CONFIG_MAPPING).get(architecture, {})
-    taken = {key for key, name in mapping.items() if name is not None}
+    known = {_plain(name): keys for name, keys in cast(Mapping[str, Mapping[str, Any]], GGUF_CONFIG_MAPPING).items()}
+    taken = {key for key, name in known.get(_plain(architecture), {}).items() if name is not None}
     for key, value in keys.items():
+        if key == "rope.scaling.original_context_length" and keys.get("rope.scaling.type", "none") == "none":
+            continue
         if key in SAME:
             ours = SAME[key](config)
             if not any(_equal(value, one) for one in ours):
@@ -81,6 +87,19 @@ def _keys_passed_over(architecture: str, keys: Mapping[str, Any], config: Mappin
                 yield f"{architecture}.{key} = {_shown(value)} (the config has {has})"
         elif key not in taken and key not in SAYS_NO_NUMBER and not (key in NEUTRAL and _equal(value, NEUTRAL[key])):
             yield f"{architecture}.{key} = {_shown(value)}"
+
+
+def _plain(architecture: str) -> str:
+    """llama.cpp writes qwen3moe and gpt-oss, transformers qwen3_moe and gpt_oss."""
+    return architecture.replace("-", "").replace("_", "")
+
+
+def _worked_out_scalar(architecture: str, config: Mapping[str, Any]) -> float | None:
+    """``query_pre_attn_scalar`` as llama.cpp works it out, since no key holds it: of the width in the 27B models, else of a head."""
+    blocks = {"gemma2": 46, "gemma3": 62}.get(architecture)
+    if blocks is None:
+        return None
+    return config["hidden_size"] / config["num_attention_heads"] if config["num_hidden_layers"] == blocks else float(_head(config)[0])
 
 
 def _tensors_passed_over(path: Path, names: tuple[str, ...]) -> Iterator[str]:
@@ -113,8 +132,37 @@ def _rotary(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return kinds or [found]
 
 
-def _bases(config: Mapping[str, Any]) -> list[Any]:
-    return [one["rope_theta"] for one in _rotary(config) if "rope_theta" in one] or [config.get("rope_theta")]
+def _base(kind: str) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Of one kind of block where each has its own."""
+
+    def found(config: Mapping[str, Any]) -> list[Any]:
+        rotary = config.get("rope_parameters") or {}
+        own = rotary.get(kind)
+        return [(own if isinstance(own, Mapping) else rotary).get("rope_theta", config.get("rope_theta"))]
+
+    return found
+
+
+def _scaling(key: str, without: Any) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Of the blocks that see the whole text, which is whose scaling a file has."""
+
+    def found(config: Mapping[str, Any]) -> list[Any]:
+        rotary = config.get("rope_parameters") or {}
+        own = rotary.get("full_attention")
+        value = (own if isinstance(own, Mapping) else rotary).get(key)
+        return [without if value in (None, "default") else value]
+
+    return found
+
+
+def _expert_width(config: Mapping[str, Any]) -> list[Any]:
+    """Of classes without a size of their own for experts it is that of the FFN."""
+    return [config.get("moe_intermediate_size") or config.get("intermediate_size")]
+
+
+def _window(config: Mapping[str, Any]) -> list[Any]:
+    """Some converters write 0 where there is none."""
+    return [config.get("sliding_window") or 0]
 
 
 def _head(config: Mapping[str, Any]) -> list[Any]:
@@ -139,18 +187,25 @@ def _named(*names: str) -> Callable[[Mapping[str, Any]], list[Any]]:
 
 # What a config of transformers has under one of several names, or works out.
 SAME: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
-    "rope.freq_base": _bases,
-    "rope.freq_base_swa": _bases,
+    "rope.freq_base": _base("full_attention"),
+    "rope.freq_base_swa": _base("sliding_attention"),
+    "rope.scaling.type": _scaling("rope_type", "none"),
+    "rope.scaling.factor": _scaling("factor", 1.0),
+    "rope.scaling.original_context_length": _scaling("original_max_position_embeddings", None),
+    "rope.scaling.yarn_beta_fast": _scaling("beta_fast", 32.0),
+    "rope.scaling.yarn_beta_slow": _scaling("beta_slow", 1.0),
     "rope.dimension_count": _turned,
     "attention.key_length": _head,
     "attention.value_length": _head,
     "attention.layer_norm_rms_epsilon": _named(*EPSILONS),
     "attention.layer_norm_epsilon": _named(*EPSILONS),
+    "expert_feed_forward_length": _expert_width,
+    "expert_shared_feed_forward_length": _named("shared_expert_intermediate_size", "intermediate_size"),
     "use_parallel_residual": _named("use_parallel_residual"),
     "expert_weights_norm": _named("norm_topk_prob"),
     "expert_weights_scale": _named("routed_scaling_factor"),
     "attention.sliding_window_pattern": _pattern,
-    "attention.sliding_window": _named("sliding_window"),
+    "attention.sliding_window": _window,
     "attn_logit_softcapping": _named("attn_logit_softcapping"),
     "final_logit_softcapping": _named("final_logit_softcapping"),
 }

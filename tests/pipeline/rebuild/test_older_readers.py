@@ -40,7 +40,7 @@ def test_both_generations_of_keys_say_the_same(tmp_path: Path, case: str) -> Non
     dense, found = rebuilt_config(tmp_path / "dense", name, rotary)
     assert not older.keys() & {key for key in dense if dense[key] is not None}
     assert {key: found[key] for key in older} == older
-    assert ("rope_scaling" in found) == ("rope_scaling" in older)
+    assert found["rope_scaling"] == older.get("rope_scaling")  # said even where there is none: some classes of transformers 4 have one
     (tmp_path / "again").mkdir()
     write_json(tmp_path / "again" / "config.json", found)
     reopened = AutoConfig.from_pretrained(tmp_path / "again")
@@ -66,6 +66,11 @@ def test_what_the_dense_config_says_stays_and_kinds_of_block_have_no_older_form(
     checkpoint = Checkpoint(tiny_model("llama", tmp_path / "llama", rope_parameters=PLAIN))
     plan = Plan(checkpoint.geometry.family, Selection.everything(checkpoint.geometry), ())
     assert smaller_config(checkpoint.config | {"rope_theta": 7.0}, plan, Profile.UNIFORM)["rope_theta"] == 7.0
+    scaled = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}  # which transformers 5 takes in the place of rope_parameters
+    found = smaller_config(checkpoint.config | scaled, plan, Profile.UNIFORM)
+    assert (found["rope_scaling"], found.get("rope_theta")) == (scaled["rope_scaling"], None)
+    long = PLAIN | {"rope_type": "longrope", "long_factor": [1.0] * 8, "short_factor": [1.0] * 8}
+    assert "rope_scaling" not in smaller_config(checkpoint.config | {"rope_parameters": long}, plan, Profile.UNIFORM)
     kinds = Checkpoint(tiny_model("gemma3_text", tmp_path / "gemma"))
     assert all(isinstance(one, dict) for one in kinds.config["rope_parameters"].values())
     plan = Plan(kinds.geometry.family, Selection.everything(kinds.geometry), ())
