@@ -76,7 +76,7 @@ def evaluate(
         found_again = retrieval_record(model, tokenizer, source.geometry.context, recipe.retrieval, events)
         write_json(out / RETRIEVAL, found_again)
     elif recipe.retrieval is not None:
-        events.note("memory does not hold the model whole, so it is not asked for numbers in long texts")
+        events.note("memory does not hold the model whole, so it is not asked for names in long texts")
 
 
 def _beside(dense: Path, source: Checkpoint, options: RunOptions, events: Events) -> nn.Module | None:

@@ -10,7 +10,7 @@ from pipeline.common.slices import Count, Slice
 
 
 class RetrievalSlice(Slice):
-    """Numbers that stand far back in a made-up text, asked for at its end."""
+    """Names that stand far back in a made-up text, asked for at its end."""
 
     prompts: Annotated[int, Field(ge=2, le=1000)] = Field(16, description="texts of each length, asking for places spread evenly over it")
     longest: Annotated[int, Field(ge=256, le=16_384)] | None = Field(
@@ -23,7 +23,7 @@ class EvaluateSlice(Slice):
 
     windows: Count = 16
     window: Annotated[int, Field(ge=2, le=10**6)] = 1024
-    retrieval: RetrievalSlice | None = Field(None, description="ask both checkpoints for numbers in long texts; None: do not")
+    retrieval: RetrievalSlice | None = Field(None, description="ask both checkpoints for names in long texts; None: do not")
 
 
 class LmEvalSlice(Slice):

@@ -95,7 +95,8 @@ def lengths(context: int, recipe: RetrievalSlice) -> list[int]:
 
 
 def prompts(tokenizer: Any, length: int, count: int) -> Iterator[Prompt]:
-    """Texts of at most ``length`` tokens; one after the other asks for people from the first to the last, and round again.
+    """Texts of at most ``length`` tokens; one after the other asks for people from the first to the last, and round again; fewer
+    than eight ask for people spread over the text.
 
     Nothing where the tokenizer does not tell eight surnames apart by their first tokens, or needs more than ``length`` for eight lines.
     """
@@ -103,7 +104,8 @@ def prompts(tokenizer: Any, length: int, count: int) -> Iterator[Prompt]:
         draw = random.Random(f"{length} {number}")
         surnames = _told_apart(tokenizer, draw)
         people = list(zip(draw.sample(FIRST_NAMES, PEOPLE), surnames, strict=False))
-        filler, asked = draw.sample(FILLER, len(FILLER)), number % PEOPLE
+        filler = draw.sample(FILLER, len(FILLER))
+        asked = number % PEOPLE if count >= PEOPLE else number * PEOPLE // count
         if len(people) < PEOPLE or len((texts := partial(_text, tokenizer, people, filler, people[asked][0]))(0)) > length:
             return
         yield Prompt(_longest(texts, length), tuple(_first(tokenizer, surname) for surname in surnames), asked)

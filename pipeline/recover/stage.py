@@ -98,9 +98,12 @@ def check_trained(family: Family, recipe: RecoverSlice) -> None:
     """Whether recovery trains a family so.
 
     Raises:
-        TrimlineError: dropout in adapters of stacked experts, which peft has no formula for; or experts shared by processes, which was not tried.
+        TrimlineError: dropout in adapters of stacked experts, which peft has no formula for; experts shared by processes, which was not
+            tried; or routers of a model without any.
     """
     if family.mixture is None:
+        if recipe.routers == "trained":
+            raise TrimlineError(f"{family.model_type} has no routers to train.", "Leave recover.routers out.")
         return
     if recipe.kind == "lora" and recipe.lora.dropout and "ffn" in recipe.lora.targets:
         raise TrimlineError(

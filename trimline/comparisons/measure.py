@@ -67,6 +67,8 @@ def _again(result: Result, name: str, runs: Documents, first: Result) -> Result:
 def _folder(result: Result) -> Path:
     """Its graph, where its perplexity is that of the graph too."""
     export = result.recipe.export
+    if export is None:
+        raise TrimlineError(f"{result.name} has no graph, and --measure times graphs.", "Run its recipe with an export.")
     if result.timed is None or export is None or not (result.timed / EXPORT).is_file():
         raise TrimlineError(f"{result.name} has no ONNX folder that could be timed.", "Give the output folder of its run, or its package.")
     runtime, precision = result.recipe.benchmark.runtime, export.precision

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.runtimes.names import FORMS as RUNTIME_FORMS
 from trimline.recipe import Recipe
 from trimline.reporting.data import ByText, Measure, Phase, TaskRow
 
@@ -84,5 +85,6 @@ def text_of(model: str, sha256: str, recipe: Recipe) -> str:
 def dense_of(model: str, recipe: Recipe) -> str:
     """What speed-ups are over."""
     build = f", engine in {recipe.build.precision}" if recipe.build else ""
-    graph = f"{recipe.export.precision}, {recipe.export.lowering} graph" if recipe.export else recipe.benchmark.runtime
+    reads = RUNTIME_FORMS[recipe.benchmark.runtime] != "checkpoint"
+    graph = f"{recipe.export.precision}, {recipe.export.lowering} graph" if recipe.export and reads else recipe.benchmark.runtime
     return f"{model} in {graph}{build}"

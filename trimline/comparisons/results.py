@@ -129,7 +129,7 @@ def _text_row(row: Mapping[str, Any]) -> ByText:
 
 def _task_row(row: Mapping[str, Any]) -> TaskRow:
     """The same of a task."""
-    sides = {key: Measure(**row[key]) for key in ("dense", "pruned", "onnx", "difference")}
+    sides = {key: Measure(**row[key]) for key in ("dense", "pruned", "onnx", "difference") if row[key] is not None}  # onnx: without a graph
     return TaskRow(**{**row, **sides})
 
 

@@ -10,7 +10,7 @@ CHECKPOINT = "bytes of the safetensors files"
 ONNX = "bytes of the ONNX graph and its weights"
 PERPLEXITY = "exp(mean negative log-likelihood per predicted token); ± is one standard error over windows"
 LOSS = "mean over the steps since the point before; of the text: cross-entropy in nats per token; of distillation: KL divergence"
-PEAK_MEMORY = "largest resident set of the process that ran the ONNX model; weights read in place count"
+PEAK_MEMORY = "largest resident set of the process that ran the model; weights read in place count"
 COLD_START = "load of the model and first request, before any warm-up"
 LATENCY = (
     "median over the timed rounds; prefill: one pass over the prompt with an empty cache, no tokenising and no queue; "

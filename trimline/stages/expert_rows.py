@@ -34,7 +34,7 @@ def expert_curve(done: Mapping[Name, Artefact]) -> ExpertCurve | None:
 
 
 def routed_rows(plan: Plan) -> Iterator[RoutedRow]:
-    """Of the first step that counted: of the dense model, where no step before removed experts."""
+    """Of the first step that counted: of the dense model, where no step before it removed anything."""
     found: dict[int, dict[int, list[float]]] = {}
     for name, chosen in plan.scores.items():
         if (named := usage_named(name)) is not None:

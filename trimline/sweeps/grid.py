@@ -51,13 +51,17 @@ def grid_points(values: Values, axes: Mapping[str, Sequence[Any]], name: str = "
         name: what errors call the recipe.
 
     Raises:
-        TrimlineError: no grid, a key that the recipe cannot have, a wrong value, or two points that are the same.
+        TrimlineError: no grid, a key that the recipe cannot have, a wrong value, two points that are the same, or some that export and some that do not.
     """
     base = checked_recipe(values, name)
     _demand_grid(axes)
     chosen = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
     points = tuple(_point(values, settings, name) for settings in chosen)
     _demand_different(points)
+    if any((point.recipe.export is None) != (base.export is None) for point in points):
+        raise TrimlineError(
+            "Points with a graph and points without one cannot be timed together.", "Give every point an export, or none (export: null)."
+        )
     demand_methods({step.method for point in points for step in point.recipe.prune.steps})
     return base, points
 

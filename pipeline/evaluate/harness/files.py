@@ -63,7 +63,10 @@ def local_files(recipe: LmEvalSlice) -> list[TaskFile]:
     found = [read_task(path, recipe.allow_task_code) for name in recipe.tasks for path in _paths(name)]
     names = [str(task.config["task"]) for task in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise TrimlineError(f"Two task files call their task {twice!r}.", "Rename one: results are listed by name.")
+        raise TrimlineError(
+            f"The task {twice!r} is there twice.",
+            "Name it once ('trimline' holds every task that ships), or rename that of a file: results are listed by name.",
+        )
     return found
 
 

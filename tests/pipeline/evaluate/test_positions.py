@@ -91,7 +91,8 @@ def test_a_text_holds_eight_people_and_asks_for_one():
         assert text.count(f"met {asked} ") == 1
         assert text.count("On the way we met") == 8
     assert not torch.equal(made[0].tokens, made[8].tokens)
-    assert torch.equal(made[3].tokens, list(prompts(tokenizer, 700, 4))[3].tokens)
+    assert torch.equal(made[3].tokens, list(prompts(tokenizer, 700, 8))[3].tokens)
+    assert [prompt.answer for prompt in prompts(tokenizer, 700, 4)] == [0, 2, 4, 6]
     assert list(prompts(tokenizer, 64, 2)) == []
 
 

@@ -162,3 +162,8 @@ def test_a_family_whose_ffn_is_experts_alone_takes_adapters_there_alone(tmp_path
 def test_refused_before_anything_is_measured(values: dict[str, Any], message: str) -> None:
     with pytest.raises(TrimlineError, match=message):
         check_trained(FAMILIES["qwen3_moe"], RecoverSlice(**values))
+
+
+def test_a_dense_model_has_no_routers_to_train() -> None:
+    with pytest.raises(TrimlineError, match="llama has no routers to train"):
+        check_trained(FAMILIES["llama"], RecoverSlice(kind="full", routers="trained"))

@@ -21,7 +21,7 @@ from trimline.api import compare, run, sweep
 from trimline.comparisons.comparison import comparisons
 from trimline.comparisons.pairs import at_speed, compare_pair
 from trimline.comparisons.result import Result, TimedWorkload, machine_of
-from trimline.comparisons.results import read_results
+from trimline.comparisons.results import _task_row, read_results
 from trimline.comparisons.tables import notes, write_comparison
 from trimline.recipe import checked_recipe
 from trimline.reporting.data import Measure, ReportData
@@ -274,3 +274,10 @@ def test_a_clock_that_moves_is_no_other_machine():
     assert machines[0] == machines[1]
     assert machines[0]["GPU"] == "NVIDIA H100, 580.1"
     assert machine_of(environment_rows(results(environment=block | {"gpu": None})), RECIPE) != machines[0]
+
+
+def test_a_task_of_a_package_without_a_graph_is_read():
+    figure = {"value": 0.5, "error": 0.1, "low": None, "high": None}
+    row = {"task": "t", "metric": "acc", "documents": 4, "dense": figure, "pruned": figure, "onnx": None, "difference": figure}
+    assert (found := _task_row(row)).onnx is None
+    assert found.pruned.value == 0.5

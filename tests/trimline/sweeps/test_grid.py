@@ -83,6 +83,7 @@ def test_values_are_yaml():
         (ONE_BUDGET, ["benchmark.rounds=25,50"], ["varies 'benchmark'", "cannot be compared"]),
         (ONE_BUDGET, ["model=a,b"], ["varies 'model'"]),
         (ONE_BUDGET, ["prune.steps.0.shots=" + ",".join(map(str, range(1, 10_002)))], ["more than 10,000"]),
+        (ONE_BUDGET, ["export=null,{lowering: portable}"], ["cannot be timed together", "export: null"]),
         (TWO_BUDGETS, ["remove=0.2"], ["ffn, kv_group", "budget.ffn.remove"]),
         ({"prune": {"steps": [{"budgt": 1}]}}, ["method=cfsp"], ["r.yaml has an unknown key"]),
     ],

@@ -9,7 +9,7 @@ from trimline.reporting.content import Cell, Column, Item, Note, Plot, Table, te
 from trimline.reporting.data import ExpertCurve, ExpertPoint, ReportData, RoutedRow
 from trimline.reporting.tasks import DIVERGENCE, SAME_BEST
 
-ROUTED = "tokens of the calibration text that chose the expert, over all choices in its block; the dense model's router"
+ROUTED = "tokens of the calibration text that chose the expert, over all choices in its block, as the step that removes experts saw it"
 
 
 def expert_items(data: ReportData) -> Iterator[Item]:

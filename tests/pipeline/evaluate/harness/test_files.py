@@ -134,5 +134,5 @@ def test_a_folder_without_tasks_and_a_name_twice(tmp_path):
     with pytest.raises(TrimlineError, match="holds no task file"):
         read(tmp_path)
     path = task(tmp_path)
-    with pytest.raises(TrimlineError, match="Two task files call their task 'own'"):
+    with pytest.raises(TrimlineError, match="The task 'own' is there twice"):
         local_files(LmEvalSlice(tasks=(str(path), str(path))))
