@@ -25,6 +25,7 @@ INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
 NO_NUMBER = re.compile(r"\.(nan|NaN|NAN)")
+OLD_ENDS = frozenset("\x85\u2028\u2029")
 ZERO_FIRST = re.compile(r"[-+]?0[0-9_]+")
 
 # libyaml's, where PyYAML was built with it, is ten times as fast and gives the same events.
@@ -165,6 +166,12 @@ class _Writer(yaml.SafeDumper):
     """Quotes text that a reader of either version would take for something else."""
 
 
+def _text(writer: _Writer, value: str) -> yaml.ScalarNode:
+    """Ends of lines that only YAML 1.1 knows are folded into spaces unless they are escaped."""
+    return writer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if OLD_ENDS & set(value) else None)
+
+
+_Writer.add_representer(str, _text)
 _Writer.yaml_implicit_resolvers = {first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 for _tag, _pattern in (("int", INTEGER), ("float", DECIMAL)):
     _Writer.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern.pattern})$"), list("-+.0123456789"))

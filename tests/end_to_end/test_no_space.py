@@ -32,6 +32,7 @@ from tests.end_to_end.scenario import (
     trimline,
     written,
 )
+from tests.quick import quick_alone
 from trimline.verify.folders import verify_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -67,6 +68,7 @@ class Made:
 
 
 VERBS = ("run", "prune", "rebuild", "recover", "export", "gguf", "bench", "report", "package")
+LIMITS = [*((verb, 500 if verb == "bench" else 20_000) for verb in VERBS), ("run", 500)]  # bytes of a file
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def assert_only_the_output(verb: str, place: Path) -> None:
         assert all(verb == "recover" and name.startswith(f"{WORK}out-") for name in left), left
 
 
-@pytest.mark.parametrize("verb", [pytest.param(verb, marks=pytest.mark.slow) if verb in ("run", "bench") else verb for verb in VERBS])
+@pytest.mark.parametrize("verb", quick_alone(VERBS, ("prune", "rebuild", "export", "package")))
 def test_every_verb_on_a_full_disk(made, tmp_path, verb):
     assert trimline(*made.verb(verb, tmp_path / "whole")).code == 0
     needed = size_of(tmp_path / "whole")
@@ -104,7 +106,7 @@ def test_every_verb_on_a_full_disk(made, tmp_path, verb):
             assert [path.name for path in place.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("verb", "size"), [*((verb, 500 if verb == "bench" else 20_000) for verb in VERBS), ("run", 500)])
+@pytest.mark.parametrize(("verb", "size"), quick_alone(LIMITS, [("run", 500), ("rebuild", 20_000), ("gguf", 20_000)], unpacked=True))
 def test_every_verb_under_a_limit_on_the_size_of_files(made, tmp_path, verb, size):
     with largest_file(size):
         called = trimline(*made.verb(verb, tmp_path / "out"))
@@ -143,7 +145,10 @@ GOING = {
 }
 
 
-@pytest.mark.parametrize(("thing", "stage"), [(thing, stage) for thing, stages in GOING.items() for stage in stages])
+GONE = [(thing, stage) for thing, stages in GOING.items() for stage in stages]
+
+
+@pytest.mark.parametrize(("thing", "stage"), quick_alone(GONE, [GONE[0], GONE[len(GONE) // 2], GONE[-1]], unpacked=True))
 def test_an_input_that_goes_while_the_run_goes_on(inputs, tmp_path, thing, stage):
     values = recipe("cfsp-least-squares", Path(shutil.copytree(inputs, tmp_path / "inputs")))
     output, away = tmp_path / "out", tmp_path / "away"

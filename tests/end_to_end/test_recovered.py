@@ -98,6 +98,7 @@ def test_a_fresh_run_elsewhere_makes_the_same_bytes(done, values, tmp_path):
     assert same_named(tmp_path / "fresh") == same_named(done.folder)
 
 
+@pytest.mark.slow
 def test_a_change_runs_only_what_depends_on_it(values, tmp_path):
     output, after = tmp_path / "out", {"evaluate pruned", "export pruned", "benchmark", "report", "package"}
     api.run(values, output, options=OPTIONS)

@@ -30,6 +30,7 @@ def _quick_table(monkeypatch):
     monkeypatch.setattr(benchmarks.latency.stage, "BenchmarkWorker", InProcess)
 
 
+@pytest.mark.slow
 def test_a_target_of_time_and_size(inputs, tmp_path):
     """The table is measured for real; what so few rounds say of speed is that they resolve nothing."""
     values, said = recipe("faster", inputs), []

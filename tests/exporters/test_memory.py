@@ -20,6 +20,7 @@ from pipeline.live.loading import load_model
 from pipeline.live.paging import open_mapped
 from pipeline.tensors.mapped import MappedTensors
 from tests.exporters.models import OPTIONS, stock, uneven
+from tests.quick import quick_alone
 
 SMALL = replace(OPTIONS, memory=1)
 MEASURED = "gate.json"  # ONNX Runtime rounds otherwise where it packs nothing
@@ -38,7 +39,7 @@ def both(checkpoint, folder, **recipe) -> dict[str, dict[str, bytes]]:
 
 @pytest.mark.parametrize(
     ("lowering", "precision"),
-    [("fused", "fp32"), ("fused", "int4"), ("portable", "fp32"), pytest.param("portable", "fp16", marks=pytest.mark.slow)],
+    quick_alone([("fused", "fp32"), ("fused", "int4"), ("portable", "fp32"), ("portable", "fp16")], [("fused", "int4")], unpacked=True),
 )
 def test_the_same_files_from_mapped_weights(lowering, precision, tmp_path):
     if lowering == "fused":

@@ -48,7 +48,7 @@ def with_biases(family: str, folder: Path, profile: Profile) -> Path:
         ("fused", "mistral", Profile.FREE),
         ("fused", "qwen2", Profile.FREE),
         ("fused", "qwen3", Profile.FREE),
-        ("portable", "phi3", Profile.FREE),
+        pytest.param("portable", "phi3", Profile.FREE, marks=pytest.mark.slow),
     ],
 )
 def test_added_biases_pass_the_gate(lowering: Literal["fused", "portable"], family: str, profile: Profile, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.common.events import Event, Events
 from tests.end_to_end.disks import disk, largest_file, size_of
 from tests.end_to_end.scenario import assert_refused, prose, trimline
 from tests.exporters.models import OPTIONS
+from tests.quick import quick_alone
 
 RTX = BuildSlice(builder="tensorrt_rtx", compute_capabilities=("8.6",))
 REQUESTS = [EngineRequest(32, 4, 2)]
@@ -44,7 +45,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["sparse_onnx", "half_onnx"], ids=["fp32", "fp16"])
+@pytest.fixture(
+    params=quick_alone(("sparse_onnx", "half_onnx"), ("sparse_onnx",), ids={"sparse_onnx": "fp32", "half_onnx": "fp16"}.__getitem__)
+)
 def graph(request) -> Path:
     """The portable folder in every precision that engines are built from."""
     return request.getfixturevalue(request.param)
@@ -169,6 +172,7 @@ def test_weights_that_memory_does_not_hold_are_refused(sparse_onnx, tmp_path, rt
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.slow
 def test_an_engine_on_a_full_disk(sparse_onnx, tmp_path, rtx):
     asked = ("build", sparse_onnx, "--builder", "tensorrt_rtx", "--threads", 1, "-o")
     with largest_file(20_000):

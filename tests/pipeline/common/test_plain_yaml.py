@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common import plain_yaml
@@ -99,6 +99,7 @@ VALUE = st.recursive(
 
 
 @settings(max_examples=40, deadline=None)
+@example({"a": "\x85", "b": "\u2028"})
 @given(st.dictionaries(WORD.filter(bool), VALUE, max_size=3))
 def test_what_is_written_is_read_as_the_same_by_both_versions(value):
     text = write_plain_yaml(value)

@@ -122,4 +122,13 @@ def test_statistics_that_are_too_large_are_not_kept(dense):
 
 def test_no_statistic_is_left_out():
     """A field that is added to the statistics has to be kept too."""
-    assert set(BlockStatistics.__dataclass_fields__) == {"tokens", "sequences", "distance", "influence", "inputs", "gradients", "routed"}
+    assert set(BlockStatistics.__dataclass_fields__) == {
+        "tokens",
+        "chosen",
+        "sequences",
+        "distance",
+        "influence",
+        "inputs",
+        "gradients",
+        "routed",
+    }

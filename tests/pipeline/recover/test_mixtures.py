@@ -23,6 +23,7 @@ from pipeline.recover.zeros import projection_weights
 from tests.pipeline.rebuild.cases import fewer_experts, rebuilt_tiny
 from tests.pipeline.recover.test_adapters import TOKENS, layers, randomised
 from tests.pipeline.recover.test_stage import Case, Killed, digests
+from tests.quick import some_types
 from tests.tiny import TINY_MIXTURES, tiny_model
 
 QUICK: dict[str, Any] = {
@@ -102,7 +103,7 @@ def test_routers_train_where_the_recipe_says_so(tmp_path: Path) -> None:
     assert still == []
 
 
-@pytest.mark.parametrize("family", TINY_MIXTURES)
+@pytest.mark.parametrize("family", some_types(TINY_MIXTURES))
 def test_every_expert_gets_an_adapter_of_the_rank_that_was_asked_for(tmp_path: Path, family: str) -> None:
     geometry = Checkpoint(tiny_model(family, tmp_path)).geometry
     ranks = [1 + number for number in range(len(geometry.blocks))]

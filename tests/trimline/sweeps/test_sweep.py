@@ -196,6 +196,7 @@ def test_a_dense_model_that_fails_ends_the_sweep(values, tmp_path):
     assert not (tmp_path / "out" / "sweep.html").exists()
 
 
+@pytest.mark.slow
 def test_points_that_share_a_model_share_it(values, tmp_path):
     told = []
     grid = {"export.precision": ["fp32", "int4"]}

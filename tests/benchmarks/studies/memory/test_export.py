@@ -24,7 +24,14 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("llama", tmp_path_factory.mktemp("medium"), **SIZES, num_key_value_heads=4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow), pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param("fp32", marks=pytest.mark.slow),
+        pytest.param("fp16", marks=pytest.mark.slow),
+        pytest.param("int4", marks=pytest.mark.slow),
+    ],
+)
 def test_the_weights_are_held_two_and_a_half_times_at_most(medium: Path, precision: str) -> None:
     found = in_a_child(medium, "fused", precision, threads=2)
     assert found["weights"] > 200e6

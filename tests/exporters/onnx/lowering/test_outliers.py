@@ -23,6 +23,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Event, Events
 from tests.exporters.models import OPTIONS, stock, uneven
+from tests.quick import quick_alone
 
 INT8 = ExportSlice(lowering="portable", precision="int8")
 TOWERS = "model.layers.1.mlp.{}.weight"
@@ -61,7 +62,7 @@ def test_int8_that_holds_nothing_is_refused(towering: Path, tmp_path: Path, monk
         export(towering, INT8, OPTIONS, tmp_path, Events())
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "phi3"])
+@pytest.mark.parametrize("family", quick_alone(("llama", "opt", "phi3"), ("phi3",)))
 def test_products_are_named_by_the_module_that_they_are_of(family: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(uneven(family, tmp_path))
     ir.save(lower_portable(checkpoint, "fp32", Events()), tmp_path / "whole.onnx")

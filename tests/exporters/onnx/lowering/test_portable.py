@@ -44,6 +44,7 @@ def test_uneven_opt_by_default(tmp_path):
     assert OnnxDecoder(out, 1).lowering == "portable"
 
 
+@pytest.mark.slow
 def test_sliding_window_and_same_bytes_twice(tmp_path):
     checkpoint = stock("mistral", tmp_path, sliding_window=16)
     digests = []

@@ -21,6 +21,7 @@ from exporters.recipe import PERPLEXITY_BARS, ExportSlice, Precision
 from pipeline.common.errors import GateError, TrimlineError
 from pipeline.common.events import Events
 from tests.exporters.models import OPTIONS, stock, uneven
+from tests.quick import quick_alone
 
 pytest.importorskip("onnxruntime_genai", reason="the fused lowering is built by onnxruntime-genai")
 Lowering = Literal["fused", "portable"]
@@ -67,7 +68,7 @@ def test_fused_of_uneven_blocks(family: str, precision: Precision, tmp_path: Pat
     checked(gate, precision)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", quick_alone(("fp16", "int8", "int4"), ("int4",)))
 def test_portable_of_uneven_blocks_is_made_of_standard_operators(precision: Precision, tmp_path: Path) -> None:
     out, gate = exported(uneven("opt", tmp_path, (1, 0, 4, 3)), tmp_path / "out", "portable", precision)
     checked(gate, precision)
