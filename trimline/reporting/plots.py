@@ -154,9 +154,8 @@ def _positions(data: ReportData) -> go.Figure:
         ends = part_ends(found.window, len(found.dense))
         for name, values, colour in (("dense", found.dense, DENSE), ("pruned", found.pruned, PRUNED)):
             line = {"x": ends, "y": values, "name": name, "mode": "lines+markers", "line_color": colour, "legendgroup": name}
-            line["marker"] = {"color": colour, "size": 6}
             hover = "up to token %{x}: %{y:.3f}<extra>" + name + "</extra>"
-            plot.add_trace(go.Scatter(**line, showlegend=row == 1, hovertemplate=hover), row, 1)
+            plot.add_trace(go.Scatter(**line, marker={"color": colour, "size": 6}, showlegend=row == 1, hovertemplate=hover), row, 1)
         plot.update_xaxes(title_text="Token of the window, end of each eighth", row=row, col=1)
         plot.update_yaxes(title_text="Loss (nats)", row=row, col=1)
     plot.update_annotations(x=0, xanchor="left", font_size=13, font_color=TEXT)
