@@ -132,7 +132,19 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def rope(**values: Any) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", rope_parameters=read_json(folder / "config.json")["rope_parameters"] | values)
+    """By the keys of transformers 5, and by those of 4 where they are there: it takes ``rope_scaling`` first."""
+
+    def damage(folder: Path) -> None:
+        config = read_json(folder / "config.json")
+        older = {"rope_theta": config.get("rope_theta")} | (config.get("rope_scaling") or {})
+        changed = {"rope_parameters": config["rope_parameters"] | values}
+        if config.get("rope_scaling"):
+            changed["rope_scaling"] = config["rope_scaling"] | {
+                key: value for key, value in values.items() if key in config["rope_scaling"]
+            }
+        edit(folder / "config.json", **changed, **{key: value for key, value in values.items() if key == "rope_theta" and older[key]})
+
+    return damage
 
 
 def config(**values: Any) -> Callable[[Path], None]:
