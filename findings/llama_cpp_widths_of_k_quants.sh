@@ -8,31 +8,17 @@
 # For users of Trimline: round FFN widths to 256 where K-quants follow, to 32 at least where anything in 4 bits does.
 . "$(dirname "$0")/lib.sh"
 packages gguf==0.19.0 numpy==2.4.6
-npm pack --silent @node-llama-cpp/linux-x64@3.22.1 >/dev/null 2>&1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz ||
-    { echo "not looked at: could not fetch llama.cpp by npm"; exit 2; }
+llama_cpp
 python 2>/dev/null <<'EOF'
-import ctypes
-import glob
 from pathlib import Path
 
 import gguf
 import numpy as np
+from llama_cpp import quantise
 from seen import seen
 
 HIDDEN, BLOCKS, WORDS, HEADS = 512, 4, 512, 8
 Q4_0, Q4_K_M = 2, 15  # numbers of llama.cpp's file types
-folder = Path(glob.glob("package/bins/*")[0]).resolve()
-libraries = [ctypes.CDLL(str(next(folder.glob(name))), ctypes.RTLD_GLOBAL) for name in ("libggml-base.so", "libggml.v*.so", "libllama.v*.so")]
-libraries[1].ggml_backend_load_all_from_path(str(folder).encode())
-
-
-class Parameters(ctypes.Structure):
-    """The first two fields of llama.cpp's struct; the rest stays as its defaults have it."""
-
-    _fields_ = [("threads", ctypes.c_int32), ("file_type", ctypes.c_int32), ("rest", ctypes.c_uint8 * 248)]
-
-
-libraries[2].llama_model_quantize_default_params.restype = Parameters
 
 
 def write(path: str, width: int) -> None:
@@ -54,9 +40,7 @@ def write(path: str, width: int) -> None:
 def quantised(width: int, file_type: int) -> tuple[int, set[str]]:
     """(bytes of the quantised file, types of its ffn_down)"""
     write("full.gguf", width)
-    parameters = libraries[2].llama_model_quantize_default_params()
-    parameters.threads, parameters.file_type = 1, file_type
-    assert libraries[2].llama_model_quantize(b"full.gguf", b"small.gguf", ctypes.byref(parameters)) == 0, "llama.cpp refused"
+    quantise(file_type)
     types = {tensor.tensor_type.name for tensor in gguf.GGUFReader("small.gguf").tensors if "ffn_down" in tensor.name}
     return Path("small.gguf").stat().st_size, types
 

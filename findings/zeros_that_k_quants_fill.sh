@@ -7,31 +7,17 @@
 #   them. Perplexity of the sparse model says nothing of that file.
 . "$(dirname "$0")/lib.sh"
 packages gguf==0.19.0 numpy==2.4.6
-npm pack --silent @node-llama-cpp/linux-x64@3.22.1 >/dev/null 2>&1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz ||
-    { echo "not looked at: could not fetch llama.cpp by npm"; exit 2; }
+llama_cpp
 python 2>/dev/null <<'EOF'
-import ctypes
-import glob
 from pathlib import Path
 
 import gguf
 import numpy as np
+from llama_cpp import quantise
 from seen import seen
 
 HIDDEN, WIDTH, BLOCKS, WORDS, HEADS = 256, 512, 4, 256, 4
 FILES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}  # llama.cpp's numbers
-folder = Path(glob.glob("package/bins/*")[0]).resolve()
-libraries = [ctypes.CDLL(str(next(folder.glob(name))), ctypes.RTLD_GLOBAL) for name in ("libggml-base.so", "libggml.v*.so", "libllama.v*.so")]
-libraries[1].ggml_backend_load_all_from_path(str(folder).encode())
-
-
-class Parameters(ctypes.Structure):
-    """The first two fields of llama.cpp's struct; the rest stays as its defaults have it."""
-
-    _fields_ = [("threads", ctypes.c_int32), ("file_type", ctypes.c_int32), ("rest", ctypes.c_uint8 * 248)]
-
-
-libraries[2].llama_model_quantize_default_params.restype = Parameters
 
 
 def sparse(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
@@ -61,9 +47,7 @@ def write() -> dict[str, np.ndarray]:
 
 def kept(held: dict[str, np.ndarray], file_type: int) -> dict[str, float]:
     """Of the blocks' projections, by the type that each got: the share of the model's zeros that are zeros still."""
-    parameters = libraries[2].llama_model_quantize_default_params()
-    parameters.threads, parameters.file_type = 1, file_type
-    assert libraries[2].llama_model_quantize(b"full.gguf", b"small.gguf", ctypes.byref(parameters)) == 0, "llama.cpp refused"
+    quantise(file_type)
     shares: dict[str, list[float]] = {}
     for tensor in gguf.GGUFReader("small.gguf").tensors:
         if tensor.name.startswith("blk.") and "norm" not in tensor.name:

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.architecture.families import Axis, Carried, Family
 from pipeline.architecture.geometry import Geometry
-from pipeline.rebuild.gguf.arch import GgufExperts
+from pipeline.architecture.gguf.arch import GgufExperts
 from pipeline.rebuild.gguf.mixtures import NORMALISED
 
 MATRICES = (gguf.MODEL_TENSOR.FFN_GATE_EXP, gguf.MODEL_TENSOR.FFN_UP_EXP, gguf.MODEL_TENSOR.FFN_DOWN_EXP)

@@ -21,6 +21,7 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.reopen import compare_tensors, open_with_transformers, transformers_obstacle
 from exporters.gguf.tensors import DTYPES, entries
 from exporters.held import is_mapped, open_reference, too_large
+from pipeline.architecture.gguf.arch import GELU
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
@@ -28,7 +29,6 @@ from pipeline.common.options import RunOptions
 from pipeline.evaluate.gates import LogitDifference, compare_logits, demand, gate_tokens
 from pipeline.evaluate.perplexity import window_losses
 from pipeline.live.loading import load_model, load_tokenizer
-from pipeline.rebuild.gguf.arch import GELU
 from pipeline.rebuild.gguf_form import GgufForm
 from pipeline.sources.recipe import TextSource
 from pipeline.sources.text import load_text

@@ -21,7 +21,7 @@ from pipeline.calibrate.needs import GradientNeeds
 from pipeline.calibrate.statistics import BlockGradients, token_weights
 from pipeline.common.errors import TrimlineError
 from pipeline.common.events import Events
-from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, standing_in
+from pipeline.live.blocks import Arguments, batches_of, blocks_of, brought, enter, logits_from
 from pipeline.live.finite import demand_finite
 from pipeline.tensors.saved_states import SavedStates, saved_states
 
@@ -146,8 +146,8 @@ def _head_gradient(model: nn.Module, family: Family, rows: torch.Tensor, targets
     because a table of positions may be shorter than T.
     """
     hidden = rows.detach()[:, None].requires_grad_()
-    with torch.enable_grad(), standing_in(blocks_of(model, family), lambda *_, **__: hidden, family):
-        logits = model(input_ids=targets[:, None], use_cache=False).logits[:, 0]
+    with torch.enable_grad():
+        logits = logits_from(model, family, targets[:, None], hidden)[:, 0]
     slope = logits.detach().float().softmax(-1)
     slope[torch.arange(len(slope), device=slope.device), targets] -= 1
     (gradient,) = torch.autograd.grad(logits, hidden, (slope * share).to(logits.dtype))

@@ -13,7 +13,7 @@ from pipeline.architecture.families import Family
 from pipeline.common.events import Events
 from pipeline.evaluate.agreement import compared
 from pipeline.evaluate.perplexity import perplexity_record
-from pipeline.live.blocks import blocks_of, brought, enter, standing_in, through_all
+from pipeline.live.blocks import blocks_of, brought, enter, logits_from, through_all
 from pipeline.live.routing import forbidden
 
 Gone = Mapping[int, Sequence[int]]  # by number of a block, the experts that cannot be chosen
@@ -96,9 +96,7 @@ def _through(model: nn.Module, family: Family, windows: torch.Tensor, choices: S
 def _logits(model: nn.Module, family: Family, window: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """Predictions (S − 1, V) of a window whose states have left the last block."""
     device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
-    with standing_in(blocks_of(model, family), lambda *_, **__: state, family):
-        found: torch.Tensor = model(input_ids=window[None].to(device), use_cache=False).logits[0, :-1]
-    return found
+    return logits_from(model, family, window[None].to(device), state)[0, :-1]
 
 
 def gone_of(kept: Mapping[int, Sequence[int]], experts: Mapping[int, int]) -> dict[int, tuple[int, ...]]:

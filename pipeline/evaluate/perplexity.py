@@ -20,7 +20,7 @@ from pipeline.evaluate.positions import ReadWindow, position_record, reading
 from pipeline.evaluate.recipe import EvaluateSlice
 from pipeline.evaluate.retrieval import RESULT as RETRIEVAL
 from pipeline.evaluate.retrieval import retrieval_record
-from pipeline.live.blocks import blocks_of, enter, standing_in
+from pipeline.live.blocks import blocks_of, enter, logits_from, through_all
 from pipeline.live.loading import load_model, load_tokenizer
 from pipeline.live.paging import open_model, weights_bytes
 from pipeline.sources.model import checkpoint_folder
@@ -100,7 +100,7 @@ def window_readings(model: nn.Module, windows: torch.Tensor, events: Events) -> 
     device = next(model.parameters()).device
     with events.progress(f"perplexity over {windows.numel():,} tokens", len(windows)) as advance:
         for window in windows.to(device):
-            found.append(_read(model, window))
+            found.append(reading(model(input_ids=window[None], use_cache=False).logits[0, :-1], window[1:]))
             advance(1)
     return found
 
@@ -112,16 +112,11 @@ def paged_readings(model: nn.Module, family: Family, windows: torch.Tensor, even
     blocks, found = blocks_of(model, family), []
     with events.progress(f"perplexity over {windows.numel():,} tokens, block by block", len(blocks)) as advance:
         for number, block in enumerate(blocks):
-            states = [arguments[index][number].through(block, state) for index, state in enumerate(states)]
+            states = through_all(block, states, [own[number] for own in arguments])
             advance(1)
     for window, state in zip(windows.to(states[0].device), states, strict=True):
-        with standing_in(blocks, lambda *_, state=state, **__: state, family):
-            found.append(_read(model, window))
+        found.append(reading(logits_from(model, family, window[None], state)[0, :-1], window[1:]))
     return found
-
-
-def _read(model: nn.Module, window: torch.Tensor) -> ReadWindow:
-    return reading(model(input_ids=window[None], use_cache=False).logits[0, :-1], window[1:])
 
 
 def perplexity_record(losses: list[float]) -> dict[str, Any]:

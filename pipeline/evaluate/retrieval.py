@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,15 +100,16 @@ def prompts(tokenizer: Any, length: int, count: int) -> Iterator[Prompt]:
 
     Nothing where the tokenizer does not tell eight surnames apart by their first tokens, or needs more than ``length`` for eight lines.
     """
+    firsts = {surname: _first(tokenizer, surname) for surname in SURNAMES}
     for number in range(count):
         draw = random.Random(f"{length} {number}")
-        surnames = _told_apart(tokenizer, draw)
+        surnames = _told_apart(firsts, draw)
         people = list(zip(draw.sample(FIRST_NAMES, PEOPLE), surnames, strict=False))
         filler = draw.sample(FILLER, len(FILLER))
         asked = number % PEOPLE if count >= PEOPLE else number * PEOPLE // count
         if len(people) < PEOPLE or len((texts := partial(_text, tokenizer, people, filler, people[asked][0]))(0)) > length:
             return
-        yield Prompt(_longest(texts, length), tuple(_first(tokenizer, surname) for surname in surnames), asked)
+        yield Prompt(_longest(texts, length), tuple(firsts[surname] for surname in surnames), asked)
 
 
 def _longest(texts: Callable[[int], torch.Tensor], length: int) -> torch.Tensor:
@@ -129,11 +130,11 @@ def _text(tokenizer: Any, people: list[tuple[str, str]], filler: list[str], aske
     return tokenize(tokenizer, "\n".join([*lines, f"In the evening we got a letter from {asked}"]))
 
 
-def _told_apart(tokenizer: Any, draw: random.Random) -> list[str]:
+def _told_apart(firsts: Mapping[str, int], draw: random.Random) -> list[str]:
     """Eight surnames whose first tokens differ; fewer where there are no more."""
     found: dict[int, str] = {}
     for surname in draw.sample(SURNAMES, len(SURNAMES)):
-        found.setdefault(_first(tokenizer, surname), surname)
+        found.setdefault(firsts[surname], surname)
     return list(found.values())[:PEOPLE]
 
 

@@ -145,3 +145,10 @@ def standing_in(blocks: Iterable[nn.Module], forward: Callable[..., torch.Tensor
     finally:
         for block, original in zip(blocks, originals, strict=True):
             block.forward = original
+
+
+def logits_from(model: nn.Module, family: Family, tokens: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Logits (B, S, V) of tokens (B, S) whose hidden states (B, S, H) have left the last block: what stands behind the blocks alone computes."""
+    with standing_in(blocks_of(model, family), lambda *_, **__: states, family):
+        found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return found

@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
+from pipeline.architecture.gguf.arch import FACTORS, GgufArch, GgufWindows
+from pipeline.architecture.gguf.archs import GGUF_ARCHS
 from pipeline.common.errors import TrimlineError, shown
-from pipeline.rebuild.gguf.arch import FACTORS, GgufArch, GgufWindows
-from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf.mixtures import NOT_ALIKE, other_experts
 from pipeline.rebuild.gguf.settings import EVERYTHING, NEUTRAL, RAMP, GgufRotary, GgufSettings, gguf_settings
 

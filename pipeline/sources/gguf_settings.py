@@ -18,17 +18,13 @@ import gguf
 import numpy as np
 
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.gguf.archs import GGUF_ARCHS
 from pipeline.checkpoints.gguf_file import read_contents
 from pipeline.common.errors import TrimlineError
 
 REMEDY = "Take the published folder of safetensors, where these are in config.json."
 # Sizes that tensors show, and words about the file.
-SAYS_NO_NUMBER = frozenset(
-    (
-        *("vocab_size", "attention.causal", "tensor_data_layout", "rope.scaling.finetuned"),
-        *("expert_shared_count"),
-    )
-)
+SAYS_NO_NUMBER = frozenset({"vocab_size", "attention.causal", "tensor_data_layout", "rope.scaling.finetuned"})
 NEUTRAL: Mapping[str, Any] = {
     "rope.scaling.attn_factor": 1.0,
     "rope.scale_linear": 1.0,
@@ -96,10 +92,10 @@ def _plain(architecture: str) -> str:
 
 def _worked_out_scalar(architecture: str, config: Mapping[str, Any]) -> float | None:
     """``query_pre_attn_scalar`` as llama.cpp works it out, since no key holds it: of the width in the 27B models, else of a head."""
-    blocks = {"gemma2": 46, "gemma3": 62}.get(architecture)
-    if blocks is None:
+    row = GGUF_ARCHS.get(architecture)
+    if row is None or not row.unlike:
         return None
-    return config["hidden_size"] / config["num_attention_heads"] if config["num_hidden_layers"] == blocks else float(_head(config)[0])
+    return config["hidden_size"] / config["num_attention_heads"] if config["num_hidden_layers"] == row.unlike else float(_head(config)[0])
 
 
 def _tensors_passed_over(path: Path, names: tuple[str, ...]) -> Iterator[str]:
@@ -125,31 +121,22 @@ def _equal(value: Any, ours: Any) -> bool:
     return bool(value == ours)
 
 
-def _rotary(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rotary embedding, or one for each kind of block."""
+def _rotary(config: Mapping[str, Any], kind: str = "full_attention") -> Mapping[str, Any]:
+    """The rotary embedding; of one kind of block where each has its own."""
     found = config.get("rope_parameters") or {}
-    kinds = [one for one in found.values() if isinstance(one, Mapping)]
-    return kinds or [found]
+    own = found.get(kind)
+    return own if isinstance(own, Mapping) else found
 
 
 def _base(kind: str) -> Callable[[Mapping[str, Any]], list[Any]]:
-    """Of one kind of block where each has its own."""
-
-    def found(config: Mapping[str, Any]) -> list[Any]:
-        rotary = config.get("rope_parameters") or {}
-        own = rotary.get(kind)
-        return [(own if isinstance(own, Mapping) else rotary).get("rope_theta", config.get("rope_theta"))]
-
-    return found
+    return lambda config: [_rotary(config, kind).get("rope_theta", config.get("rope_theta"))]
 
 
 def _scaling(key: str, without: Any) -> Callable[[Mapping[str, Any]], list[Any]]:
     """Of the blocks that see the whole text, which is whose scaling a file has."""
 
     def found(config: Mapping[str, Any]) -> list[Any]:
-        rotary = config.get("rope_parameters") or {}
-        own = rotary.get("full_attention")
-        value = (own if isinstance(own, Mapping) else rotary).get(key)
+        value = _rotary(config).get(key)
         return [without if value in (None, "default") else value]
 
     return found
@@ -170,8 +157,8 @@ def _head(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _turned(config: Mapping[str, Any]) -> list[Any]:
-    share = next((one["partial_rotary_factor"] for one in _rotary(config) if "partial_rotary_factor" in one), None)
-    return [int(_head(config)[0] * (share if share is not None else config.get("partial_rotary_factor") or 1.0))]
+    share = _rotary(config).get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    return [int(_head(config)[0] * (share or 1.0))]
 
 
 def _pattern(config: Mapping[str, Any]) -> list[Any]:

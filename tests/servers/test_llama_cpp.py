@@ -18,13 +18,13 @@ from exporters.gguf.gate import gate_llama_cpp
 from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
 from pipeline.architecture.families import FAMILIES
+from pipeline.architecture.gguf.archs import GGUF_ARCHS
 from pipeline.architecture.profile import Profile
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.errors import GateError
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
 from pipeline.common.options import RunOptions
-from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import DECI, gguf_form
 from tests.exporters.gguf.test_architectures import FULL, PLAIN, WRITABLE, WRITTEN, YARN, by_kind
 from tests.exporters.gguf.test_mixtures import WRITABLE as MIXTURES_WRITABLE

@@ -69,7 +69,7 @@ def _folder(result: Result) -> Path:
     export = result.recipe.export
     if export is None:
         raise TrimlineError(f"{result.name} has no graph, and --measure times graphs.", "Run its recipe with an export.")
-    if result.timed is None or export is None or not (result.timed / EXPORT).is_file():
+    if result.timed is None or not (result.timed / EXPORT).is_file():
         raise TrimlineError(f"{result.name} has no ONNX folder that could be timed.", "Give the output folder of its run, or its package.")
     runtime, precision = result.recipe.benchmark.runtime, export.precision
     if FORMS[runtime] != "onnx" and precision != "fp32":

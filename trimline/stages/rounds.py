@@ -120,7 +120,7 @@ def consumer_of(recipe: Recipe, table: Path | None, config: Mapping[str, Any]) -
     Args:
         recipe: it says what is exported; where nothing is, numbers are as wide as the checkpoint's.
         table: folder of the latency table.
-        config: the dense model's ``config.json``.
+        config: the dense model's ``config.json``; not read where something is exported.
     """
     weight, cache = bytes_of(recipe.export) if recipe.export else [float(WIDTHS[stated_dtype(config)])] * 2
     return Consumer(None if table is None else LatencyTable.read(table), weight, cache)

@@ -138,7 +138,8 @@ def decide(inputs: Inputs[Recipe], out: Path) -> None:
 
 
 def _consumer(inputs: Inputs[Recipe]) -> Consumer:
-    return consumer_of(inputs.slice, inputs.maybe(LATENCY), Checkpoint(inputs.folder(SOURCE)).config)
+    config = {} if inputs.slice.export else Checkpoint(inputs.folder(SOURCE)).config  # a graph's numbers have a width of their own
+    return consumer_of(inputs.slice, inputs.maybe(LATENCY), config)
 
 
 def train(inputs: Inputs[RecoverSlice], out: Path) -> None:

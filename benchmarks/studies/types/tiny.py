@@ -162,6 +162,10 @@ TINY_TYPES = tuple(sorted(CONFIGS))
 
 # Mixtures of eight experts, two for each token.
 _EXPERTS: dict[str, Any] = GATED | {"num_experts_per_tok": 2}
+_SHARED: dict[str, Any] = _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96}
+_DELTA_AND_SHARED: dict[str, Any] = (
+    _SHARED | _DELTA | {"layer_types": ["linear_attention", "full_attention"] * 2, "rope_parameters": _PARTIAL}
+)
 _DENSE_FIRST: dict[str, Any] = {"n_routed_experts": 8, "n_shared_experts": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 32}
 MIXTURES: dict[str, dict[str, Any]] = {
     "deepseek_v2": _EXPERTS
@@ -187,25 +191,9 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": _EXPERTS | {"num_local_experts": 8},
     "olmoe": _EXPERTS | {"num_experts": 8},
     "phimoe": _EXPERTS | {"num_local_experts": 8, "lm_head_bias": True, "attention_bias": True},
-    "qwen2_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
-    "qwen3_next": _EXPERTS
-    | _DELTA
-    | {
-        "num_experts": 8,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 96,
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-        "rope_parameters": _PARTIAL,
-    },
-    "qwen3_5_moe_text": _EXPERTS
-    | _DELTA
-    | {
-        "num_experts": 8,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 96,
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-        "rope_parameters": _PARTIAL,
-    },
+    "qwen2_moe": _SHARED,
+    "qwen3_5_moe_text": _DELTA_AND_SHARED,
+    "qwen3_next": _DELTA_AND_SHARED,
     "qwen3_moe": _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True},
 }
 TINY_MIXTURES = tuple(sorted(MIXTURES))

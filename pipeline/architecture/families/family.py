@@ -228,7 +228,7 @@ class Family:
             (Llama with biases on q, k and v only), or None.
         onnx_builder: the class name in onnxruntime-genai's builder, or None where none computes what the family computes.
         onnx_obstacle: why the builder's class of the family does not, where it has one.
-        gguf_arch: the llama.cpp architecture that computes it (``pipeline/rebuild/gguf/archs.py``), or None.
+        gguf_arch: the llama.cpp architecture that computes it (``pipeline/architecture/gguf/archs.py``), or None.
         norms_less_one: the weights of its norms are stored less one.
         rotates_neighbours: its rotary embedding turns channels 2i and 2i + 1 together; else i and i + half of those that turn.
         norm_eps: config key of the epsilon of all norms, where all are RMSNorms over the residual stream: only then can

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.architecture.spaces import IndexSet
-from pipeline.live.blocks import Arguments, blocks_of, brought, enter, standing_in, through_all
+from pipeline.live.blocks import Arguments, blocks_of, brought, enter, logits_from, through_all
 from pipeline.prune.allocation.evolution import Levels, Places
 from pipeline.prune.model.shrinking import ShrinkingModel
 from pipeline.prune.search.library import Library, LiveReader
@@ -164,9 +164,7 @@ def _hold(live: nn.Linear, reader: LiveReader) -> None:
 
 def predictions(live: nn.Module, model: ShrinkingModel, batch: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next tokens, (B, S, V), from hidden states that leave the last block."""
-    with standing_in(blocks_of(live, model.geometry.family), lambda *_, **__: state, model.geometry.family):
-        logits: torch.Tensor = live(input_ids=batch.to(state.device), use_cache=False).logits
-    return logits.float().log_softmax(-1)
+    return logits_from(live, model.geometry.family, batch.to(state.device), state).float().log_softmax(-1)
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""What llama.cpp computes, and what a model does in its terms."""
+"""What a model does in llama.cpp's terms."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.architecture.families import Sublayer
 from pipeline.architecture.geometry import BlockShape, Geometry
-from pipeline.rebuild.gguf.arch import GgufArch, GgufExperts
+from pipeline.architecture.gguf.arch import GgufArch, GgufExperts
 
 MOST = 512  # experts of a block: LLAMA_MAX_EXPERTS
 NORMALISED = "norm_topk_prob"  # config key; a model whose config has none always divides the weights of the chosen by their sum

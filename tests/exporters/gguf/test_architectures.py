@@ -17,10 +17,10 @@ from exporters.gguf.recipe import GgufSlice
 from exporters.gguf.stage import export_gguf
 from pipeline.architecture.families import FAMILIES
 from pipeline.architecture.geometry import Geometry
+from pipeline.architecture.gguf.archs import GGUF_ARCHS
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.common.events import Events
 from pipeline.common.files import read_json
-from pipeline.rebuild.gguf.archs import GGUF_ARCHS
 from pipeline.rebuild.gguf_form import GgufForm, NoGgufForm, gguf_form
 from tests.exporters.models import OPTIONS
 from tests.quick import some_types

@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline.evaluate.chance import beats_chance, flips
 from trimline.reporting import formats
+from trimline.reporting.accuracy.flips import COLUMN
 from trimline.reporting.content import Cell, Column, Item, Note, Table, Tone
 from trimline.reporting.data import RetrievalRow
 
 SAME = "share of texts to which both models give one answer, right or wrong"
-CHANGED = "answers that were right in dense alone, and in pruned alone; p of McNemar's exact test, two-sided"
 
 
 def retrieval_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[RetrievalRow]:
@@ -27,7 +27,7 @@ def retrieval_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Itera
 
 def retrieval_items(rows: Sequence[RetrievalRow]) -> Iterator[Item]:
     """The table; a length that the dense model cannot do is quiet, and said to be so."""
-    figures = (Column("Dense", True), Column("Pruned", True), Column("Same answer", True, SAME), Column("Lost, gained", True, CHANGED))
+    figures = (Column("Dense", True), Column("Pruned", True), Column("Same answer", True, SAME), COLUMN)
     yield Table((Column("Tokens", True), Column("Texts", True), *figures), tuple(map(_row, rows)))
     yield Note(
         f"Eight people stand in each text, and the surname of one is asked for at its end; guessing finds {formats.percent(rows[0].chance)}.",

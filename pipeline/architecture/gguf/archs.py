@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.architecture.families import Point
-from pipeline.rebuild.gguf.arch import (
+from pipeline.architecture.gguf.arch import (
     ATTENTION,
     EVERYWHERE,
     FACTORS,
